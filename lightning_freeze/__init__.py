@@ -1,0 +1,74 @@
+"""Plan, hold and prove which parameters train at each optimizer step, in PyTorch Lightning.
+
+Four rooms in a row, and everything flows one way: *plan* (who trains now), *gate* (make it so), *witness* (prove it),
+*report* (say it). The names below are loaded when they are first used (PEP 562): ``import lightning_freeze`` alone
+loads neither torch nor Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
+    from lightning_freeze.controller import FreezeController
+    from lightning_freeze.gate.optimizers import OptimizerTraits, UnsupportedError, probe_optimizer
+    from lightning_freeze.plan.every import Every
+    from lightning_freeze.plan.groups import SelectionError, resolve_groups
+    from lightning_freeze.plan.phases import Phase, Phases
+    from lightning_freeze.plan.schedule import Schedule, ScheduleError
+    from lightning_freeze.report.findings import Finding, FreezeViolation
+    from lightning_freeze.witness.fingerprint import fingerprint
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AlternatingFreeze": "callbacks",
+    "FreezeAudit": "callbacks",
+    "FreezeScheduler": "callbacks",
+    "FreezeController": "controller",
+    "OptimizerTraits": "gate.optimizers",
+    "UnsupportedError": "gate.optimizers",
+    "probe_optimizer": "gate.optimizers",
+    "Every": "plan.every",
+    "SelectionError": "plan.groups",
+    "resolve_groups": "plan.groups",
+    "Phase": "plan.phases",
+    "Phases": "plan.phases",
+    "Schedule": "plan.schedule",
+    "ScheduleError": "plan.schedule",
+    "Finding": "report.findings",
+    "FreezeViolation": "report.findings",
+    "fingerprint": "witness.fingerprint",
+}
+
+__all__ = [
+    "AlternatingFreeze",
+    "Every",
+    "Finding",
+    "FreezeAudit",
+    "FreezeController",
+    "FreezeScheduler",
+    "FreezeViolation",
+    "OptimizerTraits",
+    "Phase",
+    "Phases",
+    "Schedule",
+    "ScheduleError",
+    "SelectionError",
+    "UnsupportedError",
+    "fingerprint",
+    "probe_optimizer",
+    "resolve_groups",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

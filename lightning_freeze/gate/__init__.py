@@ -1,0 +1,1 @@
+"""Gate: hold what the plan freezes still, and undo everything at the end."""

@@ -1,0 +1,1 @@
+"""Plan: which parameter groups train at each optimizer step."""

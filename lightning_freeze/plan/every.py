@@ -1,0 +1,159 @@
+"""`Every`: a group trains once for every N updates of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_freeze.plan.schedule import (
+    ALL,
+    REST,
+    Layout,
+    Plan,
+    Position,
+    Schedule,
+    ScheduleError,
+    whole_number,
+)
+
+
+class Every(Schedule):
+    """Each group in ``periods`` is updated with the first of each N updates of another group.
+
+    A group is due when ``updates[of] >= N * updates[group]``, so after S updates of ``of`` it has had ceil(S / N), and
+    the first step trains both. That holds whether the two share an optimizer or not, and in whichever order two
+    optimizers step: an update of ``of`` in the same batch is the one that the group goes with. Several periods stand
+    beside each other. Named groups without a period train always.
+
+    Args:
+        periods: Group (or family, or glob over groups, or a selector) to N, counted in updates of ``of``.
+        of: The group whose updates are counted. Without it, every optimizer step counts in which anything was updated.
+
+    Raises:
+        ScheduleError: A period is no whole number of at least 1, there are none, or ``of`` has a period itself.
+
+    Example:
+        >>> Every({"weight1": 5}, of="weight2")
+        Every(periods={'weight1': 5}, of='weight2')
+
+    Lightning's ``frequency`` of optimizers, removed in 2.0, did this for whole optimizers in turn.
+    """
+
+    def __init__(self, periods: dict[str, int], of: str | None = None) -> None:
+        if not isinstance(periods, Mapping) or not periods:
+            raise ScheduleError(
+                f"`periods` is {periods!r}, but must map at least one group to its period, as in "
+                "`periods: {weight1: 5}`: weight1 is updated once for every 5 updates of `of`.",
+                key="periods",
+                value=periods,
+            )
+        for group, period in periods.items():
+            whole_number(period, f"periods.{group}", "the group is updated once for that many updates")
+        if of is not None and (not isinstance(of, str) or not of):
+            raise ScheduleError(f"`of` is {of!r}, but must be the name of one group.", key="of", value=of)
+        if of is not None and of in periods:
+            raise ScheduleError(
+                f"`of` is {of!r}, which has a period of its own: a group cannot wait for its own updates. Take {of!r} "
+                "out of `periods`, or leave `of` away to count every optimizer step.",
+                key="of",
+                value=of,
+            )
+        self.periods = dict(periods)
+        self.of = of
+
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Each (key, name) that stands for a group."""
+        named = tuple(("periods", group) for group in self.periods)
+        return named if self.of is None else (*named, ("of", self.of))
+
+    def describe(self) -> dict[str, Any]:
+        """The schedule as one would write it in YAML."""
+        return {"class_path": "Every", "init_args": {"periods": dict(self.periods), "of": self.of}}
+
+    def bind(self, layout: Layout) -> Plan:
+        """The plan over a model's groups."""
+        periods: dict[str, int] = {}
+        for name, period in self.periods.items():
+            for group in layout.expand(name, "periods"):
+                if periods.setdefault(group, period) != period:
+                    raise ScheduleError(
+                        f"`periods` gives {group!r} two periods, {periods[group]} and (as {name!r}) {period}. "
+                        "Name each group once.",
+                        key="periods",
+                        value=name,
+                    )
+        return _EveryPlan(layout, periods, self._counted(layout, periods))
+
+    def _counted(self, layout: Layout, periods: Mapping[str, int]) -> str | None:
+        if self.of is None:
+            return None
+        found = layout.expand(self.of, "of")
+        if len(found) != 1:
+            raise ScheduleError(
+                f"`of` is {self.of!r}, which stands for {len(found)} groups ({', '.join(found[:5])}); it must be one.",
+                key="of",
+                value=self.of,
+            )
+        if found[0] in periods:
+            raise ScheduleError(
+                f"`of` is {found[0]!r}, which `periods` schedules too: a group cannot wait for its own updates.",
+                key="of",
+                value=self.of,
+            )
+        return found[0]
+
+
+class _EveryPlan(Plan):
+    def __init__(self, layout: Layout, periods: Mapping[str, int], of: str | None) -> None:
+        self.layout = layout
+        self._of = of
+        self._always = (frozenset(layout.groups) - periods.keys()) | self._rest()
+        for group in [*periods, *([of] if of else [])]:
+            if len(held_by := layout.optimizers.get(group, frozenset())) > 1:
+                raise ScheduleError(
+                    f"group {group!r} is held by {len(held_by)} optimizers ({sorted(held_by)}), so its updates cannot "
+                    "be counted as one. Make it one group for each optimizer.",
+                    key="periods" if group in periods else "of",
+                    value=group,
+                )
+        if of is None and not self._always and 1 not in periods.values():
+            raise ScheduleError(
+                "every group has a period above 1 and there is no `of`, so after the first step nothing would be "
+                "trainable, no update would ever be counted, and the schedule would stand still. Give `of` a group "
+                "that trains always, or one group the period 1.",
+                key="periods",
+                value=dict(periods),
+            )
+        # A group that shares the optimizer of `of` trains in the very step that `of` is counted in.
+        counted = layout.optimizers.get(of or REST)
+        self._dues = tuple((g, n, of is None or layout.optimizers.get(g) == counted) for g, n in periods.items())
+
+    def trains(self, at: Position, optimizer: int) -> frozenset[str]:
+        return self._trainable(at)
+
+    def trainable(self, at: Position) -> frozenset[str]:
+        return self._trainable(at)
+
+    def _trainable(self, at: Position) -> frozenset[str]:
+        counts = at.updates
+        done = at.total if self._of is None else counts[self._of]
+        # The update of `of` that a group may go with: the coming one or, where another optimizer has made it earlier
+        # in this batch, that one.
+        coming = done + 1
+        paired = done if self._of in at.window else coming
+        due = [g for g, n, shared in self._dues if counts[g] * n < (coming if shared else paired)]
+        return self._always.union(due)
+
+    def waits_for(self, at: Position) -> frozenset[int]:
+        held = self.layout.optimizers
+        waited = self._trainable(at) if self._of is None else self._trainable(at) - self._always | {self._of}
+        return frozenset().union(*(held.get(group, frozenset()) for group in waited))
+
+    def may_idle(self, optimizer: int) -> str | None:
+        mine = [g for g in self.layout.groups if optimizer in self.layout.optimizers.get(g, frozenset())]
+        if self._rest_in(optimizer) or self._always.intersection(mine):
+            return None
+        periods = {g: n for g, n, _ in self._dues}
+        if self._of is None and any(periods[g] == 1 for g in mine):
+            return None
+        return f"between their turns its groups ({', '.join(mine) or ALL}) are all frozen"

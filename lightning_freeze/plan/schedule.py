@@ -1,0 +1,272 @@
+"""What a schedule is: a pure function from counts and a small cursor to the set of groups that train now.
+
+Knows neither torch nor Lightning. A `Schedule` is what a user writes; bound to a `Layout` (which groups there are, and
+which optimizer holds which) it becomes a `Plan`; the plan's only state is a `Position`, plain and serialisable.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+REST = "rest"
+"""The reserved group of all parameters that no other group names."""
+
+ALL = "all"
+"""In a phase: every named group."""
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot be run, found before training starts.
+
+    Args:
+        message: What was wrong, the value seen, the nearest valid one and the mend.
+        key: The key of the schedule at fault (``updates``), from which the command line finds file and line.
+        value: The value seen under that key.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.value = value
+
+
+def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
+    """The names that look most like ``name``, best first."""
+    return difflib.get_close_matches(name, list(among), n=count, cutoff=0.4)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a schedule must know of a model: its groups and the optimizers that hold them.
+
+    Args:
+        groups: The named groups, in order, without ``rest``.
+        families: Family name to its groups, in order.
+        optimizers: Group (``rest`` too, where it has parameters) to the indices of the optimizers that hold it.
+        rest_trains: Whether there is a ``rest`` and it trains always.
+
+    Example:
+        >>> Layout(("slow", "fast"), optimizers={"slow": frozenset({0}), "fast": frozenset({0})}).expand("all", "train")
+        ('slow', 'fast')
+    """
+
+    groups: tuple[str, ...]
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    optimizers: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    rest_trains: bool = False
+
+    def expand(self, name: str, key: str) -> tuple[str, ...]:
+        """The groups that one name in a schedule stands for: a group, a family, a glob over groups, or ``all``.
+
+        Raises:
+            ScheduleError: The name stands for nothing; the message offers the nearest names.
+        """
+        if name == ALL:
+            return self.groups
+        if name == REST:
+            raise ScheduleError(
+                f"`{key}` names {REST!r}, the reserved group of all parameters that no other group names. It is not "
+                f"scheduled: it trains always (`rest: train`) or never (`rest: freeze`). Give the parameters you mean "
+                f"a group of their own under `groups:` and name that.",
+                key=key,
+                value=name,
+            )
+        if name in self.groups:
+            return (name,)
+        if name in self.families:
+            return self.families[name]
+        found = tuple(group for group in self.groups if fnmatchcase(group, name)) if "*" in name else ()
+        if not found:
+            known = [*self.groups, *self.families, ALL]
+            close = nearest(name, known) or known[:5]
+            raise ScheduleError(
+                f"`{key}` names {name!r}, which is no group. Nearest: {', '.join(map(repr, close))}.",
+                key=key,
+                value=name,
+            )
+        return found
+
+    def knows(self, name: str) -> bool:
+        """Whether `expand` would find something, the reserved name ``rest`` included."""
+        return (
+            name in (ALL, REST)
+            or name in self.groups
+            or name in self.families
+            or ("*" in name and any(fnmatchcase(group, name) for group in self.groups))
+        )
+
+
+@dataclass
+class Position:
+    """Where a run stands in its plan: update counts and a small cursor. All of a schedule's state.
+
+    Args:
+        updates: Group to its updates so far.
+        total: Optimizer steps so far in which anything was updated.
+        epoch: The epoch that the run is in, from 0.
+        phase: How many phases have ended.
+        entered: Whether a step has begun in the present phase.
+        done: Optimizer index to its updates in the present phase.
+        epochs: Training epochs that ended in the present phase.
+        window: The groups updated since the present batch began; not saved, a resumed run begins a batch.
+    """
+
+    updates: dict[str, int] = field(default_factory=dict)
+    total: int = 0
+    epoch: int = 0
+    phase: int = 0
+    entered: bool = False
+    done: dict[int, int] = field(default_factory=dict)
+    epochs: int = 0
+    window: set[str] = field(default_factory=set)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The position as builtins alone, fit for JSON and for ``torch.load(weights_only=True)``."""
+        plain = asdict(self)
+        del plain["window"]
+        plain["done"] = [[index, count] for index, count in sorted(self.done.items())]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Position:
+        """The position that `as_dict` wrote.
+
+        Raises:
+            ScheduleError: A key is missing or unknown.
+        """
+        known = {f.name for f in fields(cls)} - {"window"}
+        if plain.keys() != known:
+            odd = sorted(plain.keys() ^ known)
+            raise ScheduleError(f"a saved position has other keys than this version writes: {', '.join(odd)}")
+        values = dict(plain)
+        values["updates"] = dict(plain["updates"])
+        values["done"] = {int(index): int(count) for index, count in plain["done"]}
+        return cls(**values)
+
+    def copy(self) -> Position:
+        """A copy that shares nothing with this one."""
+        return copy.deepcopy(self)
+
+
+class Plan(ABC):
+    """A schedule bound to a model's groups. Everything it says follows from the `Position` handed to it."""
+
+    layout: Layout
+
+    def start(self, epoch: int = 0) -> Position:
+        """The position before the first step."""
+        groups = (*self.layout.groups, REST) if self.layout.rest_trains else self.layout.groups
+        return Position(updates=dict.fromkeys(groups, 0), epoch=epoch)
+
+    def begin_window(self, at: Position, epoch: int) -> None:
+        """A batch begins (with accumulation: any of its micro-batches). Ends epochs whose end was not heard of."""
+        while at.epoch < epoch:
+            self.end_epoch(at)
+        at.window.clear()
+        at.entered = True
+
+    def update(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
+        """An optimizer step truly ran and updated these groups. Without groups it advances nothing."""
+        if not groups:
+            return
+        counts = at.updates
+        for group in groups:
+            counts[group] += 1
+        at.total += 1
+        at.window |= groups
+        self._advance(at, optimizer, groups)
+
+    def end_epoch(self, at: Position) -> None:
+        """A training epoch ended."""
+        at.epoch += 1
+
+    def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
+        """Move the cursor after an update; the counts are up to date already."""
+
+    def trainable(self, at: Position) -> frozenset[str]:
+        """The groups that the coming optimizer steps may train, over all optimizers."""
+        lanes = frozenset().union(*self.layout.optimizers.values()) or frozenset({0})
+        return frozenset().union(*(self.trains(at, optimizer) for optimizer in lanes))
+
+    @abstractmethod
+    def trains(self, at: Position, optimizer: int) -> frozenset[str]:
+        """The groups that the next step of one optimizer may train (``rest`` among them where it trains)."""
+
+    @abstractmethod
+    def waits_for(self, at: Position) -> frozenset[int]:
+        """The optimizers that must still make a step for the schedule to go on."""
+
+    @abstractmethod
+    def may_idle(self, optimizer: int) -> str | None:
+        """Why this optimizer can come to a step with nothing to train, or None if it never can."""
+
+    def ran_out(self, at: Position) -> bool:
+        """Whether the schedule has ended; its last set stays trainable."""
+        return False
+
+    def _rest(self) -> frozenset[str]:
+        return frozenset({REST}) if self.layout.rest_trains else frozenset()
+
+    def _rest_in(self, optimizer: int) -> bool:
+        return self.layout.rest_trains and optimizer in self.layout.optimizers.get(REST, frozenset())
+
+
+class Schedule(ABC):
+    """What a user writes: the base of `Every` and `Phases`.
+
+    In YAML either the class is named (``class_path: Every``, ``init_args: {…}``), or ``phases:`` stands alone, or the
+    path of a file that holds either.
+    """
+
+    @abstractmethod
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Each (key, name) that the schedule uses for a group, in the order written."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The schedule as builtins, as one would write it in YAML; two that describe alike are the same."""
+
+    @abstractmethod
+    def bind(self, layout: Layout) -> Plan:
+        """The plan of this schedule over a model's groups.
+
+        Raises:
+            ScheduleError: The schedule names no group of the model, or leaves nothing trainable.
+        """
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.describe()["init_args"].items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self.describe() == other.describe()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
+    """A count from a schedule, or an error that teaches.
+
+    Raises:
+        ScheduleError: It is no whole number of at least ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ScheduleError(
+            f"`{key}` is {value!r}, but must be a whole number of at least {least}: {meaning}. "
+            f"The nearest valid value is {_nearest_count(value, least)}.",
+            key=key,
+            value=value,
+        )
+    return value
+
+
+def _nearest_count(value: object, least: int) -> int:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return max(least, round(value)) if number and abs(value) < 1e15 else least  # type: ignore[arg-type,call-overload,operator]

@@ -1,0 +1,1 @@
+"""Report: say what the audits found."""

@@ -1,0 +1,79 @@
+"""What an audit found, as plain data; knows nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Audit = Literal["frozen", "moved", "inputs", "buffers", "ranks"]
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an audit found.
+
+    Args:
+        audit: Which audit: ``frozen`` (weights and optimizer state planned frozen), ``moved`` (groups planned to
+            train), ``buffers`` (of frozen modules), ``inputs`` or ``ranks``.
+        kind: What about it: ``value``, ``optimizer_state`` or ``buffer`` of something frozen that moved;
+            ``no_gradient``, ``unmoved`` or ``stalled`` for something planned to train.
+        severity: ``error`` breaks the guarantee, ``warning`` is likely a mistake, ``info`` is to be known.
+        message: What moved, when, why, and what to change.
+        cause: ``gradient`` (one was there at the update, so the gate was bypassed), ``optimizer`` (it moves parameters
+            whose gradient is None), ``tied`` (shares memory with something that trained), ``outside`` (written to by
+            something else), or what the audit names.
+        epoch: The epoch it was found in, from 0.
+        parameter: FQN of the parameter or buffer.
+        group: The group that it belongs to.
+        first_update: The updates that had been made when the interval began in which it happened.
+        last_update: The updates that had been made when the interval ended.
+        module: For inputs: FQN of the module.
+        argument: For inputs: the leaf path of the argument.
+        confirmed: For inputs: whether a replay confirmed it.
+
+    Example:
+        >>> Finding(audit="frozen", kind="value", severity="error", message="moved", epoch=3).epoch
+        3
+    """
+
+    audit: Audit
+    kind: str
+    severity: Severity
+    message: str
+    cause: str | None = None
+    epoch: int | None = None
+    parameter: str | None = None
+    group: str | None = None
+    first_update: int | None = None
+    last_update: int | None = None
+    module: str | None = None
+    argument: str | None = None
+    confirmed: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as builtins, without the fields that its audit does not fill."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says what happened
+    """Something planned frozen moved. Raised at an epoch's end, after a checkpoint was saved.
+
+    Args:
+        findings: The errors that were found.
+        checkpoint: Where the run was saved before it stopped, or None where nothing could be saved.
+        elsewhere: Errors that other ranks found.
+    """
+
+    def __init__(self, findings: Sequence[Finding], checkpoint: str | None = None, elsewhere: int = 0) -> None:
+        self.findings = list(findings)
+        self.checkpoint = checkpoint
+        shown = "\n".join(f"  - {finding.message}" for finding in self.findings[:10])
+        more = f"\n  … and {len(self.findings) - 10} more (see .findings)" if len(self.findings) > 10 else ""
+        ranks = f"\n  {elsewhere} more on other ranks" if elsewhere else ""
+        saved = f"The run was saved to {checkpoint!r} before it stopped." if checkpoint else "Nothing was saved."
+        super().__init__(
+            f"{len(self.findings) + elsewhere} violation(s): what was planned frozen moved.\n{shown}{more}{ranks}\n"
+            f"{saved} To go on all the same, set on_finding='warn'."
+        )

@@ -1,0 +1,181 @@
+"""The frozen audit: what was planned frozen kept every bit, over every frozen interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_freeze.witness.fingerprint import Digest, differ, digest, digest_all
+
+Kind = Literal["value", "optimizer_state", "buffer"]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A parameter or buffer that an interval watches.
+
+    Args:
+        name: Its FQN.
+        group: The group that it belongs to, None for a buffer.
+        read: Gives the tensor as it is now.
+        state: Gives the state that optimizers hold for it now, as nested builtins and tensors.
+    """
+
+    name: str
+    group: str | None
+    read: Callable[[], Tensor]
+    state: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Something frozen that is not what it was.
+
+    Args:
+        watched: What moved.
+        kind: Its value, the optimizer state kept for it, or (a buffer) its value.
+        entries: The entries of the optimizer state that moved, such as ``exp_avg``.
+        since: The updates that had been made when the interval began.
+        until: The updates that had been made when it was compared.
+        gradient_at: The first update of the interval at which it had a gradient, if it had.
+    """
+
+    watched: Watched
+    kind: Kind
+    entries: tuple[str, ...]
+    since: int
+    until: int
+    gradient_at: int | None
+
+
+@dataclass
+class _Interval:
+    watched: Watched
+    since: int
+    value: Digest
+    state: list[tuple[str, Digest]]
+    gradient_at: int | None = None
+
+
+@dataclass
+class _Comparison:
+    """A comparison whose outcome may still be on the device."""
+
+    interval: _Interval
+    until: int
+    moved: bool | Tensor
+    entries: list[tuple[str, bool | Tensor]]
+
+
+class FrozenAudit:
+    """Opens an interval when something freezes, closes it when it thaws, and compares fingerprints of the two ends.
+
+    On an accelerator the fingerprints and their comparison stay there until `collect` reads all at once.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> audit = FrozenAudit()
+        >>> audit.open("weight", Watched("weight", "slow", lambda: weight), update=4)
+        >>> weight.data.mul_(0.5) is None
+        False
+        >>> audit.close("weight", update=8)
+        >>> [(shift.kind, shift.since, shift.until) for shift in audit.collect()]
+        [('value', 4, 8)]
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[object, _Interval] = {}
+        self._compared: list[_Comparison] = []
+        self.checked = 0
+        """Intervals compared so far, those of buffers included."""
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._open
+
+    def keys(self) -> list[object]:
+        """What is being watched now."""
+        return list(self._open)
+
+    def open(self, key: object, watched: Watched, update: int) -> None:
+        """Something froze: remember its bits."""
+        self._open[key] = _Interval(watched, update, digest(watched.read()), _state(watched))
+
+    def close(self, key: object, update: int) -> None:
+        """Something thaws: compare its bits."""
+        self._compare(self._open.pop(key), update)
+
+    def check(self, update: int) -> None:
+        """Compare everything that is frozen now; what is left frozen is watched on from here."""
+        for key, interval in list(self._open.items()):
+            self._compare(interval, update)
+            self.open(key, interval.watched, update)
+
+    def saw_gradient(self, keys: Iterable[object], update: int) -> None:
+        """These had a gradient when their optimizer stepped, though frozen."""
+        for key in keys:
+            interval = self._open.get(key)
+            if interval is not None and interval.gradient_at is None:
+                interval.gradient_at = update
+
+    def forget(self) -> None:
+        """Stop watching everything."""
+        self._open.clear()
+        self._compared.clear()
+
+    def collect(self) -> list[Shift]:
+        """What moved in the intervals compared since the last call. The one place that waits for a device."""
+        compared, self._compared = self._compared, []
+        _settle(compared)
+        shifts = []
+        for done in compared:
+            interval = done.interval
+            buffer = interval.watched.group is None
+            entries = tuple(entry for entry, moved in done.entries if moved)
+            if done.moved:
+                kind: Kind = "buffer" if buffer else "value"
+                shifts.append(Shift(interval.watched, kind, (), interval.since, done.until, interval.gradient_at))
+            if entries:
+                shifts.append(
+                    Shift(
+                        interval.watched, "optimizer_state", entries, interval.since, done.until, interval.gradient_at
+                    )
+                )
+        return shifts
+
+    def _compare(self, interval: _Interval, update: int) -> None:
+        self.checked += 1
+        moved = differ(interval.value, digest(interval.watched.read()))
+        before, after = dict(interval.state), dict(_state(interval.watched))
+        entries: list[tuple[str, bool | Tensor]] = [
+            (entry, differ(before[entry], after[entry]) if entry in before and entry in after else True)
+            for entry in {**before, **after}
+        ]
+        if moved is not False or any(flag is not False for _, flag in entries):
+            self._compared.append(_Comparison(interval, update, moved, entries))
+
+
+def _state(watched: Watched) -> list[tuple[str, Digest]]:
+    return [] if watched.state is None else digest_all(watched.state())
+
+
+def _settle(compared: list[_Comparison]) -> None:
+    """Read every flag that is still on a device, with one wait for each device."""
+    waiting: dict[torch.device, list[Tensor]] = {}
+    for done in compared:
+        for flag in (done.moved, *(moved for _, moved in done.entries)):
+            if isinstance(flag, Tensor):
+                waiting.setdefault(flag.device, []).append(flag)
+    known = {
+        id(flag): bool(value)
+        for flags in waiting.values()
+        for flag, value in zip(flags, torch.stack(flags).tolist(), strict=True)
+    }
+    for done in compared:
+        done.moved = known.get(id(done.moved), bool(done.moved) if not isinstance(done.moved, Tensor) else False)
+        done.entries = [
+            (entry, known[id(flag)] if isinstance(flag, Tensor) else flag) for entry, flag in done.entries
+        ]

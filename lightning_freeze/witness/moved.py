@@ -1,0 +1,152 @@
+"""The moved audit: what was planned to train over an epoch did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_freeze.report.findings import Finding
+from lightning_freeze.witness.fingerprint import Digest, differ, digest
+
+_SHOWN = 5
+
+
+@dataclass
+class _Sample:
+    """What was there at a group's first update of the epoch, parameter by parameter."""
+
+    has_gradient: list[bool]
+    norms: list[Tensor | None]
+    rates: list[float]
+
+
+class MovedAudit:
+    """Compares the bits of what was planned to train at both ends of an epoch.
+
+    A parameter that kept its bits is a finding only where it had no gradient at its group's first update of the epoch,
+    or one that was not zero at a learning rate above zero. A gradient of zero is no finding: rows of an embedding that
+    were not looked up, units that are dead for now.
+
+    Args:
+        groups: Group to (FQN, parameter) of its members.
+        rate: Gives the learning rate that a parameter has now.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[tuple[str, Tensor]]],
+        rate: Callable[[Tensor], float],
+    ) -> None:
+        self._groups = groups
+        self._rate = rate
+        self._before: dict[str, list[Digest]] = {}
+        self._planned: set[str] = set()
+        self._samples: dict[str, _Sample] = {}
+
+    def begin_epoch(self) -> None:
+        """Remember the bits of everything that may train."""
+        self._before = {group: [digest(p) for _, p in members] for group, members in self._groups.items()}
+        self._planned.clear()
+        self._samples.clear()
+
+    def planned(self, groups: Iterable[str]) -> None:
+        """These groups were to train at a step that an optimizer made."""
+        self._planned.update(groups)
+
+    def updated(self, groups: Iterable[str]) -> None:
+        """These groups were updated just now; their gradients are still there."""
+        for group in groups:
+            if group not in self._samples and group in self._groups:
+                self._samples[group] = self._sample(group)
+
+    def end_epoch(self, epoch: int) -> list[Finding]:
+        """What was planned to train and did not. Begins the next epoch."""
+        planned, samples, before = set(self._planned), dict(self._samples), self._before
+        self.begin_epoch()
+        findings = []
+        for group in (group for group in self._groups if group in planned):
+            pairs = zip(before[group], self._before[group], strict=True)
+            kept = [not bool(differ(old, new)) for old, new in pairs]
+            findings += self._judge(group, kept, samples.get(group), epoch)
+        return findings
+
+    def _sample(self, group: str) -> _Sample:
+        gradients = [p.grad for _, p in self._groups[group]]
+        rates = [self._rate(p) for _, p in self._groups[group]]
+        norms = [None if g is None else torch.linalg.vector_norm(_values(g), ord=math.inf) for g in gradients]
+        return _Sample([g is not None for g in gradients], norms, rates)
+
+    def _judge(self, group: str, kept: Sequence[bool], sample: _Sample | None, epoch: int) -> list[Finding]:
+        members = self._groups[group]
+        names = [name for name, _ in members]
+        if sample is None:
+            found = [_no_gradient(group, names, len(members), epoch, ever=False)] if any(kept) else []
+            return found
+        idle = [n for n, same, has in zip(names, kept, sample.has_gradient, strict=True) if same and not has]
+        stuck = [
+            name
+            for name, same, norm, rate, (_, parameter) in zip(names, kept, sample.norms, sample.rates, members, strict=True)
+            if same and norm is not None and bool(norm != 0) and max(rate, self._rate(parameter)) > 0
+        ]
+        found = [_no_gradient(group, idle, len(members), epoch, ever=True)] if idle else []
+        return [*found, _unmoved(group, stuck, len(members), epoch)] if stuck else found
+
+
+def _values(gradient: Tensor) -> Tensor:
+    gradient = gradient.detach()
+    gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
+    gradient = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return gradient if gradient.numel() else gradient.new_zeros(1)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _no_gradient(group: str, names: Sequence[str], size: int, epoch: int, *, ever: bool) -> Finding:
+    message = (
+        f"{len(names)} of {size} parameters of group {group!r} got no gradient in epoch {epoch}, though the group was to "
+        f"train: {_listed(names)}. "
+        + (
+            "They were left out of the loss: a branch that was not taken, a `detach`, or requires_grad=False set during "
+            "the run. Use them in the loss, or take them out of the group with `except:`."
+            if ever
+            else "No optimizer step of the epoch found one: is the group used in the loss, is its optimizer stepped "
+            "after a backward, was requires_grad set to False during the run?"
+        )
+    )
+    return Finding(
+        "moved", "no_gradient", "warning", message, cause="no_gradient", epoch=epoch, parameter=names[0], group=group
+    )
+
+
+def _unmoved(group: str, names: Sequence[str], size: int, epoch: int) -> Finding:
+    message = (
+        f"{len(names)} of {size} parameters of group {group!r} kept every bit in epoch {epoch}, though they had a "
+        f"gradient that was not zero and a learning rate above zero: {_listed(names)}. Either the update is lost to "
+        "rounding (a small rate in half precision: keep the weights in float32), or something undoes it (a copy of the "
+        "weights that is written back, an optimizer that holds other tensors)."
+    )
+    return Finding("moved", "unmoved", "warning", message, cause="unmoved", epoch=epoch, parameter=names[0], group=group)
+
+
+def stalled(optimizers: Mapping[int, str], epoch: int, groups: Mapping[int, Sequence[str]]) -> list[Finding]:
+    """Findings for optimizers that the schedule waits for and that were never stepped in the epoch."""
+    return [
+        Finding(
+            "moved",
+            "stalled",
+            "warning",
+            f"optimizer {index} ({name}), which holds {_listed(groups[index])}, was never stepped in epoch {epoch}, and "
+            "the schedule waits for it: nothing will follow until it makes its updates. Call its `step()` in "
+            "`training_step`, or take its groups out of the schedule.",
+            cause="stalled",
+            epoch=epoch,
+            group=groups[index][0] if groups[index] else None,
+        )
+        for index, name in optimizers.items()
+    ]
