@@ -1,0 +1,148 @@
+"""The gate: empties the gradients of frozen parameters before their optimizer steps, and counts what truly ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+_KEPT_SETS = 64
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """One optimizer's parameters under one trainable set."""
+
+    frozen: tuple[Parameter, ...]
+    active: tuple[tuple[str, tuple[Parameter, ...]], ...]
+
+
+@dataclass
+class Lane:
+    """One optimizer and what it holds.
+
+    Args:
+        index: Its place among the run's optimizers.
+        optimizer: The optimizer.
+        members: Group to the parameters of it that this optimizer holds, ``rest`` included.
+        attempts: How often it came to a step in this epoch, skipped ones included.
+    """
+
+    index: int
+    optimizer: Optimizer
+    members: Mapping[str, tuple[Parameter, ...]]
+    attempts: int = 0
+    _sides: dict[frozenset[str], _Sides] = field(default_factory=dict, repr=False)
+    _now: _Sides = field(default=_Sides((), ()), repr=False)
+    _updated: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def train(self, groups: frozenset[str]) -> None:
+        """From here on these groups train and the others are frozen."""
+        sides = self._sides.get(groups)
+        if sides is None:
+            if len(self._sides) >= _KEPT_SETS:
+                self._sides.clear()
+            frozen = tuple(p for group, held in self.members.items() if group not in groups for p in held)
+            active = tuple((group, held) for group, held in self.members.items() if group in groups)
+            sides = self._sides[groups] = _Sides(frozen, active)
+        self._now = sides
+
+    @property
+    def frozen(self) -> tuple[Parameter, ...]:
+        """The parameters that are frozen now."""
+        return self._now.frozen
+
+    def hold(self) -> None:
+        """Empty the gradients of what is frozen."""
+        for parameter in self._now.frozen:
+            parameter.grad = None
+
+    def note_gradients(self) -> None:
+        """Remember which groups have a gradient, right before the step."""
+        self._updated = frozenset(
+            [group for group, held in self._now.active if any(parameter.grad is not None for parameter in held)]
+        )
+
+    def take_updated(self) -> frozenset[str]:
+        """The groups that the step has updated."""
+        updated, self._updated = self._updated, frozenset()
+        return updated
+
+
+class Gate:
+    """Holds the frozen parameters of every optimizer still, through torch's own step hooks.
+
+    Frozen gradients are emptied twice: by `hold`, early enough to be left out of clipping, and again at the last moment
+    before the step, after everything that could have filled them since. With a closure that moment is inside the step,
+    so the closure is wrapped.
+
+    Args:
+        lanes: The optimizers and what they hold.
+        before_step: Called with the lane at the last moment before its step.
+        after_step: Called with the lane and the groups updated, after a step that was not skipped by a scaler.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        before_step: Callable[[Lane], None],
+        after_step: Callable[[Lane, frozenset[str]], None],
+    ) -> None:
+        self.lanes = tuple(lanes)
+        self._by_optimizer = {id(lane.optimizer): lane for lane in lanes}
+        self._before_step = before_step
+        self._after_step = after_step
+        self._hooks: list[Any] = []
+        self.last_moment = True
+        """Whether gradients are emptied again right before the step; switched off only to prove that the audit sees."""
+
+    def lane(self, optimizer: object) -> Lane | None:
+        """The lane of an optimizer, or of the Lightning wrapper around it."""
+        return self._by_optimizer.get(id(optimizer)) or self._by_optimizer.get(id(getattr(optimizer, "optimizer", None)))
+
+    def attach(self) -> None:
+        """Hook into every optimizer."""
+        for lane in self.lanes:
+            self._hooks.append(lane.optimizer.register_step_pre_hook(self._pre_step))
+            self._hooks.append(lane.optimizer.register_step_post_hook(self._post_step))
+
+    def detach(self) -> None:
+        """Take every hook out again."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _pre_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        lane = self._by_optimizer[id(optimizer)]
+        # torch hands its hooks the optimizer itself as the first of the arguments.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._last_moment(lane)
+            return None
+
+        def held() -> Any:
+            result = closure()
+            self._last_moment(lane)
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": held}
+        return (args[0], held, *args[2:]), kwargs
+
+    def _last_moment(self, lane: Lane) -> None:
+        self._before_step(lane)
+        if self.last_moment:
+            lane.hold()
+        lane.note_gradients()
+
+    def _post_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        lane = self._by_optimizer[id(optimizer)]
+        updated = lane.take_updated()
+        found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
+        if found_inf is not None and float(found_inf) != 0:
+            return  # a fused optimizer's kernel has skipped the step by itself
+        self._after_step(lane, updated)

@@ -1,0 +1,156 @@
+"""What an optimizer does to a parameter whose gradient is None: the probe, and refusals of what cannot hold."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class UnsupportedError(RuntimeError):
+    """Something under which frozen parameters cannot be held still; refused before training starts."""
+
+
+@dataclass(frozen=True)
+class OptimizerTraits:
+    """What `probe_optimizer` learnt.
+
+    Args:
+        name: The optimizer's class.
+        skips_none: Whether a parameter whose gradient is None keeps its value and its state through a step that updates
+            another; None where the optimizer could not be built anew on the probe's parameters.
+        why: Where it could not be probed: the reason.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+        >>> probe_optimizer(torch.optim.AdamW([weight])).skips_none
+        True
+    """
+
+    name: str
+    skips_none: bool | None
+    why: str = ""
+
+
+def probe_optimizer(optimizer: Optimizer) -> OptimizerTraits:
+    """Run the optimizer's class, with its hyper-parameters, on two small parameters, of which one is then frozen.
+
+    The optimizer itself, its parameters and the global random state are left as they are.
+
+    Args:
+        optimizer: Any `torch.optim.Optimizer`.
+    """
+    name = type(optimizer).__qualname__
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            return OptimizerTraits(name, all(_skips(optimizer, group) for group in optimizer.param_groups))
+        except Exception as error:  # third-party code of any kind; what it raises is the answer
+            return OptimizerTraits(name, None, f"{type(error).__name__}: {error}")
+
+
+def _skips(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    like: Tensor = group["params"][0]
+    shape = (2,) * min(like.dim(), 4)
+    moving, frozen = (torch.nn.Parameter(torch.full(shape, value, dtype=like.dtype)) for value in (0.5, 0.75))
+    twin = type(optimizer).__new__(type(optimizer))
+    Optimizer.__init__(twin, [{**_options(group), "params": [moving, frozen]}], dict(optimizer.defaults))
+    for key, value in vars(optimizer).items():
+        if key not in vars(twin) and not isinstance(value, (Tensor, torch.nn.Module)):
+            setattr(twin, key, copy.copy(value))
+    for _ in range(3):
+        for parameter in (moving, frozen):
+            parameter.grad = torch.full_like(parameter, 0.25)
+        twin.step()
+    before = (frozen.detach().clone(), copy.deepcopy(twin.state.get(frozen)))
+    for _ in range(3):
+        moving.grad, frozen.grad = torch.full_like(moving, 0.25), None
+        twin.step()
+    return bool(torch.equal(before[0], frozen.detach())) and _same(before[1], twin.state.get(frozen))
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: copy.copy(value) for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _same(before: object, after: object) -> bool:
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return bool(torch.equal(before, after))
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(_same(before[key], after[key]) for key in before)
+    if isinstance(before, float) and isinstance(after, float) and math.isnan(before):
+        return math.isnan(after)
+    return bool(before == after)
+
+
+def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
+    """Refuse optimizers that move a parameter whatever its gradient.
+
+    Args:
+        optimizers: The run's optimizers.
+        scheduled: The parameters that will be frozen at times.
+
+    Raises:
+        UnsupportedError: LBFGS, or an optimizer without step hooks, holds a scheduled parameter.
+    """
+    wanted = {id(parameter) for parameter in scheduled}
+    for index, optimizer in enumerate(optimizers):
+        held = any(id(parameter) in wanted for group in optimizer.param_groups for parameter in group["params"])
+        if not held:
+            continue
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UnsupportedError(
+                f"optimizer {index} is LBFGS, which flattens all its parameters into one vector and steps along it, so "
+                "it moves a parameter whose gradient is None. Use another optimizer for the groups that freeze (AdamW, "
+                "SGD), or give LBFGS only parameters of `rest` with `rest: train`."
+            )
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise UnsupportedError(
+                f"optimizer {index} ({type(optimizer).__qualname__}) has no step hooks, so nothing can be held at the "
+                "last moment before its step. Call `super().__init__(params, defaults)` in its constructor, as "
+                "torch.optim.Optimizer asks for."
+            )
+
+
+def refuse_idle(optimizer: Optimizer, index: int, why: str) -> None:
+    """Refuse a fused optimizer that the schedule can leave without any gradient under a GradScaler.
+
+    Raises:
+        UnsupportedError: It is fused: torch's scaler then fails with "No inf checks were recorded".
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise UnsupportedError(
+            f"optimizer {index} ({type(optimizer).__qualname__}) is fused and steps under a GradScaler, and {why}; with "
+            "no gradient at all, torch's scaler fails in the middle of training (\"No inf checks were recorded\"). "
+            "Use `fused=False`, precision 'bf16-mixed' (which needs no scaler), or a schedule in which one of its "
+            "groups always trains."
+        )
+
+
+def refuse_strategy(strategy: object) -> None:
+    """Refuse Lightning strategies that keep gradients where they cannot be emptied.
+
+    Args:
+        strategy: The trainer's strategy, of either Lightning package.
+
+    Raises:
+        UnsupportedError: DeepSpeed, or FSDP without original parameters.
+    """
+    names = {kind.__name__ for kind in type(strategy).__mro__}
+    if "DeepSpeedStrategy" in names:
+        raise UnsupportedError(
+            "the strategy is DeepSpeed, which keeps gradients of its own: neither an emptied gradient nor "
+            "requires_grad=False holds a parameter still in ZeRO 1, 2 or 3. Use strategy='ddp', or FSDP2 through "
+            "ModelParallelStrategy."
+        )
+    options = getattr(strategy, "kwargs", None) or getattr(strategy, "_fsdp_kwargs", None) or {}
+    if "FSDPStrategy" in names and not options.get("use_orig_params", True):
+        raise UnsupportedError(
+            "the strategy is FSDP with use_orig_params=False, which shows only flattened parameters, so groups cannot "
+            "be told apart. Use FSDPStrategy(use_orig_params=True), or FSDP2 through ModelParallelStrategy."
+        )
