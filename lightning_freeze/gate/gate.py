@@ -55,6 +55,11 @@ class Lane:
         """The parameters that are frozen now."""
         return self._now.frozen
 
+    @property
+    def active(self) -> tuple[tuple[str, tuple[Parameter, ...]], ...]:
+        """The groups that train now, with what this optimizer holds of them."""
+        return self._now.active
+
     def hold(self) -> None:
         """Empty the gradients of what is frozen."""
         for parameter in self._now.frozen:
@@ -134,6 +139,7 @@ class Gate:
         return (args[0], held, *args[2:]), kwargs
 
     def _last_moment(self, lane: Lane) -> None:
+        lane.attempts += 1
         self._before_step(lane)
         if self.last_moment:
             lane.hold()

@@ -61,7 +61,8 @@ def _skips(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     twin = type(optimizer).__new__(type(optimizer))
     Optimizer.__init__(twin, [{**_options(group), "params": [moving, frozen]}], dict(optimizer.defaults))
     for key, value in vars(optimizer).items():
-        if key not in vars(twin) and not isinstance(value, (Tensor, torch.nn.Module)):
+        # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
+        if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
             setattr(twin, key, copy.copy(value))
     for _ in range(3):
         for parameter in (moving, frozen):

@@ -107,7 +107,7 @@ class _EveryPlan(Plan):
     def __init__(self, layout: Layout, periods: Mapping[str, int], of: str | None) -> None:
         self.layout = layout
         self._of = of
-        self._always = (frozenset(layout.groups) - periods.keys()) | self._rest()
+        self._always = frozenset(layout.groups).difference(periods) | self._rest()
         for group in [*periods, *([of] if of else [])]:
             if len(held_by := layout.optimizers.get(group, frozenset())) > 1:
                 raise ScheduleError(

@@ -191,8 +191,9 @@ class Plan(ABC):
 
     def trainable(self, at: Position) -> frozenset[str]:
         """The groups that the coming optimizer steps may train, over all optimizers."""
-        lanes = frozenset().union(*self.layout.optimizers.values()) or frozenset({0})
-        return frozenset().union(*(self.trains(at, optimizer) for optimizer in lanes))
+        held = self.layout.optimizers
+        lanes = frozenset().union(*held.values()) or frozenset({0})
+        return frozenset(g for lane in lanes for g in self.trains(at, lane) if lane in held.get(g, lanes))
 
     @abstractmethod
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:

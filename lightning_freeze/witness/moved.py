@@ -34,14 +34,17 @@ class MovedAudit:
     Args:
         groups: Group to (FQN, parameter) of its members.
         rate: Gives the learning rate that a parameter has now.
+        excused: Says of a parameter, at an epoch's end, that it need not have moved.
     """
 
     def __init__(
         self,
         groups: Mapping[str, Sequence[tuple[str, Tensor]]],
         rate: Callable[[Tensor], float],
+        excused: Callable[[Tensor], bool] = lambda parameter: False,
     ) -> None:
         self._groups = groups
+        self._excused = excused
         self._rate = rate
         self._before: dict[str, list[Digest]] = {}
         self._planned: set[str] = set()
@@ -69,8 +72,8 @@ class MovedAudit:
         self.begin_epoch()
         findings = []
         for group in (group for group in self._groups if group in planned):
-            pairs = zip(before[group], self._before[group], strict=True)
-            kept = [not bool(differ(old, new)) for old, new in pairs]
+            ends = zip(self._groups[group], before[group], self._before[group], strict=True)
+            kept = [not bool(differ(old, new)) and not self._excused(p) for (_, p), old, new in ends]
             findings += self._judge(group, kept, samples.get(group), epoch)
         return findings
 
@@ -84,8 +87,8 @@ class MovedAudit:
         members = self._groups[group]
         names = [name for name, _ in members]
         if sample is None:
-            found = [_no_gradient(group, names, len(members), epoch, ever=False)] if any(kept) else []
-            return found
+            idle = [name for name, same in zip(names, kept, strict=True) if same]
+            return [_no_gradient(group, idle, len(members), epoch, ever=False)] if idle else []
         idle = [n for n, same, has in zip(names, kept, sample.has_gradient, strict=True) if same and not has]
         stuck = [
             name

@@ -1,0 +1,100 @@
+"""The one seam to Lightning, whose two packages (`pytorch_lightning`, `lightning.pytorch`) are served alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+
+__all__ = ["Callback", "LightningModule", "Trainer", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
+
+LightningModule = pl.LightningModule
+Trainer = pl.Trainer
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+else:
+
+    def _callback_base() -> type:
+        """A callback that either package's Trainer and LightningCLI accept: it inherits from both."""
+        if find_spec("lightning") is None:
+            return pl.Callback
+        try:
+            from lightning.pytorch import Callback as UnifiedCallback
+        except ImportError:
+            return pl.Callback
+        return type("Callback", (pl.Callback, UnifiedCallback), {"__module__": __name__})
+
+    Callback = _callback_base()
+
+
+def log_directory(trainer: Trainer) -> Path:
+    """Where a run's files belong: the logger's directory, else ``default_root_dir``. Ranks must call it together."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def has_scaler(trainer: Trainer) -> bool:
+    """Whether a GradScaler steps the optimizers."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler is not None and bool(scaler.is_enabled())
+
+
+def suspects(trainer: Trainer) -> list[str]:
+    """The callbacks of a run that, by their names, average or swap weights."""
+    names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    return [name for name in names if any(word in name.lower() for word in ("averag", "ema", "swa"))]
+
+
+def clips_by_hand(module: LightningModule) -> str | None:
+    """The method of a module in manual optimization that clips gradients itself, as far as its code shows."""
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith(("pytorch_lightning.", "lightning.", "torch.")):
+            continue
+        for name, method in vars(kind).items():
+            if isinstance(method, FunctionType) and _CLIPPERS.intersection(method.__code__.co_names):
+                return f"{kind.__name__}.{name}"
+    return None
+
+
+_CLIPPERS = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
+
+
+def say(trainer: Trainer, text: str) -> None:
+    """Print a line on rank zero without tearing a progress bar."""
+    bar = trainer.progress_bar_callback
+    if bar is not None and getattr(bar, "is_enabled", False) and trainer.training:
+        bar.print(text)
+    else:
+        rank_zero_info(text)
+
+
+class BarText:
+    """A text beside a progress bar's metrics, which hold numbers only; taken away again by `remove`.
+
+    Args:
+        trainer: Its progress bar is the one.
+        key: What the text is called there.
+        text: Gives the text of the moment.
+    """
+
+    def __init__(self, trainer: Trainer, key: str, text: Callable[[], str]) -> None:
+        self._bar: Any = trainer.progress_bar_callback
+        if self._bar is None:
+            return
+        original = self._bar.get_metrics
+
+        def get_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            return {**original(*args, **kwargs), key: text()}
+
+        self._bar.get_metrics = get_metrics
+
+    def remove(self) -> None:
+        """Take the text away."""
+        if self._bar is not None and "get_metrics" in vars(self._bar):
+            del self._bar.get_metrics
+        self._bar = None

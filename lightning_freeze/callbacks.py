@@ -1,0 +1,418 @@
+"""Lightning's hooks: each a line that hands over to `FreezeController` or to the audit."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from rich.console import Console
+from torch.optim import Optimizer
+
+from lightning_freeze._lightning import (
+    BarText,
+    Callback,
+    LightningModule,
+    Trainer,
+    clips_by_hand,
+    has_scaler,
+    log_directory,
+    rank_zero_info,
+    rank_zero_only,
+    rank_zero_warn,
+    say,
+    suspects,
+)
+from lightning_freeze.controller import FreezeController
+from lightning_freeze.gate.optimizers import refuse_strategy
+from lightning_freeze.plan.every import Every
+from lightning_freeze.plan.groups import SelectionError
+from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.schedule import Schedule, ScheduleError, whole_number
+from lightning_freeze.report.findings import Finding, FreezeViolation
+from lightning_freeze.report.metrics import over_ranks
+from lightning_freeze.report.records import FILE_NAME, Record, Recorder
+from lightning_freeze.report.table import epoch_line, summary_table
+from lightning_freeze.witness.alone import RequiresGradWatch
+
+OnFinding = Literal["raise", "warn"]
+
+
+class _Audited(Callback):
+    """What the callbacks share: hooks around an engine that audits, and the report of what it finds."""
+
+    def __init__(self, on_finding: OnFinding, every_n_updates: int | None) -> None:
+        super().__init__()
+        _one_of("on_finding", on_finding, ("raise", "warn"))
+        if every_n_updates is not None:
+            whole_number(every_n_updates, "every_n_updates", "the audit compares after that many updates, too")
+        self._on_finding = on_finding
+        self._every_n_updates = every_n_updates
+        self._engine: FreezeController | RequiresGradWatch | None = None
+        self._recorder: Recorder | None = None
+        self._records: list[Record] = []
+        self._judged = 0
+        self._bar: BarText | None = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything that the audits have found in the last fit."""
+        return list(self._engine.findings) if self._engine is not None else []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A batch begins; between epochs' ends the audit may be due."""
+        if self._engine is None:
+            return
+        self._engine.begin_step(trainer.current_epoch)
+        if self._every_n_updates is not None and self._engine.check_due(self._every_n_updates):
+            self._engine.check()
+            self._judge(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The audits of the epoch, its line, its metrics; a violation stops the run."""
+        if self._engine is None:
+            return
+        self._engine.end_epoch()
+        counts = next(record for record in reversed(self._records) if record["type"] == "counts")
+        self._log(trainer, pl_module, counts)
+        say(trainer, epoch_line(counts, counts["updates_before_epoch"]))
+        self._judge(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A last comparison, and the table."""
+        if self._engine is None:
+            return
+        self._engine.finish()
+        self._print_table()
+        self._judge(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare what is saved; a finding is acted upon at the epoch's end."""
+        if self._engine is not None and trainer.training:
+            self._engine.check()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Record what was done, and undo what was changed."""
+        if self._engine is not None and self._bar is not None:
+            self._engine.flush()
+        self._undo()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Undo what was changed."""
+        self._undo()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Undo what was changed."""
+        self._undo()
+
+    def _begin_report(self, trainer: Trainer) -> None:
+        self._undo()
+        self._records = []
+        self._judged = 0
+        directory = log_directory(trainer)  # on every rank: it may be broadcast
+        here = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._recorder = Recorder(directory / FILE_NAME) if here else None
+
+    def _record(self, record: Record) -> None:
+        # Kept for the table, but not the steps of every epoch: they are as long as the run.
+        if record["type"] != "phase":
+            self._records.append(record)
+        if self._recorder is not None:
+            self._recorder(record)
+
+    def _show_in_bar(self, trainer: Trainer, text: Callable[[], str]) -> None:
+        self._bar = BarText(trainer, "train", text)
+
+    def _undo(self) -> None:
+        if self._engine is not None:
+            self._engine.detach()
+        if self._bar is not None:
+            self._bar.remove()
+            self._bar = None
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, counts: Record) -> None:
+        updates, found = over_ranks(counts["updates"], counts["findings"], pl_module.device)
+        counts["updates"], counts["findings"] = updates, found
+        if trainer.barebones:
+            return
+        values = {f"freeze/{group}/updates": float(number) for group, number in updates.items()}
+        values |= {f"freeze/findings/{severity}": float(number) for severity, number in found.items()}
+        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max")
+
+    def _judge(self, trainer: Trainer) -> None:
+        """Act upon the findings since the last time."""
+        fresh = self.findings[self._judged :]
+        self._judged += len(fresh)
+        for finding in fresh:
+            if finding.severity == "info":
+                say(trainer, f"freeze: {finding.message}")
+            elif finding.severity == "warning" or self._on_finding == "warn":
+                rank_zero_warn(finding.message)
+        if self._on_finding == "warn":
+            return
+        errors = [finding for finding in fresh if finding.severity == "error"]
+        everywhere = len(errors)
+        if trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            everywhere = over_ranks({}, {"error": len(errors)}, device)[1]["error"]
+        if everywhere:
+            raise FreezeViolation(errors, self._save(trainer), everywhere - len(errors))
+
+    def _save(self, trainer: Trainer) -> str | None:
+        name = f"freeze-violation-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
+        path = str(log_directory(trainer) / name)
+        try:
+            trainer.save_checkpoint(path)
+        except Exception as error:  # the violation is what must be told; that it could not be saved is said with it
+            rank_zero_warn(f"the run could not be saved to {path!r} before it stops: {type(error).__name__}: {error}")
+            return None
+        return path
+
+    @rank_zero_only
+    def _print_table(self) -> None:
+        Console().print(summary_table(self._records))
+
+
+class FreezeScheduler(_Audited):
+    """Trains each group of parameters when a schedule says so, holds it still otherwise, and proves it every epoch.
+
+    Gradients of frozen parameters are set to None before clipping and again right before the optimizer's step, so that
+    momentum, weight decay and running averages leave them alone. A learning-rate scheduler ticks on while a group is
+    frozen.
+
+    Args:
+        schedule: `Every` or `Phases`; in YAML also the path of a file that holds one.
+        groups: Group to selector (see `resolve_groups`). A name in the schedule that is no group is read as a selector.
+        rest: What becomes of parameters outside the groups: ``train`` (always), ``freeze`` (never) or ``error``.
+        frozen_modules: ``eval`` holds frozen modules in eval mode: batch-norm statistics and dropout stand still too.
+        audit: Whether to audit, or a `FreezeAudit` that says how.
+        on_finding: Whether something frozen that moved stops the run at the epoch's end, after saving it, or warns.
+
+    Raises:
+        ScheduleError: The schedule cannot be run.
+        SelectionError: The groups cannot be resolved.
+        UnsupportedError: The optimizer or the strategy cannot hold a parameter still.
+        FreezeViolation: Something frozen moved.
+
+    Example:
+        >>> FreezeScheduler(Every({"layer1": 5}, of="layer2")).updates
+        {}
+    """
+
+    def __init__(
+        self,
+        schedule: Phases | Schedule,
+        groups: dict[str, str | list[Any] | dict[str, Any]] | None = None,
+        rest: Literal["train", "freeze", "error"] = "train",
+        frozen_modules: Literal["train", "eval"] = "train",
+        audit: bool | FreezeAudit = True,
+        on_finding: OnFinding = "raise",
+    ) -> None:
+        if not isinstance(schedule, Schedule):
+            raise ScheduleError(
+                f"`schedule` is {schedule!r}, but must be a schedule: Every({{'layer1': 5}}, of='layer2'), or Phases([…]).",
+                key="schedule",
+                value=schedule,
+            )
+        if groups is not None and not isinstance(groups, Mapping):
+            raise SelectionError(f"`groups` is {groups!r}, but must map names to selectors: {{'head': 'model.head'}}.")
+        _one_of("rest", rest, ("train", "freeze", "error"))
+        _one_of("frozen_modules", frozen_modules, ("train", "eval"))
+        how = audit if isinstance(audit, FreezeAudit) else None
+        super().__init__(
+            how.on_finding if how is not None and how.on_finding is not None else on_finding,
+            how.every_n_updates if how is not None else None,
+        )
+        self._schedule = schedule
+        self._groups = dict(groups or {})
+        self._rest = rest
+        self._frozen_modules = frozen_modules
+        self._audit = bool(audit)
+        self._controller: FreezeController | None = None
+        self._resume: dict[str, Any] | None = None
+        self._stepped: list[weakref.ref[Optimizer]] = []
+
+    @property
+    def state_key(self) -> str:
+        """One key for all schedulers, so that a checkpoint of one is understood, or refused, by another."""
+        return "lightning_freeze.FreezeScheduler"
+
+    @property
+    def updates(self) -> dict[str, int]:
+        """Group to the optimizer steps that truly ran for it."""
+        return self._controller.updates if self._controller is not None else {}
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """The groups that the coming step may train."""
+        return self._controller.trainable if self._controller is not None else frozenset()
+
+    def will_train(self, group: str) -> bool:
+        """Whether the coming step may train a group, so that a ``training_step`` can leave out its forward.
+
+        Raises:
+            SelectionError: There is no such group.
+        """
+        return self._controller is not None and self._controller.may_train(group)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before anything is built: refuse what cannot hold, undo what an interrupted fit left behind."""
+        self._undo()
+        self._resume = None
+        if stage != "fit":
+            return
+        refuse_strategy(trainer.strategy)
+        others = [c for c in trainer.callbacks if isinstance(c, FreezeScheduler)]  # type: ignore[attr-defined]
+        if len(others) > 1:
+            raise ScheduleError(
+                f"the Trainer has {len(others)} freeze schedulers ({', '.join(type(c).__name__ for c in others)}), which "
+                "would undo each other. Put everything into the groups and the schedule of one."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The model and its optimizers are there: resolve the groups, bind the schedule, hook in."""
+        again = self._state_of_same_optimizers(trainer)
+        self._begin_report(trainer)
+        self._controller = self._engine = FreezeController(
+            pl_module,
+            self._schedule,
+            self._groups,
+            self._rest,
+            frozen_modules=self._frozen_modules,
+            audit=self._audit,
+            suspects=suspects(trainer),
+            say=lambda text: say(trainer, text),
+            record=self._record,
+        )
+        self._controller.attach(*trainer.optimizers, scaler=has_scaler(trainer))
+        self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
+        self._resume = again
+        clipper = None if pl_module.automatic_optimization else clips_by_hand(pl_module)
+        if clipper is not None:
+            rank_zero_warn(
+                f"{clipper} clips gradients itself, in manual optimization, before `step()`: there the frozen gradients "
+                "are still counted into the norm. Clip the parameters that train alone: ask `will_train(group)`."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything is restored: go on from the checkpoint, or begin anew."""
+        if self._controller is None:
+            return
+        if trainer.ckpt_path is not None and self._resume is None:
+            rank_zero_warn(
+                f"the checkpoint {str(trainer.ckpt_path)!r} holds no state of a freeze scheduler, so the schedule begins "
+                "anew from its first step."
+            )
+        self._controller.begin(trainer.current_epoch, self._resume)
+        self._show_in_bar(trainer, lambda: "+".join(sorted(self.trainable)[:3]) + "…" * (len(self.trainable) > 3))
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Under a scaler, an infinity in a frozen gradient must not skip the step of what trains."""
+        if self._controller is not None and has_scaler(trainer):
+            self._controller.after_backward()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Empty the frozen gradients of the optimizer that is about to step."""
+        if self._controller is not None:
+            self._controller.before_optimizer_step(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as builtins alone."""
+        return self._controller.state_dict() if self._controller is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a checkpoint's state until training starts."""
+        self._resume = state_dict
+
+    def _state_of_same_optimizers(self, trainer: Trainer) -> dict[str, Any] | None:
+        """What to go on from: a checkpoint's state, or that of an earlier fit that stepped these very optimizers."""
+        if self._resume is not None or self._controller is None:
+            return self._resume
+        before = [reference() for reference in self._stepped]
+        same = len(before) == len(trainer.optimizers) and all(map(_is, before, trainer.optimizers))
+        return self._controller.state_dict() if same else None
+
+
+class AlternatingFreeze(FreezeScheduler):
+    """One group is updated once for every N updates of another: weight1 every N updates of weight2.
+
+    Args:
+        slow: Selector (or a list of them) of the parameters that are updated rarely; the group is called ``slow``.
+        fast: The parameters that are updated always; the group is called ``fast``.
+        every: How many updates of ``fast`` go with one of ``slow``.
+        together: Whether the two are updated in one step (`Every`), or in turn: ``fast`` alone N times, then ``slow``
+            alone once (`Phases`).
+        rest, frozen_modules, audit, on_finding: As for `FreezeScheduler`.
+
+    Raises:
+        ScheduleError: ``every`` is no whole number of at least 1.
+
+    Example:
+        >>> AlternatingFreeze(slow="layer1", fast="layer2", every=5).trainable
+        frozenset()
+    """
+
+    def __init__(
+        self,
+        slow: str | list[str],
+        fast: str | list[str],
+        every: int,
+        together: bool = True,
+        rest: Literal["train", "freeze", "error"] = "train",
+        frozen_modules: Literal["train", "eval"] = "train",
+        audit: bool | FreezeAudit = True,
+        on_finding: OnFinding = "raise",
+    ) -> None:
+        whole_number(every, "every", "`slow` is updated once for that many updates of `fast`")
+        schedule: Schedule = (
+            Every({"slow": every}, of="fast")
+            if together
+            else Phases([Phase(["fast"], updates=every), Phase(["slow"], updates=1)], repeat=True)
+        )
+        super().__init__(schedule, {"slow": slow, "fast": fast}, rest, frozen_modules, audit, on_finding)
+
+
+class FreezeAudit(_Audited):
+    """Proves that what has ``requires_grad=False`` keeps every bit, and that the rest moves; schedules nothing.
+
+    For runs that freeze by other means: BackboneFinetuning, PEFT, one's own code. Handed to `FreezeScheduler` as
+    ``audit``, it says how the scheduler's own audit is done instead.
+
+    Args:
+        every_n_updates: Also compare after every so many optimizer steps, for runs of one long epoch.
+        on_finding: Whether a violation stops the run, after saving it, or warns; by default the scheduler's own way, and
+            ``raise`` without one.
+
+    Raises:
+        FreezeViolation: Something frozen moved.
+
+    Example:
+        >>> FreezeAudit(every_n_updates=1000).findings
+        []
+    """
+
+    def __init__(self, every_n_updates: int | None = None, on_finding: OnFinding | None = None) -> None:
+        super().__init__("raise" if on_finding is None else on_finding, every_n_updates)
+        self.every_n_updates = every_n_updates
+        self.on_finding = on_finding
+        self._watch: RequiresGradWatch | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The model and its optimizers are there: watch them."""
+        self._begin_report(trainer)
+        self._watch = self._engine = RequiresGradWatch(pl_module, suspects=suspects(trainer), record=self._record)
+        self._watch.attach(*trainer.optimizers)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything is restored: remember what is to move."""
+        if self._watch is not None:
+            self._watch.begin(trainer.current_epoch)
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}.")

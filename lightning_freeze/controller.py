@@ -1,0 +1,490 @@
+"""`FreezeController`: ties plan, gate, witness and report together; knows torch but not Lightning."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_freeze.gate.gate import Gate, Lane
+from lightning_freeze.gate.modes import EvalModes
+from lightning_freeze.gate.optimizers import refuse_idle, refuse_optimizers
+from lightning_freeze.plan.groups import (
+    Rest,
+    SelectionError,
+    Selector,
+    frozen_modules,
+    group_parameters,
+    selectors_for,
+)
+from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule, ScheduleError, nearest
+from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.records import Record, Steps
+from lightning_freeze.witness.moved import stalled
+from lightning_freeze.witness.witness import Frozen, Witness, buffers_of
+
+_LOG = logging.getLogger("lightning_freeze")
+_STATE_VERSION = 1
+_KEPT_SIDES = 64
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What is frozen under one combination of the optimizers' trainable sets."""
+
+    key: tuple[frozenset[str], ...]
+    frozen: Frozen
+    modules: tuple[nn.Module, ...]
+
+
+class FreezeController:
+    """Runs a schedule over a model and its optimizers: who trains, held so, and proved.
+
+    The order of calls is `attach`, then for every batch `begin_step` and the usual backward and ``optimizer.step()``,
+    `end_epoch` after each epoch, and at the end `finish` and `detach`. Lightning's callbacks call nothing else.
+
+    Args:
+        module: The model, with every parameter of every group at ``requires_grad=True``.
+        schedule: Who trains when.
+        groups: Group to selector (see `resolve_groups`). A name in the schedule that is no group is read as a selector.
+        rest: What becomes of the parameters outside the groups: ``train``, ``freeze`` or ``error``.
+        frozen_modules: ``eval`` holds frozen modules in eval mode, so that batch-norm statistics stand still too.
+        audit: Whether frozen weights are fingerprinted and moving ones checked.
+        suspects: Names of what else in the run writes to weights, for the audit's explanations.
+        say: Called with what is to be said once, as a line.
+        record: Called with each record of the run.
+
+    Raises:
+        ScheduleError: The schedule names a group that is none.
+        SelectionError: A selector matches nothing, or parameters cannot be grouped as asked.
+
+    Example:
+        >>> import torch
+        >>> from lightning_freeze import Every
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> controller = FreezeController(model, Every({"0": 2}, of="1"))
+        >>> controller.attach(optimizer)
+        >>> for _ in range(4):
+        ...     controller.begin_step()
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(3, 2)).sum().backward()
+        ...     optimizer.step()
+        >>> controller.updates
+        {'0': 2, '1': 4}
+        >>> controller.end_epoch()
+        []
+        >>> controller.detach()
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        schedule: Schedule,
+        groups: Mapping[str, Selector] | None = None,
+        rest: Rest = "train",
+        *,
+        frozen_modules: Literal["train", "eval"] = "train",
+        audit: bool = True,
+        suspects: Sequence[str] = (),
+        say: Callable[[str], None] = _LOG.info,
+        record: Callable[[Record], None] = lambda record: None,
+    ) -> None:
+        self.schedule = schedule
+        self.findings: list[Finding] = []
+        self._module = module
+        self._eval = frozen_modules == "eval"
+        self._audit = audit
+        self._suspects = suspects
+        self._say = say
+        self._record = record
+        self.groups = group_parameters(module, selectors_for(module, dict(groups or {}), schedule), rest)
+        self._modes = EvalModes()
+        self._sides: dict[tuple[frozenset[str], ...], _Side] = {}
+        self._plan: Plan | None = None
+        self._gate: Gate | None = None
+        self._witness: Witness | None = None
+        self._at = Position()
+        self._steps = Steps()
+        self._trainable: frozenset[str] = frozenset()
+        self._now: _Side | None = None
+        self._watched: _Side | None = None
+        self._epoch_updates: dict[str, int] = {}
+        self._epoch_intervals = 0
+        self._last_check = 0
+        self._over = False
+
+    # --- what a user reads ------------------------------------------------------------------------------------------
+
+    @property
+    def updates(self) -> dict[str, int]:
+        """Group to the updates it has had: optimizer steps that truly ran for it."""
+        return dict(self._at.updates)
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps so far in which anything was updated."""
+        return self._at.total
+
+    @property
+    def epoch(self) -> int:
+        """The epoch the schedule is in, from 0."""
+        return self._at.epoch
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """The groups that the coming step may train, ``rest`` included where it trains."""
+        return self._trainable
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    def attach(self, *optimizers: Optimizer, scaler: bool = False, epoch: int = 0) -> None:
+        """Bind the schedule to the optimizers and hook into them.
+
+        Args:
+            optimizers: The run's optimizers, in the order that schedules count them.
+            scaler: Whether a GradScaler steps them.
+            epoch: The epoch to begin in.
+
+        Raises:
+            SelectionError: A parameter of a group is in none of the optimizers.
+            ScheduleError: The schedule leaves nothing trainable.
+            UnsupportedError: An optimizer cannot hold a frozen parameter still.
+        """
+        layout = self.groups.layout(optimizers)
+        self._plan = self.schedule.bind(layout)
+        scheduled = [m.parameter for g, members in self.groups.members.items() if g != REST for m in members]
+        if self.groups.rest == "freeze":
+            scheduled += [member.parameter for member in self.groups.members.get(REST, ())]
+        refuse_optimizers(optimizers, scheduled)
+        lanes = [Lane(index, optimizer, self._held_by(optimizer)) for index, optimizer in enumerate(optimizers)]
+        for lane in lanes:
+            idle = self._plan.may_idle(lane.index) if scaler and lane.members else None
+            if idle is not None:
+                refuse_idle(lane.optimizer, lane.index, idle)
+        self._gate = Gate(lanes, self._before_step, self._after_step)
+        if self.groups.users_own:
+            own = self.groups.users_own
+            self._say(
+                f"freeze: {len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}"
+                f"{', …' if len(own) > 3 else ''}); they are yours to freeze and belong to no group."
+            )
+        if self._audit:
+            trained = {
+                group: [(m.name, m.parameter) for m in members]
+                for group, members in self.groups.members.items()
+                if group != REST or layout.rest_trains
+            }
+            self._witness = Witness(
+                self._module, optimizers, trained, buffers_held=self._eval, suspects=self._suspects
+            )
+            self._witness.begin()
+        self._at = self._plan.start(epoch)
+        self._decide()
+        self._gate.attach()
+        self._begin_epoch()
+
+    def begin(self, epoch: int | None = None, state: Mapping[str, Any] | None = None) -> None:
+        """Training begins: go on from a saved state, remember what is to move, and record the run.
+
+        Args:
+            epoch: The epoch to begin in, where there is no state.
+            state: What `state_dict` gave.
+
+        Raises:
+            ScheduleError: The state was saved under another schedule or other groups.
+        """
+        if state is not None:
+            self.load_state_dict(state)
+        elif epoch is not None:
+            self._at.epoch = epoch
+        if self._witness is not None:
+            self._witness.begin()
+        self._record(
+            {
+                "type": "run",
+                "schedule": self.schedule.describe(),
+                "groups": {
+                    group: {"parameters": len(members), "elements": sum(m.parameter.numel() for m in members)}
+                    for group, members in self.groups.members.items()
+                },
+                "users_own": list(self.groups.users_own),
+                "rest": self.groups.rest,
+                "optimizers": [type(lane.optimizer).__qualname__ for lane in self._require_gate().lanes],
+                "updates_before": self._at.total,
+                "epoch": self._at.epoch,
+                "resumed": state is not None,
+            }
+        )
+
+    def begin_step(self, epoch: int | None = None) -> None:
+        """A batch begins.
+
+        Args:
+            epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
+        """
+        plan, at = self._require_plan(), self._at
+        before = at.phase
+        plan.begin_window(at, at.epoch if epoch is None else epoch)
+        if at.phase != before:
+            self._decide()
+        if self._now is not self._watched:
+            self._watch()
+        if self._eval and self._now is not None:
+            self._modes.hold(self._now.modules)
+
+    def may_train(self, group: str) -> bool:
+        """Whether the coming step may train a group, or any group of a family.
+
+        Raises:
+            SelectionError: There is no such group; the message offers the nearest.
+        """
+        names = self.groups.families.get(group, (group,))
+        known = [*self.groups.members, *self.groups.families]
+        if group not in known:
+            close = nearest(group, known) or known
+            raise SelectionError(f"there is no group {group!r}. Nearest: {', '.join(map(repr, close))}.")
+        return not self._trainable.isdisjoint(names)
+
+    def after_backward(self) -> None:
+        """Under a GradScaler, after each backward: an infinity in a frozen gradient must not skip the active step.
+
+        An optimizer that is frozen as a whole is left its gradients until its step, since a scaler fails that finds none.
+        """
+        for lane in self._require_gate().lanes:
+            if lane.active:
+                lane.hold()
+
+    def before_optimizer_step(self, optimizer: object) -> None:
+        """Before clipping: empty the frozen gradients of the optimizer that is about to step."""
+        lane = self._require_gate().lane(optimizer)
+        if lane is not None:
+            lane.attempts += 1
+            lane.hold()
+
+    def check(self) -> list[Finding]:
+        """Compare everything that is frozen now, between epochs' ends."""
+        if self._witness is None:
+            return []
+        self._last_check = self._at.total
+        self._witness.check(self._at.total)
+        return self._found(self._witness.collect(self._at.epoch))
+
+    def check_due(self, every_n_updates: int) -> bool:
+        """Whether that many updates were made since the last check."""
+        return self._at.total - self._last_check >= every_n_updates
+
+    def end_epoch(self) -> list[Finding]:
+        """A training epoch ended: the audits' findings of it."""
+        plan, epoch = self._require_plan(), self._at.epoch
+        found: list[Finding] = []
+        if self._witness is not None:
+            found = self._witness.end_epoch(epoch, self._at.total)
+            found += self._stalled(epoch)
+            self._last_check = self._at.total
+        found = self._found(found)
+        self.flush()
+        self._record(self.counts())
+        plan.end_epoch(self._at)
+        self._decide()
+        self._begin_epoch()
+        return found
+
+    def finish(self) -> list[Finding]:
+        """The fit ends: a last comparison of what is frozen, since the last epoch's end."""
+        found = self.check()
+        if self._steps.as_dict()["steps"] or found:
+            self.flush()
+            self._record(self.counts())
+        return found
+
+    def flush(self) -> None:
+        """Record the steps made since the last epoch's end."""
+        self._record({"type": "phase", "epoch": self._at.epoch, **self._steps.as_dict()})
+        self._steps = Steps(self._at.total)
+
+    def counts(self) -> Record:
+        """The ``counts`` record of the epoch so far."""
+        severities = {"error": 0, "warning": 0, "info": 0}
+        for finding in self.findings:
+            if finding.epoch == self._at.epoch:
+                severities[finding.severity] += 1
+        checked = self._witness.checked if self._witness is not None else 0
+        return {
+            "type": "counts",
+            "epoch": self._at.epoch,
+            "updates": self.updates,
+            "updates_before_epoch": dict(self._epoch_updates),
+            "total": self._at.total,
+            "intervals": checked,
+            "intervals_in_epoch": checked - self._epoch_intervals,
+            "findings": severities,
+        }
+
+    def detach(self) -> None:
+        """Undo everything: hooks, modes. Counts, findings and `state_dict` stay readable. Safe to call again."""
+        if self._gate is not None:
+            self._gate.detach()
+        self._modes.release()
+        # Nothing here keeps a finished run's optimizers, and so their state, alive.
+        self._gate = self._witness = self._now = self._watched = None
+        self._sides.clear()
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as builtins alone."""
+        return {
+            "version": _STATE_VERSION,
+            "schedule": self.schedule.describe(),
+            "groups": self.groups.names(),
+            "position": self._at.as_dict(),
+            "steps": self._steps.as_dict(),
+            "epoch_updates": dict(self._epoch_updates),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was made.
+
+        Raises:
+            ScheduleError: It was made under another schedule or with other groups; the message shows the difference.
+        """
+        if state.get("version") != _STATE_VERSION:
+            raise ScheduleError(
+                f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads "
+                f"{_STATE_VERSION}. Resume with the release of lightning-freeze that wrote it."
+            )
+        for what, mine in (("schedule", self.schedule.describe()), ("groups", self.groups.names())):
+            if state[what] != mine:
+                raise ScheduleError(
+                    f"the checkpoint was made under {'another schedule' if what == 'schedule' else 'other groups'}, so "
+                    f"its counts mean something else here:\n{_difference(state[what], mine)}\nResume with the "
+                    f"checkpoint's own {what}, or begin a new run from its weights alone (load_from_checkpoint, then "
+                    "fit without ckpt_path)."
+                )
+        self._at = Position.from_dict(state["position"])
+        self._steps = Steps.from_dict(state["steps"])
+        self._epoch_updates = dict(state["epoch_updates"])
+        self._last_check = self._at.total
+        self._decide()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _held_by(self, optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, ...]]:
+        mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = {
+            group: tuple(m.parameter for m in members if id(m.parameter) in mine)
+            for group, members in self.groups.members.items()
+        }
+        return {group: parameters for group, parameters in held.items() if parameters}
+
+    def _decide(self) -> None:
+        """What trains now, from the plan; told to the optimizers' lanes. The audit follows with the next step."""
+        plan, gate = self._require_plan(), self._require_gate()
+        key = tuple(plan.trains(self._at, lane.index) for lane in gate.lanes)
+        if self._now is not None and key == self._now.key:
+            return
+        for lane, groups in zip(gate.lanes, key, strict=True):
+            lane.train(groups)
+        self._trainable = plan.trainable(self._at)
+        side = self._sides.get(key)
+        if side is None:
+            if len(self._sides) >= _KEPT_SIDES:
+                self._sides.clear()
+            side = self._sides[key] = self._side(key)
+        self._now = side
+        if plan.ran_out(self._at) and not self._over:
+            self._over = True
+            self._say(
+                f"freeze: the schedule has run out after {self._at.total} updates; its last set stays trainable: "
+                f"{', '.join(sorted(self._trainable))}."
+            )
+
+    def _side(self, key: tuple[frozenset[str], ...]) -> _Side:
+        gate = self._require_gate()
+        active = {
+            id(parameter)
+            for lane, groups in zip(gate.lanes, key, strict=True)
+            for group, held in lane.members.items()
+            if group in groups
+            for parameter in held
+        }
+        frozen = {
+            id(m.parameter): m
+            for group, members in self.groups.members.items()
+            if group != REST or self.groups.rest == "freeze"
+            for m in members
+            if id(m.parameter) not in active
+        }
+        own = {id(p) for p in self._module.parameters() if not p.requires_grad} - frozen.keys()
+        modules = frozen_modules(
+            self._module, lambda p: True if id(p) in frozen else (None if id(p) in own else False)
+        )
+        witness = self._witness
+        parameters = (
+            {number: witness.watched(m.name, m.group, m.parameter) for number, m in frozen.items()} if witness else {}
+        )
+        return _Side(key, Frozen(parameters, buffers_of(modules)), tuple(module for _, module in modules))
+
+    def _watch(self) -> None:
+        """Let the audit follow what is frozen now."""
+        self._watched = self._now
+        if self._witness is not None and self._now is not None:
+            self._witness.freeze_exactly(self._now.frozen, self._at.total)
+
+    def _before_step(self, lane: Lane) -> None:
+        if self._now is not self._watched:
+            self._watch()
+
+    def _after_step(self, lane: Lane, updated: frozenset[str]) -> None:
+        if self._witness is not None:
+            planned = [group for group, _ in lane.active]
+            self._witness.stepped(planned, updated, lane.frozen, self._at.total)
+        if not updated:
+            return
+        self._steps.add(lane.index, updated)
+        self._require_plan().update(self._at, lane.index, updated)
+        self._decide()
+
+    def _begin_epoch(self) -> None:
+        self._epoch_updates = dict(self._at.updates)
+        self._epoch_intervals = self._witness.checked if self._witness is not None else 0
+        for lane in self._require_gate().lanes:
+            lane.attempts = 0
+
+    def _stalled(self, epoch: int) -> list[Finding]:
+        waits = self._require_plan().waits_for(self._at)
+        idle = {lane.index: lane for lane in self._require_gate().lanes if lane.index in waits and not lane.attempts}
+        return stalled(
+            {index: type(lane.optimizer).__qualname__ for index, lane in idle.items()},
+            epoch,
+            {index: [group for group in lane.members if group != REST] for index, lane in idle.items()},
+        )
+
+    def _found(self, findings: list[Finding]) -> list[Finding]:
+        for finding in findings:
+            self._record({"type": "finding", **finding.as_dict()})
+        self.findings += findings
+        return findings
+
+    def _require_plan(self) -> Plan:
+        if self._plan is None:
+            raise RuntimeError("the controller is not attached: call attach(*optimizers) before the first step.")
+        return self._plan
+
+    def _require_gate(self) -> Gate:
+        if self._gate is None:
+            raise RuntimeError("the controller is not attached: call attach(*optimizers) before the first step.")
+        return self._gate
+
+
+def _difference(theirs: object, mine: object) -> str:
+    before, after = (json.dumps(what, indent=1, sort_keys=True).splitlines() for what in (theirs, mine))
+    lines = difflib.unified_diff(before, after, "checkpoint", "this run", lineterm="", n=1)
+    return "\n".join(line for line in lines if not line.startswith("@@"))

@@ -1,0 +1,156 @@
+"""A small model and real data to try things on, as Lightning ships ``demos``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class TwoLayerNet(pl.LightningModule):
+    """Two bias-free linear layers with a ReLU between: the founding example.
+
+    Args:
+        features: Size of an input, flattened.
+        hidden: Width between the layers.
+        classes: Number of classes.
+        lr: Learning rate of AdamW.
+
+    Example:
+        >>> TwoLayerNet()(torch.zeros(2, 64)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, features: int = 64, hidden: int = 32, classes: int = 10, lr: float = 1e-2) -> None:
+        super().__init__()
+        self.layer1 = nn.Linear(features, hidden, bias=False)
+        self.layer2 = nn.Linear(hidden, classes, bias=False)
+        self.lr = lr
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape (batch, classes) for inputs of shape (batch, …)."""
+        logits: Tensor = self.layer2(functional.relu(self.layer1(x.flatten(1))))
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The cross-entropy of a batch."""
+        images, labels = batch
+        return functional.cross_entropy(self(images), labels)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs ``val_accuracy``."""
+        images, labels = batch
+        self.log("val_accuracy", (self(images).argmax(1) == labels).float().mean(), prog_bar=True)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The most likely class of each image."""
+        prediction: Tensor = self(batch[0]).argmax(1)
+        return prediction
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over everything."""
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
+class DigitsGAN(pl.LightningModule):
+    """A small GAN in manual optimization: the discriminator steps first, then the generator.
+
+    It has no code for who trains when: a schedule of groups ``generator`` and ``discriminator`` decides.
+
+    Args:
+        latent: Size of the noise.
+        hidden: Width of both networks.
+        lr: Learning rate of both.
+    """
+
+    def __init__(self, latent: int = 16, hidden: int = 64, lr: float = 2e-3) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.latent = latent
+        self.lr = lr
+        self.generator = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, 64), nn.Sigmoid())
+        self.discriminator = nn.Sequential(nn.Linear(64, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Images of shape (batch, 64) for noise of shape (batch, latent)."""
+        images: Tensor = self.generator(noise)
+        return images
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """One step of each optimizer; what is frozen does not move."""
+        optimizers: Any = self.optimizers()
+        for_generator, for_discriminator = optimizers
+        real = batch[0].flatten(1)
+        noise = torch.randn(len(real), self.latent, device=self.device)
+        fake = self(noise)
+
+        scores = self.discriminator(torch.cat([real, fake.detach()]))
+        truth = torch.cat([torch.ones(len(real), 1), torch.zeros(len(real), 1)]).to(scores)
+        loss = functional.binary_cross_entropy_with_logits(scores, truth)
+        for_discriminator.zero_grad()
+        self.manual_backward(loss)
+        for_discriminator.step()
+
+        deceived = self.discriminator(fake)
+        for_generator.zero_grad()
+        self.manual_backward(functional.binary_cross_entropy_with_logits(deceived, torch.ones_like(deceived)))
+        for_generator.step()
+        self.log("discriminator_loss", loss)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One Adam for each network, the generator's first."""
+        return [
+            torch.optim.Adam(self.generator.parameters(), lr=self.lr, betas=(0.5, 0.999)),
+            torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.5, 0.999)),
+        ]
+
+
+class DigitsData(pl.LightningDataModule):
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels: real data that ships in the wheel.
+
+    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
+
+    Args:
+        batch_size: Images in a batch.
+        validation: Share of the images that is kept for validation.
+        shuffle: Whether the training images are shuffled in every epoch.
+    """
+
+    def __init__(self, batch_size: int = 64, validation: float = 0.2, shuffle: bool = True) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.validation = validation
+        self.shuffle = shuffle
+
+    def setup(self, stage: str) -> None:
+        """Load the digits and split them, always alike."""
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError(
+                "the digits ship with scikit-learn, which is not installed. Install it with the extra `demo`: "
+                "pip install 'lightning-freeze[demo]'."
+            ) from error
+        digits = load_digits()
+        images = torch.tensor(digits.images, dtype=torch.float32) / 16
+        labels = torch.tensor(digits.target)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        held_out = int(len(images) * self.validation)
+        self.held_out = TensorDataset(images[order[:held_out]], labels[order[:held_out]])
+        self.train = TensorDataset(images[order[held_out:]], labels[order[held_out:]])
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The training images."""
+        return DataLoader(self.train, self.batch_size, shuffle=self.shuffle)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The images kept for validation."""
+        return DataLoader(self.held_out, self.batch_size)
+
+    test_dataloader = predict_dataloader = val_dataloader

@@ -1,0 +1,47 @@
+"""Counts and findings over all ranks, for the logger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torchmetrics import Metric
+
+
+class _Ranks(Metric):
+    """Update counts (equal on all ranks, so the greatest) and findings (of each rank its own, so the sum)."""
+
+    full_state_update = False
+    updates: torch.Tensor
+    findings: torch.Tensor
+
+    def __init__(self, groups: int, severities: int) -> None:
+        super().__init__()
+        self.add_state("updates", torch.zeros(groups, dtype=torch.int64), dist_reduce_fx="max")
+        self.add_state("findings", torch.zeros(severities, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, updates: torch.Tensor, findings: torch.Tensor) -> None:
+        self.updates += updates
+        self.findings += findings
+
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.updates, self.findings
+
+
+def over_ranks(
+    updates: Mapping[str, int], findings: Mapping[str, int], device: torch.device
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Updates by group and findings by severity over all ranks; in one process as they are.
+
+    Two collectives, whatever the number of groups and parameters.
+    """
+    metric = _Ranks(len(updates), len(findings)).to(device)
+    counts: Any = torch.tensor([list(updates.values())], dtype=torch.int64, device=device)[0]
+    found: Any = torch.tensor([list(findings.values())], dtype=torch.int64, device=device)[0]
+    metric.update(counts, found)
+    all_updates, all_findings = metric.compute()
+    return (
+        dict(zip(updates, all_updates.tolist(), strict=True)),
+        dict(zip(findings, all_findings.tolist(), strict=True)),
+    )

@@ -1,0 +1,113 @@
+"""``freeze_audit.jsonl``: typed, versioned records of a run, one JSON object a line, from which its report is made.
+
+- ``run``: a fit began or went on: schedule, groups, optimizers, and the count of updates it goes on from.
+- ``phase``: the optimizer steps of an epoch, run-length encoded: ``steps`` holds ``[optimizer, set, count]``, ``sets``
+  the groups that were updated, ``first`` the count of updates before it.
+- ``counts``: at an epoch's end, the updates of each group, the frozen intervals compared and the findings.
+- ``finding``: one finding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+FILE_NAME = "freeze_audit.jsonl"
+
+Record = dict[str, Any]
+
+
+class Recorder:
+    """Appends records to a file, each written out at once.
+
+    Args:
+        path: The file; it is made, with its folder, at the first record, and appended to if it is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"version": VERSION, **record}, ensure_ascii=False) + "\n")
+
+
+class Steps:
+    """The optimizer steps of an epoch, run-length encoded while they happen."""
+
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
+        self._sets: list[list[str]] = []
+        self._numbers: dict[frozenset[str], int] = {}
+        self._runs: list[list[int]] = []
+        self._last: tuple[int, frozenset[str]] | None = None
+
+    def add(self, optimizer: int, groups: frozenset[str]) -> None:
+        """A step that updated these groups."""
+        if self._last is not None and self._last[0] == optimizer and self._last[1] == groups:
+            self._runs[-1][2] += 1
+            return
+        self._last = (optimizer, groups)
+        number = self._numbers.get(groups)
+        if number is None:
+            number = self._numbers[groups] = len(self._sets)
+            self._sets.append(sorted(groups))
+        self._runs.append([optimizer, number, 1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As builtins: what a ``phase`` record and a checkpoint hold."""
+        return {"first": self.first, "sets": [list(s) for s in self._sets], "steps": [list(run) for run in self._runs]}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Steps:
+        """The steps that `as_dict` wrote."""
+        steps = cls(plain["first"])
+        steps._sets = [list(groups) for groups in plain["sets"]]
+        steps._numbers = {frozenset(groups): number for number, groups in enumerate(steps._sets)}
+        steps._runs = [list(run) for run in plain["steps"]]
+        if steps._runs:
+            steps._last = (steps._runs[-1][0], frozenset(steps._sets[steps._runs[-1][1]]))
+        return steps
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a file; a last line that a killed run left unfinished is passed over.
+
+    Raises:
+        ValueError: A line is no record, or was written by a newer version; the message names file and line.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                return
+            raise ValueError(f"{path}, line {number}: no JSON record ({error}). Was the file edited?") from error
+        if record.get("version", 0) > VERSION:
+            raise ValueError(
+                f"{path}, line {number}: a record of version {record['version']}; this release reads up to {VERSION}. "
+                "Update lightning-freeze."
+            )
+        yield record
+
+
+def steps_of(records: Iterable[Record]) -> list[tuple[int, frozenset[str]]]:
+    """Every update of a run in order, as (optimizer, groups updated).
+
+    What a resumed run did again, because it went on from an earlier checkpoint, stands once, as it was last done.
+    """
+    steps: list[tuple[int, frozenset[str]]] = []
+    for record in records:
+        if record["type"] == "run":
+            del steps[record["updates_before"] :]
+        elif record["type"] == "phase":
+            del steps[record["first"] :]
+            for optimizer, number, count in record["steps"]:
+                steps += [(optimizer, frozenset(record["sets"][number]))] * count
+    return steps

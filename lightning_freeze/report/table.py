@@ -1,0 +1,74 @@
+"""The table at the end of a fit and the line at the end of an epoch, both made from records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rich.table import Table
+
+from lightning_freeze.report.records import Record
+
+_SHOWN = 4
+
+
+def summary_table(records: Iterable[Record]) -> Table:
+    """The whole run as a table: each group's size, updates, share of all updates, and findings.
+
+    Args:
+        records: The records of one run, in order, as `read_records` gives them.
+    """
+    groups: Mapping[str, Mapping[str, int]] = {}
+    counts: Record = {"updates": {}, "total": 0, "intervals": 0}
+    errors: dict[str | None, int] = {}
+    notes: dict[str | None, int] = {}
+    for record in records:
+        if record["type"] == "run":
+            groups = record["groups"]
+        elif record["type"] == "counts":
+            counts = record
+        elif record["type"] == "finding":
+            kind = errors if record["severity"] == "error" else notes
+            kind[record.get("group")] = kind.get(record.get("group"), 0) + 1
+    table = Table(title="lightning-freeze", caption=_verdict(counts, sum(errors.values()), sum(notes.values())))
+    table.add_column("group")
+    for name in ("parameters", "elements", "updates", "share", "violations", "warnings"):
+        table.add_column(name, justify="right")
+    for group, size in groups.items():
+        updates = counts["updates"].get(group, 0)
+        table.add_row(
+            group,
+            f"{size['parameters']:,}",
+            f"{size['elements']:,}",
+            f"{updates:,}",
+            f"{updates / counts['total']:.0%}" if counts["total"] else "–",
+            str(errors.get(group, 0)),
+            str(notes.get(group, 0)),
+        )
+    return table
+
+
+def _verdict(counts: Record, errors: int, warnings: int) -> str:
+    if errors:
+        return f"{errors} violation(s): what was planned frozen moved"
+    held = f"{counts['intervals']:,} frozen intervals compared, every bit held" if counts["intervals"] else ""
+    return held or ("nothing was frozen" if not warnings else "")
+
+
+def epoch_line(counts: Record, before: Mapping[str, int]) -> str:
+    """One line for an epoch: each group's updates in it, the frozen intervals compared, the findings.
+
+    Args:
+        counts: The epoch's ``counts`` record.
+        before: The updates at the epoch's beginning.
+    """
+    updates: Mapping[str, int] = counts["updates"]
+    shown = list(updates)[:_SHOWN]
+    parts = [f"{group} +{updates[group] - before.get(group, 0)} ({updates[group]})" for group in shown]
+    if len(updates) > _SHOWN:
+        parts.append(f"and {len(updates) - _SHOWN} groups more")
+    found: Mapping[str, int] = counts["findings"]
+    said = ", ".join(f"{number} {severity}{'s' * (number > 1)}" for severity, number in found.items() if number)
+    return (
+        f"freeze, epoch {counts['epoch']}: {', '.join(parts)} | "
+        f"{counts['intervals_in_epoch']} frozen intervals compared | {said or 'no findings'}"
+    )

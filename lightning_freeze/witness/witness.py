@@ -1,0 +1,166 @@
+"""The audits of a run together: what they watch, and the surroundings from which they tell causes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_freeze.gate.optimizers import probe_optimizer
+from lightning_freeze.plan.groups import clean_name
+from lightning_freeze.report.findings import Finding
+from lightning_freeze.witness.causes import Surroundings, explain
+from lightning_freeze.witness.frozen import FrozenAudit, Watched
+from lightning_freeze.witness.moved import MovedAudit
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What is frozen at one time: keys to what the audit watches."""
+
+    parameters: Mapping[int, Watched]
+    buffers: Mapping[tuple[int, str], Watched]
+
+
+class Witness:
+    """Watches a model's frozen parameters, their optimizer state and the buffers of frozen modules, and what trains.
+
+    Args:
+        module: The model.
+        optimizers: The run's optimizers.
+        trained: Group to (FQN, parameter), for the groups that are to move.
+        buffers_held: Whether a frozen module's buffers must stand still.
+        suspects: Names of what else in the run writes to weights.
+        excused: Says of a parameter that was to train, at an epoch's end, that it need not have moved.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizers: Sequence[Optimizer],
+        trained: Mapping[str, Sequence[tuple[str, Tensor]]],
+        *,
+        buffers_held: bool = False,
+        suspects: Sequence[str] = (),
+        excused: Callable[[Tensor], bool] = lambda parameter: False,
+    ) -> None:
+        self._optimizers = optimizers
+        self._holders: dict[int, list[Optimizer]] = {}
+        self._rates: dict[int, dict[str, object]] = {}
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    self._holders.setdefault(id(parameter), []).append(optimizer)
+                    self._rates[id(parameter)] = group
+        self._trained = trained
+        self._frozen = FrozenAudit()
+        self._moved = MovedAudit(trained, self._rate, excused)
+        self._said: set[tuple[str, str]] = set()
+        modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False)}
+        self._around = Surroundings(
+            mover=self._mover,
+            tied=self._tied,
+            owner=lambda name: modules.get(name.rpartition(".")[0]),
+            suspects=suspects,
+            buffers_held=buffers_held,
+        )
+
+    @property
+    def checked(self) -> int:
+        """Frozen intervals compared so far."""
+        return self._frozen.checked
+
+    def watched(self, name: str, group: str, parameter: Tensor) -> Watched:
+        """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
+        holders = self._holders.get(id(parameter), [])
+        return Watched(name, group, lambda: parameter, lambda: [o.state.get(parameter) or {} for o in holders])
+
+    def begin(self) -> None:
+        """Training begins: remember what is to move."""
+        self._moved.begin_epoch()
+
+    def freeze_exactly(self, frozen: Frozen, update: int) -> None:
+        """From here on exactly these are frozen: close the intervals of the others, open those that are new."""
+        wanted: dict[object, Watched] = {**frozen.parameters, **frozen.buffers}
+        for key in [key for key in self._frozen.keys() if key not in wanted]:
+            self._frozen.close(key, update)
+        for key, watched in wanted.items():
+            if key not in self._frozen:
+                self._frozen.open(key, watched, update)
+
+    def stepped(
+        self, planned: Iterable[str], updated: Iterable[str], frozen: Sequence[Tensor], update: int
+    ) -> None:
+        """An optimizer has stepped; gradients are still as it found them."""
+        self._moved.planned(planned)
+        self._moved.updated(updated)
+        bypassed = [id(parameter) for parameter in frozen if parameter.grad is not None]
+        if bypassed:
+            self._frozen.saw_gradient(bypassed, update)
+
+    def check(self, update: int) -> None:
+        """Compare everything that is frozen now."""
+        self._frozen.check(update)
+
+    def collect(self, epoch: int) -> list[Finding]:
+        """What the frozen audit has found since it was last asked; a note about a buffer is said once."""
+        findings = [explain(shift, self._around, epoch) for shift in self._frozen.collect()]
+        fresh = []
+        for finding in findings:
+            key = (finding.kind, finding.parameter or "")
+            if finding.severity != "info" or key not in self._said:
+                fresh.append(finding)
+            self._said.add(key)
+        return fresh
+
+    def end_epoch(self, epoch: int, update: int) -> list[Finding]:
+        """Compare what is frozen and what should have moved."""
+        self.check(update)
+        return [*self.collect(epoch), *self._moved.end_epoch(epoch)]
+
+    def _rate(self, parameter: Tensor) -> float:
+        rate = self._rates.get(id(parameter), {}).get("lr", 1.0)
+        return float(rate) if isinstance(rate, (int, float, Tensor)) else 1.0
+
+    def _mover(self, parameter: Tensor) -> str | None:
+        for optimizer in self._holders.get(id(parameter), []):
+            traits = probe_optimizer(optimizer)
+            if traits.skips_none is False:
+                return traits.name
+        return None
+
+    def _tied(self, parameter: Tensor) -> str | None:
+        memory = _memory(parameter)
+        for members in self._trained.values():
+            for name, other in members:
+                if other is not parameter and memory is not None and _memory(other) == memory:
+                    return name
+        return None
+
+
+def _memory(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # tensor subclasses without one storage
+        return None
+
+
+def buffers_of(modules: Iterable[tuple[str, nn.Module]]) -> dict[tuple[int, str], Watched]:
+    """The buffers that these modules own, as the frozen audit watches them."""
+    found: dict[tuple[int, str], Watched] = {}
+    for prefix, module in modules:
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer is not None:
+                full = f"{prefix}.{name}" if prefix else name
+                found[id(module), name] = Watched(full, None, _reader(module, name))
+    return found
+
+
+def _reader(module: nn.Module, name: str) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        buffer: Tensor = getattr(module, name)
+        return buffer
+
+    return read
