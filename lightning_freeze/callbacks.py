@@ -26,9 +26,8 @@ from lightning_freeze._lightning import (
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.gate.optimizers import refuse_strategy
 from lightning_freeze.plan.every import Every
-from lightning_freeze.plan.groups import SelectionError
 from lightning_freeze.plan.phases import Phase, Phases
-from lightning_freeze.plan.schedule import Schedule, ScheduleError, whole_number
+from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest, whole_number
 from lightning_freeze.report.findings import Finding, FreezeViolation
 from lightning_freeze.report.metrics import over_ranks
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
@@ -215,7 +214,11 @@ class FreezeScheduler(_Audited):
                 value=schedule,
             )
         if groups is not None and not isinstance(groups, Mapping):
-            raise SelectionError(f"`groups` is {groups!r}, but must map names to selectors: {{'head': 'model.head'}}.")
+            raise ScheduleError(
+                f"`groups` is {groups!r}, but must map names to selectors: {{'head': 'model.head'}}.",
+                key="groups",
+                value=groups,
+            )
         _one_of("rest", rest, ("train", "freeze", "error"))
         _one_of("frozen_modules", frozen_modules, ("train", "eval"))
         how = audit if isinstance(audit, FreezeAudit) else None
@@ -251,7 +254,7 @@ class FreezeScheduler(_Audited):
         """Whether the coming step may train a group, so that a ``training_step`` can leave out its forward.
 
         Raises:
-            SelectionError: There is no such group.
+            lightning_freeze.SelectionError: There is no such group.
         """
         return self._controller is not None and self._controller.may_train(group)
 
@@ -415,4 +418,9 @@ def _is(one: object, other: object) -> bool:
 
 def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        raise ValueError(f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}.")
+        close = nearest(str(value), valid, 1) or [valid[0]]
+        raise ScheduleError(
+            f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}. Nearest: {close[0]!r}.",
+            key=key,
+            value=value,
+        )

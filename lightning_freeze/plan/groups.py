@@ -103,6 +103,19 @@ def _parse(group: str, selector: object) -> _Selector:
     return _Selector(tuple(each or include), tuple(exclude), bool(each))
 
 
+def check_selector(group: str, selector: object) -> None:
+    """Check a group's name and the form of its selector, without a model.
+
+    Raises:
+        SelectionError: The name is reserved, or the selector is none.
+    """
+    _check_group_name(group)
+    parsed = _parse(group, selector)
+    for pattern in (*parsed.include, *parsed.exclude):
+        if pattern.kind != "type":
+            _ = pattern.regex
+
+
 def _as_list(selector: object) -> Sequence[object]:
     return selector if isinstance(selector, Sequence) and not isinstance(selector, str) else [selector]
 

@@ -1,0 +1,128 @@
+"""YAML read strictly, so that every error can name file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+
+class ConfigError(ValueError):
+    """A configuration file that cannot be used; the message begins with file, line and key."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value in a YAML file.
+
+    Args:
+        path: The file.
+        key: Its key from the root, such as ``trainer.callbacks[0].init_args``.
+        node: The value as YAML's composer made it.
+    """
+
+    path: Path
+    key: str
+    node: Node
+
+    @property
+    def line(self) -> int:
+        """The line it begins at, from 1."""
+        return int(self.node.start_mark.line) + 1
+
+    def error(self, message: str) -> ConfigError:
+        """An error about this value."""
+        return ConfigError(f"{self.path}, line {self.line}, {self.key or 'the whole file'}: {message}")
+
+    def items(self) -> dict[str, Place]:
+        """A mapping's values by key; empty for anything else."""
+        if not isinstance(self.node, MappingNode):
+            return {}
+        return {
+            str(key.value): Place(self.path, f"{self.key}.{key.value}" if self.key else str(key.value), value)
+            for key, value in self.node.value
+        }
+
+    def elements(self) -> list[Place]:
+        """A sequence's elements; empty for anything else."""
+        if not isinstance(self.node, SequenceNode):
+            return []
+        return [Place(self.path, f"{self.key}[{i}]", value) for i, value in enumerate(self.node.value)]
+
+    def plain(self) -> Any:
+        """The value as builtins."""
+        loader = yaml.SafeLoader("")
+        try:
+            return loader.construct_object(self.node, deep=True)
+        except yaml.YAMLError as error:
+            raise self.error(f"the value cannot be read ({error}).") from error
+        finally:
+            loader.dispose()
+
+    def walk(self) -> Iterator[Place]:
+        """This value and everything below it."""
+        yield self
+        for child in (*self.items().values(), *self.elements()):
+            yield from child.walk()
+
+    def file(self) -> Path | None:
+        """The YAML file that a string value names, as from this file's own folder; None for anything else."""
+        value = self.node.value if isinstance(self.node, ScalarNode) else None
+        if not isinstance(value, str) or not value.endswith((".yaml", ".yml")) or "\n" in value:
+            return None
+        near = self.path.parent / value
+        return near if near.exists() or not Path(value).exists() else Path(value)
+
+
+def read(path: Path, named_by: Place | None = None) -> Place:
+    """The root of a YAML file, with every mapping checked for keys that stand twice.
+
+    Args:
+        path: The file.
+        named_by: The value that names the file, if one does.
+
+    Raises:
+        ConfigError: The file is not there, is no YAML, is empty, or holds a key twice.
+    """
+    if not path.is_file():
+        around = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, around, 3) or around[:3]
+        hint = f" Nearest in {str(path.parent)!r}: {', '.join(close)}." if close else " Check the path."
+        message = f"the file {str(path)!r} is not there.{hint}"
+        raise named_by.error(message) if named_by is not None else ConfigError(message)
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(
+            f"{path}{where}: this is no YAML: {problem}. Patterns that begin with * or hold braces must be quoted: "
+            'each: "layers.*".'
+        ) from error
+    if node is None:
+        raise ConfigError(f"{path}: the file is empty.")
+    root = Place(path, "", node)
+    for place in root.walk():
+        _refuse_twice(place)
+    return root
+
+
+def _refuse_twice(place: Place) -> None:
+    if not isinstance(place.node, MappingNode):
+        return
+    seen: Mapping[Any, int] = {}
+    seen = dict(seen)
+    for key, value in place.node.value:
+        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            raise Place(place.path, f"{place.key}.{key.value}" if place.key else str(key.value), key).error(
+                f"the key {key.value!r} stands twice; it was given first in line {seen[key.value]}. YAML would silently "
+                f"take the last one ({value.value if isinstance(value, ScalarNode) else '…'}). Keep the one you mean."
+            )
+        if not isinstance(key.value, list):
+            seen[key.value] = int(key.start_mark.line) + 1

@@ -1,0 +1,243 @@
+"""``lightning-freeze``: a LightningCLI whose errors name file, line and key.
+
+``lightning-freeze fit --config configs/alternating.yaml`` runs any LightningModule and LightningDataModule that the
+file names. Parsing, types, ``--help`` and ``--print_config`` are jsonargparse's; what is checked here, before it, is
+what a stock LightningCLI lets pass (a key that stands twice) and what it cannot locate (an error in a schedule).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from lightning_freeze._yaml import ConfigError, Place, read
+from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
+from lightning_freeze.plan.every import Every
+from lightning_freeze.plan.groups import SelectionError, check_selector
+from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest
+
+_CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit)}
+_SCHEDULES: dict[str, type] = {"Every": Every, "Phases": Phases}
+_OURS = "lightning_freeze."
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: The arguments; by default those of the process.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        roots = check_files(arguments)
+        FreezeCLI.roots = roots
+        FreezeCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=_Parser,
+            save_config_kwargs={"overwrite": True},
+            args=None if args is None else arguments,
+        )
+    except (ConfigError, ScheduleError, SelectionError) as error:
+        raise SystemExit(f"lightning-freeze: error: {error}") from error
+
+
+class FreezeCLI(LightningCLI):
+    """Lightning's own command line over any model and data class."""
+
+    roots: Sequence[Place] = ()
+
+
+class _Parser(LightningArgumentParser):
+    """Lightning's parser, whose errors name the file and the line of the key at fault where they can."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with the message, led by where in the configuration files it comes from."""
+        where = locate(message, FreezeCLI.roots)
+        super().error(f"{where}{message}", ex)
+        raise AssertionError("the parser's own error does not return")
+
+
+def locate(message: str, roots: Sequence[Place]) -> str:
+    """Where a parser's message comes from, as ``file, line, key: ``, or nothing if no file holds such a key."""
+    words = re.findall(r"""["']([\w.\[\]]+)["']""", message)
+    for root in roots:
+        places = {place.key: place for place in root.walk()}
+        for word in words:
+            for key in (word, *(k for k in places if k.endswith(f".{word}"))):
+                if key in places:
+                    return f"{root.path}, line {places[key].line}, {key}: "
+    return ""
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def check_files(arguments: Sequence[str]) -> list[Place]:
+    """Read every configuration file that the arguments name, and the files that those name, and check our own parts.
+
+    Raises:
+        ConfigError: With file, line and key.
+    """
+    roots: list[Place] = []
+    for path in _config_paths(arguments):
+        root = read(path)
+        roots.append(root)
+        for place in root.walk():
+            named = place.file()
+            if named is not None and (named.is_file() or place.key.endswith("schedule")):
+                roots.append(read(named, place))
+            _check_callback(place)
+    return roots
+
+
+def _config_paths(arguments: Sequence[str]) -> list[Path]:
+    found = []
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, given = flag.partition("=")
+        if name in ("--config", "-c"):
+            found.append(Path(given if equals else value))
+    return [path for path in found if str(path) not in ("", ".")]
+
+
+def _check_callback(place: Place) -> None:
+    """Build one of our callbacks as jsonargparse will, to name the key at fault if that fails."""
+    items = place.items()
+    name = _class_name(items.get("class_path"))
+    if name not in _CALLBACKS:
+        return
+    arguments = items.get("init_args")
+    given = arguments.items() if arguments is not None else {}
+    kind = _CALLBACKS[name]
+    _check_keys(arguments or place, given, kind)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key == "schedule":
+            values[key] = build_schedule(value)
+        elif key == "audit" and value.items():
+            _check_keys(value, value.items().get("init_args", value).items(), FreezeAudit, extra=("class_path", "init_args"))
+            values[key] = _built(value, FreezeAudit, value.items().get("init_args", value).plain() or {})
+        else:
+            values[key] = value.plain()
+    for group, selector in (given["groups"].items() if "groups" in given else {}).items():
+        try:
+            check_selector(group, selector.plain())
+        except SelectionError as error:
+            raise selector.error(str(error)) from error
+    _built(arguments or place, kind, values)
+
+
+def build_schedule(place: Place) -> Schedule:
+    """The schedule that a value of a YAML file stands for.
+
+    Raises:
+        ConfigError: With file, line and key.
+    """
+    named = place.file()
+    if named is not None:
+        return build_schedule(read(named, place))
+    items = place.items()
+    if "class_path" in items:
+        name = _class_name(items["class_path"])
+        if name not in _SCHEDULES:
+            path = str(items["class_path"].plain())
+            if "." in path and not path.startswith(_OURS):
+                return Phases([Phase(["all"])])  # a class of the user's own: jsonargparse's to check
+            raise items["class_path"].error(
+                f"`class_path` is {path!r}, which is no schedule. Nearest: {_near(path, _SCHEDULES)}."
+            )
+        _check_keys(place, items, None, extra=("class_path", "init_args"))
+        arguments = items.get("init_args")
+        if arguments is None:
+            raise place.error(f"`init_args` is missing: what {name} is to do, such as {_example(name)}.")
+        return _phases(arguments) if name == "Phases" else _every(arguments)
+    if "phases" in items:
+        return _phases(place)
+    raise place.error(
+        f"`schedule` is {place.plain()!r}, which is no schedule. Write `class_path: Every` with `init_args: {{periods: "
+        "{weight1: 5}, of: weight2}`, or `phases: [{train: [head], updates: 10}, …]`, or the path of a YAML file that "
+        "holds one of them."
+    )
+
+
+def _example(name: str) -> str:
+    return "{periods: {weight1: 5}, of: weight2}" if name == "Every" else "{phases: [{train: [all]}]}"
+
+
+def _every(place: Place) -> Schedule:
+    _check_keys(place, place.items(), Every)
+    every: Schedule = _built(place, Every, place.plain() or {})
+    return every
+
+
+def _phases(place: Place) -> Phases:
+    items = place.items()
+    _check_keys(place, items, Phases)
+    values = {key: value.plain() for key, value in items.items()}
+    if "phases" in items and items["phases"].elements():
+        values["phases"] = [_element(element) for element in items["phases"].elements()]
+    phases: Phases = _built(place, Phases, values)
+    return phases
+
+
+def _element(place: Place) -> Phase | Phases:
+    items = place.items()
+    if not items:
+        raise place.error(f"a phase is {place.plain()!r}, but must be a mapping such as {{train: [head], updates: 10}}.")
+    if "class_path" in items:
+        inner = items.get("init_args", place)
+        return _phases(inner) if "phases" in inner.items() else _element(inner)
+    if "phases" in items:
+        return _phases(place)
+    _check_keys(place, items, Phase)
+    phase: Phase = _built(place, Phase, place.plain())
+    return phase
+
+
+def _check_keys(place: Place, given: dict[str, Place], kind: type | None, extra: Sequence[str] = ()) -> None:
+    known = [*(inspect.signature(kind).parameters if kind is not None else ()), *extra]
+    for key, value in given.items():
+        if key not in known:
+            of = f" of {kind.__name__}" if kind is not None else ""
+            raise value.error(f"{key!r} is no key{of}. Nearest: {_near(key, known)}. Known: {', '.join(known)}.")
+
+
+def _near(name: str, among: Any) -> str:
+    return ", ".join(map(repr, nearest(name, among) or list(among)[:3]))
+
+
+def _built(place: Place, kind: Callable[..., Any], values: Any) -> Any:
+    """What a class makes of values; an error of its is put where the key at fault stands."""
+    if not isinstance(values, dict):
+        raise place.error(f"the value is {values!r}, but must be a mapping of the arguments of {kind.__name__}.")
+    try:
+        inspect.signature(kind).bind(**values)
+    except TypeError as error:
+        raise place.error(f"{kind.__name__} cannot be made of this: {error}. Add the key.") from error
+    try:
+        return kind(**values)
+    except (ScheduleError, SelectionError, ValueError) as error:
+        at = place
+        for part in (getattr(error, "key", None) or "").split("."):
+            at = at.items().get(part, at)
+        raise at.error(str(error)) from error
+
+
+def _class_name(place: Place | None) -> str:
+    """The class that ``class_path`` names, if it is one of ours or a short name."""
+    path = str(place.plain()) if place is not None else ""
+    return path.rpartition(".")[2] if path.startswith(_OURS) or "." not in path else ""
+
+
+if __name__ == "__main__":
+    main()
