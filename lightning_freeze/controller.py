@@ -230,9 +230,7 @@ class FreezeController:
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
         """
         plan, at = self._require_plan(), self._at
-        before = at.phase
-        plan.begin_window(at, at.epoch if epoch is None else epoch)
-        if at.phase != before:
+        if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
         if self._now is not self._watched:
             self._watch()

@@ -127,6 +127,7 @@ class _EveryPlan(Plan):
         # A group that shares the optimizer of `of` trains in the very step that `of` is counted in.
         counted = layout.optimizers.get(of or REST)
         self._dues = tuple((g, n, of is None or layout.optimizers.get(g) == counted) for g, n in periods.items())
+        self.pairs_within_a_window = not all(shared for _, _, shared in self._dues)
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
         return self._trainable(at)

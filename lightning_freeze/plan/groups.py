@@ -217,7 +217,7 @@ class _Names:
 
     def __init__(self, module: Module) -> None:
         self.parameters = {clean_name(n): p for n, p in module.named_parameters(remove_duplicate=False)}
-        self.modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False) if n}
+        self.modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False) if clean_name(n)}
         flat = [name for name in self.parameters if name.rpartition(".")[2].startswith("_flat_param")]
         if flat:
             raise SelectionError(

@@ -158,18 +158,26 @@ class Plan(ABC):
     """A schedule bound to a model's groups. Everything it says follows from the `Position` handed to it."""
 
     layout: Layout
+    pairs_within_a_window = False
+    """Whether what trains depends on what was updated earlier in the same batch."""
 
     def start(self, epoch: int = 0) -> Position:
         """The position before the first step."""
         groups = (*self.layout.groups, REST) if self.layout.rest_trains else self.layout.groups
         return Position(updates=dict.fromkeys(groups, 0), epoch=epoch)
 
-    def begin_window(self, at: Position, epoch: int) -> None:
-        """A batch begins (with accumulation: any of its micro-batches). Ends epochs whose end was not heard of."""
+    def begin_window(self, at: Position, epoch: int) -> bool:
+        """A batch begins (with accumulation: any of its micro-batches). Ends epochs whose end was not heard of.
+
+        Returns:
+            Whether what trains may have changed by that.
+        """
+        changed = (self.pairs_within_a_window and bool(at.window)) or at.epoch < epoch
         while at.epoch < epoch:
             self.end_epoch(at)
         at.window.clear()
         at.entered = True
+        return changed
 
     def update(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
         """An optimizer step truly ran and updated these groups. Without groups it advances nothing."""
