@@ -203,8 +203,8 @@ def measure(steps: int) -> dict[str, dict[str, Drift]]:
 
 
 def in_words(distance: float) -> str:
-    """A distance to three digits; exactly 0 and nothing else is ``0``."""
-    return "0" if distance == 0 else f"{distance:.3g}"
+    """A distance to two digits; exactly 0 and nothing else is ``0``."""
+    return "0" if distance == 0 else f"{distance:.2g}"
 
 
 def make_table(drifts: dict[str, dict[str, Drift]], steps: int) -> Table:
@@ -222,6 +222,7 @@ def make_table(drifts: dict[str, dict[str, Drift]], steps: int) -> Table:
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
+        show_edge=False,
     )
     table.add_column("optimizer", no_wrap=True)
     table.add_column("zeros", justify="right")
@@ -256,10 +257,10 @@ def draw(drifts: dict[str, dict[str, Drift]], steps: int, path: Path) -> None:
     }
     moved = [drift.frozen for ways in drifts.values() for drift in ways.values() if drift.frozen]
     floor = 10 ** (math.floor(math.log10(min(moved, default=1.0))) - 1)
-    ceiling = 10 ** (math.log10(max(moved, default=10.0)) + 0.6)
+    ceiling = 10 ** (math.log10(max(moved, default=10.0)) + 0.45)
     figure = Figure(figsize=(9, 4.5), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.085, 0.2, 0.895, 0.57))
+    axes = figure.add_axes((0.085, 0.22, 0.895, 0.57))
     width = 0.26
     for number, way in enumerate(WAYS):
         for place, ways in enumerate(drifts.values()):

@@ -80,7 +80,7 @@ def under(*prefixes: str) -> list[str]:
         (["layer.3", "layer.2", "layer.3.norm"], under("layer.2", "layer.3")),
         ({"select": "layer.0", "except": "layer.0.norm"}, ["layer.0.linear.weight"]),
         ({"select": ["layer.{0..1}"], "except": ["**.bias", "type:Linear"]}, ["layer.0.norm.weight", "layer.1.norm.weight"]),
-        ([{"type": "Linear"}, "layer.0", {"except": "layer.{1..11}"}], ["embed.weight", *under("layer.0", "attention.out_proj", "head")]),
+        ([{"type": "Linear"}, "layer.0", {"except": "layer.{1..11}"}], ["head.weight", *under("layer.0", "attention.out_proj", "head")]),
         ({"select": "head", "type": "LayerNorm", "except": r"re:.*weight"}, [n for n in NAMES if n.endswith("norm.bias")] + ["head.bias"]),
     ],
     ids=str,

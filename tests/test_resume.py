@@ -1,0 +1,178 @@
+"""Interrupted at any step and resumed: the same counts and sets everywhere, the same bits at window boundaries."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze import Every, FreezeScheduler, Phase, Phases, ScheduleError
+from lightning_freeze.report.records import read_records, steps_of
+from tests.conftest import Net, batches, make_trainer
+from tests.gate.test_optim_db import same
+
+EPOCHS, BATCHES, ACCUMULATE = 2, 20, 2
+SCHEDULES: dict[str, Any] = {
+    "every": lambda: Every({"layer1": 3}, of="layer2"),
+    "phases": lambda: Phases(
+        [Phase(["layer1"], updates=2), Phases([Phase(["layer2"], updates=3), Phase(["all"], updates=1)], repeat=2)],
+        repeat=True,
+    ),
+    "epochs": lambda: Phases([Phase(["layer2"], updates=4), Phase(["layer1"], epochs=1), Phase(["all"])]),
+}
+
+
+class SameData(Net):
+    """Its data depend on epoch and batch alone, so that a resumed run sees what the straight one saw."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        made = torch.Generator().manual_seed(1000 * self.trainer.current_epoch + batch_idx)
+        x, y = torch.randn(4, 4, generator=made), torch.randn(4, 3, generator=made)
+        return nn.functional.mse_loss(self(x), y)
+
+
+class Trace(pl.Callback):
+    """What trained at each batch, and every so often a checkpoint."""
+
+    def __init__(self, scheduler: FreezeScheduler, folder: Path | None = None) -> None:
+        self.scheduler, self.folder = scheduler, folder
+        self.seen: dict[tuple[int, int], Any] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        here = (trainer.current_epoch, batch_idx)
+        self.seen[here] = (sorted(self.scheduler.trainable), self.scheduler.updates)
+        if self.folder is not None:
+            trainer.save_checkpoint(self.folder / f"{here[0]}-{here[1]}.ckpt")
+
+
+def run(root: Path, schedule: Any, checkpoint: str | None = None, save: bool = False) -> tuple[Any, Trace, Any]:
+    scheduler = FreezeScheduler(schedule)
+    trace = Trace(scheduler, root if save else None)
+    model = SameData()
+    fit = make_trainer(root, scheduler, trace, max_epochs=EPOCHS, accumulate_grad_batches=ACCUMULATE)
+    fit.fit(model, batches(BATCHES), ckpt_path=checkpoint)
+    assert scheduler.findings == []
+    bits = copy.deepcopy((dict(model.state_dict()), fit.optimizers[0].state_dict()))
+    return bits, trace, scheduler
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_resumed_at_every_step_it_goes_on_alike(name: str, tmp_path: Path) -> None:
+    bits, straight, scheduler = run(tmp_path, SCHEDULES[name](), save=True)
+    assert len(straight.seen) == EPOCHS * BATCHES
+    total = sum(count for _, count in steps_of_run(tmp_path).items())
+    assert total == EPOCHS * BATCHES // ACCUMULATE
+    for here in straight.seen:
+        root = tmp_path / "resumed"
+        resumed_bits, resumed, again = run(root, SCHEDULES[name](), str(tmp_path / f"{here[0]}-{here[1]}.ckpt"))
+        expected = {at: what for at, what in straight.seen.items() if at > here}
+        at_boundary = (here[1] + 1) % ACCUMULATE == 0
+        if at_boundary:
+            assert resumed.seen == expected, here
+            assert same(resumed_bits[0], bits[0]), here
+            assert same(resumed_bits[1], bits[1]), here
+        else:  # Lightning drops the gradients of a half-done window; counts and sets are what they were
+            assert resumed.seen == expected, here
+        assert again.updates == scheduler.updates, here
+
+
+def steps_of_run(root: Path) -> dict[Any, int]:
+    found: dict[Any, int] = {}
+    for step in steps_of(read_records(root / "freeze_audit.jsonl")):
+        found[step] = found.get(step, 0) + 1
+    return found
+
+
+def test_a_checkpoint_can_be_read_without_unpickling_code(tmp_path: Path) -> None:
+    run(tmp_path, SCHEDULES["every"](), save=True)
+    state = torch.load(tmp_path / "1-3.ckpt", weights_only=True)["callbacks"]["lightning_freeze.FreezeScheduler"]
+    assert state["position"]["updates"] == {"layer1": 4, "layer2": 12}
+
+
+def test_a_checkpoint_of_another_schedule_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run(tmp_path, SCHEDULES["every"](), save=True)
+    with pytest.raises(ScheduleError) as caught:
+        run(tmp_path / "other", Every({"layer1": 4}, of="layer2"), str(tmp_path / "0-5.ckpt"))
+    text = str(caught.value)
+    assert "made under another schedule" in text
+    assert '-   "layer1": 3' in text
+    assert '+   "layer1": 4' in text
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_checkpoint_without_our_state_starts_anew_with_a_warning(tmp_path: Path) -> None:
+    model = SameData()
+    fit = make_trainer(tmp_path, max_epochs=1)
+    fit.fit(model, batches(4))
+    fit.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.warns(UserWarning, match=r"plain.ckpt' holds no state of a freeze scheduler, so the schedule begins anew"):
+        _, trace, scheduler = run(tmp_path, SCHEDULES["every"](), str(tmp_path / "plain.ckpt"))
+    assert scheduler.updates == {"layer1": 4, "layer2": 10}
+    assert min(trace.seen) == (1, 0)
+
+
+class KeepsItsOptimizer(SameData):
+    def configure_optimizers(self) -> Any:
+        if not hasattr(self, "kept"):
+            self.kept = super().configure_optimizers()
+        return self.kept
+
+
+@pytest.mark.parametrize(("kind", "counts"), [(SameData, (2, 4)), (KeepsItsOptimizer, (3, 8))])
+def test_a_second_fit_goes_on_if_the_optimizer_is_the_same_one(kind: Any, counts: Any, trainer: Any) -> None:
+    scheduler, model = FreezeScheduler(SCHEDULES["every"]()), kind()
+    trainer(scheduler, max_epochs=1).fit(model, batches(4))
+    trainer(scheduler, max_epochs=1).fit(model, batches(4))
+    assert tuple(scheduler.updates.values()) == counts
+
+
+KILLED = """
+import sys, time
+import pytorch_lightning as pl
+sys.path.insert(0, {here!r})
+from tests.test_resume import *
+
+class Slow(pl.Callback):
+    def on_train_batch_end(self, trainer, *rest):
+        print(trainer.global_step, flush=True)
+        time.sleep(0.05)
+
+scheduler = FreezeScheduler(SCHEDULES["every"]())
+saver = pl.callbacks.ModelCheckpoint(dirpath={root!r}, save_last=True, every_n_train_steps=3, save_top_k=0)
+fit = make_trainer({root!r}, scheduler, saver, Slow(), max_epochs=EPOCHS, accumulate_grad_batches=ACCUMULATE,
+                   enable_checkpointing=True)
+fit.fit(SameData(), batches(BATCHES))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_killed_and_resumed_from_the_last_checkpoint(tmp_path: Path) -> None:
+    bits, _, scheduler = run(tmp_path / "straight", SCHEDULES["every"]())
+    here = str(Path(__file__).resolve().parents[1])
+    code = KILLED.format(here=here, root=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=here)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "14":  # in the second epoch
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    resumed_bits, _, again = run(tmp_path, SCHEDULES["every"](), str(tmp_path / "last.ckpt"))
+    assert again.updates == scheduler.updates
+    assert same(resumed_bits[0], bits[0])
+    assert same(resumed_bits[1], bits[1])
+    assert len(steps_of(read_records(tmp_path / "freeze_audit.jsonl"))) == EPOCHS * BATCHES // ACCUMULATE
