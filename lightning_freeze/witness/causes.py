@@ -32,11 +32,19 @@ class Surroundings:
     buffers_held: bool = False
 
 
-def explain(shift: Shift, around: Surroundings, epoch: int) -> Finding:
-    """The finding for something frozen that moved: what, when, why, and what to change."""
+def explain(shift: Shift, around: Surroundings, epoch: int, again: int = 0) -> Finding:
+    """The finding for something frozen that moved: what, when, why, and what to change.
+
+    Args:
+        shift: What moved.
+        around: What is known of the run.
+        epoch: The epoch it was found in.
+        again: In how many later frozen intervals it moved as well.
+    """
     name, group = shift.watched.name, shift.watched.group
+    when = _when(shift, epoch, again)
     if shift.kind == "buffer":
-        return _buffer(shift, around, epoch)
+        return _buffer(shift, around, epoch, when)
     tensor = shift.watched.read()
     what = f"{name!r} (group {group!r}, frozen)"
     if shift.kind == "optimizer_state":
@@ -46,7 +54,7 @@ def explain(shift: Shift, around: Surroundings, epoch: int) -> Finding:
         "frozen",
         shift.kind,
         "error",
-        f"{what} moved {_when(shift, epoch)}: {why}",
+        f"{what} moved {when}: {why}",
         cause=cause,
         epoch=epoch,
         parameter=name,
@@ -56,10 +64,11 @@ def explain(shift: Shift, around: Surroundings, epoch: int) -> Finding:
     )
 
 
-def _when(shift: Shift, epoch: int) -> str:
+def _when(shift: Shift, epoch: int, again: int) -> str:
+    later = f" (and in {again} later frozen interval{'s' * (again > 1)})" if again else ""
     if shift.since == shift.until:
-        return f"after update {shift.until} and before the next, in epoch {epoch}"
-    return f"between updates {shift.since} and {shift.until}, in epoch {epoch}"
+        return f"after update {shift.until} and before the next, in epoch {epoch}{later}"
+    return f"between updates {shift.since} and {shift.until}, in epoch {epoch}{later}"
 
 
 def _cause(shift: Shift, around: Surroundings, tensor: Tensor) -> tuple[str, str]:
@@ -96,7 +105,7 @@ def _cause(shift: Shift, around: Surroundings, tensor: Tensor) -> tuple[str, str
     )
 
 
-def _buffer(shift: Shift, around: Surroundings, epoch: int) -> Finding:
+def _buffer(shift: Shift, around: Surroundings, epoch: int, when: str) -> Finding:
     name = shift.watched.name
     owner = around.owner(name)
     statistics = isinstance(owner, _STATISTICS)
@@ -120,7 +129,7 @@ def _buffer(shift: Shift, around: Surroundings, epoch: int) -> Finding:
         "buffers",
         "buffer",
         severity,
-        f"buffer {name!r} of a frozen module moved {_when(shift, epoch)}: {why}",
+        f"buffer {name!r} of a frozen module moved {when}: {why}",
         cause="statistics" if statistics and not around.buffers_held else "outside",
         epoch=epoch,
         parameter=name,

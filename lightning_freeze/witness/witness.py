@@ -12,7 +12,7 @@ from lightning_freeze.gate.optimizers import probe_optimizer
 from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.witness.causes import Surroundings, explain
-from lightning_freeze.witness.frozen import FrozenAudit, Watched
+from lightning_freeze.witness.frozen import FrozenAudit, Shift, Watched
 from lightning_freeze.witness.moved import MovedAudit
 
 
@@ -75,6 +75,9 @@ class Witness:
     def watched(self, name: str, group: str, parameter: Tensor) -> Watched:
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
         holders = self._holders.get(id(parameter), [])
+        if len(holders) == 1:
+            state = holders[0].state
+            return Watched(name, group, lambda: parameter, lambda: state.get(parameter) or {})
         return Watched(name, group, lambda: parameter, lambda: [o.state.get(parameter) or {} for o in holders])
 
     def begin(self) -> None:
@@ -105,8 +108,14 @@ class Witness:
         self._frozen.check(update)
 
     def collect(self, epoch: int) -> list[Finding]:
-        """What the frozen audit has found since it was last asked; a note about a buffer is said once."""
-        findings = [explain(shift, self._around, epoch) for shift in self._frozen.collect()]
+        """What the frozen audit has found since it was last asked.
+
+        One finding for each parameter, whatever the number of its intervals; a note about a buffer is said once.
+        """
+        shifts: dict[tuple[str, str], list[Shift]] = {}
+        for shift in self._frozen.collect():
+            shifts.setdefault((shift.watched.name, shift.kind), []).append(shift)
+        findings = [explain(alike[0], self._around, epoch, again=len(alike) - 1) for alike in shifts.values()]
         fresh = []
         for finding in findings:
             key = (finding.kind, finding.parameter or "")
