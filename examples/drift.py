@@ -113,7 +113,9 @@ def make_model() -> TwoLayerNet:
     return TwoLayerNet()
 
 
-def plain_loop(make: Callable[[Iterable[nn.Parameter]], Optimizer], batches: Sequence[Batch], *, to_none: bool) -> Drift:
+def plain_loop(
+    make: Callable[[Iterable[nn.Parameter]], Optimizer], batches: Sequence[Batch], *, to_none: bool
+) -> Drift:
     """Train by hand; on odd steps layer1 is cut off from the loss.
 
     Args:
@@ -262,6 +264,7 @@ def draw(drifts: dict[str, dict[str, Drift]], steps: int, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.085, 0.22, 0.895, 0.57))
     width = 0.26
+    sans = {"family": "DejaVu Sans", "fontsize": 11}
     for number, way in enumerate(WAYS):
         for place, ways in enumerate(drifts.values()):
             value = ways[way].frozen
@@ -271,7 +274,7 @@ def draw(drifts: dict[str, dict[str, Drift]], steps: int, path: Path) -> None:
             at = max(value, floor) * 1.12
             text = in_words(value) + ("*" if not value and ways[way].state else "")
             weight = "bold" if value else "normal"
-            axes.text(x, at, text, ha="center", va="bottom", color=colors[way], fontsize=11, fontweight=weight)
+            axes.text(x, at, text, ha="center", va="bottom", color=colors[way], fontweight=weight, **sans)
         axes.bar(0, 0, color=colors[way], label=labels[way])
     axes.set_yscale("log")
     axes.set_ylim(floor, ceiling)
@@ -291,8 +294,8 @@ def draw(drifts: dict[str, dict[str, Drift]], steps: int, path: Path) -> None:
     figure.text(
         0.02,
         0.025,
-        f"Two-layer network on scikit-learn's digits: L2 distance that layer1 moved, summed over its {steps // 2} frozen "
-        "steps. 0 is exact.\n* the weight stays; its optimizer state moves.",
+        f"Two-layer network on scikit-learn's digits: L2 distance that layer1 moved, summed over its {steps // 2} "
+        "frozen steps. 0 is exact.\n* the weight stays; its optimizer state moves.",
         fontsize=8.5,
         color="#555555",
         linespacing=1.4,

@@ -32,7 +32,7 @@ from lightning_freeze.report.findings import Finding, FreezeViolation
 from lightning_freeze.report.metrics import over_ranks
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
 from lightning_freeze.report.table import epoch_line, summary_table
-from lightning_freeze.witness.alone import RequiresGradWatch
+from lightning_freeze.watch import RequiresGradWatch
 
 OnFinding = Literal["raise", "warn"]
 

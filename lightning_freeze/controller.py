@@ -385,6 +385,12 @@ class FreezeController:
     def _decide(self) -> None:
         """What trains now, from the plan; told to the optimizers' lanes. The audit follows with the next step."""
         plan, gate = self._require_plan(), self._require_gate()
+        if plan.ran_out(self._at) and not self._over:
+            self._over = True
+            last = ", ".join(sorted(plan.trainable(self._at)))
+            self._say(
+                f"freeze: the schedule has run out after {self._at.total} updates; its last set stays trainable: {last}."
+            )
         key = tuple(plan.trains(self._at, lane.index) for lane in gate.lanes)
         if self._now is not None and key == self._now.key:
             return
@@ -397,12 +403,6 @@ class FreezeController:
                 self._sides.clear()
             side = self._sides[key] = self._side(key)
         self._now = side
-        if plan.ran_out(self._at) and not self._over:
-            self._over = True
-            self._say(
-                f"freeze: the schedule has run out after {self._at.total} updates; its last set stays trainable: "
-                f"{', '.join(sorted(self._trainable))}."
-            )
 
     def _side(self, key: tuple[frozenset[str], ...]) -> _Side:
         gate = self._require_gate()

@@ -233,9 +233,10 @@ class _PhasesPlan(Plan):
 
     def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
         leaf = self._leaf(at)
-        if leaf.updates is None or self.ran_out(at) or optimizer not in leaf.lanes:
+        if optimizer not in leaf.lanes or (leaf.groups and not leaf.groups & groups):
             return
-        if leaf.groups and not leaf.groups & groups:
+        at.entered = True  # perhaps by another optimizer's step, earlier in this very batch
+        if leaf.updates is None or self.ran_out(at):
             return
         at.done[optimizer] = at.done.get(optimizer, 0) + 1
         if all(at.done.get(lane, 0) >= leaf.updates for lane in leaf.lanes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torchmetrics import Metric
@@ -37,11 +36,10 @@ def over_ranks(
     Two collectives, whatever the number of groups and parameters.
     """
     metric = _Ranks(len(updates), len(findings)).to(device)
-    counts: Any = torch.tensor([list(updates.values())], dtype=torch.int64, device=device)[0]
-    found: Any = torch.tensor([list(findings.values())], dtype=torch.int64, device=device)[0]
-    metric.update(counts, found)
-    all_updates, all_findings = metric.compute()
-    return (
-        dict(zip(updates, all_updates.tolist(), strict=True)),
-        dict(zip(findings, all_findings.tolist(), strict=True)),
+    metric.update(
+        torch.tensor(list(updates.values()), dtype=torch.int64, device=device),
+        torch.tensor(list(findings.values()), dtype=torch.int64, device=device),
     )
+    # torchmetrics makes a scalar of what has one element.
+    all_updates, all_findings = (torch.atleast_1d(value).tolist() for value in metric.compute())
+    return dict(zip(updates, all_updates, strict=True)), dict(zip(findings, all_findings, strict=True))

@@ -14,41 +14,44 @@ from rich.table import Table
 from tests.benchmarks.hooks import measure
 
 
-def in_time(number: float) -> str:
-    """Microseconds to three digits or to the whole number, with thousands."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+def in_time(us: float) -> str:
+    """Microseconds, to three digits in the unit that fits."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if us >= size:
+            return f"{us / size:.3g} {unit}" if us < 1000 * size else f"{us / size:,.0f} {unit}"
+    return f"{us:.3g} µs"
 
 
 def _spread(numbers: Mapping[str, float]) -> str:
-    return f"{in_time(numbers['median'])}\n{in_time(numbers['p10'])} to {in_time(numbers['p90'])}"
+    return f"{in_time(numbers['median'])}\n{in_time(numbers['p10'])}\nto {in_time(numbers['p90'])}"
 
 
 def hooks_table(result: Mapping[str, Any]) -> Table:
     """The hooks' cost beside a bare step, one row a case."""
     machine = result["machine"]
     table = Table(
-        title="The cost of the hooks, in microseconds: median, and p10 to p90 below it",
+        title="The cost of the hooks: median, and p10 to p90 below it",
         caption=(
-            "Hooks: a step's time summed inside our hooks, without the fingerprints; “mean” counts the steps at which "
-            "the trainable set changes in full. Share: of the bare SGD step (median; mean). Boundary: the fingerprints "
-            "of one change of the frozen set; their number over the whole run. Bare: a Trainer without us, in this same "
-            f"process. The clock's own {result['wrapper_us']:.2f} µs a call are taken off. {machine['cpu']}, one thread, "
-            f"torch {machine['torch']}, pytorch-lightning {machine['lightning']}."
+            "Hooks: a step's time summed inside our hooks, without the fingerprints; “mean” takes in the steps at which "
+            "the trainable set changes. Share: of the bare SGD step over the same parameters, by median and by mean. "
+            "Boundary: the fingerprints of one change of the frozen set, and how many the whole run had. Bare: a Trainer "
+            f"without us, in this same process. The clock's own {result['wrapper_us']:.2f} µs a call are taken off. "
+            f"{machine['cpu']}, one thread, torch {machine['torch']}, pytorch-lightning {machine['lightning']}."
         ),
         caption_justify="left",
         show_lines=True,
     )
-    table.add_column("case")
+    table.add_column("case", no_wrap=True)
     for column in ("hooks", "mean", "share", "boundary", "bare step", "bare SGD"):
         table.add_column(column, justify="right")
     for case in result["cases"]:
         share = case["share_of_sgd"]
         table.add_row(
-            f"{case['name']}\n{case['groups']:,} groups\n{case['parameters']:,} parameters",
+            f"{case['name']}\n{case['groups']:,} groups\n{case['parameters']:,} tensors",
             _spread(case["hooks_us"]),
             in_time(case["hooks_us"]["mean"]),
             f"{share['median']:.1%}\n{share['mean']:.1%}",
-            f"{_spread(case['boundary_us'])}\n× {case['boundary_us']['count']}",
+            f"{_spread(case['boundary_us'])}\n{case['boundary_us']['count']} times",
             _spread(case["bare_step_us"]),
             _spread(case["sgd_step_us"]),
         )
@@ -57,7 +60,7 @@ def hooks_table(result: Mapping[str, Any]) -> Table:
 
 def detail_table(result: Mapping[str, Any]) -> Table:
     """Where the time goes: each hook's median and mean, and what runs once."""
-    table = Table(title="Where it goes, in microseconds")
+    table = Table(title="Where it goes")
     table.add_column("case")
     table.add_column("hook")
     for column in ("median", "mean"):

@@ -47,6 +47,7 @@ class RequiresGradWatch:
         self._epoch = 0
         self._last_check = 0
         self._intervals_before = 0
+        self._updates_before = 0
         self._hooks: list[Any] = []
         self._witness: Witness | None = None
 
@@ -114,6 +115,7 @@ class RequiresGradWatch:
         found = self._found(self._require().end_epoch(self._epoch, self._total))
         self._record(self.counts())
         self._intervals_before = self._require().checked
+        self._updates_before = self._total
         self._epoch += 1
         return found
 
@@ -138,7 +140,7 @@ class RequiresGradWatch:
             "type": "counts",
             "epoch": self._epoch,
             "updates": self.updates,
-            "updates_before_epoch": {},
+            "updates_before_epoch": {TRAINED: self._updates_before},
             "total": self._total,
             "intervals": checked,
             "intervals_in_epoch": checked - self._intervals_before,

@@ -1,0 +1,369 @@
+"""`Phases`: sets of groups one after the other, for updates or epochs, nested and repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import pytest
+
+from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.preview import preview
+from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, ScheduleError
+
+ONE = Layout(("a", "b", "c"), optimizers={g: frozenset({0}) for g in "abc"})
+TWO = Layout(("a", "b"), optimizers={"a": frozenset({0}), "b": frozenset({1})})
+RESTED = Layout(("a", "b"), optimizers={"a": frozenset({0}), "b": frozenset({1}), REST: frozenset({1})}, rest_trains=True)
+
+
+def up(train: str, updates: int) -> Phase:
+    return Phase(list(train), updates=updates)
+
+
+def ep(train: str, epochs: int) -> Phase:
+    return Phase(list(train), epochs=epochs)
+
+
+def said(plan: Plan, batches: int, per_epoch: int = 100, order: Sequence[int] = (0,)) -> str:
+    """What each step trains, run-length encoded: ``a2 ab1`` is two steps of a and one of a with b; ``-`` is nothing."""
+    sets = ["".join(sorted(step.trained)) or "-" for step in preview(plan, batches, per_epoch, order)]
+    return " ".join(f"{name}{len(list(run))}" for name, run in groupby(sets))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Phases([up("a", 2), up("b", 3)]), "a2 b8"),
+        (Phases([up("a", 2), up("b", 3)], repeat=False), "a2 b8"),
+        (Phases([up("a", 2), up("b", 3)], repeat=1), "a2 b8"),
+        (Phases([up("a", 2), up("b", 1)], repeat=2), "a2 b1 a2 b5"),
+        (Phases([up("a", 2), up("b", 1)], repeat=True), "a2 b1 a2 b1 a2 b1 a1"),
+        (Phases([up("ab", 1), up("bc", 1)], repeat=True), " ".join(["ab1 bc1"] * 5)),
+        (Phases([up("a", 1), Phases([up("b", 1), up("c", 2)], repeat=2), Phase(["all"])]), "a1 b1 c2 b1 c2 abc3"),
+        (Phases([Phases([up("a", 1), Phases([up("b", 1)], 2)], 2), up("c", 1)], True), "a1 b2 a1 b2 c1 a1 b2"),
+        (Phases([Phase(["a"])]), "a10"),
+        (Phases([up("a", 1), Phases([up("b", 1), Phase(["c"])])]), "a1 b1 c8"),
+        (Phases([up("a", 4)], repeat=True), "a10"),
+    ],
+)
+def test_phases_of_updates_follow_each_other(schedule: Phases, expected: str) -> None:
+    assert said(schedule.bind(ONE), 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "per_epoch", "expected"),
+    [
+        (Phases([ep("a", 1), ep("b", 2), Phase(["c"])]), 2, "a2 b4 c4"),
+        (Phases([ep("a", 1), ep("b", 1)], repeat=True), 3, "a3 b3 a3 b1"),
+        (Phases([ep("a", 1), ep("b", 1)]), 3, "a3 b7"),
+        # Entered in the middle of an epoch: that epoch is its first.
+        (Phases([up("a", 1), ep("b", 1), Phase(["c"])]), 4, "a1 b3 c6"),
+        (Phases([up("a", 1), ep("b", 2), Phase(["c"])]), 4, "a1 b7 c2"),
+        # Entered by the update of an epoch's last batch: the next epoch, of its first own step, is its first.
+        (Phases([up("a", 4), ep("b", 1), Phase(["c"])]), 4, "a4 b4 c2"),
+        (Phases([up("a", 3), ep("b", 1), Phase(["c"])]), 4, "a3 b1 c6"),
+        (Phases([ep("a", 1), up("b", 1), ep("c", 1)], repeat=True), 3, "a3 b1 c2 a3 b1"),
+        # Updates are not cut short by an epoch's end.
+        (Phases([up("a", 5), up("b", 2)], repeat=True), 3, "a5 b2 a3"),
+    ],
+)
+def test_an_epoch_of_a_phase_ends_with_the_training_epoch(schedule: Phases, per_epoch: int, expected: str) -> None:
+    assert said(schedule.bind(ONE), 10, per_epoch) == expected
+
+
+def test_a_phase_that_begins_within_a_batch_counts_that_batchs_epoch() -> None:
+    """Optimizer 0 ends the first phase in an epoch's last batch; optimizer 1 makes the next one's first step in it."""
+    plan = Phases([up("a", 2), ep("b", 1), Phase(["a"])]).bind(TWO)
+    steps = [(s.epoch, "".join(s.trained)) for s in preview(plan, 4, 2, (0, 1)) if s.trained]
+    assert steps == [(0, "a"), (0, "a"), (0, "b"), (1, "a"), (1, "a")]
+
+
+def test_a_batch_that_only_trains_the_rest_is_no_first_step_of_a_phase_entered_in_it() -> None:
+    plan = Phases([up("a", 2), Phase(["a"], epochs=1), Phase(["b"])]).bind(RESTED)
+    seen = [(s.batch, g) for s in preview(plan, 6, 2, (0, 1)) for g in sorted(s.trained - {REST})]
+    assert seen == [(0, "a"), (1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "b")]
+
+
+def test_an_epoch_whose_end_was_not_heard_of_ends_with_the_next_batch() -> None:
+    plan = Phases([ep("a", 1), ep("b", 1), Phase(["c"])]).bind(ONE)
+    at = plan.start()
+    sets = []
+    for epoch in (0, 0, 1, 2, 2):
+        plan.begin_window(at, epoch)
+        sets.append("".join(plan.trainable(at)))
+        plan.update(at, 0, plan.trains(at, 0))
+    assert sets == ["a", "a", "b", "c", "c"]
+
+
+def test_an_epoch_without_a_step_of_a_phase_is_not_counted() -> None:
+    plan = Phases([ep("a", 1), Phase(["b"])]).bind(ONE)
+    at = plan.start()
+    plan.end_epoch(at)
+    assert plan.trainable(at) == {"a"}
+
+
+# --- two optimizers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "order", "expected"),
+    [
+        # The optimizer that steps later in a batch makes the next phase's first step there.
+        (Phases([up("a", 1), up("b", 2)], True), (0, 1), ["a", "b", "", "b", "a", "b", "", "b", "a", "b", "", "b"]),
+        (Phases([up("a", 1), up("b", 2)], True), (1, 0), ["", "a", "b", "", "b", "a", "b", "", "b", "a", "b", ""]),
+        (Phases([up("ab", 2), Phase(["b"])]), (0, 1), ["a", "b", "a", "b", "", "b", "", "b", "", "b", "", "b"]),
+        # Optimizer 0 steps twice a batch: it waits, frozen, until optimizer 1 has made its two.
+        (Phases([up("ab", 2), Phase(["a"])]), (0, 0, 1), ["a", "a", "b", "", "", "b", "a", "a", "", "a", "a", ""]),
+    ],
+)
+def test_a_phase_of_updates_ends_when_every_optimizer_has_made_them(
+    schedule: Phases, order: Sequence[int], expected: list[str]
+) -> None:
+    steps = preview(schedule.bind(TWO), 12 // len(order), 100, order)
+    assert ["".join(sorted(step.trained)) for step in steps] == expected
+
+
+@pytest.mark.parametrize("order", [(0, 0, 1), (1, 0, 0), (0, 1, 0)])
+def test_a_waiting_optimizer_keeps_training_the_rest(order: Sequence[int]) -> None:
+    layout = Layout(TWO.groups, optimizers={**TWO.optimizers, REST: frozenset({0, 1})}, rest_trains=True)
+    plan = Phases([up("ab", 4), Phase(["b"])]).bind(layout)
+    steps = [(s.batch, s.optimizer, s.trained) for s in preview(plan, 4, 100, order)]
+    assert [t - {REST} for b, o, t in steps if o == 0] == [{"a"}] * 4 + [set()] * 4
+    assert all(REST in trained for _, _, trained in steps)
+
+
+def test_updates_of_the_rest_alone_do_not_advance_a_phase() -> None:
+    plan = Phases([up("a", 1), Phase(["b"])]).bind(RESTED)
+    at = plan.start()
+    for _ in range(3):
+        plan.update(at, 1, frozenset({REST}))
+    assert plan.trainable(at) == {"a", REST}
+
+
+def test_a_phase_that_trains_only_the_rest_counts_its_updates() -> None:
+    layout = Layout(("a",), optimizers={"a": frozenset({0}), REST: frozenset({0})}, rest_trains=True)
+    assert said(Phases([Phase([], updates=2), Phase(["a"])]).bind(layout), 5) == "rest2 arest3"
+
+
+def test_a_step_that_updates_nothing_advances_nothing() -> None:
+    plan = Phases([up("a", 1), Phase(["b"])]).bind(ONE)
+    at = plan.start()
+    plan.update(at, 0, frozenset())
+    assert at == plan.start()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "done", "expected"),
+    [
+        (Phases([up("ab", 3)]), {}, {0, 1}),
+        (Phases([up("ab", 3)]), {0: 2, 1: 1}, {0, 1}),
+        (Phases([up("ab", 3)]), {0: 3, 1: 1}, {1}),
+        (Phases([up("a", 3), up("b", 3)]), {}, {0}),
+        (Phases([ep("ab", 3)]), {}, {0, 1}),
+    ],
+)
+def test_it_waits_for_the_optimizers_that_have_not_made_their_updates(
+    schedule: Phases, done: dict[int, int], expected: set[int]
+) -> None:
+    plan = schedule.bind(TWO)
+    at = plan.start()
+    at.done.update(done)
+    assert plan.waits_for(at) == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "layout", "optimizer", "expected"),
+    [
+        (Phases([up("a", 1), up("b", 4)], True), ONE, 0, None),
+        (Phases([up("a", 1), up("b", 4)], True), TWO, 0, "in the phase that trains ['b'] all its groups are frozen"),
+        (Phases([up("a", 1), up("b", 4)], True), TWO, 1, "in the phase that trains ['a'] all its groups are frozen"),
+        (Phases([up("ab", 1)], True), TWO, 1, "in the phase that trains ['a', 'b'] it waits, frozen, for the other optimizer"),
+        (Phases([ep("ab", 1)], True), TWO, 1, None),
+        (Phases([Phase(["all"])]), TWO, 0, None),
+        (Phases([ep("ab", 1), Phases([up("a", 1)], 2), Phase(["all"])]), TWO, 1, "in the phase that trains ['a'] all its"),
+        (Phases([up("a", 1), up("b", 4)], True), RESTED, 1, None),
+        (Phases([up("a", 1), up("b", 4)], True), RESTED, 0, "in the phase that trains ['b'] all its groups are frozen"),
+    ],
+)  # fmt: skip
+def test_an_optimizer_may_idle_in_a_phase_without_its_groups(
+    schedule: Phases, layout: Layout, optimizer: int, expected: str | None
+) -> None:
+    reason = schedule.bind(layout).may_idle(optimizer)
+    assert reason is None if expected is None else (reason or "").startswith(expected)
+
+
+# --- the end of the schedule -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [
+        (Phases([up("a", 1), up("b", 2)]), 3),
+        (Phases([up("a", 1), up("b", 2)], repeat=2), 6),
+        (Phases([ep("a", 1), ep("b", 1)]), 8),
+        (Phases([up("a", 1), up("b", 2)], repeat=True), None),
+        (Phases([up("a", 1), Phase(["b"])]), None),
+    ],
+)
+def test_a_schedule_runs_out_with_its_last_step(schedule: Phases, steps: int | None) -> None:
+    plan = schedule.bind(ONE)
+    at = plan.start()
+    out = []
+    for step in range(20):
+        plan.begin_window(at, step // 4)
+        out.append(plan.ran_out(at))
+        plan.update(at, 0, plan.trains(at, 0))
+    assert out == [steps is not None and step >= steps for step in range(20)]
+
+
+def test_the_last_set_stays_when_the_schedule_has_run_out() -> None:
+    plan = Phases([up("a", 1), up("b", 1)]).bind(TWO)
+    at = plan.start()
+    sets = []
+    for _ in range(6):
+        sets.append("".join(sorted(plan.trainable(at))))
+        for optimizer in (0, 1):
+            plan.update(at, optimizer, plan.trains(at, optimizer) & {"a" if optimizer == 0 else "b"})
+    assert sets == ["a", "b", "b", "b", "b", "b"]
+    assert plan.waits_for(at) == {1}
+
+
+def test_any_position_far_out_is_known_at_once() -> None:
+    """What trains is a function of the position, not of the way there."""
+    plan = Phases([up("a", 1), Phases([up("b", 1), up("c", 2)], repeat=10)], repeat=True).bind(ONE)
+    far = [plan.trainable(Position(updates=dict.fromkeys("abc", 0), phase=21 * 10**9 + n)) for n in (0, 1, 2, 3, 20)]
+    assert far == [{"a"}, {"b"}, {"c"}, {"b"}, {"c"}]
+    assert plan.trainable(Position(updates=dict.fromkeys("abc", 0))) == {"a"}
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (["f/1"], {"f/1"}),
+        (["f"], {"f/0", "f/1"}),
+        (["f/*"], {"f/0", "f/1"}),
+        (["*"], {"f/0", "f/1", "g"}),
+        (["all"], {"f/0", "f/1", "g"}),
+        (["g", "g", "f/0"], {"g", "f/0"}),
+    ],
+)
+def test_a_name_stands_for(train: list[str], expected: set[str]) -> None:
+    plan = Phases([Phase(train)]).bind(FAMILY)
+    assert plan.trainable(plan.start()) == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (
+            Phases([Phase(["aa"], updates=1), Phases([Phase(["backbone", "hed"])])]),
+            "`phases[1].phases[0].train` names 'hed', which is no group. Nearest: 'head'",
+        ),
+        (Phases([Phase(["rest"])]), "`phases[0].train` names 'rest', the reserved group of all parameters that no other"),
+        (
+            Phases([Phase([])]),
+            "`phases[0].train` is empty and no other parameter trains, so nothing would be trainable in this phase. Name "
+            "a group, or set `rest: train` if parameters outside the groups should train.",
+        ),
+        (Phases([Phase(["x*"])]), "`phases[0].train` names 'x*', which is no group."),
+    ],
+)
+def test_a_schedule_that_does_not_fit_the_model_is_refused(schedule: Phases, text: str) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        schedule.bind(Layout(("aa", "backbone", "head")))
+    assert text in str(caught.value)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "key"),
+    [
+        ({"train": "head"}, "`train` is 'head', but must be a list of groups: `train: [head]`.", "train"),
+        ({"train": None}, "`train` is None, but must be a list of groups", "train"),
+        ({"train": [3]}, "`train` holds 3, but must hold names of groups: `train: [head, backbone]`.", "train"),
+        ({"train": [""]}, "`train` holds '', but must hold names", "train"),
+        (
+            {"train": ["a"], "updates": 2, "epochs": 3},
+            "the phase with `train: ['a']` has two ends, `updates: 2` and `epochs: 3`; a phase has at most one. Keep the",
+            "epochs",
+        ),
+        (
+            {"train": ["a"], "updates": 0},
+            "`updates` is 0, but must be a whole number of at least 1: the phase ends after that many updates. The "
+            "nearest valid value is 1.",
+            "updates",
+        ),
+        ({"train": ["a"], "epochs": 1.5}, "`epochs` is 1.5, but must be a whole number of at least 1", "epochs"),
+        ({"train": ["a"], "epochs": True}, "`epochs` is True, but must be a whole number", "epochs"),
+    ],
+)
+def test_a_bad_phase_is_refused(arguments: dict[str, Any], text: str, key: str) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Phase(**arguments)
+    assert text in str(caught.value)
+    assert caught.value.key == key
+
+
+OPEN = "has no end and {why}, so what comes after it would never begin. Give it `updates:` or `epochs:`, or move it to"
+
+
+@pytest.mark.parametrize(
+    ("phases", "repeat", "text", "key"),
+    [
+        ([], False, "`phases` is empty, so nothing would ever be trainable. Give at least one phase", "phases"),
+        ("a", False, "`phases` is 'a', but must be a list", "phases"),
+        (Phase(["a"]), False, "`phases` is Phase(train=['a'], updates=None, epochs=None), but must be a list", "phases"),
+        ([{"train": ["a"]}], False, "`phases[0]` is {'train': ['a']}, which is neither a Phase nor Phases.", "phases"),
+        (
+            [up("a", 1), Phases([up("b", 1)], repeat=True)],
+            False,
+            "`phases[1].repeat` is true, but only the outermost phases may repeat for ever. Give it a number: "
+            "`repeat: 10`.",
+            "repeat",
+        ),
+        ([up("a", 1)], 0, "`repeat` is 0, but must be a whole number of at least 1", "repeat"),
+        ([up("a", 1)], 2.0, "`repeat` is 2.0, but must be a whole number of at least 1", "repeat"),
+        ([up("a", 1)], None, "`repeat` is None, but must be a whole number of at least 1", "repeat"),
+        ([Phase(["a"]), up("b", 1)], False, "`train: ['a']` " + OPEN.format(why="is not the last one"), "train"),
+        ([up("a", 1), Phase(["b"])], True, "`train: ['b']` " + OPEN.format(why="is inside a `repeat`"), "train"),
+        ([up("a", 1), Phase(["b"])], 2, "`train: ['b']` " + OPEN.format(why="is inside a `repeat`"), "train"),
+        ([up("a", 1), Phases([Phase(["b"])])], 2, "`train: ['b']` " + OPEN.format(why="is inside a `repeat`"), "train"),
+        ([Phases([Phase(["b"])]), up("a", 1)], 1, "`train: ['b']` " + OPEN.format(why="is not the last one"), "train"),
+    ],
+)
+def test_bad_phases_are_refused(phases: Any, repeat: Any, text: str, key: str) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Phases(phases, repeat)
+    assert text in str(caught.value)
+    assert caught.value.key == key
+
+
+# --- as a value ------------------------------------------------------------------------------------------------------
+
+NESTED = Phases([ep("a", 1), Phases([up("b", 2)], repeat=3), Phase(["all"])])
+
+
+def test_it_describes_itself_as_one_would_write_it() -> None:
+    assert NESTED.describe() == {
+        "class_path": "Phases",
+        "init_args": {
+            "phases": [
+                {"train": ["a"], "epochs": 1},
+                {"phases": [{"train": ["b"], "updates": 2}], "repeat": 3},
+                {"train": ["all"]},
+            ],
+            "repeat": False,
+        },
+    }
+
+
+def test_it_names_each_group_under_its_key() -> None:
+    assert NESTED.names() == (("phases[0].train", "a"), ("phases[1].phases[0].train", "b"), ("phases[2].train", "all"))

@@ -1,0 +1,231 @@
+"""What holds of every schedule: exact counts, positions that survive being saved, previews that come true."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_freeze.plan.every import Every
+from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.preview import preview
+from lightning_freeze.plan.schedule import REST, Layout, Plan, Position
+
+GROUPS = ("a", "b", "c")
+LAYOUTS = st.sampled_from(
+    [
+        Layout(GROUPS),
+        Layout(GROUPS, optimizers={g: frozenset({0}) for g in (*GROUPS, REST)}, rest_trains=True),
+        Layout(GROUPS, optimizers={g: frozenset({i}) for i, g in enumerate("abc")}),
+        Layout(GROUPS, optimizers={"a": frozenset({0}), "b": frozenset({1}), "c": frozenset({1}), REST: frozenset({0})}),
+        Layout(GROUPS, optimizers={"a": frozenset({2}), "b": frozenset({0, 1}), "c": frozenset({1})}),
+    ]
+)
+ORDERS = st.permutations([0, 1, 2])
+NAMES = st.lists(st.sampled_from(GROUPS), min_size=1, max_size=3, unique=True)
+COUNTED = st.builds(Phase, NAMES, updates=st.integers(1, 4))
+ENDING = st.one_of(COUNTED, st.builds(Phase, NAMES, epochs=st.integers(1, 2)))
+
+
+def rows(leaves: st.SearchStrategy[Phase], repeat: st.SearchStrategy[bool | int]) -> st.SearchStrategy[Phases]:
+    """Rows of phases, nested up to twice."""
+    inner = st.recursive(
+        leaves, lambda child: st.builds(Phases, st.lists(child, min_size=1, max_size=3), st.integers(1, 3)), max_leaves=4
+    )
+    return st.builds(Phases, st.lists(inner, min_size=1, max_size=3), repeat)
+
+
+ANY_REPEAT = st.one_of(st.booleans(), st.integers(1, 3))
+PERIODS = st.dictionaries(st.sampled_from("ab"), st.integers(1, 6), min_size=1)
+SINGLE = Layout(GROUPS)
+FEW = settings(max_examples=60, deadline=None)
+
+
+def written_out(schedule: Phases) -> Iterator[Phase]:
+    """The phases of one run of a row, one after the other, by plain recursion."""
+    for _ in range(int(schedule.repeat) or 1):
+        for child in schedule.phases:
+            yield from [child] if isinstance(child, Phase) else written_out(child)
+
+
+def held(plan: Plan, optimizer: int, groups: frozenset[str]) -> frozenset[str]:
+    """Those of the groups that an optimizer holds."""
+    return frozenset(g for g in groups if optimizer in plan.layout.optimizers.get(g, {0}))
+
+
+def by_hand(
+    plan: Plan, at: Position, first: int, last: int, per_epoch: int, order: list[int]
+) -> Iterator[tuple[int, int, int, frozenset[str]]]:
+    """The steps of batches ``first`` to ``last``, as a training loop calls the plan; moves the position along."""
+    for batch in range(first, last):
+        plan.begin_window(at, batch // per_epoch)
+        for optimizer in order:
+            trained = held(plan, optimizer, plan.trains(at, optimizer))
+            yield batch // per_epoch, batch, optimizer, trained
+            plan.update(at, optimizer, trained)
+        if (batch + 1) % per_epoch == 0:
+            plan.end_epoch(at)
+
+
+@FEW
+@given(rows(COUNTED, st.just(True)), st.integers(1, 3))
+def test_each_cycle_has_exactly_its_updates(schedule: Phases, cycles: int) -> None:
+    phases = list(written_out(schedule))
+    length = sum(phase.updates or 0 for phase in phases)
+    trained = [step.trained for step in preview(schedule.bind(SINGLE), cycles * length, 7)]
+    expected = Counter(g for phase in phases for g in set(phase.train) for _ in range(phase.updates or 0))
+    for cycle in range(cycles):
+        assert Counter(g for groups in trained[cycle * length : (cycle + 1) * length] for g in groups) == expected
+
+
+@FEW
+@given(rows(COUNTED, ANY_REPEAT), st.integers(1, 60))
+def test_phases_of_updates_are_the_row_written_out(schedule: Phases, batches: int) -> None:
+    once = [frozenset(phase.train) for phase in written_out(schedule) for _ in range(phase.updates or 0)]
+    endless = once * batches if schedule.repeat is True else once + [once[-1]] * batches
+    assert [step.trained for step in preview(schedule.bind(SINGLE), batches, 7)] == endless[:batches]
+
+
+@FEW
+@given(rows(ENDING, ANY_REPEAT), st.integers(1, 40), st.integers(1, 5))
+def test_phases_are_what_a_plain_loop_over_them_does(schedule: Phases, batches: int, per_epoch: int) -> None:
+    def loop() -> Iterator[frozenset[str]]:
+        batch = 0
+        phases = list(written_out(schedule)) * (batches if schedule.repeat is True else 1)
+        for phase in phases:
+            updates, epochs = 0, 0
+            while updates != phase.updates and epochs != phase.epochs:
+                yield frozenset(phase.train)
+                batch, updates = batch + 1, updates + 1
+                epochs += batch % per_epoch == 0
+        while True:
+            yield frozenset(phases[-1].train)
+
+    steps = preview(schedule.bind(SINGLE), batches, per_epoch)
+    assert all(step.trained == expected for step, expected in zip(steps, loop(), strict=False))
+
+
+@FEW
+@given(
+    st.one_of(rows(ENDING, ANY_REPEAT), st.builds(Every, PERIODS, st.just("c"))),
+    st.sampled_from([SINGLE, Layout(GROUPS, optimizers={g: frozenset({i}) for i, g in enumerate("abc")})]),
+    ORDERS,
+    st.integers(1, 5),
+    st.integers(0, 30),
+)
+def test_a_saved_position_goes_on_identically(
+    schedule: Phases | Every, layout: Layout, order: list[int], per_epoch: int, saved: int
+) -> None:
+    plan, resumed = schedule.bind(layout), schedule.bind(layout)
+    straight = list(by_hand(plan, plan.start(), 0, 40, per_epoch, order))
+    at = plan.start()
+    before = list(by_hand(plan, at, 0, saved, per_epoch, order))
+    loaded = Position.from_dict(json.loads(json.dumps(at.as_dict())))
+    assert before + list(by_hand(resumed, loaded, saved, 40, per_epoch, order)) == straight
+
+
+@FEW
+@given(rows(ENDING, ANY_REPEAT), LAYOUTS, st.lists(st.integers(0, 3), max_size=40))
+def test_phases_survive_being_saved_between_any_two_calls(schedule: Phases, layout: Layout, calls: list[int]) -> None:
+    """Also within a batch: 0 to 2 is a step of that optimizer, 3 an epoch's end and a new batch."""
+    plan, resumed = schedule.bind(layout), schedule.bind(layout)
+    kept, saved = plan.start(), resumed.start()
+    for call in calls:
+        saved = Position.from_dict(json.loads(json.dumps(saved.as_dict())))
+        for one, at in ((plan, kept), (resumed, saved)):
+            if call == 3:
+                one.end_epoch(at)
+                one.begin_window(at, at.epoch)
+            else:
+                one.update(at, call, held(one, call, one.trains(at, call)))
+        assert saved.as_dict() == kept.as_dict()
+        assert [resumed.trains(saved, lane) for lane in range(3)] == [plan.trains(kept, lane) for lane in range(3)]
+
+
+@FEW
+@given(
+    st.one_of(rows(ENDING, ANY_REPEAT), st.builds(Every, PERIODS, st.just("c"))),
+    st.sampled_from([SINGLE, Layout(GROUPS, optimizers={g: frozenset({i}) for i, g in enumerate("bac")})]),
+    ORDERS,
+    st.integers(1, 5),
+    st.integers(0, 20),
+)
+def test_a_preview_comes_true(
+    schedule: Phases | Every, layout: Layout, order: list[int], per_epoch: int, batches: int
+) -> None:
+    foreseen = [(s.epoch, s.batch, s.optimizer, s.trained) for s in preview(schedule.bind(layout), batches, per_epoch, order)]
+    plan = schedule.bind(layout)
+    assert foreseen == list(by_hand(plan, plan.start(), 0, batches, per_epoch, order))
+
+
+@FEW
+@given(rows(ENDING, ANY_REPEAT), LAYOUTS, ORDERS, st.integers(0, 20))
+def test_a_preview_from_a_position_goes_on_from_it(
+    schedule: Phases, layout: Layout, order: list[int], batches: int
+) -> None:
+    plan = schedule.bind(layout)
+    at = plan.start()
+    for _ in by_hand(plan, at, 0, 2 * batches, 2, order):
+        pass
+    kept = at.copy()
+    foreseen = [s.trained for s in preview(plan, 6, 2, order, start=at)]
+    assert at == kept
+    assert foreseen == [t for *_, t in by_hand(plan, at, 2 * batches, 2 * batches + 6, 2, order)]
+
+
+@FEW
+@given(
+    PERIODS,
+    st.sampled_from([(0, 0, 0), (0, 1, 2), (0, 0, 1), (1, 1, 0), (0, 1, 0)]),
+    st.permutations([0, 1, 2]),
+    st.integers(1, 5),
+    st.integers(1, 30),
+)
+def test_after_s_updates_of_of_a_group_has_had_ceil_s_by_n(
+    periods: dict[str, int], lanes: tuple[int, int, int], order: list[int], per_epoch: int, batches: int
+) -> None:
+    layout = Layout(GROUPS, optimizers={g: frozenset({lane}) for g, lane in zip(GROUPS, lanes, strict=True)})
+    had: Counter[str] = Counter()
+    window: list[Counter[str]] = []
+    stepping = [lane for lane in order if lane in lanes]
+    for number, step in enumerate(preview(Every(periods, of="c").bind(layout), batches, per_epoch, stepping), start=1):
+        had.update(step.trained)
+        if number % len(stepping) == 0:
+            window.append(had.copy())
+    assert [counts["c"] for counts in window] == list(range(1, batches + 1))
+    for counts in window:
+        assert {g: counts[g] for g in periods} == {g: math.ceil(counts["c"] / n) for g, n in periods.items()}
+
+
+@FEW
+@given(PERIODS, st.integers(1, 40))
+def test_without_of_a_group_has_had_ceil_of_the_steps(periods: dict[str, int], batches: int) -> None:
+    had = Counter(g for step in preview(Every(periods).bind(SINGLE), batches, 7) for g in step.trained)
+    assert {g: had[g] for g in periods} == {g: math.ceil(batches / n) for g, n in periods.items()}
+
+
+@FEW
+@given(rows(ENDING, ANY_REPEAT), LAYOUTS, ORDERS)
+def test_updates_are_counted_as_they_are_made(schedule: Phases, layout: Layout, order: list[int]) -> None:
+    plan = schedule.bind(layout)
+    at = plan.start()
+    steps = [trained for *_, trained in by_hand(plan, at, 0, 15, 4, order)]
+    assert at.updates == {g: sum(g in t for t in steps) for g in at.updates}
+    assert at.total == sum(bool(trained) for trained in steps)
+
+
+@FEW
+@given(rows(ENDING, ANY_REPEAT), LAYOUTS, ORDERS)
+def test_while_any_optimizer_may_step_something_is_trainable(
+    schedule: Phases, layout: Layout, order: list[int]
+) -> None:
+    """No schedule stands still: each batch in which all optimizers step updates something."""
+    steps = preview(schedule.bind(layout), 20, 4, order)
+    updated: Counter[int] = Counter()
+    for step in steps:
+        updated[step.batch] += len(step.trained)
+    assert all(updated[batch] for batch in range(20))

@@ -1,0 +1,96 @@
+"""`FreezeAudit` without a scheduler: whatever has ``requires_grad=False`` stands still."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import BackboneFinetuning
+from torch import nn
+
+from lightning_freeze import FreezeAudit, FreezeViolation
+from lightning_freeze.report.records import read_records
+from tests.conftest import Net, batches
+from tests.test_sabotage import Writes, in_place
+
+
+def half_frozen(make: Any = None) -> Net:
+    model = Net(make)
+    model.layer1.requires_grad_(False)
+    return model
+
+
+def test_a_clean_run_is_silent(trainer: Any, tmp_path: Path) -> None:
+    audit = FreezeAudit()
+    trainer(audit, max_epochs=2).fit(half_frozen(), batches(4))
+    assert audit.findings == []
+    counts = [record for record in read_records(tmp_path / "freeze_audit.jsonl") if record["type"] == "counts"]
+    assert [record["intervals_in_epoch"] for record in counts] == [1, 1]
+    assert [record["total"] for record in counts] == [4, 8]
+
+
+def test_a_write_is_caught(trainer: Any) -> None:
+    with pytest.raises(FreezeViolation) as caught:
+        trainer(FreezeAudit(), Writes(in_place)).fit(half_frozen(), batches(4))
+    (found,) = caught.value.findings
+    assert (found.parameter, found.group, found.cause) == ("layer1.weight", "requires_grad=False", "outside")
+
+
+def test_a_stale_gradient_moves_what_has_requires_grad_off(trainer: Any) -> None:
+    """The leak that this audit is for: an optimizer steps along a gradient that was there before freezing."""
+
+    class Stale(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            pl_module.layer1.weight.grad = torch.ones_like(pl_module.layer1.weight)
+
+    with pytest.raises(FreezeViolation) as caught:
+        trainer(FreezeAudit(), Stale()).fit(half_frozen(), batches(4))
+    assert {finding.cause for finding in caught.value.findings} == {"gradient"}
+
+
+class WithBackbone(Net):
+    def __init__(self) -> None:
+        super().__init__(lambda m: torch.optim.SGD(filter(lambda p: p.requires_grad, m.parameters()), lr=0.1))
+        self.backbone = nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(self.backbone(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*layer is already frozen")
+def test_lightnings_backbone_finetuning_is_audited(trainer: Any) -> None:
+    audit, model = FreezeAudit(), WithBackbone()
+    before = model.backbone.weight.detach().clone()
+    trainer(audit, BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False), max_epochs=3).fit(
+        model, batches(4)
+    )
+    assert audit.findings == []
+    assert not torch.equal(before, model.backbone.weight)
+
+
+def test_and_caught_where_it_leaks(trainer: Any) -> None:
+    def write(module: Any) -> None:
+        module.backbone.weight.data.add_(1)
+
+    tune = BackboneFinetuning(unfreeze_backbone_at_epoch=2, verbose=False)
+    with pytest.raises(FreezeViolation, match=r"'backbone.weight' \(group 'requires_grad=False', frozen\) moved"):
+        trainer(FreezeAudit(), tune, Writes(write), max_epochs=3).fit(WithBackbone(), batches(4))
+
+
+def test_every_n_updates(trainer: Any) -> None:
+    fit = trainer(FreezeAudit(every_n_updates=3), Writes(in_place, at=4))
+    with pytest.raises(FreezeViolation):
+        fit.fit(half_frozen(), batches(50))
+    assert fit.global_step == 6
+
+
+def test_what_was_to_move_and_did_not(trainer: Any) -> None:
+    model = Net(lambda m: torch.optim.SGD(m.parameters(), lr=1e-12))
+    model.layer1.requires_grad_(False)
+    audit = FreezeAudit()
+    with pytest.warns(UserWarning, match="1 of 2 parameters of group 'requires_grad=True' kept every bit"):
+        trainer(audit).fit(model, batches(4))
+    assert [finding.parameter for finding in audit.findings] == ["layer2.weight"]

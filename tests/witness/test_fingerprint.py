@@ -1,0 +1,358 @@
+"""The digest of a tensor's bits: any change shows, nothing else does."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_freeze.witness import fingerprint as module
+from lightning_freeze.witness.fingerprint import differ, digest, digest_all, fingerprint, multilinear
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch says of CSR and CSC that they are in beta
+
+Print = Callable[[Tensor], str]
+
+
+class _AcceleratorsHash:
+    """In place of xxhash: bytes are digested by `multilinear`, as on an accelerator; salts as ever."""
+
+    xxh3_64_intdigest = staticmethod(xxhash.xxh3_64_intdigest)
+
+    @staticmethod
+    def xxh3_128_intdigest(raw: memoryview, seed: int) -> Tensor:
+        data = bytearray(raw)
+        return multilinear(torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8), seed)
+
+
+def accelerators(tensor: Tensor) -> str:
+    """`fingerprint` as an accelerator makes it, on the CPU."""
+    with mock.patch.object(module, "xxhash", _AcceleratorsHash):
+        return fingerprint(tensor)
+
+
+both = pytest.mark.parametrize("of", [fingerprint, accelerators], ids=["cpu", "accelerator"])
+FEW = settings(max_examples=60, deadline=None)
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.complex64, torch.complex128, torch.complex32, torch.bool,
+    torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
+]  # fmt: skip
+
+
+def of_bytes(data: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype).clone()
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+# --- what must show --------------------------------------------------------------------------------------------------
+
+
+@both
+@FEW
+@given(data=st.data())
+def test_one_flipped_bit_shows(of: Print, data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([d for d in DTYPES if d != torch.bool]))
+    raw = data.draw(st.binary(min_size=1, max_size=9)) * torch.empty(0, dtype=dtype).element_size()
+    bit = data.draw(st.integers(0, 8 * len(raw) - 1))
+    assert of(of_bytes(raw, dtype)) != of(of_bytes(flipped(raw, bit), dtype))
+
+
+@both
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_flipped_element_shows_in_every_dtype(of: Print, dtype: torch.dtype) -> None:
+    size = 11 * torch.empty(0, dtype=dtype).element_size()
+    prints = [of(of_bytes(bytes(size), dtype))]
+    for byte in range(size):
+        prints.append(of(of_bytes(flipped(bytes(size), 8 * byte), dtype)))
+    assert len(set(prints)) == len(prints)
+
+
+@both
+@FEW
+@given(values=st.lists(st.floats(width=32), min_size=2, max_size=12), data=st.data())
+def test_a_swap_of_two_elements_shows(of: Print, values: list[float], data: st.DataObject) -> None:
+    i, j = (data.draw(st.integers(0, len(values) - 1)) for _ in range(2))
+    swapped = list(values)
+    swapped[i], swapped[j] = swapped[j], swapped[i]
+    same = struct.pack("<f", values[i]) == struct.pack("<f", values[j])
+    assert (of(torch.tensor(values)) == of(torch.tensor(swapped))) == same
+
+
+@both
+@pytest.mark.parametrize("size", [2, 4, 64, 768])
+@pytest.mark.parametrize("scale", [0.999, 1 - 1e-7, 2.0, -1.0])
+def test_a_uniform_scaling_of_ones_shows(of: Print, size: int, scale: float) -> None:
+    """The leak of weight decay, which an XOR of the elements cannot see."""
+    assert of(torch.ones(size)) != of(torch.ones(size) * scale)
+
+
+@both
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_minus_zero_is_not_zero(of: Print, size: int) -> None:
+    assert of(torch.zeros(size)) != of(-torch.zeros(size))
+
+
+@both
+def test_the_bits_of_a_nan_show(of: Print) -> None:
+    quiet, other = (torch.tensor([bits], dtype=torch.int32).view(torch.float32) for bits in (0x7FC00000, 0x7FC00001))
+    assert of(quiet) != of(other)
+
+
+@both
+def test_shape_and_dtype_show(of: Print) -> None:
+    zeros = torch.zeros(12, dtype=torch.float32)
+    alike = [
+        zeros, zeros.view(3, 4), zeros.view(4, 3), zeros.view(1, 12), zeros.view(torch.int32), zeros.view(torch.int16),
+        zeros[:11], zeros[:0], zeros[:0].view(0, 1), zeros[0], zeros[:1], zeros.view(torch.bfloat16), zeros.view(torch.uint8),
+    ]  # fmt: skip
+    assert len({of(tensor) for tensor in alike}) == len(alike)
+
+
+@both
+def test_thousands_of_small_tensors_do_not_collide(of: Print) -> None:
+    made = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 2, (1500, 12), generator=made, dtype=torch.int8)
+    tensors = [*torch.unique(values, dim=0), *torch.randn(500, 2, generator=made), *torch.eye(500), *-torch.eye(500)]
+    assert len({of(tensor) for tensor in tensors}) == len(tensors)
+
+
+def test_a_sum_of_words_would_not_see_what_the_weights_see() -> None:
+    """The proof that positions matter: the same words in any order."""
+    words = torch.arange(16, dtype=torch.int32)
+    prints = {accelerators(words.roll(n)) for n in range(16)} | {accelerators(words.flip(0))}
+    assert len(prints) == 17
+
+
+# --- what must not show ----------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_copy_is_the_same(of: Print, dtype: torch.dtype) -> None:
+    raw = bytes(n % 2 for n in range(48))
+    assert of(of_bytes(raw, dtype)) == of(of_bytes(raw, dtype).clone())
+
+
+@both
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_any_value_equals_itself(of: Print, value: float) -> None:
+    assert of(torch.full((3,), value)) == of(torch.full((3,), value))
+
+
+@both
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t.t(),
+        lambda t: t[::2],
+        lambda t: t[:, 1:4],
+        lambda t: t[1],
+        lambda t: t[0, 0],
+        lambda t: t[:0],
+        lambda t: t[:1].expand(3, 6),
+        lambda t: t.flip(0),
+        lambda t: t.view(2, 1, 2, 6).to(memory_format=torch.channels_last),
+        lambda t: t.to(torch.complex64).mul(1j).conj(),
+        lambda t: t.to(torch.complex64).mul(1j).conj().imag,
+    ],
+    ids=["transposed", "strided", "columns", "row", "scalar", "empty", "expanded", "flipped", "last", "conj", "neg"],
+)
+def test_strides_do_not_show(of: Print, view: Callable[[Tensor], Tensor]) -> None:
+    seen = view(torch.arange(24.0).view(4, 6))
+    plain = seen.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    assert of(seen) == of(plain)
+
+
+@both
+def test_requires_grad_does_not_show(of: Print) -> None:
+    assert of(torch.nn.Parameter(torch.ones(3))) == of(torch.ones(3))
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 7, 8])
+def test_the_place_in_memory_does_not_show(start: int, size: int) -> None:
+    memory = torch.arange(16, dtype=torch.uint8)
+    piece = memory[start : start + size]
+    assert multilinear(piece, 7).tolist() == multilinear(piece.clone(), 7).tolist()
+
+
+def test_the_size_of_chunks_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = torch.arange(1, 101, dtype=torch.uint8)
+    whole = multilinear(raw, 3).tolist()
+    monkeypatch.setattr(module, "_CHUNK", 4)
+    assert multilinear(raw, 3).tolist() == whole
+
+
+# --- the multilinear hash against plain integers ---------------------------------------------------------------------
+
+MASK = (1 << 64) - 1
+
+
+def weight(index: int, salt: int) -> int:
+    """SplitMix64 of position and salt in Python's own integers."""
+    z = (index + salt) * 0x9E3779B97F4A7C15 & MASK
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
+    return (z ^ z >> 31) | 1
+
+
+@FEW
+@given(st.binary(max_size=40), st.integers(0, MASK))
+def test_multilinear_is_a_weighted_sum_of_words(data: bytes, salt: int) -> None:
+    padded = data + bytes(-len(data) % 4)
+    words = struct.unpack(f"<{len(padded) // 4}i", padded)
+    expected = [sum(w * weight(i, salt + lane) for i, w in enumerate(words)) & MASK for lane in range(2)]
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    assert [n & MASK for n in multilinear(raw, salt).tolist()] == expected
+
+
+def test_the_salt_changes_every_sum() -> None:
+    raw = torch.ones(8, dtype=torch.uint8)
+    sums = [multilinear(raw, salt).tolist() for salt in (0, 2, 1 << 63)]
+    assert len({n for pair in sums for n in pair}) == 6
+
+
+# --- sparse, quantized, sharded, missing -----------------------------------------------------------------------------
+
+
+def sparse_of(layout: torch.layout, values: list[list[float]]) -> Tensor:
+    return torch.tensor(values).to_sparse(layout=layout)
+
+
+LAYOUTS = [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc]
+
+
+@both
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_sparse_tensor_is_the_same_as_its_copy(of: Print, layout: torch.layout) -> None:
+    values = [[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]]
+    assert of(sparse_of(layout, values)) == of(sparse_of(layout, values))
+
+
+@both
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_value_place_and_shape_of_a_sparse_tensor_show(of: Print, layout: torch.layout) -> None:
+    alike = [[[0.0, 2.0, 0.0]], [[0.0, 3.0, 0.0]], [[0.0, 0.0, 2.0]], [[0.0, 2.0]], [[0.0, 2.0, 0.0], [0.0] * 3], [[0.0] * 3]]
+    prints = {of(sparse_of(layout, values)) for values in alike}
+    assert len(prints) == len(alike)
+
+
+@both
+def test_layouts_of_the_same_values_differ(of: Print) -> None:
+    eye = [[1.0, 0.0], [0.0, 1.0]]
+    assert len({of(torch.tensor(eye)), *(of(sparse_of(layout, eye)) for layout in LAYOUTS)}) == 4
+
+
+@both
+def test_blocks_of_a_sparse_tensor_show(of: Print) -> None:
+    one = torch.eye(4).to_sparse_bsr((2, 2))
+    other = torch.eye(4).to_sparse_bsr((2, 2))
+    assert of(one) == of(other)
+    other.values()[0, 0, 0] = 2
+    assert of(one) != of(other)
+
+
+class Sharded(Tensor):
+    """Like a DTensor: more than its own shard, which ``to_local`` hands out."""
+
+    shard: Tensor
+
+    def detach(self) -> Sharded:
+        return self
+
+    def to_local(self) -> Tensor:
+        return self.shard
+
+
+@both
+def test_a_dtensor_is_digested_by_its_shard(of: Print) -> None:
+    whole = torch.zeros(8).as_subclass(Sharded)
+    whole.shard = torch.ones(4)
+    assert of(whole) == of(torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "text"),
+    [
+        (lambda: torch.empty(3, device="meta"), "a tensor on the meta device has no bits to fingerprint. Materialise the"),
+        (lambda: torch.nn.LazyLinear(2).weight, "a tensor that is not yet materialised has no bits to fingerprint."),
+    ],
+    ids=["meta", "lazy"],
+)
+def test_a_tensor_without_bits_is_refused(tensor: Callable[[], Tensor], text: str) -> None:
+    with pytest.raises(ValueError, match="has no bits") as caught:
+        fingerprint(tensor())
+    assert text in str(caught.value)
+
+
+# --- as text and as digests ------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("tensor", [torch.zeros(3), torch.tensor(1.5), torch.empty(0), torch.eye(2).to_sparse()], ids=str)
+def test_a_fingerprint_is_32_hexadecimal_digits(of: Print, tensor: Tensor) -> None:
+    found = of(tensor)
+    assert len(found) == 32
+    assert set(found) <= set("0123456789abcdef")
+
+
+def test_the_digest_of_the_cpu_is_stable() -> None:
+    """Written down, so that a run resumed under a newer release compares like with like."""
+    salt = xxhash.xxh3_64_intdigest(b"torch.float32(2,)")
+    assert fingerprint(torch.tensor([1.0, 2.0])) == xxhash.xxh3_128_hexdigest(struct.pack("<2f", 1, 2), seed=salt)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [(1, 1, False), (1, 2, True), (torch.tensor([1, 2]), torch.tensor([1, 2]), False), (torch.tensor([1, 2]), torch.tensor([1, 3]), True)],
+)  # fmt: skip
+def test_digests_differ_where_either_half_does(before: Any, after: Any, expected: bool) -> None:
+    assert bool(differ(before, after)) is expected
+
+
+def states() -> Iterator[dict[str, Any]]:
+    """Optimizer states, each a little different from the one before."""
+    zeros = torch.zeros(2)
+    yield {"step": 1, "m": zeros, "more": [zeros, {"k": None}]}
+    yield {"step": 2, "m": zeros, "more": [zeros, {"k": None}]}
+    yield {"step": 2.0, "m": zeros, "more": [zeros, {"k": None}]}
+    yield {"step": 2.0, "m": -zeros, "more": [zeros, {"k": None}]}
+    yield {"step": 2.0, "m": -zeros, "more": [-zeros, {"k": None}]}
+    yield {"step": 2.0, "m": -zeros, "more": [-zeros, {"k": False}]}
+    yield {"step": 2.0, "m": -zeros, "more": [-zeros]}
+    yield {"step": 2.0, "m": -zeros}
+    yield {"step": 2.0, "n": -zeros}
+
+
+def test_any_change_within_nested_state_shows() -> None:
+    digests = [digest_all(state) for state in states()]
+    assert all(one != other for one, other in pairwise(digests))
+    assert digests == [digest_all(state) for state in states()]
+
+
+def test_digests_of_nested_state_say_where() -> None:
+    assert [key for key, _ in digest_all(next(states()))] == ["step", "m", "more[0]", "more[1].k"]
+
+
+def test_an_objects_address_is_no_change() -> None:
+    assert digest_all({"closure": object()}) == digest_all({"closure": object()})
+
+
+def test_a_tensor_in_state_has_its_own_digest() -> None:
+    assert digest_all(torch.ones(3)) == [("", digest(torch.ones(3)))]
