@@ -264,7 +264,7 @@ def draw(drifts: dict[str, dict[str, Drift]], steps: int, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.085, 0.22, 0.895, 0.57))
     width = 0.26
-    sans = {"family": "DejaVu Sans", "fontsize": 11}
+    sans = {"family": "DejaVu Sans", "fontsize": 11.5}
     for number, way in enumerate(WAYS):
         for place, ways in enumerate(drifts.values()):
             value = ways[way].frozen
@@ -273,8 +273,7 @@ def draw(drifts: dict[str, dict[str, Drift]], steps: int, path: Path) -> None:
                 axes.bar(x, value - floor, width, bottom=floor, color=colors[way], zorder=3)
             at = max(value, floor) * 1.12
             text = in_words(value) + ("*" if not value and ways[way].state else "")
-            weight = "bold" if value else "normal"
-            axes.text(x, at, text, ha="center", va="bottom", color=colors[way], fontweight=weight, **sans)
+            axes.text(x, at, text, ha="center", va="bottom", color=colors[way], **sans)
         axes.bar(0, 0, color=colors[way], label=labels[way])
     axes.set_yscale("log")
     axes.set_ylim(floor, ceiling)

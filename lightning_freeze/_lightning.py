@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 __all__ = ["Callback", "LightningModule", "Trainer", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
 
@@ -91,10 +91,10 @@ class BarText:
         def get_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
             return {**original(*args, **kwargs), key: text()}
 
-        self._bar.get_metrics = get_metrics
+        vars(self._bar)["get_metrics"] = get_metrics
 
     def remove(self) -> None:
         """Take the text away."""
         if self._bar is not None and "get_metrics" in vars(self._bar):
-            del self._bar.get_metrics
+            del vars(self._bar)["get_metrics"]
         self._bar = None

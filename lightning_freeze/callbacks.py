@@ -17,7 +17,6 @@ from lightning_freeze._lightning import (
     clips_by_hand,
     has_scaler,
     log_directory,
-    rank_zero_info,
     rank_zero_only,
     rank_zero_warn,
     say,

@@ -125,7 +125,9 @@ def _check_callback(place: Place) -> None:
         if key == "schedule":
             values[key] = build_schedule(value)
         elif key == "audit" and value.items():
-            _check_keys(value, value.items().get("init_args", value).items(), FreezeAudit, extra=("class_path", "init_args"))
+            _check_keys(
+                value, value.items().get("init_args", value).items(), FreezeAudit, extra=("class_path", "init_args")
+            )
             values[key] = _built(value, FreezeAudit, value.items().get("init_args", value).plain() or {})
         else:
             values[key] = value.plain()
@@ -193,7 +195,9 @@ def _phases(place: Place) -> Phases:
 def _element(place: Place) -> Phase | Phases:
     items = place.items()
     if not items:
-        raise place.error(f"a phase is {place.plain()!r}, but must be a mapping such as {{train: [head], updates: 10}}.")
+        raise place.error(
+            f"a phase is {place.plain()!r}, but must be a mapping such as {{train: [head], updates: 10}}."
+        )
     if "class_path" in items:
         inner = items.get("init_args", place)
         return _phases(inner) if "phases" in inner.items() else _element(inner)

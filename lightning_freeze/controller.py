@@ -181,9 +181,7 @@ class FreezeController:
                 for group, members in self.groups.members.items()
                 if group != REST or layout.rest_trains
             }
-            self._witness = Witness(
-                self._module, optimizers, trained, buffers_held=self._eval, suspects=self._suspects
-            )
+            self._witness = Witness(self._module, optimizers, trained, buffers_held=self._eval, suspects=self._suspects)
             self._witness.begin()
         self._at = self._plan.start(epoch)
         self._decide()
@@ -421,9 +419,7 @@ class FreezeController:
             if id(m.parameter) not in active
         }
         own = {id(p) for p in self._module.parameters() if not p.requires_grad} - frozen.keys()
-        modules = frozen_modules(
-            self._module, lambda p: True if id(p) in frozen else (None if id(p) in own else False)
-        )
+        modules = frozen_modules(self._module, lambda p: True if id(p) in frozen else (None if id(p) in own else False))
         witness = self._witness
         parameters = (
             {number: witness.watched(m.name, m.group, m.parameter) for number, m in frozen.items()} if witness else {}

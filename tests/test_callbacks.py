@@ -124,13 +124,17 @@ def test_a_schedule_that_runs_out_says_so_once(trainer: Any, caplog: Any) -> Non
 
 def test_a_parameter_that_no_optimizer_holds(trainer: Any) -> None:
     model = Net(lambda m: torch.optim.SGD(m.layer2.parameters(), lr=0.1))
-    with pytest.raises(SelectionError, match=r"'layer1.weight' of group 'slow' is in no optimizer.*configure_optimizers"):
+    with pytest.raises(
+        SelectionError, match=r"'layer1.weight' of group 'slow' is in no optimizer.*configure_optimizers"
+    ):
         trainer(AlternatingFreeze("layer1", "layer2", every=5)).fit(model, batches(2))
 
 
 def test_an_unknown_name_in_a_schedule_offers_groups_and_modules(trainer: Any) -> None:
     scheduler = FreezeScheduler(Every({"layer3": 5}, of="fast"), groups={"fast": "layer2"})
-    with pytest.raises(ScheduleError, match=r"`periods` names 'layer3', which is no group.*Nearest: 'layer2', 'layer1'"):
+    with pytest.raises(
+        ScheduleError, match=r"`periods` names 'layer3', which is no group.*Nearest: 'layer2', 'layer1'"
+    ):
         trainer(scheduler).fit(Net(), batches(2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_one_generator_update_for_five(kind: str, order: tuple[int, ...], raw: b
     of_discriminator = steps.count("discriminator")
     of_generator = [steps[:n].count("discriminator") for n, group in enumerate(steps) if group == "generator"]
     # Under `Every` the generator goes with the first of each five, under phases it follows them.
-    apart = [after - before for before, after in zip(of_generator, of_generator[1:], strict=False)]
+    apart = [after - before for before, after in pairwise(of_generator)]
     assert len(apart) >= 3
     assert apart == [5] * len(apart)
     assert of_discriminator == scheduler.updates["discriminator"] == sum(moved for _, moved in model.moved)
@@ -80,7 +81,9 @@ def fit_records(fit: pl.Trainer) -> Any:
     return Path(fit.default_root_dir) / "freeze_audit.jsonl"
 
 
-@pytest.mark.parametrize(("kind", "steps", "stalled"), [("every", (0,), "1"), ("phases", (0,), "1"), ("phases", (1,), "0")])
+@pytest.mark.parametrize(
+    ("kind", "steps", "stalled"), [("every", (0,), "1"), ("phases", (0,), "1"), ("phases", (1,), "0")]
+)
 @pytest.mark.filterwarnings("ignore:optimizer . .Adam., which holds:UserWarning")  # what is asserted on
 def test_a_stalled_optimizer_is_found(kind: str, steps: tuple[int, ...], stalled: str, trainer: Any) -> None:
     scheduler = FreezeScheduler(SCHEDULES[kind]())

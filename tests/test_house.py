@@ -34,7 +34,9 @@ def knows_torch_or_lightning(file: Path) -> set[str]:
         (name or "").partition(".")[0]
         for node in ast.walk(text)
         for name in (
-            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+            [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in getattr(node, "names", [])]
             if isinstance(node, ast.Import)
             else []
         )

@@ -116,7 +116,9 @@ def test_a_checkpoint_without_our_state_starts_anew_with_a_warning(tmp_path: Pat
     fit = make_trainer(tmp_path, max_epochs=1)
     fit.fit(model, batches(4))
     fit.save_checkpoint(tmp_path / "plain.ckpt")
-    with pytest.warns(UserWarning, match=r"plain.ckpt' holds no state of a freeze scheduler, so the schedule begins anew"):
+    with pytest.warns(
+        UserWarning, match=r"plain.ckpt' holds no state of a freeze scheduler, so the schedule begins anew"
+    ):
         _, trace, scheduler = run(tmp_path, SCHEDULES["every"](), str(tmp_path / "plain.ckpt"))
     assert scheduler.updates == {"layer1": 4, "layer2": 10}
     assert min(trace.seen) == (1, 0)

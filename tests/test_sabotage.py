@@ -306,7 +306,10 @@ class Dead(Net):
         rate = 0.0 if how == "no rate" else 1e-12 if how == "rounding" else 0.1
         super().__init__(
             lambda m: torch.optim.SGD(
-                [{"params": [*m.layer1.parameters(), *m.layer2.parameters()]}, {"params": m.layer3.parameters(), "lr": rate}],
+                [
+                    {"params": [*m.layer1.parameters(), *m.layer2.parameters()]},
+                    {"params": m.layer3.parameters(), "lr": rate},
+                ],
                 lr=0.1,
             )
         )
@@ -339,7 +342,9 @@ def test_what_was_planned_to_train_and_did_not_move(how: str, kind: str | None, 
         return
     with pytest.warns(UserWarning, match=text):
         fit.fit(Dead(how), batches(STEPS))
-    assert [(f.audit, f.kind, f.severity, f.group) for f in scheduler.findings] == [("moved", kind, "warning", "layer3")]
+    assert [(f.audit, f.kind, f.severity, f.group) for f in scheduler.findings] == [
+        ("moved", kind, "warning", "layer3")
+    ]
 
 
 # --- when, and what then --------------------------------------------------------------------------------------------

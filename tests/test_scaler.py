@@ -57,9 +57,7 @@ class Overflowing(Net):
 def test_skipped_steps_do_not_count(fused: bool, trainer: Any) -> None:
     """Batches 2 and 3 overflow in what trains: those steps are skipped, and the slow group's turn comes later."""
     scheduler, slow, fast = AlternatingFreeze("layer1", "layer2", every=3), Snapshots("layer1"), Snapshots("layer2")
-    trainer(scheduler, slow, fast, plugins=[scaled()]).fit(
-        Overflowing(adam(fused), "layer2", {2, 3}), batches(STEPS)
-    )
+    trainer(scheduler, slow, fast, plugins=[scaled()]).fit(Overflowing(adam(fused), "layer2", {2, 3}), batches(STEPS))
     assert fast.moved() == [True, True, False, False, True, True, True, True, True]
     assert slow.moved() == [True, False, False, False, False, True, False, False, True]
     assert scheduler.updates == {"slow": 3, "fast": 7}
@@ -99,7 +97,10 @@ def test_a_training_step_that_returns_none_does_not_count(precision: str, traine
 
 
 def test_an_optimizer_frozen_as_a_whole_steps_under_a_scaler(trainer: Any) -> None:
-    scheduler, model = FreezeScheduler(Phases([Phase(["discriminator"], updates=5), Phase(["generator"], updates=1)], True)), GAN((1, 0))
+    scheduler, model = (
+        FreezeScheduler(Phases([Phase(["discriminator"], updates=5), Phase(["generator"], updates=1)], True)),
+        GAN((1, 0)),
+    )
     trainer(scheduler, plugins=[scaled()]).fit(model, batches(12))
     assert scheduler.updates == {"generator": 2, "discriminator": 12}
     assert [moved for moved, _ in model.moved] == ([False] * 4 + [True]) * 2 + [False] * 2

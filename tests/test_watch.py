@@ -64,9 +64,7 @@ class WithBackbone(Net):
 def test_lightnings_backbone_finetuning_is_audited(trainer: Any) -> None:
     audit, model = FreezeAudit(), WithBackbone()
     before = model.backbone.weight.detach().clone()
-    trainer(audit, BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False), max_epochs=3).fit(
-        model, batches(4)
-    )
+    trainer(audit, BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False), max_epochs=3).fit(model, batches(4))
     assert audit.findings == []
     assert not torch.equal(before, model.backbone.weight)
 

@@ -106,7 +106,9 @@ class Gate:
 
     def lane(self, optimizer: object) -> Lane | None:
         """The lane of an optimizer, or of the Lightning wrapper around it."""
-        return self._by_optimizer.get(id(optimizer)) or self._by_optimizer.get(id(getattr(optimizer, "optimizer", None)))
+        return self._by_optimizer.get(id(optimizer)) or self._by_optimizer.get(
+            id(getattr(optimizer, "optimizer", None))
+        )
 
     def attach(self) -> None:
         """Hook into every optimizer."""

@@ -127,7 +127,7 @@ def refuse_idle(optimizer: Optimizer, index: int, why: str) -> None:
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UnsupportedError(
             f"optimizer {index} ({type(optimizer).__qualname__}) is fused and steps under a GradScaler, and {why}; with "
-            "no gradient at all, torch's scaler fails in the middle of training (\"No inf checks were recorded\"). "
+            'no gradient at all, torch\'s scaler fails in the middle of training ("No inf checks were recorded"). '
             "Use `fused=False`, precision 'bf16-mixed' (which needs no scaler), or a schedule in which one of its "
             "groups always trains."
         )

@@ -325,9 +325,7 @@ class Groups:
         return Layout(self.named, self.families, held, rest_trains)
 
 
-def resolve_groups(
-    module: Module, groups: Mapping[str, Selector], rest: Rest = "train"
-) -> dict[str, list[str]]:
+def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = "train") -> dict[str, list[str]]:
     """Sort a model's parameters into the groups that selectors name.
 
     A selector names whole segments of FQNs and takes the modules or parameters of that name with everything below:
@@ -373,7 +371,7 @@ def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest 
             if parts == [""]:
                 raise SelectionError(
                     f"family {group!r} has `each: {parsed.include[0].text}`, which has no wildcard, so it names one "
-                    f"thing and not a family. Write `each: \"{parsed.include[0].text}.*\"`."
+                    f'thing and not a family. Write `each: "{parsed.include[0].text}.*"`.'
                 )
             families[group] = tuple(f"{group}/{part}" for part in parts)
             sorted_into.update({name: [] for name in families[group]})
@@ -409,7 +407,7 @@ def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Sche
         ScheduleError: Such a name selects nothing; the message offers the nearest groups and the nearest names.
     """
     names = _Names(module)
-    known = Layout(tuple(groups), {group: () for group in groups})
+    known = Layout(tuple(groups), dict.fromkeys(groups, ()))
     wanted = dict(groups)
     for key, name in schedule.names():
         family = name.partition("/")[0] if "/" in name else name
@@ -418,7 +416,9 @@ def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Sche
         try:
             matched = names.found(_pattern(name, name))
         except SelectionError as error:
-            raise ScheduleError(f"`{key}` names {name!r}, which is no group; as a selector, {error}", key=key) from error
+            raise ScheduleError(
+                f"`{key}` names {name!r}, which is no group; as a selector, {error}", key=key
+            ) from error
         if not matched:
             close = [*nearest(name, [*groups, ALL]), *names.near(name)]
             hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
@@ -443,7 +443,9 @@ def _check_group_name(group: object) -> None:
     if "/" in group or "*" in group:
         if group.startswith(("re:", "type:")) or "*" in group:
             return  # a selector written in a schedule is its own group's name
-        raise SelectionError(f"group {group!r} has a slash in its name; slashes name the groups of a family (layers/0).")
+        raise SelectionError(
+            f"group {group!r} has a slash in its name; slashes name the groups of a family (layers/0)."
+        )
 
 
 def _matches(group: str, selector: _Selector, names: _Names) -> list[tuple[str, str, str]]:
@@ -483,9 +485,7 @@ def _no_match(group: str, pattern: _Pattern, names: _Names, key: str) -> str:
     )
 
 
-def _take(
-    taken: dict[int, tuple[str, str, str]], names: _Names, group: str, pattern: str, name: str
-) -> None:
+def _take(taken: dict[int, tuple[str, str, str]], names: _Names, group: str, pattern: str, name: str) -> None:
     before = taken.setdefault(id(names.parameters[name]), (group, pattern, name))
     if before[0] == group:
         return
@@ -526,9 +526,7 @@ def _owners(module: Module) -> dict[str, Module]:
     }
 
 
-def _members(
-    group: str, chosen: Iterable[str], names: _Names, owners: Mapping[str, Module]
-) -> Iterator[Member]:
+def _members(group: str, chosen: Iterable[str], names: _Names, owners: Mapping[str, Module]) -> Iterator[Member]:
     seen: set[int] = set()
     for name in chosen:
         parameter = names.parameters[name]

@@ -119,8 +119,8 @@ class Phases(Schedule):
                 )
         if not isinstance(repeat, bool):
             whole_number(repeat, "repeat", "the phases are run that many times (or true: for ever)")
-        self.phases = list(phases)
-        self.repeat = repeat
+        self.phases: list[Phase | Phases] = list(phases)
+        self.repeat: bool | int = repeat
         leaves = [leaf for _, leaf in _leaves(self)]
         for number, leaf in enumerate(leaves):
             if leaf.open_ended and (number < len(leaves) - 1 or self._repeats()):
@@ -133,7 +133,8 @@ class Phases(Schedule):
                 )
 
     def _repeats(self) -> bool:
-        return self.repeat is True or self.repeat > 1 or (isinstance(self.phases[-1], Phases) and self.phases[-1]._repeats())
+        last = self.phases[-1]
+        return self.repeat is True or self.repeat > 1 or (isinstance(last, Phases) and last._repeats())
 
     def names(self) -> tuple[tuple[str, str], ...]:
         """Each (key, name) that stands for a group."""

@@ -194,7 +194,7 @@ class Plan(ABC):
         """A training epoch ended."""
         at.epoch += 1
 
-    def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
+    def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:  # noqa: B027 - counts may be all
         """Move the cursor after an update; the counts are up to date already."""
 
     def trainable(self, at: Position) -> frozenset[str]:
@@ -278,4 +278,4 @@ def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
 
 def _nearest_count(value: object, least: int) -> int:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-    return max(least, round(value)) if number and abs(value) < 1e15 else least  # type: ignore[arg-type,call-overload,operator]
+    return max(least, round(value)) if number and abs(value) < 1e15 else least  # type: ignore[arg-type,call-overload]

@@ -41,5 +41,5 @@ def over_ranks(
         torch.tensor(list(findings.values()), dtype=torch.int64, device=device),
     )
     # torchmetrics makes a scalar of what has one element.
-    all_updates, all_findings = (torch.atleast_1d(value).tolist() for value in metric.compute())
+    all_updates, all_findings = (value.reshape(-1).tolist() for value in metric.compute())
     return dict(zip(updates, all_updates, strict=True)), dict(zip(findings, all_findings, strict=True))

@@ -24,17 +24,29 @@ class Recorder:
     """Appends records to a file, each written out at once.
 
     Args:
-        path: The file; it is made, with its folder, at the first record, and appended to if it is there.
+        path: The file; it is made, with its folder, at the first record, and appended to if it is there, without the
+            unfinished last line of a killed run.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begun = False
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._begun:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_unfinished_line(self.path)
+            self._begun = True
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"version": VERSION, **record}, ensure_ascii=False) + "\n")
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """Take away what a killed run left of its last record: the next one would be written on to it."""
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class Steps:
@@ -81,11 +93,13 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises:
         ValueError: A line is no record, or was written by a newer version; the message names file and line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().split(b"\n")  # the last is empty, or unfinished
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+            if not isinstance(record, dict):
+                raise ValueError(f"{record!r} is no mapping")
+        except ValueError as error:  # as JSON, or already as UTF-8
             if number == len(lines):
                 return
             raise ValueError(f"{path}, line {number}: no JSON record ({error}). Was the file edited?") from error

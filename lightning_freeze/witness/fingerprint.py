@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 Digest = int | Tensor
 """On the CPU an int; elsewhere two int64 on the tensor's own device, so that nothing waits for the host."""
@@ -48,12 +49,14 @@ def fingerprint(tensor: Tensor) -> str:
 
 def digest(tensor: Tensor) -> Digest:
     """The digest without a wait: an int on the CPU, a tensor on the device elsewhere."""
-    tensor = tensor.detach()
-    if hasattr(tensor, "to_local"):  # a DTensor: each rank digests its own shard
-        tensor = tensor.to_local()
-    if tensor.is_meta or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    lazy = isinstance(tensor, UninitializedTensorMixin)
+    if not lazy:
+        tensor = tensor.detach()
+        if hasattr(tensor, "to_local"):  # a DTensor: each rank digests its own shard
+            tensor = tensor.to_local()
+    if lazy or tensor.is_meta:
         raise ValueError(
-            f"a tensor {'on the meta device' if tensor.is_meta else 'that is not yet materialised'} has no bits to "
+            f"a tensor {'that is not yet materialised' if lazy else 'on the meta device'} has no bits to "
             "fingerprint. Materialise the model first: run one forward of lazy modules, or load its weights."
         )
     parts = _plain_parts(tensor)
@@ -95,7 +98,8 @@ def multilinear(raw: Tensor, salt: int) -> Tensor:
     if missing or raw.storage_offset() % 4:
         raw = torch.nn.functional.pad(raw, (0, missing))
     words = raw.view(torch.int32)
-    total = torch.zeros(2, dtype=torch.int64, device=raw.device)
+    # The sums begin at the weights of the position before the first, so that the salt shows in zeros, too.
+    total = _weights(torch.arange(-1, 1, dtype=torch.int64, device=raw.device), salt)
     for start in range(0, words.numel(), _CHUNK):
         piece = words[start : start + _CHUNK].to(torch.int64)
         index = torch.arange(start, start + piece.numel(), dtype=torch.int64, device=raw.device)

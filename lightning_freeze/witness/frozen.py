@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,9 +96,8 @@ class FrozenAudit:
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
-    def keys(self) -> list[object]:
-        """What is being watched now."""
-        return list(self._open)
+    def __iter__(self) -> Iterator[object]:
+        return iter(list(self._open))
 
     def open(self, key: object, watched: Watched, update: int) -> None:
         """Something froze: remember its bits."""
@@ -176,6 +175,4 @@ def _settle(compared: list[_Comparison]) -> None:
     }
     for done in compared:
         done.moved = known.get(id(done.moved), bool(done.moved) if not isinstance(done.moved, Tensor) else False)
-        done.entries = [
-            (entry, known[id(flag)] if isinstance(flag, Tensor) else flag) for entry, flag in done.entries
-        ]
+        done.entries = [(entry, known[id(flag)] if isinstance(flag, Tensor) else flag) for entry, flag in done.entries]

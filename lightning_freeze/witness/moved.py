@@ -92,7 +92,9 @@ class MovedAudit:
         idle = [n for n, same, has in zip(names, kept, sample.has_gradient, strict=True) if same and not has]
         stuck = [
             name
-            for name, same, norm, rate, (_, parameter) in zip(names, kept, sample.norms, sample.rates, members, strict=True)
+            for name, same, norm, rate, (_, parameter) in zip(
+                names, kept, sample.norms, sample.rates, members, strict=True
+            )
             if same and norm is not None and bool(norm != 0) and max(rate, self._rate(parameter)) > 0
         ]
         found = [_no_gradient(group, idle, len(members), epoch, ever=True)] if idle else []
@@ -134,7 +136,9 @@ def _unmoved(group: str, names: Sequence[str], size: int, epoch: int) -> Finding
         "rounding (a small rate in half precision: keep the weights in float32), or something undoes it (a copy of the "
         "weights that is written back, an optimizer that holds other tensors)."
     )
-    return Finding("moved", "unmoved", "warning", message, cause="unmoved", epoch=epoch, parameter=names[0], group=group)
+    return Finding(
+        "moved", "unmoved", "warning", message, cause="unmoved", epoch=epoch, parameter=names[0], group=group
+    )
 
 
 def stalled(optimizers: Mapping[int, str], epoch: int, groups: Mapping[int, Sequence[str]]) -> list[Finding]:

@@ -86,16 +86,14 @@ class Witness:
 
     def freeze_exactly(self, frozen: Frozen, update: int) -> None:
         """From here on exactly these are frozen: close the intervals of the others, open those that are new."""
-        wanted: dict[object, Watched] = {**frozen.parameters, **frozen.buffers}
-        for key in [key for key in self._frozen.keys() if key not in wanted]:
+        wanted: dict[object, Watched] = dict([*frozen.parameters.items(), *frozen.buffers.items()])
+        for key in [key for key in self._frozen if key not in wanted]:
             self._frozen.close(key, update)
         for key, watched in wanted.items():
             if key not in self._frozen:
                 self._frozen.open(key, watched, update)
 
-    def stepped(
-        self, planned: Iterable[str], updated: Iterable[str], frozen: Sequence[Tensor], update: int
-    ) -> None:
+    def stepped(self, planned: Iterable[str], updated: Iterable[str], frozen: Sequence[Tensor], update: int) -> None:
         """An optimizer has stepped; gradients are still as it found them."""
         self._moved.planned(planned)
         self._moved.updated(updated)

@@ -32,9 +32,9 @@ def hooks_table(result: Mapping[str, Any]) -> Table:
     table = Table(
         title="The cost of the hooks: median, and p10 to p90 below it",
         caption=(
-            "Hooks: a step's time summed inside our hooks, without the fingerprints; “mean” takes in the steps at which "
+            "Hooks: a step's time summed inside our hooks, without the fingerprints; “mean” takes in the steps where "
             "the trainable set changes. Share: of the bare SGD step over the same parameters, by median and by mean. "
-            "Boundary: the fingerprints of one change of the frozen set, and how many the whole run had. Bare: a Trainer "
+            "Boundary: the fingerprints of one change of the frozen set, and how many a run had. Bare: a Trainer "
             f"without us, in this same process. The clock's own {result['wrapper_us']:.2f} µs a call are taken off. "
             f"{machine['cpu']}, one thread, torch {machine['torch']}, pytorch-lightning {machine['lightning']}."
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -74,10 +75,10 @@ class Snapshots(pl.Callback):
         self._take(trainer, pl_module)
 
     def moved(self) -> list[bool]:
-        return [a != b for a, b in zip(self.values, self.values[1:], strict=False)]
+        return [a != b for a, b in pairwise(self.values)]
 
     def states_moved(self) -> list[bool]:
-        return [not same(a, b) for a, b in zip(self.states, self.states[1:], strict=False)]
+        return [not same(a, b) for a, b in pairwise(self.states)]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -119,7 +120,19 @@ def test_the_table_covers_the_database() -> None:
     """The floor is what DESIGN counted; a torch that lists fewer has changed under us."""
     names = {p.values[0].optim_cls.__name__ for p in configurations()}
     assert len(configurations()) >= 150
-    assert names >= {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Muon", "ASGD"}
+    assert names >= {
+        "SGD",
+        "Adam",
+        "AdamW",
+        "NAdam",
+        "RAdam",
+        "Adagrad",
+        "Adadelta",
+        "RMSprop",
+        "Rprop",
+        "Muon",
+        "ASGD",
+    }
 
 
 def test_lbfgs_is_refused_by_name_with_the_mend(trainer: Any) -> None:

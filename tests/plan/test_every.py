@@ -164,7 +164,12 @@ def test_it_waits_for_of_and_for_what_is_due(slow: int, expected: set[int]) -> N
     ("schedule", "layout", "optimizer", "expected"),
     [
         (Every({"slow": 5}, of="fast"), shared("slow", "fast"), 0, None),
-        (Every({"slow": 5}, of="fast"), apart("slow", "fast"), 0, "between their turns its groups (slow) are all frozen"),
+        (
+            Every({"slow": 5}, of="fast"),
+            apart("slow", "fast"),
+            0,
+            "between their turns its groups (slow) are all frozen",
+        ),
         (Every({"slow": 5}, of="fast"), apart("slow", "fast"), 1, None),
         (Every({"a": 2, "b": 1}), apart("a", "b"), 0, "between their turns its groups (a) are all frozen"),
         (Every({"a": 2, "b": 1}), apart("a", "b"), 1, None),
@@ -193,7 +198,12 @@ def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layou
 @pytest.mark.parametrize(
     ("periods", "of", "text", "key"),
     [
-        ({}, None, "`periods` is {}, but must map at least one group to its period, as in `periods: {weight1: 5}`", "periods"),
+        (
+            {},
+            None,
+            "`periods` is {}, but must map at least one group to its period, as in `periods: {weight1: 5}`",
+            "periods",
+        ),
         ([5], None, "`periods` is [5], but must map at least one group to its period", "periods"),
         (
             {"a": 0},
@@ -218,7 +228,7 @@ def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layou
             "of",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_schedule_is_refused_when_written(periods: Any, of: Any, text: str, key: str) -> None:
     with pytest.raises(ScheduleError) as caught:
         Every(periods, of)
@@ -232,16 +242,33 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
 @pytest.mark.parametrize(
     ("schedule", "layout", "text"),
     [
-        (Every({"slw": 5}, of="fast"), shared("slow", "fast"), "`periods` names 'slw', which is no group. Nearest: 'slow'"),
+        (
+            Every({"slw": 5}, of="fast"),
+            shared("slow", "fast"),
+            "`periods` names 'slw', which is no group. Nearest: 'slow'",
+        ),
         (Every({"slow": 5}, of="fst"), shared("slow", "fast"), "`of` names 'fst', which is no group. Nearest: 'fast'"),
-        (Every({"slow": 5}, of="rest"), shared("slow", "fast"), "`of` names 'rest', the reserved group of all parameters"),
+        (
+            Every({"slow": 5}, of="rest"),
+            shared("slow", "fast"),
+            "`of` names 'rest', the reserved group of all parameters",
+        ),
         (Every({"g": 5}, of="f"), FAMILY, "`of` is 'f', which stands for 2 groups (f/0, f/1); it must be one."),
-        (Every({"f": 5}, of="f/0"), FAMILY, "`of` is 'f/0', which `periods` schedules too: a group cannot wait for its"),
-        (Every({"f": 5, "f/1": 2}, of="g"), FAMILY, "`periods` gives 'f/1' two periods, 5 and (as 'f/1') 2. Name each group"),
+        (
+            Every({"f": 5}, of="f/0"),
+            FAMILY,
+            "`of` is 'f/0', which `periods` schedules too: a group cannot wait for its",
+        ),
+        (
+            Every({"f": 5, "f/1": 2}, of="g"),
+            FAMILY,
+            "`periods` gives 'f/1' two periods, 5 and (as 'f/1') 2. Name each group",
+        ),
         (
             Every({"a": 2}, of="b"),
             Layout(("a", "b"), optimizers={"a": frozenset({0, 1}), "b": frozenset({0})}),
-            "group 'a' is held by 2 optimizers ([0, 1]), so its updates cannot be counted as one. Make it one group for "
+            "group 'a' is held by 2 optimizers ([0, 1]), so its updates cannot be counted as one. Make it one "
+            "group for "
             "each optimizer.",
         ),
         (
@@ -252,11 +279,12 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
         (
             Every({"a": 2, "b": 3}),
             shared("a", "b"),
-            "every group has a period above 1 and there is no `of`, so after the first step nothing would be trainable, "
+            "every group has a period above 1 and there is no `of`, so after the first step nothing would be "
+            "trainable, "
             "no update would ever be counted, and the schedule would stand still.",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_schedule_that_does_not_fit_the_model_is_refused(schedule: Every, layout: Layout, text: str) -> None:
     with pytest.raises(ScheduleError) as caught:
         schedule.bind(layout)

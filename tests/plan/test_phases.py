@@ -14,7 +14,9 @@ from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedul
 
 ONE = Layout(("a", "b", "c"), optimizers={g: frozenset({0}) for g in "abc"})
 TWO = Layout(("a", "b"), optimizers={"a": frozenset({0}), "b": frozenset({1})})
-RESTED = Layout(("a", "b"), optimizers={"a": frozenset({0}), "b": frozenset({1}), REST: frozenset({1})}, rest_trains=True)
+RESTED = Layout(
+    ("a", "b"), optimizers={"a": frozenset({0}), "b": frozenset({1}), REST: frozenset({1})}, rest_trains=True
+)
 
 
 def up(train: str, updates: int) -> Phase:
@@ -178,14 +180,24 @@ def test_it_waits_for_the_optimizers_that_have_not_made_their_updates(
         (Phases([up("a", 1), up("b", 4)], True), ONE, 0, None),
         (Phases([up("a", 1), up("b", 4)], True), TWO, 0, "in the phase that trains ['b'] all its groups are frozen"),
         (Phases([up("a", 1), up("b", 4)], True), TWO, 1, "in the phase that trains ['a'] all its groups are frozen"),
-        (Phases([up("ab", 1)], True), TWO, 1, "in the phase that trains ['a', 'b'] it waits, frozen, for the other optimizer"),
+        (
+            Phases([up("ab", 1)], True),
+            TWO,
+            1,
+            "in the phase that trains ['a', 'b'] it waits, frozen, for the other optimizer",
+        ),
         (Phases([ep("ab", 1)], True), TWO, 1, None),
         (Phases([Phase(["all"])]), TWO, 0, None),
-        (Phases([ep("ab", 1), Phases([up("a", 1)], 2), Phase(["all"])]), TWO, 1, "in the phase that trains ['a'] all its"),
+        (
+            Phases([ep("ab", 1), Phases([up("a", 1)], 2), Phase(["all"])]),
+            TWO,
+            1,
+            "in the phase that trains ['a'] all its",
+        ),
         (Phases([up("a", 1), up("b", 4)], True), RESTED, 1, None),
         (Phases([up("a", 1), up("b", 4)], True), RESTED, 0, "in the phase that trains ['b'] all its groups are frozen"),
     ],
-)  # fmt: skip
+)
 def test_an_optimizer_may_idle_in_a_phase_without_its_groups(
     schedule: Phases, layout: Layout, optimizer: int, expected: str | None
 ) -> None:
@@ -265,10 +277,14 @@ def test_a_name_stands_for(train: list[str], expected: set[str]) -> None:
             Phases([Phase(["aa"], updates=1), Phases([Phase(["backbone", "hed"])])]),
             "`phases[1].phases[0].train` names 'hed', which is no group. Nearest: 'head'",
         ),
-        (Phases([Phase(["rest"])]), "`phases[0].train` names 'rest', the reserved group of all parameters that no other"),
+        (
+            Phases([Phase(["rest"])]),
+            "`phases[0].train` names 'rest', the reserved group of all parameters that no other",
+        ),
         (
             Phases([Phase([])]),
-            "`phases[0].train` is empty and no other parameter trains, so nothing would be trainable in this phase. Name "
+            "`phases[0].train` is empty and no other parameter trains, so nothing would be trainable in this "
+            "phase. Name "
             "a group, or set `rest: train` if parameters outside the groups should train.",
         ),
         (Phases([Phase(["x*"])]), "`phases[0].train` names 'x*', which is no group."),
@@ -292,7 +308,8 @@ def test_a_schedule_that_does_not_fit_the_model_is_refused(schedule: Phases, tex
         ({"train": [""]}, "`train` holds '', but must hold names", "train"),
         (
             {"train": ["a"], "updates": 2, "epochs": 3},
-            "the phase with `train: ['a']` has two ends, `updates: 2` and `epochs: 3`; a phase has at most one. Keep the",
+            "the phase with `train: ['a']` has two ends, `updates: 2` and `epochs: 3`; a phase has at most one. "
+            "Keep the",
             "epochs",
         ),
         (
@@ -320,7 +337,12 @@ OPEN = "has no end and {why}, so what comes after it would never begin. Give it 
     [
         ([], False, "`phases` is empty, so nothing would ever be trainable. Give at least one phase", "phases"),
         ("a", False, "`phases` is 'a', but must be a list", "phases"),
-        (Phase(["a"]), False, "`phases` is Phase(train=['a'], updates=None, epochs=None), but must be a list", "phases"),
+        (
+            Phase(["a"]),
+            False,
+            "`phases` is Phase(train=['a'], updates=None, epochs=None), but must be a list",
+            "phases",
+        ),
         ([{"train": ["a"]}], False, "`phases[0]` is {'train': ['a']}, which is neither a Phase nor Phases.", "phases"),
         (
             [up("a", 1), Phases([up("b", 1)], repeat=True)],

@@ -21,7 +21,9 @@ LAYOUTS = st.sampled_from(
         Layout(GROUPS),
         Layout(GROUPS, optimizers={g: frozenset({0}) for g in (*GROUPS, REST)}, rest_trains=True),
         Layout(GROUPS, optimizers={g: frozenset({i}) for i, g in enumerate("abc")}),
-        Layout(GROUPS, optimizers={"a": frozenset({0}), "b": frozenset({1}), "c": frozenset({1}), REST: frozenset({0})}),
+        Layout(
+            GROUPS, optimizers={"a": frozenset({0}), "b": frozenset({1}), "c": frozenset({1}), REST: frozenset({0})}
+        ),
         Layout(GROUPS, optimizers={"a": frozenset({2}), "b": frozenset({0, 1}), "c": frozenset({1})}),
     ]
 )
@@ -34,7 +36,9 @@ ENDING = st.one_of(COUNTED, st.builds(Phase, NAMES, epochs=st.integers(1, 2)))
 def rows(leaves: st.SearchStrategy[Phase], repeat: st.SearchStrategy[bool | int]) -> st.SearchStrategy[Phases]:
     """Rows of phases, nested up to twice."""
     inner = st.recursive(
-        leaves, lambda child: st.builds(Phases, st.lists(child, min_size=1, max_size=3), st.integers(1, 3)), max_leaves=4
+        leaves,
+        lambda child: st.builds(Phases, st.lists(child, min_size=1, max_size=3), st.integers(1, 3)),
+        max_leaves=4,
     )
     return st.builds(Phases, st.lists(inner, min_size=1, max_size=3), repeat)
 
@@ -157,7 +161,9 @@ def test_phases_survive_being_saved_between_any_two_calls(schedule: Phases, layo
 def test_a_preview_comes_true(
     schedule: Phases | Every, layout: Layout, order: list[int], per_epoch: int, batches: int
 ) -> None:
-    foreseen = [(s.epoch, s.batch, s.optimizer, s.trained) for s in preview(schedule.bind(layout), batches, per_epoch, order)]
+    foreseen = [
+        (s.epoch, s.batch, s.optimizer, s.trained) for s in preview(schedule.bind(layout), batches, per_epoch, order)
+    ]
     plan = schedule.bind(layout)
     assert foreseen == list(by_hand(plan, plan.start(), 0, batches, per_epoch, order))
 

@@ -18,7 +18,10 @@ from torch import Tensor
 from lightning_freeze.witness import fingerprint as module
 from lightning_freeze.witness.fingerprint import differ, digest, digest_all, fingerprint, multilinear
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch says of CSR and CSC that they are in beta
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse:UserWarning"),  # torch says of CSR and CSC that they are in beta
+    pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning"),  # and of complex32 that it is experimental
+]
 
 Print = Callable[[Tensor], str]
 
@@ -31,7 +34,9 @@ class _AcceleratorsHash:
     @staticmethod
     def xxh3_128_intdigest(raw: memoryview, seed: int) -> Tensor:
         data = bytearray(raw)
-        return multilinear(torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8), seed)
+        return multilinear(
+            torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8), seed
+        )
 
 
 def accelerators(tensor: Tensor) -> str:
@@ -44,10 +49,25 @@ both = pytest.mark.parametrize("of", [fingerprint, accelerators], ids=["cpu", "a
 FEW = settings(max_examples=60, deadline=None)
 
 DTYPES = [
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
-    torch.complex64, torch.complex128, torch.complex32, torch.bool,
-    torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
-]  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.complex64,
+    torch.complex128,
+    torch.complex32,
+    torch.bool,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+]
 
 
 def of_bytes(data: bytes, dtype: torch.dtype) -> Tensor:
@@ -118,9 +138,20 @@ def test_the_bits_of_a_nan_show(of: Print) -> None:
 def test_shape_and_dtype_show(of: Print) -> None:
     zeros = torch.zeros(12, dtype=torch.float32)
     alike = [
-        zeros, zeros.view(3, 4), zeros.view(4, 3), zeros.view(1, 12), zeros.view(torch.int32), zeros.view(torch.int16),
-        zeros[:11], zeros[:0], zeros[:0].view(0, 1), zeros[0], zeros[:1], zeros.view(torch.bfloat16), zeros.view(torch.uint8),
-    ]  # fmt: skip
+        zeros,
+        zeros.view(3, 4),
+        zeros.view(4, 3),
+        zeros.view(1, 12),
+        zeros.view(torch.int32),
+        zeros.view(torch.int16),
+        zeros[:11],
+        zeros[:0],
+        zeros[:0].view(0, 1),
+        zeros[0],
+        zeros[:1],
+        zeros.view(torch.bfloat16),
+        zeros.view(torch.uint8),
+    ]
     assert len({of(tensor) for tensor in alike}) == len(alike)
 
 
@@ -217,7 +248,10 @@ def weight(index: int, salt: int) -> int:
 def test_multilinear_is_a_weighted_sum_of_words(data: bytes, salt: int) -> None:
     padded = data + bytes(-len(data) % 4)
     words = struct.unpack(f"<{len(padded) // 4}i", padded)
-    expected = [sum(w * weight(i, salt + lane) for i, w in enumerate(words)) & MASK for lane in range(2)]
+    expected = [
+        weight(-1, salt + lane) + sum(w * weight(i, salt + lane) for i, w in enumerate(words)) & MASK
+        for lane in range(2)
+    ]
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     assert [n & MASK for n in multilinear(raw, salt).tolist()] == expected
 
@@ -248,7 +282,14 @@ def test_a_sparse_tensor_is_the_same_as_its_copy(of: Print, layout: torch.layout
 @both
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_value_place_and_shape_of_a_sparse_tensor_show(of: Print, layout: torch.layout) -> None:
-    alike = [[[0.0, 2.0, 0.0]], [[0.0, 3.0, 0.0]], [[0.0, 0.0, 2.0]], [[0.0, 2.0]], [[0.0, 2.0, 0.0], [0.0] * 3], [[0.0] * 3]]
+    alike = [
+        [[0.0, 2.0, 0.0]],
+        [[0.0, 3.0, 0.0]],
+        [[0.0, 0.0, 2.0]],
+        [[0.0, 2.0]],
+        [[0.0, 2.0, 0.0], [0.0] * 3],
+        [[0.0] * 3],
+    ]
     prints = {of(sparse_of(layout, values)) for values in alike}
     assert len(prints) == len(alike)
 
@@ -290,7 +331,10 @@ def test_a_dtensor_is_digested_by_its_shard(of: Print) -> None:
 @pytest.mark.parametrize(
     ("tensor", "text"),
     [
-        (lambda: torch.empty(3, device="meta"), "a tensor on the meta device has no bits to fingerprint. Materialise the"),
+        (
+            lambda: torch.empty(3, device="meta"),
+            "a tensor on the meta device has no bits to fingerprint. Materialise the",
+        ),
         (lambda: torch.nn.LazyLinear(2).weight, "a tensor that is not yet materialised has no bits to fingerprint."),
     ],
     ids=["meta", "lazy"],
@@ -305,7 +349,9 @@ def test_a_tensor_without_bits_is_refused(tensor: Callable[[], Tensor], text: st
 
 
 @both
-@pytest.mark.parametrize("tensor", [torch.zeros(3), torch.tensor(1.5), torch.empty(0), torch.eye(2).to_sparse()], ids=str)
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(3), torch.tensor(1.5), torch.empty(0), torch.eye(2).to_sparse()], ids=str
+)
 def test_a_fingerprint_is_32_hexadecimal_digits(of: Print, tensor: Tensor) -> None:
     found = of(tensor)
     assert len(found) == 32
@@ -320,8 +366,13 @@ def test_the_digest_of_the_cpu_is_stable() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
-    [(1, 1, False), (1, 2, True), (torch.tensor([1, 2]), torch.tensor([1, 2]), False), (torch.tensor([1, 2]), torch.tensor([1, 3]), True)],
-)  # fmt: skip
+    [
+        (1, 1, False),
+        (1, 2, True),
+        (torch.tensor([1, 2]), torch.tensor([1, 2]), False),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), True),
+    ],
+)
 def test_digests_differ_where_either_half_does(before: Any, after: Any, expected: bool) -> None:
     assert bool(differ(before, after)) is expected
 

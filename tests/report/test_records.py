@@ -1,0 +1,194 @@
+"""The records of a run: written line by line, read back whole."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_freeze.report.records import VERSION, Recorder, Steps, read_records, steps_of
+
+FEW = settings(max_examples=80, deadline=None)
+STEPS = st.lists(
+    st.tuples(st.integers(0, 2), st.frozensets(st.sampled_from(["a", "b", "c/0", "rest"]), min_size=1)), max_size=40
+)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def encoded(steps: list[tuple[int, frozenset[str]]], first: int = 0) -> dict[str, Any]:
+    """A ``phase`` record as JSON brings it back."""
+    made = Steps(first)
+    for optimizer, groups in steps:
+        made.add(optimizer, groups)
+    return json.loads(json.dumps({"type": "phase", **made.as_dict()}))
+
+
+def run(updates_before: int) -> dict[str, Any]:
+    return {"type": "run", "updates_before": updates_before}
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_equal_steps_are_one_entry() -> None:
+    slow, fast = frozenset({"slow", "fast"}), frozenset({"fast"})
+    assert encoded([(0, slow), (0, fast), (0, fast), (0, slow), (1, slow)], first=7) == {
+        "type": "phase",
+        "first": 7,
+        "sets": [["fast", "slow"], ["fast"]],
+        "steps": [[0, 0, 1], [0, 1, 2], [0, 0, 1], [1, 0, 1]],
+    }
+
+
+@FEW
+@given(STEPS)
+def test_steps_come_back_as_they_were(steps: list[tuple[int, frozenset[str]]]) -> None:
+    assert steps_of([encoded(steps)]) == steps
+
+
+@FEW
+@given(STEPS)
+def test_no_two_runs_beside_each_other_are_the_same(steps: list[tuple[int, frozenset[str]]]) -> None:
+    assert len(encoded(steps)["steps"]) == len(list(groupby(steps)))
+
+
+@FEW
+@given(STEPS, STEPS, st.integers(0, 9))
+def test_steps_go_on_after_they_were_saved(before: list[Any], after: list[Any], first: int) -> None:
+    straight, saved = Steps(first), Steps(first)
+    for step in before:
+        straight.add(*step)
+        saved.add(*step)
+    resumed = Steps.from_dict(json.loads(json.dumps(saved.as_dict())))
+    for step in after:
+        straight.add(*step)
+        resumed.add(*step)
+    assert resumed.as_dict() == straight.as_dict()
+
+
+def test_saved_steps_share_nothing_with_the_ones_that_go_on() -> None:
+    steps = Steps()
+    steps.add(0, frozenset({"a"}))
+    saved = steps.as_dict()
+    steps.add(0, frozenset({"a"}))
+    assert saved["steps"] == [[0, 0, 1]]
+
+
+A, B = (0, frozenset({"a"})), (0, frozenset({"b"}))
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([run(0), encoded([A, A]), encoded([B], first=2)], [A, A, B]),
+        # Resumed from the end of the first epoch, the second is done again.
+        ([run(0), encoded([A, A]), encoded([A, A], first=2), run(2), encoded([B], first=2)], [A, A, B]),
+        # Resumed within the second epoch, of which the killed run recorded nothing.
+        ([run(0), encoded([A, A]), run(3), encoded([A, B], first=2)], [A, A, A, B]),
+        # Resumed within the first epoch, from a checkpoint that was made within it.
+        ([run(0), encoded([A, A, A]), run(2), encoded([A, A, B, B])], [A, A, B, B]),
+        # Begun anew in the same folder.
+        ([run(0), encoded([A, A]), run(0), encoded([B])], [B]),
+        ([run(0), {"type": "finding"}, encoded([A]), {"type": "counts"}], [A]),
+        ([run(0), encoded([A, A]), run(1)], [A]),
+        ([], []),
+    ],
+    ids=["straight", "epoch", "unrecorded", "within", "anew", "others", "cut", "empty"],
+)
+def test_what_a_resumed_run_did_again_stands_once(records: list[Any], expected: list[Any]) -> None:
+    assert steps_of(records) == expected
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_is_made_at_the_first_record(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "audit.jsonl"
+    recorder = Recorder(path)
+    assert not path.parent.exists()
+    recorder({"type": "run"})
+    assert [*read_records(path)] == [{"version": VERSION, "type": "run"}]
+
+
+def test_each_record_is_on_disk_at_once(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "audit.jsonl")
+    for number in range(3):
+        recorder({"n": number})
+        assert len([*read_records(recorder.path)]) == number + 1
+
+
+def test_a_second_recorder_appends(tmp_path: Path) -> None:
+    for number in range(2):
+        Recorder(tmp_path / "audit.jsonl")({"n": number})
+    assert [record["n"] for record in read_records(tmp_path / "audit.jsonl")] == [0, 1]
+
+
+@FEW
+@given(st.lists(TEXT, min_size=1, max_size=4))
+def test_any_text_comes_back(messages: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = Recorder(Path(folder) / "audit.jsonl")
+        for message in messages:
+            recorder({"message": message})
+        assert [record["message"] for record in read_records(recorder.path)] == messages
+
+
+LINES = ['{"version": 1, "type": "run"}', '{"version": 1, "message": "größer … 層"}']
+
+
+def cuts() -> Iterator[bytes]:
+    """A file cut off at each byte of its second record."""
+    first, second = (line.encode() + b"\n" for line in LINES)
+    yield from (first + second[:end] for end in range(1, len(second) - 1))
+
+
+@pytest.mark.parametrize("cut", [*cuts()])
+def test_an_unfinished_last_line_is_passed_over(tmp_path: Path, cut: bytes) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(cut)
+    assert [*read_records(path)] == [json.loads(LINES[0])]
+
+
+@pytest.mark.parametrize("cut", [b"", *cuts()])
+def test_a_resumed_run_replaces_the_unfinished_line(tmp_path: Path, cut: bytes) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(cut)
+    recorder = Recorder(path)
+    recorder({"n": 1})
+    recorder({"n": 2})
+    whole = [json.loads(LINES[0])] if cut else []
+    assert [*read_records(path)] == [*whole, {"version": VERSION, "n": 1}, {"version": VERSION, "n": 2}]
+
+
+def test_a_last_line_without_its_end_is_kept_where_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text("\n".join(LINES), encoding="utf-8")
+    assert [*read_records(path)] == [json.loads(line) for line in LINES]
+
+
+@pytest.mark.parametrize("broken", ['{"version": 1, "ty', "", "[1]", "3", "nonsense"])
+def test_a_broken_line_before_the_last_is_named(tmp_path: Path, broken: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text(f"{LINES[0]}\n{broken}\n{LINES[1]}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no JSON record") as caught:
+        [*read_records(path)]
+    assert str(caught.value).startswith(f"{path}, line 2: no JSON record")
+    assert str(caught.value).endswith("Was the file edited?")
+
+
+def test_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text(f'{LINES[0]}\n{{"version": {VERSION + 1}}}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="version") as caught:
+        [*read_records(path)]
+    assert str(caught.value) == (
+        f"{path}, line 2: a record of version {VERSION + 1}; this release reads up to {VERSION}. Update "
+        f"lightning-freeze."
+    )
