@@ -1,0 +1,112 @@
+"""Every file in ``configs/`` runs, and the run's own report holds what the file promises."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_freeze.cli import main
+from lightning_freeze.report.records import read_records, steps_of
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RUNS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "model" in yaml.safe_load(path.read_text())]
+ALONE = [path for path in sorted(CONFIGS.glob("*.yaml")) if path not in RUNS]
+
+BATCHES, EPOCHS = 17, 2  # a number of batches that no period divides, so that turns go on over an epoch's end
+Step = tuple[int, frozenset[str]]
+
+pytestmark = [
+    # what Lightning says of the machine and of short runs, neither of which is a configuration's matter
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+
+
+def both_every_fifth(steps: list[Step]) -> None:
+    expected = [{"weight1", "weight2"} if n % 5 == 0 else {"weight2"} for n in range(BATCHES * EPOCHS)]
+    assert [groups for _, groups in steps] == expected
+    assert Counter(g for _, groups in steps for g in groups)["weight1"] == ceil(BATCHES * EPOCHS / 5)
+
+
+def in_turn(steps: list[Step]) -> None:
+    assert [groups for _, groups in steps] == [
+        {"weight1" if n % 6 == 5 else "weight2"} for n in range(BATCHES * EPOCHS)
+    ]
+
+
+def generator_with_every_fifth(steps: list[Step]) -> None:
+    counts = Counter(g for _, groups in steps for g in groups)
+    assert counts == {"discriminator": BATCHES * EPOCHS, "generator": ceil(BATCHES * EPOCHS / 5)}
+    assert {optimizer for optimizer, groups in steps if "generator" in groups} == {0}
+    assert {optimizer for optimizer, groups in steps if "discriminator" in groups} == {1}
+    done: Counter[str] = Counter()
+    for _, groups in steps:
+        done.update(groups)
+        assert done["generator"] == ceil(done["discriminator"] / 5)
+
+
+def probe_then_rounds(steps: list[Step]) -> None:
+    rounds = [*["head"], *["backbone"] * 4] * 10
+    alone = ["head"] * BATCHES + rounds
+    expected = [{name} for name in alone] + [{"head", "backbone"}] * (BATCHES * EPOCHS)
+    assert [groups for _, groups in steps] == expected[: len(steps)]
+    assert len(steps) > len(alone), "the run ends before the last phase begins"
+
+
+PROMISES: dict[str, tuple[Callable[[list[Step]], None], int]] = {
+    "alternating.yaml": (both_every_fifth, EPOCHS),
+    "phases.yaml": (in_turn, EPOCHS),
+    "gan.yaml": (generator_with_every_fifth, EPOCHS),
+    "probe_then_alternate.yaml": (probe_then_rounds, 5),
+}
+
+
+def run(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> list[dict[str, Any]]:
+    monkeypatch.setattr(sys, "argv", ["lightning-freeze"])  # LightningCLI warns of others than those it is handed
+    monkeypatch.chdir(folder)
+    main(
+        [
+            *("fit", "--config", str(config)),
+            *("--trainer.max_epochs", str(epochs), "--trainer.limit_train_batches", str(BATCHES)),
+            *("--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0"),
+            *("--trainer.enable_progress_bar", "false", "--trainer.enable_checkpointing", "false"),
+            *("--trainer.logger", "false", "--trainer.default_root_dir", str(folder)),
+        ]
+    )
+    return list(read_records(folder / "freeze_audit.jsonl"))
+
+
+@pytest.mark.parametrize("config", RUNS, ids=lambda path: path.name)
+def test_run_does_what_the_config_promises(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.name in PROMISES, "a new configuration needs a promise here"
+    promise, epochs = PROMISES[config.name]
+    records = run(config, tmp_path, monkeypatch, epochs)
+    steps = steps_of(records)
+    promise(steps)
+    counts = [record for record in records if record["type"] == "counts"]
+    assert [record["epoch"] for record in counts] == list(range(epochs))
+    assert counts[-1]["total"] == len(steps)
+    assert counts[-1]["updates"] == Counter(group for _, groups in steps for group in groups)
+    assert counts[-1]["intervals"] > 0
+    assert [record for record in records if record["type"] == "finding" and record["severity"] == "error"] == []
+
+
+def test_every_promise_has_its_config() -> None:
+    assert set(PROMISES) == {path.name for path in RUNS}
+
+
+@pytest.mark.parametrize("schedule", ALONE, ids=lambda path: path.name)
+def test_schedule_file_is_named_by_a_config(schedule: Path) -> None:
+    named = [
+        callback["init_args"]["schedule"]
+        for path in RUNS
+        for callback in yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+    ]
+    assert schedule.name in named

@@ -1,0 +1,60 @@
+"""Two real processes on gloo: frozen bits hold on each, and a violation on one stops both."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+import pytorch_lightning as pl
+from lightning_freeze import AlternatingFreeze, FreezeViolation
+from tests.conftest import Net, batches, make_trainer
+
+root, sabotage = Path(sys.argv[1]), sys.argv[2] == "sabotage"
+
+class Observed(pl.Callback):
+    moved = []
+    def on_train_batch_start(self, trainer, module, *rest):
+        self.before = module.layer1.weight.detach().clone()
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.moved.append(not torch.equal(self.before, module.layer1.weight))
+        if sabotage and batch_idx == 2 and trainer.global_rank == 1:
+            module.layer1.weight.data.mul_(1.01)
+
+if __name__ == "__main__":
+    scheduler, observed = AlternatingFreeze("layer1", "layer2", every=3), Observed()
+    trainer = make_trainer(root, scheduler, observed, strategy="ddp", devices=2)
+    caught = None
+    try:
+        trainer.fit(Net(), batches(12))
+    except FreezeViolation as error:
+        caught = error
+    expected = [step % 3 == 0 for step in range(6)]
+    assert observed.moved == expected, observed.moved
+    if sabotage:
+        assert caught is not None and caught.checkpoint is not None and Path(caught.checkpoint).exists()
+        assert len(caught.findings) == trainer.global_rank  # the write was on rank 1
+        assert ("1 more on other ranks" in str(caught)) == (trainer.global_rank == 0)
+    else:
+        assert caught is None and scheduler.findings == []
+        assert scheduler.updates == {"slow": 2, "fast": 6}
+    Path(root, f"ok-{trainer.global_rank}").touch()
+"""
+
+
+@pytest.mark.parametrize("how", ["clean", "sabotage"])
+def test_two_processes(how: str, tmp_path: Path) -> None:
+    here = Path(__file__).resolve().parents[1]
+    program = tmp_path / "program.py"
+    program.write_text(f"import sys; sys.path.insert(0, {str(here)!r})\n{PROGRAM}")
+    command = [sys.executable, "-W", "ignore", str(program), str(tmp_path), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "ok-0").exists()
+    assert (tmp_path / "ok-1").exists()
