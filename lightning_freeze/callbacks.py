@@ -232,6 +232,7 @@ class FreezeScheduler(_Audited):
         self._audit = bool(audit)
         self._controller: FreezeController | None = None
         self._resume: dict[str, Any] | None = None
+        self._scaled = False
         self._stepped: list[weakref.ref[Optimizer]] = []
 
     @property
@@ -286,7 +287,8 @@ class FreezeScheduler(_Audited):
             say=lambda text: say(trainer, text),
             record=self._record,
         )
-        self._controller.attach(*trainer.optimizers, scaler=has_scaler(trainer))
+        self._scaled = has_scaler(trainer)
+        self._controller.attach(*trainer.optimizers, scaler=self._scaled)
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
         self._resume = again
         clipper = None if pl_module.automatic_optimization else clips_by_hand(pl_module)
@@ -310,7 +312,7 @@ class FreezeScheduler(_Audited):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under a scaler, an infinity in a frozen gradient must not skip the step of what trains."""
-        if self._controller is not None and has_scaler(trainer):
+        if self._scaled and self._controller is not None:
             self._controller.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -36,9 +36,9 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments; by default those of the process.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    roots: list[Place] = []
     try:
-        roots = check_files(arguments)
-        FreezeCLI.roots = roots
+        FreezeCLI.roots = roots = check_files(arguments)
         FreezeCLI(
             LightningModule,
             LightningDataModule,
@@ -48,8 +48,10 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             args=None if args is None else arguments,
         )
-    except (ConfigError, ScheduleError, SelectionError) as error:
+    except ConfigError as error:
         raise SystemExit(f"lightning-freeze: error: {error}") from error
+    except (ScheduleError, SelectionError) as error:  # found with the model, so where it stands is looked up again
+        raise SystemExit(f"lightning-freeze: error: {locate(str(error), roots)}{error}") from error
 
 
 class FreezeCLI(LightningCLI):
@@ -69,14 +71,13 @@ class _Parser(LightningArgumentParser):
 
 
 def locate(message: str, roots: Sequence[Place]) -> str:
-    """Where a parser's message comes from, as ``file, line, key: ``, or nothing if no file holds such a key."""
-    words = re.findall(r"""["']([\w.\[\]]+)["']""", message)
-    for root in roots:
-        places = {place.key: place for place in root.walk()}
-        for word in words:
-            for key in (word, *(k for k in places if k.endswith(f".{word}"))):
-                if key in places:
-                    return f"{root.path}, line {places[key].line}, {key}: "
+    """Where a message comes from, as ``file, line, key: ``, or nothing if no file holds a key that it quotes."""
+    places = [place for root in roots for place in root.walk()]
+    for word in re.findall(r"""["'`]([\w.\[\]]+)["'`]""", message):
+        for matches in (str.__eq__, lambda key, end: key.endswith(f".{end}")):
+            for place in places:
+                if matches(place.key, word):
+                    return f"{place.path}, line {place.line}, {place.key}: "
     return ""
 
 
@@ -125,10 +126,11 @@ def _check_callback(place: Place) -> None:
         if key == "schedule":
             values[key] = build_schedule(value)
         elif key == "audit" and value.items():
-            _check_keys(
-                value, value.items().get("init_args", value).items(), FreezeAudit, extra=("class_path", "init_args")
-            )
-            values[key] = _built(value, FreezeAudit, value.items().get("init_args", value).plain() or {})
+            inner = value.items().get("init_args", value)
+            _check_keys(value, value.items(), FreezeAudit, extra=("class_path", "init_args"))
+            _check_keys(inner, inner.items(), FreezeAudit, extra=("class_path",))
+            plain = inner.plain() or {}
+            values[key] = _built(inner, FreezeAudit, {k: v for k, v in plain.items() if k != "class_path"})
         else:
             values[key] = value.plain()
     for group, selector in (given["groups"].items() if "groups" in given else {}).items():
@@ -156,7 +158,7 @@ def build_schedule(place: Place) -> Schedule:
             if "." in path and not path.startswith(_OURS):
                 return Phases([Phase(["all"])])  # a class of the user's own: jsonargparse's to check
             raise items["class_path"].error(
-                f"`class_path` is {path!r}, which is no schedule. Nearest: {_near(path, _SCHEDULES)}."
+                f"`class_path` is {path!r}, which is no schedule. Nearest: {_near(path.rpartition('.')[2], _SCHEDULES)}."
             )
         _check_keys(place, items, None, extra=("class_path", "init_args"))
         arguments = items.get("init_args")
@@ -231,10 +233,8 @@ def _built(place: Place, kind: Callable[..., Any], values: Any) -> Any:
     try:
         return kind(**values)
     except (ScheduleError, SelectionError, ValueError) as error:
-        at = place
-        for part in (getattr(error, "key", None) or "").split("."):
-            at = at.items().get(part, at)
-        raise at.error(str(error)) from error
+        key = f"{place.key}.{getattr(error, 'key', None)}".removeprefix(".")
+        raise next((below for below in place.walk() if below.key == key), place).error(str(error)) from error
 
 
 def _class_name(place: Place | None) -> str:

@@ -16,9 +16,11 @@ from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.modes import EvalModes
 from lightning_freeze.gate.optimizers import refuse_idle, refuse_optimizers
 from lightning_freeze.plan.groups import (
+    Member,
     Rest,
     SelectionError,
     Selector,
+    clean_name,
     frozen_modules,
     group_parameters,
     selectors_for,
@@ -26,21 +28,31 @@ from lightning_freeze.plan.groups import (
 from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule, ScheduleError, nearest
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record, Steps
+from lightning_freeze.witness.frozen import Watched
 from lightning_freeze.witness.moved import stalled
-from lightning_freeze.witness.witness import Frozen, Witness, buffers_of
+from lightning_freeze.witness.witness import Witness, buffers_of
 
 _LOG = logging.getLogger("lightning_freeze")
 _STATE_VERSION = 1
-_KEPT_SIDES = 64
+_KEPT_SETS = 64
+
+
+Sets = tuple[frozenset[str], ...]
+"""For each optimizer, the groups that it trains."""
 
 
 @dataclass(frozen=True)
-class _Side:
-    """What is frozen under one combination of the optimizers' trainable sets."""
+class _Unit:
+    """The parameters of a group that the same optimizers hold, so that they freeze and thaw together."""
 
-    key: tuple[frozenset[str], ...]
-    frozen: Frozen
-    modules: tuple[nn.Module, ...]
+    group: str
+    lanes: tuple[int, ...]
+    parameters: tuple[int, ...]
+    watched: Mapping[int, Watched]
+
+    def frozen(self, sets: Sets) -> bool:
+        """Whether no optimizer trains it."""
+        return not any(self.group in sets[lane] for lane in self.lanes)
 
 
 class FreezeController:
@@ -106,15 +118,16 @@ class FreezeController:
         self._record = record
         self.groups = group_parameters(module, selectors_for(module, dict(groups or {}), schedule), rest)
         self._modes = EvalModes()
-        self._sides: dict[tuple[frozenset[str], ...], _Side] = {}
+        self._has_buffers = any(True for _ in module.buffers())
+        self._modules: dict[Sets, list[tuple[str, nn.Module]]] = {}
+        self._units: dict[str, list[_Unit]] = {}
         self._plan: Plan | None = None
         self._gate: Gate | None = None
         self._witness: Witness | None = None
         self._at = Position()
         self._steps = Steps()
-        self._trainable: frozenset[str] = frozenset()
-        self._now: _Side | None = None
-        self._watched: _Side | None = None
+        self._sets: Sets = ()
+        self._watched_sets: Sets = ()
         self._epoch_updates: dict[str, int] = {}
         self._epoch_intervals = 0
         self._last_check = 0
@@ -140,7 +153,7 @@ class FreezeController:
     @property
     def trainable(self) -> frozenset[str]:
         """The groups that the coming step may train, ``rest`` included where it trains."""
-        return self._trainable
+        return self._plan.trainable(self._at) if self._plan is not None else frozenset()
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -183,6 +196,7 @@ class FreezeController:
             }
             self._witness = Witness(self._module, optimizers, trained, buffers_held=self._eval, suspects=self._suspects)
             self._witness.begin()
+        self._make_units()
         self._at = self._plan.start(epoch)
         self._decide()
         self._gate.attach()
@@ -230,10 +244,10 @@ class FreezeController:
         plan, at = self._require_plan(), self._at
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
-        if self._now is not self._watched:
+        if self._sets is not self._watched_sets:
             self._watch()
-        if self._eval and self._now is not None:
-            self._modes.hold(self._now.modules)
+        if self._eval:
+            self._modes.hold([module for _, module in self._frozen_modules()])
 
     def may_train(self, group: str) -> bool:
         """Whether the coming step may train a group, or any group of a family.
@@ -246,7 +260,7 @@ class FreezeController:
         if group not in known:
             close = nearest(group, known) or known
             raise SelectionError(f"there is no group {group!r}. Nearest: {', '.join(map(repr, close))}.")
-        return not self._trainable.isdisjoint(names)
+        return not self.trainable.isdisjoint(names)
 
     def after_backward(self) -> None:
         """Under a GradScaler, after each backward: an infinity in a frozen gradient must not skip the active step.
@@ -254,7 +268,7 @@ class FreezeController:
         An optimizer that is frozen as a whole is left its gradients until its step, since a scaler fails that finds none.
         """
         for lane in self._require_gate().lanes:
-            if lane.active:
+            if lane.training:
                 lane.hold()
 
     def before_optimizer_step(self, optimizer: object) -> None:
@@ -329,8 +343,9 @@ class FreezeController:
             self._gate.detach()
         self._modes.release()
         # Nothing here keeps a finished run's optimizers, and so their state, alive.
-        self._gate = self._witness = self._now = self._watched = None
-        self._sides.clear()
+        self._gate = self._witness = None
+        self._units.clear()
+        self._modules.clear()
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -382,69 +397,88 @@ class FreezeController:
 
     def _decide(self) -> None:
         """What trains now, from the plan; told to the optimizers' lanes. The audit follows with the next step."""
-        plan, gate = self._require_plan(), self._require_gate()
-        if plan.ran_out(self._at) and not self._over:
+        plan, lanes = self._require_plan(), self._require_gate().lanes
+        if not self._over and plan.ran_out(self._at):
             self._over = True
             last = ", ".join(sorted(plan.trainable(self._at)))
             self._say(
                 f"freeze: the schedule has run out after {self._at.total} updates; its last set stays trainable: {last}."
             )
-        key = tuple(plan.trains(self._at, lane.index) for lane in gate.lanes)
-        if self._now is not None and key == self._now.key:
+        sets = tuple([plan.trains(self._at, lane.index) for lane in lanes])
+        if sets == self._sets:
             return
-        for lane, groups in zip(gate.lanes, key, strict=True):
+        self._sets = sets
+        for lane, groups in zip(lanes, sets, strict=True):
             lane.train(groups)
-        self._trainable = plan.trainable(self._at)
-        side = self._sides.get(key)
-        if side is None:
-            if len(self._sides) >= _KEPT_SIDES:
-                self._sides.clear()
-            side = self._sides[key] = self._side(key)
-        self._now = side
 
-    def _side(self, key: tuple[frozenset[str], ...]) -> _Side:
-        gate = self._require_gate()
-        active = {
-            id(parameter)
-            for lane, groups in zip(gate.lanes, key, strict=True)
-            for group, held in lane.members.items()
-            if group in groups
-            for parameter in held
-        }
-        frozen = {
-            id(m.parameter): m
-            for group, members in self.groups.members.items()
-            if group != REST or self.groups.rest == "freeze"
-            for m in members
-            if id(m.parameter) not in active
-        }
-        own = {id(p) for p in self._module.parameters() if not p.requires_grad} - frozen.keys()
-        modules = frozen_modules(self._module, lambda p: True if id(p) in frozen else (None if id(p) in own else False))
-        witness = self._witness
-        parameters = (
-            {number: witness.watched(m.name, m.group, m.parameter) for number, m in frozen.items()} if witness else {}
-        )
-        return _Side(key, Frozen(parameters, buffers_of(modules)), tuple(module for _, module in modules))
+    def _make_units(self) -> None:
+        """Sort what can be frozen by group and by the optimizers that hold it."""
+        lanes, witness = self._require_gate().lanes, self._witness
+        held = [{id(p) for parameters in lane.members.values() for p in parameters} for lane in lanes]
+        for group, members in self.groups.members.items():
+            if group == REST and self.groups.rest != "freeze":
+                continue
+            alike: dict[tuple[int, ...], list[Member]] = {}
+            for m in members:
+                alike.setdefault(tuple(i for i, mine in enumerate(held) if id(m.parameter) in mine), []).append(m)
+            self._units[group] = [
+                _Unit(
+                    group,
+                    holders,
+                    tuple(id(m.parameter) for m in found),
+                    {id(m.parameter): witness.watched(m.name, m.group, m.parameter) for m in found} if witness else {},
+                )
+                for holders, found in alike.items()
+            ]
 
     def _watch(self) -> None:
-        """Let the audit follow what is frozen now."""
-        self._watched = self._now
-        if self._witness is not None and self._now is not None:
-            self._witness.freeze_exactly(self._now.frozen, self._at.total)
+        """Let the audit follow what is frozen now: close the intervals of what thaws, open those of what freezes."""
+        before, now = self._watched_sets, self._sets
+        self._watched_sets = now
+        if self._witness is None:
+            return
+        changed = frozenset().union(*map(frozenset.symmetric_difference, before, now)) if before else self._units
+        for group in changed:
+            for unit in self._units.get(group, ()):
+                was, will = bool(before) and unit.frozen(before), unit.frozen(now)
+                if was and not will:
+                    self._witness.thaw(unit.watched, self._at.total)
+                elif will and not was:
+                    self._witness.freeze(unit.watched, self._at.total)
+        if self._has_buffers:
+            self._witness.hold_buffers(buffers_of(self._frozen_modules()), self._at.total)
+
+    def _frozen_modules(self) -> list[tuple[str, nn.Module]]:
+        """The modules that lie in a subtree whose parameters are all frozen now."""
+        modules = self._modules.get(self._sets)
+        if modules is None:
+            if len(self._modules) >= _KEPT_SETS:
+                self._modules.clear()
+            frozen = {
+                key: unit.frozen(self._sets)
+                for units in self._units.values()
+                for unit in units
+                for key in unit.parameters
+            }
+            own = set(self.groups.users_own)
+            names = {id(p): clean_name(n) for n, p in self._module.named_parameters() if clean_name(n) in own}
+            modules = frozen_modules(self._module, lambda p: None if id(p) in names else frozen.get(id(p), False))
+            self._modules[self._sets] = modules
+        return modules
 
     def _before_step(self, lane: Lane) -> None:
-        if self._now is not self._watched:
+        if self._sets is not self._watched_sets:
             self._watch()
 
-    def _after_step(self, lane: Lane, updated: frozenset[str]) -> None:
+    def _after_step(self, lane: Lane, updated: frozenset[str], bypassed: Sequence[nn.Parameter]) -> None:
         if self._witness is not None:
-            planned = [group for group, _ in lane.active]
-            self._witness.stepped(planned, updated, lane.frozen, self._at.total)
-        if not updated:
-            return
-        self._steps.add(lane.index, updated)
-        self._require_plan().update(self._at, lane.index, updated)
-        self._decide()
+            self._witness.stepped(lane.training, updated, bypassed, self._at.total)
+        if updated:
+            self._steps.add(lane.index, updated)
+            self._require_plan().update(self._at, lane.index, updated)
+            self._decide()
+            if self._eval and self._sets is not self._watched_sets:
+                self._modes.hold([module for _, module in self._frozen_modules()])
 
     def _begin_epoch(self) -> None:
         self._epoch_updates = dict(self._at.updates)

@@ -11,10 +11,12 @@ from torch.optim import Optimizer
 from lightning_freeze.plan.groups import clean_name, frozen_modules
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
-from lightning_freeze.witness.witness import Frozen, Witness, buffers_of
+from lightning_freeze.witness.frozen import Watched
+from lightning_freeze.witness.witness import Witness, buffers_of
 
 FROZEN = "requires_grad=False"
 TRAINED = "requires_grad=True"
+_TRAINED_SET = frozenset({TRAINED})
 
 
 class RequiresGradWatch:
@@ -42,7 +44,7 @@ class RequiresGradWatch:
         self._record = record
         self._parameters = [(clean_name(name), p) for name, p in module.named_parameters()]
         self._flags: list[bool] | None = None
-        self._frozen: list[nn.Parameter] = []
+        self._frozen: dict[int, Watched] = {}
         self._total = 0
         self._epoch = 0
         self._last_check = 0
@@ -154,15 +156,17 @@ class RequiresGradWatch:
         self._witness = None
 
     def _watch(self) -> None:
-        frozen = {id(p): (name, p) for name, p in self._parameters if not p.requires_grad}
-        self._frozen = [p for _, p in frozen.values()]
-        modules = frozen_modules(self._module, lambda p: id(p) in frozen)
         witness = self._require()
-        parameters = {number: witness.watched(name, FROZEN, p) for number, (name, p) in frozen.items()}
-        witness.freeze_exactly(Frozen(parameters, buffers_of(modules)), self._total)
+        frozen = {id(p): witness.watched(name, FROZEN, p) for name, p in self._parameters if not p.requires_grad}
+        witness.thaw(self._frozen.keys() - frozen.keys(), self._total)
+        witness.freeze({key: frozen[key] for key in frozen.keys() - self._frozen.keys()}, self._total)
+        self._frozen = frozen
+        modules = frozen_modules(self._module, lambda p: id(p) in frozen)
+        witness.hold_buffers(buffers_of(modules), self._total)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._require().stepped([TRAINED], [TRAINED], self._frozen, self._total)
+        bypassed = [p for _, p in self._parameters if p.grad is not None and id(p) in self._frozen]
+        self._require().stepped(_TRAINED_SET, _TRAINED_SET, bypassed, self._total)
         self._total += 1
 
     def _found(self, findings: list[Finding]) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch.nn import Parameter
@@ -14,9 +15,11 @@ _KEPT_SETS = 64
 
 @dataclass(frozen=True)
 class _Sides:
-    """One optimizer's parameters under one trainable set."""
+    """One optimizer's parameters under one trainable set; ``spots`` has one of each frozen group."""
 
+    groups: frozenset[str]
     frozen: tuple[Parameter, ...]
+    spots: tuple[Parameter, ...]
     active: tuple[tuple[str, tuple[Parameter, ...]], ...]
 
 
@@ -36,7 +39,7 @@ class Lane:
     members: Mapping[str, tuple[Parameter, ...]]
     attempts: int = 0
     _sides: dict[frozenset[str], _Sides] = field(default_factory=dict, repr=False)
-    _now: _Sides = field(default=_Sides((), ()), repr=False)
+    _now: _Sides = field(default=_Sides(frozenset(), (), (), ()), repr=False)
     _updated: frozenset[str] = field(default=frozenset(), repr=False)
 
     def train(self, groups: frozenset[str]) -> None:
@@ -45,30 +48,44 @@ class Lane:
         if sides is None:
             if len(self._sides) >= _KEPT_SETS:
                 self._sides.clear()
-            frozen = tuple(p for group, held in self.members.items() if group not in groups for p in held)
-            active = tuple((group, held) for group, held in self.members.items() if group in groups)
-            sides = self._sides[groups] = _Sides(frozen, active)
+            frozen = [held for group, held in self.members.items() if group not in groups]
+            active = tuple([(group, held) for group, held in self.members.items() if group in groups])
+            sides = _Sides(
+                frozenset([group for group, _ in active]),
+                tuple(chain.from_iterable(frozen)),
+                tuple([held[0] for held in frozen]),
+                active,
+            )
+            self._sides[groups] = sides
         self._now = sides
 
     @property
-    def frozen(self) -> tuple[Parameter, ...]:
-        """The parameters that are frozen now."""
-        return self._now.frozen
-
-    @property
-    def active(self) -> tuple[tuple[str, tuple[Parameter, ...]], ...]:
-        """The groups that train now, with what this optimizer holds of them."""
-        return self._now.active
+    def training(self) -> frozenset[str]:
+        """The groups of this optimizer that train now."""
+        return self._now.groups
 
     def hold(self) -> None:
         """Empty the gradients of what is frozen."""
         for parameter in self._now.frozen:
             parameter.grad = None
 
+    def bypassed(self, everywhere: bool) -> list[Parameter]:
+        """What is frozen and has a gradient all the same.
+
+        Args:
+            everywhere: Whether to look at every parameter, or at one of each group.
+        """
+        looked_at = self._now.frozen if everywhere else self._now.spots
+        return [parameter for parameter in looked_at if parameter.grad is not None]
+
     def note_gradients(self) -> None:
         """Remember which groups have a gradient, right before the step."""
         self._updated = frozenset(
-            [group for group, held in self._now.active if any(parameter.grad is not None for parameter in held)]
+            [
+                group
+                for group, held in self._now.active
+                if held[0].grad is not None or any(parameter.grad is not None for parameter in held)
+            ]
         )
 
     def take_updated(self) -> frozenset[str]:
@@ -87,14 +104,15 @@ class Gate:
     Args:
         lanes: The optimizers and what they hold.
         before_step: Called with the lane at the last moment before its step.
-        after_step: Called with the lane and the groups updated, after a step that was not skipped by a scaler.
+        after_step: Called with the lane, the groups updated and the frozen parameters that had a gradient all the same,
+            after a step that was not skipped by a scaler.
     """
 
     def __init__(
         self,
         lanes: Sequence[Lane],
         before_step: Callable[[Lane], None],
-        after_step: Callable[[Lane, frozenset[str]], None],
+        after_step: Callable[[Lane, frozenset[str], Sequence[Parameter]], None],
     ) -> None:
         self.lanes = tuple(lanes)
         self._by_optimizer = {id(lane.optimizer): lane for lane in lanes}
@@ -153,4 +171,7 @@ class Gate:
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is not None and float(found_inf) != 0:
             return  # a fused optimizer's kernel has skipped the step by itself
-        self._after_step(lane, updated)
+        # Once emptied at the last moment, a frozen gradient can only come from a hook that runs after ours or from the
+        # step itself. Where there is no such hook, one parameter of each group tells.
+        everywhere = not self.last_moment or len(optimizer._optimizer_step_pre_hooks) > 1
+        self._after_step(lane, updated, lane.bypassed(everywhere))

@@ -126,35 +126,34 @@ class _EveryPlan(Plan):
             )
         # A group that shares the optimizer of `of` trains in the very step that `of` is counted in.
         counted = layout.optimizers.get(of or REST)
-        self._dues = tuple((g, n, of is None or layout.optimizers.get(g) == counted) for g, n in periods.items())
-        self.pairs_within_a_window = not all(shared for _, _, shared in self._dues)
+        shared = {g for g in periods if of is None or layout.optimizers.get(g) == counted}
+        self._shared = [(g, n) for g, n in periods.items() if g in shared]
+        self._apart = [(g, n) for g, n in periods.items() if g not in shared]
+        self._periods = dict(periods)
+        self.pairs_within_a_window = bool(self._apart)
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
-        return self._trainable(at)
+        return self.trainable(at)
 
     def trainable(self, at: Position) -> frozenset[str]:
-        return self._trainable(at)
-
-    def _trainable(self, at: Position) -> frozenset[str]:
         counts = at.updates
         done = at.total if self._of is None else counts[self._of]
-        # The update of `of` that a group may go with: the coming one or, where another optimizer has made it earlier
-        # in this batch, that one.
-        coming = done + 1
-        paired = done if self._of in at.window else coming
-        due = [g for g, n, shared in self._dues if counts[g] * n < (coming if shared else paired)]
-        return self._always.union(due)
+        due = [g for g, n in self._shared if counts[g] * n <= done]
+        if self._apart:
+            # The update of `of` that a group goes with: one made earlier in this batch or, if none was, the coming one.
+            made = done - 1 if self._of in at.window else done
+            due += [g for g, n in self._apart if counts[g] * n <= made]
+        return self._always.union(due) if due else self._always
 
     def waits_for(self, at: Position) -> frozenset[int]:
         held = self.layout.optimizers
-        waited = self._trainable(at) if self._of is None else self._trainable(at) - self._always | {self._of}
+        waited = self.trainable(at) if self._of is None else self.trainable(at) - self._always | {self._of}
         return frozenset().union(*(held.get(group, frozenset()) for group in waited))
 
     def may_idle(self, optimizer: int) -> str | None:
         mine = [g for g in self.layout.groups if optimizer in self.layout.optimizers.get(g, frozenset())]
         if self._rest_in(optimizer) or self._always.intersection(mine):
             return None
-        periods = {g: n for g, n, _ in self._dues}
-        if self._of is None and any(periods[g] == 1 for g in mine):
+        if self._of is None and any(self._periods[g] == 1 for g in mine):
             return None
         return f"between their turns its groups ({', '.join(mine) or ALL}) are all frozen"

@@ -26,6 +26,7 @@ Selector = str | Sequence[str | Mapping[str, object]] | Mapping[str, object]
 """What a user writes for a group; see `resolve_groups`."""
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_WILD = frozenset("*{}")
 _KEYS = ("select", "re", "type", "each", "except")
 
 
@@ -95,6 +96,11 @@ def _parse(group: str, selector: object) -> _Selector:
         raise SelectionError(
             f"group {group!r} mixes `each:` (one group for each match) with other selectors (one group together). "
             "Make it two groups."
+        )
+    if len(each) > 1:
+        raise SelectionError(
+            f"group {group!r} has {len(each)} patterns under `each:` ({', '.join(repr(p.text) for p in each)}), whose "
+            "groups could not be told apart by name. Make it a family for each pattern."
         )
     if not each and not include:
         raise SelectionError(
@@ -224,6 +230,14 @@ class _Names:
                 f"the model shows only flattened parameters ({flat[0]!r}): FSDP without original parameters. Use "
                 "FSDPStrategy(use_orig_params=True), or FSDP2 through ModelParallelStrategy."
             )
+        # Each name, of a module or of a parameter, with the parameters at or below it.
+        self._below: dict[str, list[str]] = {}
+        for name in self.parameters:
+            end = name.find(".")
+            while end >= 0:
+                self._below.setdefault(name[:end], []).append(name)
+                end = name.find(".", end + 1)
+            self._below.setdefault(name, []).append(name)
 
     def found(self, pattern: _Pattern) -> dict[str, str]:
         """Each parameter name that a pattern selects, with what its wildcards stood for."""
@@ -231,18 +245,19 @@ class _Names:
             wanted = _class(pattern.body)
             roots = [name for name, module in self.modules.items() if isinstance(module, wanted)]
             return {name: "" for name in self.parameters if any(_inside(name, root) for root in roots)}
+        if pattern.kind == "glob" and not _WILD.intersection(pattern.body):
+            return dict.fromkeys(self._below.get(pattern.body, ()), "")
         regex = pattern.regex
         if pattern.kind == "re":
             return {name: "" for name in self.parameters if regex.fullmatch(name)}
-        found = {}
-        for name in self.parameters:
-            segments = name.split(".")
-            for length in range(1, len(segments) + 1):
-                match = regex.fullmatch(".".join(segments[:length]) + ".")
-                if match:
-                    found[name] = ".".join(part.rstrip(".") for part in match.groups() if part)
-                    break
-        return found
+        found: dict[str, str] = {}
+        for prefix, names in self._below.items():  # a prefix stands before the longer ones that begin with it
+            match = regex.fullmatch(f"{prefix}.")
+            if match:
+                part = ".".join(part.rstrip(".") for part in match.groups() if part)
+                for name in names:
+                    found.setdefault(name, part)
+        return {name: found[name] for name in self.parameters if name in found}
 
     def near(self, text: str) -> list[str]:
         """The names of modules and parameters nearest to one that is none."""

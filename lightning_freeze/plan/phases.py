@@ -229,7 +229,7 @@ class _PhasesPlan(Plan):
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
         leaf = self._leaf(at)
-        waiting = leaf.updates is not None and at.done.get(optimizer, 0) >= leaf.updates and not self.ran_out(at)
+        waiting = leaf.updates is not None and at.done.get(optimizer, 0) >= leaf.updates
         return self._rest() if waiting else leaf.groups | self._rest()
 
     def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from rich.table import Table
@@ -19,17 +20,16 @@ def summary_table(records: Iterable[Record]) -> Table:
     """
     groups: Mapping[str, Mapping[str, int]] = {}
     counts: Record = {"updates": {}, "total": 0, "intervals": 0}
-    errors: dict[str | None, int] = {}
-    notes: dict[str | None, int] = {}
+    found: dict[str, Counter[str | None]] = {"error": Counter(), "warning": Counter(), "info": Counter()}
     for record in records:
         if record["type"] == "run":
             groups = record["groups"]
         elif record["type"] == "counts":
             counts = record
         elif record["type"] == "finding":
-            kind = errors if record["severity"] == "error" else notes
-            kind[record.get("group")] = kind.get(record.get("group"), 0) + 1
-    table = Table(title="lightning-freeze", caption=_verdict(counts, sum(errors.values()), sum(notes.values())))
+            found[record["severity"]][record.get("group")] += 1
+    errors, warnings = found["error"], found["warning"]
+    table = Table(title="lightning-freeze", caption=_verdict(counts, errors.total()))
     table.add_column("group")
     for name in ("parameters", "elements", "updates", "share", "violations", "warnings"):
         table.add_column(name, justify="right")
@@ -41,17 +41,16 @@ def summary_table(records: Iterable[Record]) -> Table:
             f"{size['elements']:,}",
             f"{updates:,}",
             f"{updates / counts['total']:.0%}" if counts["total"] else "–",
-            str(errors.get(group, 0)),
-            str(notes.get(group, 0)),
+            str(errors[group]),
+            str(warnings[group]),
         )
     return table
 
 
-def _verdict(counts: Record, errors: int, warnings: int) -> str:
+def _verdict(counts: Record, errors: int) -> str:
     if errors:
-        return f"{errors} violation(s): what was planned frozen moved"
-    held = f"{counts['intervals']:,} frozen intervals compared, every bit held" if counts["intervals"] else ""
-    return held or ("nothing was frozen" if not warnings else "")
+        return f"{errors} violation{'s' * (errors > 1)}: what was planned frozen moved"
+    return f"{counts['intervals']:,} frozen intervals compared, every bit held" if counts["intervals"] else ""
 
 
 def epoch_line(counts: Record, before: Mapping[str, int]) -> str:

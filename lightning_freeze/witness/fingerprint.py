@@ -85,7 +85,8 @@ def multilinear(raw: Tensor, salt: int) -> Tensor:
     """Two 64-bit multilinear sums over 32-bit words with odd, position-dependent weights, on the tensor's device.
 
     Odd weights make every change of a single word visible for certain: its difference, times an odd number, is not 0
-    modulo 2⁶⁴. Other changes go unseen with a probability of about 2⁻⁶⁴ in each sum.
+    modulo 2⁶⁴. Other changes go unseen with a probability of 2⁻⁶⁴ at most over the two sums (2⁻³² in each, for elements
+    that change their sign and nothing else).
 
     Args:
         raw: The bytes, a flat uint8 tensor.

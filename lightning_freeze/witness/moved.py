@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,22 +48,23 @@ class MovedAudit:
         self._rate = rate
         self._before: dict[str, list[Digest]] = {}
         self._planned: set[str] = set()
+        self._last_planned: frozenset[str] = frozenset()
         self._samples: dict[str, _Sample] = {}
 
     def begin_epoch(self) -> None:
         """Remember the bits of everything that may train."""
         self._before = {group: [digest(p) for _, p in members] for group, members in self._groups.items()}
         self._planned.clear()
+        self._last_planned = frozenset()
         self._samples.clear()
 
-    def planned(self, groups: Iterable[str]) -> None:
-        """These groups were to train at a step that an optimizer made."""
-        self._planned.update(groups)
-
-    def updated(self, groups: Iterable[str]) -> None:
-        """These groups were updated just now; their gradients are still there."""
-        for group in groups:
-            if group not in self._samples and group in self._groups:
+    def stepped(self, planned: frozenset[str], updated: frozenset[str]) -> None:
+        """An optimizer has stepped: which groups were to train, and which had a gradient (it is still there)."""
+        if planned is not self._last_planned:
+            self._last_planned = planned
+            self._planned |= planned
+        if not updated <= self._samples.keys():
+            for group in updated - self._samples.keys():
                 self._samples[group] = self._sample(group)
 
     def end_epoch(self, epoch: int) -> list[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,13 +14,8 @@ from lightning_freeze.witness.causes import Surroundings, explain
 from lightning_freeze.witness.frozen import FrozenAudit, Shift, Watched
 from lightning_freeze.witness.moved import MovedAudit
 
-
-@dataclass(frozen=True)
-class Frozen:
-    """What is frozen at one time: keys to what the audit watches."""
-
-    parameters: Mapping[int, Watched]
-    buffers: Mapping[tuple[int, str], Watched]
+Buffers = Mapping[tuple[int, str], Watched]
+"""Buffers of frozen modules, by module and name, as the frozen audit watches them."""
 
 
 class Witness:
@@ -58,6 +52,7 @@ class Witness:
         self._frozen = FrozenAudit()
         self._moved = MovedAudit(trained, self._rate, excused)
         self._said: set[tuple[str, str]] = set()
+        self._buffers: Buffers = {}
         modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False)}
         self._around = Surroundings(
             mover=self._mover,
@@ -84,22 +79,38 @@ class Witness:
         """Training begins: remember what is to move."""
         self._moved.begin_epoch()
 
-    def freeze_exactly(self, frozen: Frozen, update: int) -> None:
-        """From here on exactly these are frozen: close the intervals of the others, open those that are new."""
-        wanted: dict[object, Watched] = dict([*frozen.parameters.items(), *frozen.buffers.items()])
-        for key in [key for key in self._frozen if key not in wanted]:
-            self._frozen.close(key, update)
-        for key, watched in wanted.items():
-            if key not in self._frozen:
-                self._frozen.open(key, watched, update)
+    def freeze(self, watched: Mapping[int, Watched], update: int) -> None:
+        """These parameters are frozen from here on."""
+        for key, parameter in watched.items():
+            self._frozen.open(key, parameter, update)
 
-    def stepped(self, planned: Iterable[str], updated: Iterable[str], frozen: Sequence[Tensor], update: int) -> None:
-        """An optimizer has stepped; gradients are still as it found them."""
-        self._moved.planned(planned)
-        self._moved.updated(updated)
-        bypassed = [id(parameter) for parameter in frozen if parameter.grad is not None]
+    def thaw(self, keys: Iterable[int], update: int) -> None:
+        """These parameters train from here on: compare what they were."""
+        for key in keys:
+            self._frozen.close(key, update)
+
+    def hold_buffers(self, buffers: Buffers, update: int) -> None:
+        """From here on exactly these buffers belong to frozen modules."""
+        for key in self._buffers.keys() - buffers.keys():
+            self._frozen.close(key, update)
+        for key in buffers.keys() - self._buffers.keys():
+            self._frozen.open(key, buffers[key], update)
+        self._buffers = buffers
+
+    def stepped(
+        self, planned: frozenset[str], updated: frozenset[str], bypassed: Sequence[Tensor], update: int
+    ) -> None:
+        """An optimizer has stepped; gradients are still as it found them.
+
+        Args:
+            planned: The groups that were to train.
+            updated: The groups that had a gradient.
+            bypassed: Frozen parameters that had one all the same.
+            update: The updates made before this step.
+        """
+        self._moved.stepped(planned, updated)
         if bypassed:
-            self._frozen.saw_gradient(bypassed, update)
+            self._frozen.saw_gradient([id(parameter) for parameter in bypassed], update)
 
     def check(self, update: int) -> None:
         """Compare everything that is frozen now."""
@@ -154,7 +165,7 @@ def _memory(tensor: Tensor) -> int | None:
         return None
 
 
-def buffers_of(modules: Iterable[tuple[str, nn.Module]]) -> dict[tuple[int, str], Watched]:
+def buffers_of(modules: Iterable[tuple[str, nn.Module]]) -> Buffers:
     """The buffers that these modules own, as the frozen audit watches them."""
     found: dict[tuple[int, str], Watched] = {}
     for prefix, module in modules:

@@ -3,7 +3,7 @@
 Every hook of the callback that runs within a step, and the gate's own hooks in the optimizer's step, are wrapped by a
 clock. Under Lightning the user's forward and backward run inside the closure that the gate wraps, so of that closure
 only the gate's own part (``Gate._last_moment``) is timed. The fingerprints taken where something freezes or thaws
-(``Witness.freeze_exactly``) are taken out of the hooks' cost and stand by themselves, for each such boundary. Not in
+(``FreezeController._watch``) are taken out of the hooks' cost and stand by themselves, for each such boundary. Not in
 it: what Lightning and torch need to call a hook, whoever's it is.
 """
 
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_freeze import AlternatingFreeze, Every, FreezeScheduler, Phase, Phases
+from lightning_freeze.controller import FreezeController
 from lightning_freeze.gate.gate import Gate
-from lightning_freeze.witness.witness import Witness
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -217,7 +217,7 @@ def timed_hooks(scheduler: FreezeScheduler, clock: Clock) -> Iterator[None]:
                 setattr(scheduler, name, clock.wrap(getattr(scheduler, name), name, into))
     scheduler._print_table = lambda: None  # type: ignore[method-assign]
     patched = [(Gate, name, f"Gate.{name}", "step") for name in GATE_HOOKS]
-    patched.append((Witness, "freeze_exactly", "freeze_exactly", "boundary"))  # type: ignore[arg-type]
+    patched.append((FreezeController, "_watch", "_watch", "boundary"))  # type: ignore[arg-type]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _, _ in patched]
     try:
         for owner, name, label, into in patched:
