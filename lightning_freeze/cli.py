@@ -19,14 +19,17 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_freeze._yaml import ConfigError, Place, read
 from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
+from lightning_freeze.gate.optimizers import UnsupportedError
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.groups import SelectionError, check_selector
 from lightning_freeze.plan.phases import Phase, Phases
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest
+from lightning_freeze.report.findings import FreezeViolation
 
 _CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit)}
 _SCHEDULES: dict[str, type] = {"Every": Every, "Phases": Phases}
 _OURS = "lightning_freeze."
+_SUB_CONFIGS = {"schedule", "trainer", "callbacks", "model", "data", "optimizer", "lr_scheduler"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -50,7 +53,9 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except ConfigError as error:
         raise SystemExit(f"lightning-freeze: error: {error}") from error
-    except (ScheduleError, SelectionError) as error:  # found with the model, so where it stands is looked up again
+    except FreezeViolation as error:
+        raise SystemExit(f"lightning-freeze: {error}") from error
+    except (ScheduleError, SelectionError, UnsupportedError) as error:  # found with the model, so where it stands is looked up again
         raise SystemExit(f"lightning-freeze: error: {locate(str(error), roots)}{error}") from error
 
 
@@ -66,8 +71,18 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the message, led by where in the configuration files it comes from."""
         where = locate(message, FreezeCLI.roots)
-        super().error(f"{where}{message}", ex)
+        super().error(f"{where}{message}{self._mend(message)}", ex)
         raise AssertionError("the parser's own error does not return")
+
+    def _mend(self, message: str) -> str:
+        """The options nearest to one that is not accepted."""
+        wrong = re.search(r"not accept option '([^']+)'", message)
+        if wrong is None:
+            return ""
+        subcommands = getattr(self, "_subcommands_action", None)
+        parsers = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
+        close = nearest(wrong[1], dict.fromkeys(action.dest for parser in parsers for action in parser._actions))
+        return f"\nNearest: {', '.join(map(repr, close))}." if close else ""
 
 
 def locate(message: str, roots: Sequence[Place]) -> str:
@@ -91,13 +106,15 @@ def check_files(arguments: Sequence[str]) -> list[Place]:
         ConfigError: With file, line and key.
     """
     roots: list[Place] = []
-    for path in _config_paths(arguments):
-        root = read(path)
+    waiting = [read(path) for path in _config_paths(arguments)]
+    while waiting:
+        root = waiting.pop(0)
         roots.append(root)
         for place in root.walk():
             named = place.file()
-            if named is not None and (named.is_file() or place.key.endswith("schedule")):
-                roots.append(read(named, place))
+            # Other values that end in .yaml are the user's own business.
+            if named is not None and place.key.rpartition(".")[2].partition("[")[0] in _SUB_CONFIGS:
+                waiting.append(read(named, place))
             _check_callback(place)
     return roots
 

@@ -103,6 +103,12 @@ class DigitsGAN(pl.LightningModule):
         for_generator.step()
         self.log("discriminator_loss", loss)
 
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs ``val_deceived``: the share of generated images that the discriminator takes for real."""
+        noise = torch.randn(len(batch[0]), self.latent, device=self.device)
+        deceived = (self.discriminator(self(noise)) > 0).float().mean()
+        self.log("val_deceived", deceived, prog_bar=True)
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each network, the generator's first."""
         return [
@@ -147,10 +153,10 @@ class DigitsData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """The training images."""
-        return DataLoader(self.train, self.batch_size, shuffle=self.shuffle)
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=self.shuffle)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """The images kept for validation."""
-        return DataLoader(self.held_out, self.batch_size)
+        return DataLoader(self.held_out, batch_size=self.batch_size)
 
     test_dataloader = predict_dataloader = val_dataloader

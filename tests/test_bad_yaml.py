@@ -220,15 +220,15 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     "repeat a string": (phases("{train: [all], updates: 1}", ", repeat: ever"), [".schedule.repeat", "'ever'", "true"]),
     "open-ended and not last": (
         phases("{train: [head]}, {train: [all]}"),
-        [".schedule", "`train: ['head']`", "is not the last", "`updates:` or `epochs:`"],
+        [".schedule.phases[0].train", "`train: ['head']`", "is not the last", "`updates:` or `epochs:`"],
     ),
     "open-ended and repeated": (
         phases("{train: [all]}", ", repeat: true"),
-        [".schedule", "`train: ['all']`", "inside a `repeat`", "`updates:` or `epochs:`"],
+        [".schedule.phases[0].train", "`train: ['all']`", "inside a `repeat`", "`updates:` or `epochs:`"],
     ),
     "nested for ever": (
         phases("{repeat: true, phases: [{train: [all], updates: 1}]}"),
-        [".schedule", "`phases[0].repeat` is true", "`repeat: 10`"],
+        [".schedule.phases[0].repeat", "`phases[0].repeat` is true", "`repeat: 10`"],
     ),
     "nested updates zero": (
         phases("{train: [a], updates: 1}, {repeat: 3, phases: [{train: [a], updates: 1}, {train: [b], updates: 0}]}"),
@@ -267,7 +267,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
 # An error that only jsonargparse sees.
 FOUND_BY_THE_PARSER: dict[str, tuple[str, list[str]]] = {
     "misspelt key at the root": ("trainr: {max_epochs: 1}\n" + DEMO, ["bad.yaml", "line 1", "trainr"]),
-    "misspelt key of the trainer": ("trainer: {max_epoch: 1}\n" + DEMO, ["bad.yaml", "line 1", "max_epoch"]),
+    "misspelt key of the trainer": ("trainer: {max_epoch: 1}\n" + DEMO, ["bad.yaml", "line 1", "max_epoch", "Nearest: 'trainer.max_epochs'"]),
     "max_epochs a word": ("trainer: {max_epochs: ten}\n" + DEMO, ["bad.yaml", "line 1", "trainer.max_epochs", "ten"]),
     "seed a list": ("seed_everything: [1]\n" + DEMO, ["bad.yaml", "line 1", "seed_everything", "[1]"]),
     "model class that is not there": (

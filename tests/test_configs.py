@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     # the GAN has nothing to validate, and the digits come with a part for it
-    pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`"),
 ]
 
 

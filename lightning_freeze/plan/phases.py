@@ -114,21 +114,21 @@ class Phases(Schedule):
                 raise ScheduleError(
                     f"`phases[{index}].repeat` is true, but only the outermost phases may repeat for ever. Give it a "
                     "number: `repeat: 10`.",
-                    key="repeat",
+                    key=f"phases[{index}].repeat",
                     value=True,
                 )
         if not isinstance(repeat, bool):
             whole_number(repeat, "repeat", "the phases are run that many times (or true: for ever)")
         self.phases: list[Phase | Phases] = list(phases)
         self.repeat: bool | int = repeat
-        leaves = [leaf for _, leaf in _leaves(self)]
-        for number, leaf in enumerate(leaves):
+        leaves = list(_leaves(self))
+        for number, (key, leaf) in enumerate(leaves):
             if leaf.open_ended and (number < len(leaves) - 1 or self._repeats()):
                 why = "is not the last one" if number < len(leaves) - 1 else "is inside a `repeat`"
                 raise ScheduleError(
                     f"the phase with `train: {leaf.train}` has no end and {why}, so what comes after it would never "
                     "begin. Give it `updates:` or `epochs:`, or move it to the end.",
-                    key="train",
+                    key=f"{key}.train",
                     value=leaf.train,
                 )
 

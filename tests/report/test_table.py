@@ -91,7 +91,7 @@ def test_every_group_has_a_row_in_order() -> None:
         ([counts()], "4,800 frozen intervals compared, every bit held"),
         ([finding("warning", "slow"), counts()], "4,800 frozen intervals compared, every bit held"),
         ([counts(intervals=0)], "nothing was frozen"),
-        ([finding("error", "slow"), finding("error"), counts()], "2 violation(s): what was planned frozen moved"),
+        ([finding("error", "slow"), finding("error"), counts()], "2 violations: what was planned frozen moved"),
     ],
 )
 def test_the_caption_is_the_verdict(records: list[Any], caption: str) -> None:
