@@ -55,7 +55,11 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(f"lightning-freeze: error: {error}") from error
     except FreezeViolation as error:
         raise SystemExit(f"lightning-freeze: {error}") from error
-    except (ScheduleError, SelectionError, UnsupportedError) as error:  # found with the model, so where it stands is looked up again
+    except (
+        ScheduleError,
+        SelectionError,
+        UnsupportedError,
+    ) as error:  # found with the model, so where it stands is looked up again
         raise SystemExit(f"lightning-freeze: error: {locate(str(error), roots)}{error}") from error
 
 

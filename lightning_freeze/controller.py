@@ -127,6 +127,7 @@ class FreezeController:
         self._at = Position()
         self._steps = Steps()
         self._sets: Sets = ()
+        self._steady_until = 0
         self._watched_sets: Sets = ()
         self._epoch_updates: dict[str, int] = {}
         self._epoch_intervals = 0
@@ -405,6 +406,7 @@ class FreezeController:
                 f"freeze: the schedule has run out after {self._at.total} updates; its last set stays trainable: {last}."
             )
         sets = tuple([plan.trains(self._at, lane.index) for lane in lanes])
+        self._steady_until = self._at.total + plan.steady_for(self._at)
         if sets == self._sets:
             return
         self._sets = sets
@@ -476,7 +478,8 @@ class FreezeController:
         if updated:
             self._steps.add(lane.index, updated)
             self._require_plan().update(self._at, lane.index, updated)
-            self._decide()
+            if self._at.total > self._steady_until:
+                self._decide()
             if self._eval and self._sets is not self._watched_sets:
                 self._modes.hold([module for _, module in self._frozen_modules()])
 

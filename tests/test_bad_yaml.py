@@ -267,7 +267,10 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
 # An error that only jsonargparse sees.
 FOUND_BY_THE_PARSER: dict[str, tuple[str, list[str]]] = {
     "misspelt key at the root": ("trainr: {max_epochs: 1}\n" + DEMO, ["bad.yaml", "line 1", "trainr"]),
-    "misspelt key of the trainer": ("trainer: {max_epoch: 1}\n" + DEMO, ["bad.yaml", "line 1", "max_epoch", "Nearest: 'trainer.max_epochs'"]),
+    "misspelt key of the trainer": (
+        "trainer: {max_epoch: 1}\n" + DEMO,
+        ["bad.yaml", "line 1", "max_epoch", "Nearest: 'trainer.max_epochs'"],
+    ),
     "max_epochs a word": ("trainer: {max_epochs: ten}\n" + DEMO, ["bad.yaml", "line 1", "trainer.max_epochs", "ten"]),
     "seed a list": ("seed_everything: [1]\n" + DEMO, ["bad.yaml", "line 1", "seed_everything", "[1]"]),
     "model class that is not there": (

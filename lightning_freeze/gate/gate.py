@@ -80,13 +80,9 @@ class Lane:
 
     def note_gradients(self) -> None:
         """Remember which groups have a gradient, right before the step."""
-        self._updated = frozenset(
-            [
-                group
-                for group, held in self._now.active
-                if held[0].grad is not None or any(parameter.grad is not None for parameter in held)
-            ]
-        )
+        now = self._now
+        without = [group for group, held in now.active if held[0].grad is None and all(p.grad is None for p in held)]
+        self._updated = now.groups.difference(without) if without else now.groups
 
     def take_updated(self) -> frozenset[str]:
         """The groups that the step has updated."""

@@ -145,6 +145,14 @@ class _EveryPlan(Plan):
             due += [g for g, n in self._apart if counts[g] * n <= made]
         return self._always.union(due) if due else self._always
 
+    def steady_for(self, at: Position) -> int:
+        if self._apart:
+            return 0
+        counts = at.updates
+        done = at.total if self._of is None else counts[self._of]
+        # A group that is due may be updated by the next step; the others come due one update at a time.
+        return max(0, min([counts[g] * n - done for g, n in self._shared]) - 1)
+
     def waits_for(self, at: Position) -> frozenset[int]:
         held = self.layout.optimizers
         waited = self.trainable(at) if self._of is None else self.trainable(at) - self._always | {self._of}

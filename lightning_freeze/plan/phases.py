@@ -9,6 +9,9 @@ from typing import Any
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule, ScheduleError, whole_number
 
 
+_LONG = 1 << 62
+
+
 @dataclass(frozen=True)
 class Phase:
     """One set of groups that train together until the phase ends.
@@ -261,6 +264,12 @@ class _PhasesPlan(Plan):
 
     def ran_out(self, at: Position) -> bool:
         return self._length is not None and at.phase >= self._length
+
+    def steady_for(self, at: Position) -> int:
+        leaf = self._leaf(at)
+        if leaf.updates is None or self.ran_out(at):
+            return _LONG
+        return min(leaf.updates - at.done.get(lane, 0) for lane in self.waits_for(at)) - 1
 
     def waits_for(self, at: Position) -> frozenset[int]:
         leaf = self._leaf(at)

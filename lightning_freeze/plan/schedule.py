@@ -215,6 +215,10 @@ class Plan(ABC):
     def may_idle(self, optimizer: int) -> str | None:
         """Why this optimizer can come to a step with nothing to train, or None if it never can."""
 
+    def steady_for(self, at: Position) -> int:
+        """How many updates can follow, of whichever groups, in which what trains stays as it is; never too many."""
+        return 0
+
     def ran_out(self, at: Position) -> bool:
         """Whether the schedule has ended; its last set stays trainable."""
         return False

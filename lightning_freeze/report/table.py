@@ -50,7 +50,11 @@ def summary_table(records: Iterable[Record]) -> Table:
 def _verdict(counts: Record, errors: int) -> str:
     if errors:
         return f"{errors} violation{'s' * (errors > 1)}: what was planned frozen moved"
-    return f"{counts['intervals']:,} frozen intervals compared, every bit held" if counts["intervals"] else "nothing was frozen"
+    return (
+        f"{counts['intervals']:,} frozen intervals compared, every bit held"
+        if counts["intervals"]
+        else "nothing was frozen"
+    )
 
 
 def epoch_line(counts: Record, before: Mapping[str, int]) -> str:

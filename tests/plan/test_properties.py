@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -235,3 +236,29 @@ def test_while_any_optimizer_may_step_something_is_trainable(
     for step in steps:
         updated[step.batch] += len(step.trained)
     assert all(updated[batch] for batch in range(20))
+
+
+@given(st.data())
+def test_nothing_changes_while_a_plan_says_that_it_is_steady(data: st.DataObject) -> None:
+    """Whatever is updated, what trains stays as it is for so many updates."""
+    every = Every({"a": data.draw(st.integers(1, 9)), "b": data.draw(st.integers(1, 9))}, of="c")
+    row: list[Any] = [Phase(data.draw(st.sampled_from([["a"], ["b", "c"], ["all"]])), updates=n) for n in (1, 3, 5)]
+    schedule = data.draw(st.sampled_from([every, Phases(row, repeat=True), Phases([*row, Phase(["a"])])]))
+    spread = data.draw(st.sampled_from([(0, 0, 0), (0, 1, 1), (0, 1, 2)]))
+    held = {group: frozenset({lane}) for group, lane in zip("abc", spread, strict=True)}
+    plan = schedule.bind(Layout(("a", "b", "c"), optimizers=held))
+    at = plan.start()
+    steady, before = 0, None
+    for _ in range(60):
+        plan.begin_window(at, 0)
+        lane = data.draw(st.sampled_from(sorted(set(spread))))
+        now = tuple(plan.trains(at, index) for index in range(3))
+        if steady > 0:
+            assert now == before
+        else:
+            before = now
+            steady = plan.steady_for(at) + 1
+        mine = [group for group in plan.trains(at, lane) if lane in held[group]]
+        updated = frozenset(data.draw(st.lists(st.sampled_from(mine), unique=True))) if mine else frozenset()
+        plan.update(at, lane, updated)
+        steady -= bool(updated)
