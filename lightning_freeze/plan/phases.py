@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule, ScheduleError, whole_number
 
-
 _LONG = 1 << 62
 
 
