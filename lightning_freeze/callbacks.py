@@ -68,7 +68,7 @@ class _Audited(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The audits of the epoch, its line, its metrics; a violation stops the run."""
-        if self._engine is None:
+        if self._engine is None or self._engine.epoch > trainer.current_epoch:  # ended before the run was resumed
             return
         self._engine.end_epoch()
         counts = next(record for record in reversed(self._records) if record["type"] == "counts")

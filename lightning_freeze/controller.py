@@ -131,6 +131,7 @@ class FreezeController:
         self._watched_sets: Sets = ()
         self._epoch_updates: dict[str, int] = {}
         self._epoch_intervals = 0
+        self._begun = False
         self._last_check = 0
         self._over = False
 
@@ -190,8 +191,10 @@ class FreezeController:
                 f"{', …' if len(own) > 3 else ''}); they are yours to freeze and belong to no group."
             )
         if self._audit:
+            # Of the rest, only what an optimizer holds is to move; a named group is held whole.
+            held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
             trained = {
-                group: [(m.name, m.parameter) for m in members]
+                group: [(m.name, m.parameter) for m in members if id(m.parameter) in held]
                 for group, members in self.groups.members.items()
                 if group != REST or layout.rest_trains
             }
@@ -243,6 +246,7 @@ class FreezeController:
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
         """
         plan, at = self._require_plan(), self._at
+        self._begun = True
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
         if self._sets is not self._watched_sets:
@@ -486,10 +490,13 @@ class FreezeController:
     def _begin_epoch(self) -> None:
         self._epoch_updates = dict(self._at.updates)
         self._epoch_intervals = self._witness.checked if self._witness is not None else 0
+        self._begun = False
         for lane in self._require_gate().lanes:
             lane.attempts = 0
 
     def _stalled(self, epoch: int) -> list[Finding]:
+        if not self._begun:
+            return []  # a run resumed from a checkpoint of after the epoch's last batch
         waits = self._require_plan().waits_for(self._at)
         idle = {lane.index: lane for lane in self._require_gate().lanes if lane.index in waits and not lane.attempts}
         return stalled(

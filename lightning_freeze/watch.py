@@ -58,6 +58,11 @@ class RequiresGradWatch:
         """The optimizer steps so far."""
         return {TRAINED: self._total}
 
+    @property
+    def epoch(self) -> int:
+        """The epoch the run is in, from 0."""
+        return self._epoch
+
     def attach(self, *optimizers: Optimizer) -> None:
         """Watch these optimizers' steps."""
         held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

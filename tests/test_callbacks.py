@@ -27,6 +27,7 @@ from lightning_freeze import (
 from lightning_freeze.gate.optimizers import refuse_strategy
 from lightning_freeze.report.records import read_records
 from tests.conftest import Net, batches
+from tests.gate.test_optim_db import Snapshots
 
 
 def test_the_two_spellings_of_the_founding_case_are_the_same(trainer: Any) -> None:
@@ -281,3 +282,50 @@ def test_the_callbacks_work_in_lightning_pytorch(tmp_path: Path) -> None:
     assert scheduler.findings == audit.findings == []
     assert isinstance(scheduler, unified.Callback)
     assert isinstance(scheduler, pl.Callback)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])
+def test_precisions(precision: Any, trainer: Any) -> None:
+    scheduler, slow = AlternatingFreeze("layer1", "layer2", every=3), Snapshots("layer1")
+    # One update in bfloat16 must be larger than its rounding.
+    model = Net(lambda m: torch.optim.SGD(m.parameters(), lr=1.0, momentum=0.9))
+    trainer(scheduler, slow, precision=precision).fit(model, batches(7))
+    assert slow.moved() == [step % 3 == 0 for step in range(7)]
+    assert scheduler.findings == []
+
+
+def one_cycle(optimizer: Any) -> Any:
+    return {"scheduler": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20), "interval": "step"}
+
+
+def plateau(optimizer: Any) -> Any:
+    return {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0), "monitor": "loss"}
+
+
+class Scheduled(Net):
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)  # type: ignore[arg-type]
+        return loss
+
+
+@pytest.mark.parametrize("rate", [one_cycle, plateau])
+def test_learning_rate_schedulers_tick_on(rate: Any, trainer: Any) -> None:
+    def make(model: nn.Module) -> Any:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return {"optimizer": optimizer, "lr_scheduler": rate(optimizer)}
+
+    scheduler, slow = AlternatingFreeze("layer1", "layer2", every=4), Snapshots("layer1")
+    trainer(scheduler, slow, max_epochs=2).fit(Scheduled(make), batches(8))
+    assert slow.moved() == [step % 4 == 0 for step in range(16)]
+    assert scheduler.findings == []
+
+
+def test_the_rest_outside_of_every_optimizer_need_not_move(trainer: Any) -> None:
+    model = Net(lambda m: torch.optim.AdamW([m.layer1.weight, m.layer2.weight]))
+    model.layer3 = nn.Linear(4, 4)
+    model.forward = lambda x: Net.forward(model, model.layer3(x))  # type: ignore[method-assign]
+    model.layer4 = nn.Linear(2, 2)
+    scheduler = FreezeScheduler(Every({"layer1": 2}, of="layer2"))
+    trainer(scheduler).fit(model, batches(4))
+    assert scheduler.findings == []

@@ -178,3 +178,31 @@ def test_killed_and_resumed_from_the_last_checkpoint(tmp_path: Path) -> None:
     assert same(resumed_bits[0], bits[0])
     assert same(resumed_bits[1], bits[1])
     assert len(steps_of(read_records(tmp_path / "freeze_audit.jsonl"))) == EPOCHS * BATCHES // ACCUMULATE
+
+
+class Validated(SameData):
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("at_epoch_end", [True, False], ids=["saved at epoch's end", "saved after validation"])
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_resumed_from_the_checkpoints_that_lightning_saves(name: str, at_epoch_end: bool, tmp_path: Path) -> None:
+    """At an epoch's end, after our own part of it, and after validation, before it."""
+
+    def fit(root: Path, epochs: int, checkpoint: str | None = None) -> Any:
+        scheduler, model = FreezeScheduler(SCHEDULES[name]()), Validated()
+        trace = Trace(scheduler)
+        saver = pl.callbacks.ModelCheckpoint(dirpath=root, save_last=True, save_on_train_epoch_end=at_epoch_end)
+        trainer = make_trainer(root, scheduler, trace, saver, max_epochs=epochs, enable_checkpointing=True)
+        trainer.fit(model, batches(5), batches(2), ckpt_path=checkpoint)
+        return dict(model.state_dict()), scheduler.updates, trace.seen
+
+    bits, counts, seen = fit(tmp_path / "straight", 4)
+    fit(tmp_path / "first", 2)
+    resumed_bits, resumed_counts, resumed = fit(tmp_path / "second", 4, str(tmp_path / "first" / "last.ckpt"))
+    assert resumed_counts == counts
+    assert resumed == {at: what for at, what in seen.items() if at[0] >= 2}
+    assert same(resumed_bits, bits)

@@ -65,7 +65,7 @@ class Snapshots(pl.Callback):
 
     def _take(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         weight = getattr(module, self.layer).weight
-        self.values.append(weight.detach().numpy().tobytes())
+        self.values.append(weight.detach().view(torch.uint8).numpy().tobytes())
         self.states.append(copy.deepcopy(dict(trainer.optimizers[0].state.get(weight, {}))))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
