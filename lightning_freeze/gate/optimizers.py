@@ -45,6 +45,11 @@ def probe_optimizer(optimizer: Optimizer) -> OptimizerTraits:
 
     Args:
         optimizer: Any `torch.optim.Optimizer`.
+
+    Example:
+        >>> lbfgs = probe_optimizer(torch.optim.LBFGS([torch.nn.Parameter(torch.ones(2))]))
+        >>> lbfgs.skips_none, lbfgs.why  # its step asks for a closure, which the probe does not have
+        (None, "TypeError: LBFGS.step() missing 1 required positional argument: 'closure'")
     """
     name = type(optimizer).__qualname__
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

@@ -69,6 +69,7 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
     def __init__(self, findings: Sequence[Finding], checkpoint: str | None = None, elsewhere: int = 0) -> None:
         self.findings = list(findings)
         self.checkpoint = checkpoint
+        self.elsewhere = elsewhere
         shown = "\n".join(f"  - {finding.message}" for finding in self.findings[:10])
         more = f"\n  … and {len(self.findings) - 10} more (see .findings)" if len(self.findings) > 10 else ""
         ranks = f"\n  {elsewhere} more on other ranks" if elsewhere else ""
@@ -77,3 +78,6 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
             f"{len(self.findings) + elsewhere} violation(s): what was planned frozen moved.\n{shown}{more}{ranks}\n"
             f"{saved} To go on all the same, set on_finding='warn'."
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.findings, self.checkpoint, self.elsewhere)

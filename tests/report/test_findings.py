@@ -1,0 +1,45 @@
+"""Findings as plain data, and the violation that carries them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+from lightning_freeze import Finding, FreezeViolation
+
+ERROR = Finding("frozen", "value", "error", "'w' moved", cause="outside", epoch=1, parameter="w", group="g")
+
+
+def test_a_finding_is_json_without_empty_fields() -> None:
+    assert json.loads(json.dumps(ERROR.as_dict())) == {
+        "audit": "frozen",
+        "kind": "value",
+        "severity": "error",
+        "message": "'w' moved",
+        "cause": "outside",
+        "epoch": 1,
+        "parameter": "w",
+        "group": "g",
+    }
+
+
+def test_a_violation_says_what_moved_and_what_was_saved() -> None:
+    text = str(FreezeViolation([ERROR], "run.ckpt"))
+    assert "1 violation(s): what was planned frozen moved" in text
+    assert "- 'w' moved" in text
+    assert "saved to 'run.ckpt'" in text
+    assert "on_finding='warn'" in text
+
+
+def test_a_violation_without_a_checkpoint_says_so_and_a_long_one_is_cut() -> None:
+    text = str(FreezeViolation([ERROR] * 13, None, elsewhere=2))
+    assert "Nothing was saved" in text
+    assert "15 violation(s)" in text
+    assert "… and 3 more" in text
+    assert "2 more on other ranks" in text
+
+
+def test_a_violation_survives_being_sent_between_processes() -> None:
+    error = FreezeViolation([ERROR], "run.ckpt")
+    again = pickle.loads(pickle.dumps(error))
+    assert again.findings == [ERROR]

@@ -1,0 +1,143 @@
+"""`FreezeController` in plain PyTorch, without Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError
+from lightning_freeze.report.records import steps_of
+from tests.gate.test_optim_db import same
+
+
+def model_of(*names: str) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in names})
+
+
+def train(model: Any, optimizer: Any, controller: FreezeController, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        controller.begin_step()
+        optimizer.zero_grad()
+        x = torch.full((2, 3), 0.1 * (step + 1))
+        for layer in model.values():
+            x = torch.tanh(layer(x))
+        x.square().sum().backward()
+        optimizer.step()
+
+
+def test_a_plain_loop() -> None:
+    model = model_of("a", "b")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    records: list[Any] = []
+    controller = FreezeController(model, Every({"a": 3}, of="b"), record=records.append)
+    controller.attach(optimizer)
+    controller.begin()
+    train(model, optimizer, controller, 7)
+    assert controller.end_epoch() == []
+    assert controller.updates == {"a": 3, "b": 7}
+    assert controller.epoch == 1
+    assert [sorted(groups) for _, groups in steps_of(records)] == [["a", "b"], ["b"], ["b"]] * 2 + [["a", "b"]]
+    controller.detach()
+    assert controller.updates == {"a": 3, "b": 7}
+
+
+def test_saved_and_loaded_it_goes_on_alike() -> None:
+    def fresh() -> tuple[Any, Any, FreezeController]:
+        model = model_of("a", "b")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        controller = FreezeController(model, Phases([Phase(["a"], updates=2), Phase(["b"], updates=3)], repeat=True))
+        controller.attach(optimizer)
+        return model, optimizer, controller
+
+    straight, optimizer, controller = fresh()
+    train(straight, optimizer, controller, 4)
+    saved = (
+        {k: v.clone() for k, v in straight.state_dict().items()},
+        torch.utils._pytree.tree_map(lambda v: v.clone() if hasattr(v, "clone") else v, optimizer.state_dict()),
+        controller.state_dict(),
+    )
+    train(straight, optimizer, controller, 5, first=4)
+    again, other, resumed = fresh()
+    again.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    resumed.begin(state=saved[2])
+    train(again, other, resumed, 5, first=4)
+    assert resumed.updates == controller.updates
+    assert same(dict(again.state_dict()), dict(straight.state_dict()))
+
+
+def test_a_group_over_two_optimizers_waits_part_by_part() -> None:
+    """The phase ends when each optimizer that holds a part has made its updates; the first to be done waits."""
+    model: Any = model_of("a", "b")
+    first = torch.optim.SGD(model["a"].parameters(), lr=0.1)
+    second = torch.optim.SGD(model["b"].parameters(), lr=0.1)
+    controller = FreezeController(model, Phases([Phase(["both"], updates=2)], repeat=True), {"both": ["a", "b"]})
+    controller.attach(first, second)
+    moved = []
+    for _ in range(3):
+        controller.begin_step()
+        model["b"](model["a"](torch.ones(1, 3))).sum().backward()
+        before = model["a"].weight.detach().clone()
+        first.step()
+        moved.append(not torch.equal(before, model["a"].weight))
+    assert moved == [True, True, False]
+    assert controller.trainable == {"both"}  # its other part may train
+    for _ in range(2):
+        controller.begin_step()
+        model["b"](model["a"](torch.ones(1, 3))).sum().backward()
+        second.step()
+    assert controller.updates == {"both": 4}
+    assert controller.check() == []
+
+
+def test_a_parameter_in_two_optimizers_is_frozen_only_where_neither_trains_it() -> None:
+    model: Any = model_of("shared", "a", "b")
+    first = torch.optim.SGD([*model["shared"].parameters(), *model["a"].parameters()], lr=0.1)
+    second = torch.optim.SGD([*model["shared"].parameters(), *model["b"].parameters()], lr=0.1)
+    controller = FreezeController(model, Phases([Phase(["shared", "a"], updates=1), Phase(["b"], updates=1)], True))
+    controller.attach(first, second)
+    for optimizer in (first, second, second, first):
+        controller.begin_step()
+        (model["a"](model["shared"](torch.ones(1, 3))) + model["b"](torch.ones(1, 3))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert controller.end_epoch() == []
+
+
+def test_before_attach_it_says_what_to_do() -> None:
+    controller = FreezeController(model_of("a", "b"), Every({"a": 3}, of="b"))
+    with pytest.raises(RuntimeError, match=r"not attached: call attach\(\*optimizers\)"):
+        controller.begin_step()
+
+
+def test_may_train_knows_groups_and_families() -> None:
+    model: Any = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2) for _ in range(3)]), "head": nn.Linear(2, 2)})
+    controller = FreezeController(
+        model, Phases([Phase(["layers/1"], updates=1), Phase(["head"])]), {"layers": {"each": "layers.*"}}
+    )
+    controller.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert controller.may_train("layers")
+    assert controller.may_train("layers/1")
+    assert not controller.may_train("layers/0")
+    assert not controller.may_train("head")
+    with pytest.raises(SelectionError, match="no group 'haed'. Nearest: 'head'"):
+        controller.may_train("haed")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (Every({"a": 3}), r"every group has a period above 1 and there is no `of`"),
+        (Phases([Phase(["rest"])]), r"names 'rest', the reserved group"),
+        (Phases([Phase([])]), r"`phases\[0\].train` is empty"),
+    ],
+)
+def test_what_leaves_nothing_trainable_is_refused(schedule: Any, text: str) -> None:
+    model = model_of("a")
+    controller = FreezeController(model, schedule, {"a": "a"}, rest="freeze")
+    with pytest.raises(ScheduleError, match=text):
+        controller.attach(torch.optim.SGD(model.parameters(), lr=0.1))
