@@ -38,6 +38,12 @@ def log_directory(trainer: Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
+def resumes(trainer: Trainer) -> bool:
+    """Whether a fit goes on from a checkpoint of the user's, and not from one that Lightning's tuners made in between."""
+    name = Path(str(trainer.ckpt_path)).name if trainer.ckpt_path is not None else ""
+    return bool(name) and not name.startswith((".lr_find_", ".scale_batch_size_"))
+
+
 def has_scaler(trainer: Trainer) -> bool:
     """Whether a GradScaler steps the optimizers."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,7 @@ def read(path: Path, named_by: Place | None = None) -> Place:
 def _refuse_twice(place: Place) -> None:
     if not isinstance(place.node, MappingNode):
         return
-    seen: Mapping[Any, int] = {}
-    seen = dict(seen)
+    seen: dict[Any, int] = {}
     for key, value in place.node.value:
         if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
             raise Place(place.path, f"{place.key}.{key.value}" if place.key else str(key.value), key).error(

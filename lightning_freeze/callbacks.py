@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from lightning_freeze._lightning import (
     log_directory,
     rank_zero_only,
     rank_zero_warn,
+    resumes,
     say,
     suspects,
 )
@@ -34,6 +35,7 @@ from lightning_freeze.report.table import epoch_line, summary_table
 from lightning_freeze.watch import RequiresGradWatch
 
 OnFinding = Literal["raise", "warn"]
+_UNJUDGED = "unjudged"
 
 
 class _Audited(Callback):
@@ -50,12 +52,20 @@ class _Audited(Callback):
         self._recorder: Recorder | None = None
         self._records: list[Record] = []
         self._judged = 0
+        self._running = False
         self._bar: BarText | None = None
 
     @property
     def findings(self) -> list[Finding]:
         """Everything that the audits have found in the last fit."""
         return list(self._engine.findings) if self._engine is not None else []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A fit's engine hooks into its optimizers and its trainer; a copy of the callback begins without one.
+        empty: dict[str, Any] = {"_engine": None, "_controller": None, "_watch": None, "_bar": None, "_stepped": []}
+        lightnings_own = ("log", "log_dict")  # bound methods of the model, given anew in every run
+        state = vars(self).items()
+        return {key: empty.get(key, value) for key, value in state if key not in lightnings_own}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A batch begins; between epochs' ends the audit may be due."""
@@ -91,7 +101,7 @@ class _Audited(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record what was done, and undo what was changed."""
-        if self._engine is not None and self._bar is not None:
+        if self._engine is not None and self._running:
             self._engine.flush()
         self._undo()
 
@@ -118,10 +128,8 @@ class _Audited(Callback):
         if self._recorder is not None:
             self._recorder(record)
 
-    def _show_in_bar(self, trainer: Trainer, text: Callable[[], str]) -> None:
-        self._bar = BarText(trainer, "train", text)
-
     def _undo(self) -> None:
+        self._running = False
         if self._engine is not None:
             self._engine.detach()
         if self._bar is not None:
@@ -130,7 +138,6 @@ class _Audited(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, counts: Record) -> None:
         updates, found = over_ranks(counts["updates"], counts["findings"], pl_module.device)
-        counts["updates"], counts["findings"] = updates, found
         if trainer.barebones:
             return
         values = {f"freeze/{group}/updates": float(number) for group, number in updates.items()}
@@ -291,6 +298,8 @@ class FreezeScheduler(_Audited):
         self._controller.attach(*trainer.optimizers, scaler=self._scaled)
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
         self._resume = again
+        if again is not None:  # known already, unless the strategy loads checkpoints later
+            self._controller.load_state_dict(again)
         clipper = None if pl_module.automatic_optimization else clips_by_hand(pl_module)
         if clipper is not None:
             rank_zero_warn(
@@ -302,13 +311,18 @@ class FreezeScheduler(_Audited):
         """Everything is restored: go on from the checkpoint, or begin anew."""
         if self._controller is None:
             return
-        if trainer.ckpt_path is not None and self._resume is None:
+        if resumes(trainer) and self._resume is None:
             rank_zero_warn(
                 f"the checkpoint {str(trainer.ckpt_path)!r} holds no state of a freeze scheduler, so the schedule begins "
                 "anew from its first step."
             )
         self._controller.begin(trainer.current_epoch, self._resume)
-        self._show_in_bar(trainer, lambda: "+".join(sorted(self.trainable)[:3]) + "…" * (len(self.trainable) > 3))
+        # What a checkpoint's own comparison found, and no epoch's end has judged yet.
+        self._controller.findings += [Finding(**plain) for plain in (self._resume or {}).get(_UNJUDGED, [])]
+        self._running = True
+        self._bar = BarText(
+            trainer, "train", lambda: "+".join(sorted(self.trainable)[:3]) + "…" * (len(self.trainable) > 3)
+        )
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under a scaler, an infinity in a frozen gradient must not skip the step of what trains."""
@@ -319,6 +333,13 @@ class FreezeScheduler(_Audited):
         """Empty the frozen gradients of the optimizer that is about to step."""
         if self._controller is not None:
             self._controller.before_optimizer_step(optimizer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare what is saved; what is found stays in the checkpoint until an epoch's end has judged it."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        if saved:
+            saved[_UNJUDGED] = [finding.as_dict() for finding in self.findings[self._judged :]]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as builtins alone."""
@@ -411,6 +432,7 @@ class FreezeAudit(_Audited):
         """Everything is restored: remember what is to move."""
         if self._watch is not None:
             self._watch.begin(trainer.current_epoch)
+            self._running = True
 
 
 def _is(one: object, other: object) -> bool:

@@ -29,7 +29,11 @@ from lightning_freeze.report.findings import FreezeViolation
 _CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit)}
 _SCHEDULES: dict[str, type] = {"Every": Every, "Phases": Phases}
 _OURS = "lightning_freeze."
-_SUB_CONFIGS = {"schedule", "trainer", "callbacks", "model", "data", "optimizer", "lr_scheduler"}
+# Where a LightningCLI, or a schedule of ours, takes the path of a further file.
+_SUB_CONFIG = re.compile(
+    r"((fit|validate|test|predict)\.)?(trainer|model|data|optimizer|lr_scheduler"
+    r"|(trainer\.)?callbacks(\[\d+\](\.init_args\.schedule)?)?)"
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -117,7 +121,7 @@ def check_files(arguments: Sequence[str]) -> list[Place]:
         for place in root.walk():
             named = place.file()
             # Other values that end in .yaml are the user's own business.
-            if named is not None and place.key.rpartition(".")[2].partition("[")[0] in _SUB_CONFIGS:
+            if named is not None and _SUB_CONFIG.fullmatch(place.key):
                 waiting.append(read(named, place))
             _check_callback(place)
     return roots

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_freeze.audited import AuditedRun, size_of
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.modes import EvalModes
 from lightning_freeze.gate.optimizers import refuse_idle, refuse_optimizers
@@ -55,11 +56,13 @@ class _Unit:
         return not any(self.group in sets[lane] for lane in self.lanes)
 
 
-class FreezeController:
+class FreezeController(AuditedRun):
     """Runs a schedule over a model and its optimizers: who trains, held so, and proved.
 
-    The order of calls is `attach`, then for every batch `begin_step` and the usual backward and ``optimizer.step()``,
-    `end_epoch` after each epoch, and at the end `finish` and `detach`. Lightning's callbacks call nothing else.
+    The order of calls is `attach` and `begin`, then for every batch `begin_step` and the usual backward and
+    ``optimizer.step()``, `end_epoch` after each epoch, and at the end `finish` and `detach`. Where gradients are clipped,
+    `before_optimizer_step` comes before the clipping, so that frozen gradients are not counted into the norm; under a
+    GradScaler, `after_backward` comes after each backward. `state_dict` goes into a checkpoint and back into `begin`.
 
     Args:
         module: The model, with every parameter of every group at ``requires_grad=True``.
@@ -83,14 +86,20 @@ class FreezeController:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> controller = FreezeController(model, Every({"0": 2}, of="1"))
         >>> controller.attach(optimizer)
+        >>> controller.begin()
         >>> for _ in range(4):
         ...     controller.begin_step()
         ...     optimizer.zero_grad()
         ...     model(torch.ones(3, 2)).sum().backward()
+        ...     controller.before_optimizer_step(optimizer)
+        ...     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         ...     optimizer.step()
         >>> controller.updates
         {'0': 2, '1': 4}
         >>> controller.end_epoch()
+        []
+        >>> state = controller.state_dict()  # later: controller.begin(state=state)
+        >>> controller.finish()
         []
         >>> controller.detach()
     """
@@ -108,31 +117,25 @@ class FreezeController:
         say: Callable[[str], None] = _LOG.info,
         record: Callable[[Record], None] = lambda record: None,
     ) -> None:
+        super().__init__(record, suspects)
         self.schedule = schedule
-        self.findings: list[Finding] = []
         self._module = module
         self._eval = frozen_modules == "eval"
         self._audit = audit
-        self._suspects = suspects
         self._say = say
-        self._record = record
         self.groups = group_parameters(module, selectors_for(module, dict(groups or {}), schedule), rest)
         self._modes = EvalModes()
         self._has_buffers = any(True for _ in module.buffers())
         self._modules: dict[Sets, list[tuple[str, nn.Module]]] = {}
         self._units: dict[str, list[_Unit]] = {}
+        self._held_groups: list[list[str]] = []
         self._plan: Plan | None = None
         self._gate: Gate | None = None
-        self._witness: Witness | None = None
         self._at = Position()
         self._steps = Steps()
         self._sets: Sets = ()
         self._steady_until = 0
         self._watched_sets: Sets = ()
-        self._epoch_updates: dict[str, int] = {}
-        self._epoch_intervals = 0
-        self._begun = False
-        self._last_check = 0
         self._over = False
 
     # --- what a user reads ------------------------------------------------------------------------------------------
@@ -172,6 +175,7 @@ class FreezeController:
             ScheduleError: The schedule leaves nothing trainable.
             UnsupportedError: An optimizer cannot hold a frozen parameter still.
         """
+        self.detach()
         layout = self.groups.layout(optimizers)
         self._plan = self.schedule.bind(layout)
         scheduled = [m.parameter for g, members in self.groups.members.items() if g != REST for m in members]
@@ -183,7 +187,7 @@ class FreezeController:
             idle = self._plan.may_idle(lane.index) if scaler and lane.members else None
             if idle is not None:
                 refuse_idle(lane.optimizer, lane.index, idle)
-        self._gate = Gate(lanes, self._before_step, self._after_step)
+        self._gate = Gate(lanes, self._before_step, self._after_step, self._rebind)
         if self.groups.users_own:
             own = self.groups.users_own
             self._say(
@@ -200,7 +204,9 @@ class FreezeController:
             }
             self._witness = Witness(self._module, optimizers, trained, buffers_held=self._eval, suspects=self._suspects)
             self._witness.begin()
+        self._held_groups = [sorted(lane.members) for lane in lanes]
         self._make_units()
+        self._sets = self._watched_sets = ()
         self._at = self._plan.start(epoch)
         self._decide()
         self._gate.attach()
@@ -227,8 +233,7 @@ class FreezeController:
                 "type": "run",
                 "schedule": self.schedule.describe(),
                 "groups": {
-                    group: {"parameters": len(members), "elements": sum(m.parameter.numel() for m in members)}
-                    for group, members in self.groups.members.items()
+                    group: size_of(m.parameter for m in members) for group, members in self.groups.members.items()
                 },
                 "users_own": list(self.groups.users_own),
                 "rest": self.groups.rest,
@@ -245,6 +250,7 @@ class FreezeController:
         Args:
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
         """
+        self._require_gate()
         plan, at = self._require_plan(), self._at
         self._begun = True
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
@@ -280,20 +286,8 @@ class FreezeController:
         """Before clipping: empty the frozen gradients of the optimizer that is about to step."""
         lane = self._require_gate().lane(optimizer)
         if lane is not None:
-            lane.attempts += 1
+            lane.attempted = True
             lane.hold()
-
-    def check(self) -> list[Finding]:
-        """Compare everything that is frozen now, between epochs' ends."""
-        if self._witness is None:
-            return []
-        self._last_check = self._at.total
-        self._witness.check(self._at.total)
-        return self._found(self._witness.collect(self._at.epoch))
-
-    def check_due(self, every_n_updates: int) -> bool:
-        """Whether that many updates were made since the last check."""
-        return self._at.total - self._last_check >= every_n_updates
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
@@ -311,36 +305,10 @@ class FreezeController:
         self._begin_epoch()
         return found
 
-    def finish(self) -> list[Finding]:
-        """The fit ends: a last comparison of what is frozen, since the last epoch's end."""
-        found = self.check()
-        if self._steps.as_dict()["steps"] or found:
-            self.flush()
-            self._record(self.counts())
-        return found
-
     def flush(self) -> None:
         """Record the steps made since the last epoch's end."""
         self._record({"type": "phase", "epoch": self._at.epoch, **self._steps.as_dict()})
         self._steps = Steps(self._at.total)
-
-    def counts(self) -> Record:
-        """The ``counts`` record of the epoch so far."""
-        severities = {"error": 0, "warning": 0, "info": 0}
-        for finding in self.findings:
-            if finding.epoch == self._at.epoch:
-                severities[finding.severity] += 1
-        checked = self._witness.checked if self._witness is not None else 0
-        return {
-            "type": "counts",
-            "epoch": self._at.epoch,
-            "updates": self.updates,
-            "updates_before_epoch": dict(self._epoch_updates),
-            "total": self._at.total,
-            "intervals": checked,
-            "intervals_in_epoch": checked - self._epoch_intervals,
-            "findings": severities,
-        }
 
     def detach(self) -> None:
         """Undo everything: hooks, modes. Counts, findings and `state_dict` stay readable. Safe to call again."""
@@ -360,6 +328,8 @@ class FreezeController:
             "version": _STATE_VERSION,
             "schedule": self.schedule.describe(),
             "groups": self.groups.names(),
+            "rest": self.groups.rest,
+            "optimizers": self._held_groups,
             "position": self._at.as_dict(),
             "steps": self._steps.as_dict(),
             "epoch_updates": dict(self._epoch_updates),
@@ -376,12 +346,16 @@ class FreezeController:
                 f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads "
                 f"{_STATE_VERSION}. Resume with the release of lightning-freeze that wrote it."
             )
-        for what, mine in (("schedule", self.schedule.describe()), ("groups", self.groups.names())):
+        for what, found, mine in (
+            ("schedule", "another schedule", self.schedule.describe()),
+            ("groups", "other groups", self.groups.names()),
+            ("rest", "another `rest`", self.groups.rest),
+            ("optimizers", "optimizers that hold other groups", self._held_groups),
+        ):
             if state[what] != mine:
                 raise ScheduleError(
-                    f"the checkpoint was made under {'another schedule' if what == 'schedule' else 'other groups'}, so "
-                    f"its counts mean something else here:\n{_difference(state[what], mine)}\nResume with the "
-                    f"checkpoint's own {what}, or begin a new run from its weights alone (load_from_checkpoint, then "
+                    f"the checkpoint was made under {found}, so its counts mean something else here:\n"
+                    f"{_difference(state[what], mine)}\nResume with the checkpoint's own {what}, or begin a new run from its weights alone (load_from_checkpoint, then "
                     "fit without ckpt_path)."
                 )
         self._at = Position.from_dict(state["position"])
@@ -399,6 +373,23 @@ class FreezeController:
             for group, members in self.groups.members.items()
         }
         return {group: parameters for group, parameters in held.items() if parameters}
+
+    def _rebind(self) -> None:
+        """An optimizer was given other parameters during the fit: sort them in, at the position where the run is."""
+        lanes = self._require_gate().lanes
+        optimizers = [lane.optimizer for lane in lanes]
+        self._plan = self.schedule.bind(self.groups.layout(optimizers))
+        for lane in lanes:
+            lane.rebind(self._held_by(lane.optimizer))
+        if self._witness is not None:
+            self._witness.rebind(optimizers)
+            for units in self._units.values():
+                for unit in units:
+                    self._witness.thaw(unit.watched, self._at.total)
+        self._make_units()
+        self._modules.clear()
+        self._sets = self._watched_sets = ()
+        self._decide()
 
     def _decide(self) -> None:
         """What trains now, from the plan; told to the optimizers' lanes. The audit follows with the next step."""
@@ -446,12 +437,14 @@ class FreezeController:
         changed = frozenset().union(*map(frozenset.symmetric_difference, before, now)) if before else self._units
         for group in changed:
             for unit in self._units.get(group, ()):
-                was, will = bool(before) and unit.frozen(before), unit.frozen(now)
-                if was and not will:
-                    self._witness.thaw(unit.watched, self._at.total)
-                elif will and not was:
+                if unit.frozen(now):
                     self._witness.freeze(unit.watched, self._at.total)
-        if self._has_buffers:
+                else:
+                    self._witness.thaw(unit.watched, self._at.total)
+        self._watch_buffers()
+
+    def _watch_buffers(self) -> None:
+        if self._witness is not None and self._has_buffers:
             self._witness.hold_buffers(buffers_of(self._frozen_modules()), self._at.total)
 
     def _frozen_modules(self) -> list[tuple[str, nn.Module]]:
@@ -488,28 +481,24 @@ class FreezeController:
                 self._modes.hold([module for _, module in self._frozen_modules()])
 
     def _begin_epoch(self) -> None:
-        self._epoch_updates = dict(self._at.updates)
-        self._epoch_intervals = self._witness.checked if self._witness is not None else 0
-        self._begun = False
+        super()._begin_epoch()
         for lane in self._require_gate().lanes:
-            lane.attempts = 0
+            lane.attempted = False
+        # A module may have got its first buffer since.
+        self._has_buffers = any(True for _ in self._module.buffers())
+        if self._watched_sets:
+            self._watch_buffers()
 
     def _stalled(self, epoch: int) -> list[Finding]:
         if not self._begun:
             return []  # a run resumed from a checkpoint of after the epoch's last batch
         waits = self._require_plan().waits_for(self._at)
-        idle = {lane.index: lane for lane in self._require_gate().lanes if lane.index in waits and not lane.attempts}
+        idle = {lane.index: lane for lane in self._require_gate().lanes if lane.index in waits and not lane.attempted}
         return stalled(
             {index: type(lane.optimizer).__qualname__ for index, lane in idle.items()},
             epoch,
             {index: [group for group in lane.members if group != REST] for index, lane in idle.items()},
         )
-
-    def _found(self, findings: list[Finding]) -> list[Finding]:
-        for finding in findings:
-            self._record({"type": "finding", **finding.as_dict()})
-        self.findings += findings
-        return findings
 
     def _require_plan(self) -> Plan:
         if self._plan is None:

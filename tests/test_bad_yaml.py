@@ -480,3 +480,13 @@ def test_unknown_group_ends_the_run_before_the_first_batch(tmp_path: Path, monke
     assert trained == []
     for fragment in ("lightning-freeze: error:", "bad.yaml, line", "phases[0].train", "'layer3'", "'layer2'"):
         assert fragment in message
+
+
+def test_a_users_own_yaml_files_are_the_users_own_business(tmp_path: Path) -> None:
+    """Only where a LightningCLI takes a further file is one read; a data set's description is not."""
+    own = written(tmp_path, "data:\n  class_path: my.Yolo\n  init_args: {data: coco8.yaml, model: other.yaml}\n")
+    assert [root.path.name for root in check_files(["fit", "--config", str(own)])] == [own.name]
+    (tmp_path / "trainer.yaml").write_text("max_epochs: 1\nmax_epochs: 2\n")
+    taken = written(tmp_path, "trainer: trainer.yaml\n")
+    with pytest.raises(ConfigError, match=r"trainer.yaml, line 2, max_epochs: the key 'max_epochs' stands twice"):
+        check_files(["fit", "--config", str(taken)])

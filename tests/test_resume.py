@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze import Every, FreezeScheduler, Phase, Phases, ScheduleError
+from lightning_freeze import Every, FreezeScheduler, FreezeViolation, Phase, Phases, ScheduleError
 from lightning_freeze.report.records import read_records, steps_of
 from tests.conftest import Net, batches, make_trainer
 from tests.gate.test_optim_db import same
@@ -206,3 +206,51 @@ def test_resumed_from_the_checkpoints_that_lightning_saves(name: str, at_epoch_e
     assert resumed_counts == counts
     assert resumed == {at: what for at, what in seen.items() if at[0] >= 2}
     assert same(resumed_bits, bits)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize(("before", "after"), [("freeze", "train"), ("train", "freeze")])
+def test_another_rest_is_refused(before: Any, after: Any, tmp_path: Path) -> None:
+    def fit(rest: Any, checkpoint: str | None) -> Any:
+        scheduler = FreezeScheduler(Phases([Phase(["layer2"])]), rest=rest)
+        trainer = make_trainer(tmp_path, scheduler, max_epochs=2 if checkpoint else 1)
+        trainer.fit(SameData(), batches(4), ckpt_path=checkpoint)
+        return trainer
+
+    fit(before, None).save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ScheduleError, match="made under another `rest`"):
+        fit(after, str(tmp_path / "one.ckpt"))
+
+
+def test_a_fit_with_nothing_left_to_do_keeps_the_state(tmp_path: Path) -> None:
+    def fit(epochs: int, checkpoint: str | None) -> tuple[Any, FreezeScheduler]:
+        scheduler = FreezeScheduler(SCHEDULES["every"]())
+        trainer = make_trainer(tmp_path, scheduler, max_epochs=epochs)
+        trainer.fit(SameData(), batches(4), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "now.ckpt")
+        return trainer, scheduler
+
+    fit(2, None)
+    _, scheduler = fit(2, str(tmp_path / "now.ckpt"))
+    assert scheduler.updates == {"layer1": 3, "layer2": 8}
+    _, scheduler = fit(3, str(tmp_path / "now.ckpt"))
+    assert scheduler.updates == {"layer1": 4, "layer2": 12}
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_what_a_checkpoints_own_comparison_found_is_not_lost(tmp_path: Path) -> None:
+    class SavesAndStops(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+            if rest[-1] == 2:
+                module.layer1.weight.data.add_(1)
+            if rest[-1] == 3:
+                trainer.save_checkpoint(tmp_path / "moved.ckpt")
+                raise RuntimeError("planned")
+
+    def scheduler() -> FreezeScheduler:
+        return FreezeScheduler(Phases([Phase(["layer2"])]), {"still": "layer1"})
+
+    with pytest.raises(RuntimeError, match="planned"):
+        make_trainer(tmp_path, scheduler(), SavesAndStops()).fit(SameData(), batches(8))
+    with pytest.raises(FreezeViolation, match="'layer1.weight' .group 'still', frozen. moved"):
+        make_trainer(tmp_path, scheduler()).fit(SameData(), batches(8), ckpt_path=str(tmp_path / "moved.ckpt"))

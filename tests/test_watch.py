@@ -92,3 +92,38 @@ def test_what_was_to_move_and_did_not(trainer: Any) -> None:
     with pytest.warns(UserWarning, match="1 of 2 parameters of group 'requires_grad=True' kept every bit"):
         trainer(audit).fit(model, batches(4))
     assert [finding.parameter for finding in audit.findings] == ["layer2.weight"]
+
+
+class Toggles(Net):
+    """Its own code freezes and thaws within a batch, after the callbacks' batch start."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(lambda m: torch.optim.AdamW(m.parameters(), lr=0.01))
+        self.where = where
+
+    def toggle(self, batch_idx: int) -> None:
+        self.layer1.requires_grad_(batch_idx % 2 == 0)
+        if batch_idx % 2:
+            self.layer1.weight.grad = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.where == "hook":
+            self.toggle(batch_idx)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.where == "step":
+            self.toggle(batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("where", ["hook", "step"])
+def test_honest_toggling_is_no_finding(where: str, trainer: Any) -> None:
+    audit, model = FreezeAudit(), Toggles(where)
+    trainer(audit, max_epochs=2).fit(model, batches(7))
+    assert audit.findings == []
+
+
+@pytest.mark.parametrize("where", ["hook", "step"])
+def test_and_a_write_between_two_turns_is_caught(where: str, trainer: Any) -> None:
+    with pytest.raises(FreezeViolation, match="layer1.weight"):
+        trainer(FreezeAudit(), Writes(in_place, at=3)).fit(Toggles(where), batches(7))

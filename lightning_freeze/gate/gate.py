@@ -31,16 +31,31 @@ class Lane:
         index: Its place among the run's optimizers.
         optimizer: The optimizer.
         members: Group to the parameters of it that this optimizer holds, ``rest`` included.
-        attempts: How often it came to a step in this epoch, skipped ones included.
+        attempted: Whether it came to a step in this epoch, a skipped one included.
+        size: How many parameters the optimizer held when ``members`` was made.
     """
 
     index: int
     optimizer: Optimizer
     members: Mapping[str, tuple[Parameter, ...]]
-    attempts: int = 0
+    attempted: bool = False
+    size: int = 0
     _sides: dict[frozenset[str], _Sides] = field(default_factory=dict, repr=False)
     _now: _Sides = field(default=_Sides(frozenset(), (), (), ()), repr=False)
     _updated: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def __post_init__(self) -> None:
+        self.size = self.size_now()
+
+    def size_now(self) -> int:
+        """How many parameters the optimizer holds: `add_param_group` may have given it more."""
+        return sum([len(group["params"]) for group in self.optimizer.param_groups])
+
+    def rebind(self, members: Mapping[str, tuple[Parameter, ...]]) -> None:
+        """The optimizer holds other parameters now; say anew what it is to train."""
+        self.members = members
+        self.size = self.size_now()
+        self._sides.clear()
 
     def train(self, groups: frozenset[str]) -> None:
         """From here on these groups train and the others are frozen."""
@@ -102,6 +117,7 @@ class Gate:
         before_step: Called with the lane at the last moment before its step.
         after_step: Called with the lane, the groups updated and the frozen parameters that had a gradient all the same,
             after a step that was not skipped by a scaler.
+        changed: Called when an optimizer comes to a step with more or fewer parameters than it had.
     """
 
     def __init__(
@@ -109,11 +125,13 @@ class Gate:
         lanes: Sequence[Lane],
         before_step: Callable[[Lane], None],
         after_step: Callable[[Lane, frozenset[str], Sequence[Parameter]], None],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.lanes = tuple(lanes)
         self._by_optimizer = {id(lane.optimizer): lane for lane in lanes}
         self._before_step = before_step
         self._after_step = after_step
+        self._changed = changed
         self._hooks: list[Any] = []
         self.last_moment = True
         """Whether gradients are emptied again right before the step; switched off only to prove that the audit sees."""
@@ -155,7 +173,9 @@ class Gate:
         return (args[0], held, *args[2:]), kwargs
 
     def _last_moment(self, lane: Lane) -> None:
-        lane.attempts += 1
+        lane.attempted = True
+        if lane.size != lane.size_now():
+            self._changed()
         self._before_step(lane)
         if self.last_moment:
             lane.hold()

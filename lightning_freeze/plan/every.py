@@ -47,8 +47,8 @@ class Every(Schedule):
                 key="periods",
                 value=periods,
             )
-        for group, period in periods.items():
-            whole_number(period, f"periods.{group}", "the group is updated once for that many updates")
+        meaning = "the group is updated once for that many updates"
+        periods = {group: whole_number(n, f"periods.{group}", meaning) for group, n in periods.items()}
         if of is not None and (not isinstance(of, str) or not of):
             raise ScheduleError(f"`of` is {of!r}, but must be the name of one group.", key="of", value=of)
         if of is not None and of in periods:
@@ -58,7 +58,7 @@ class Every(Schedule):
                 key="of",
                 value=of,
             )
-        self.periods = dict(periods)
+        self.periods = periods
         self.of = of
 
     def names(self) -> tuple[tuple[str, str], ...]:

@@ -279,13 +279,11 @@ class Member:
         name: Its FQN as the user wrote it, the first of them where it is tied.
         parameter: The parameter itself; sameness is identity.
         group: The group that holds it.
-        module: The module that owns it, under ``name``.
     """
 
     name: str
     parameter: Parameter = field(repr=False)
     group: str
-    module: Module = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -407,9 +405,8 @@ def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest 
             + (", …" if len(left) > 5 else "")
             + ". Name them in a group, or set `rest: train` (they train always) or `rest: freeze` (never)."
         )
-    owners = _owners(module)
     members = {
-        group: tuple(_members(group, sorted(chosen, key=order.__getitem__), names, owners))
+        group: tuple(_members(group, sorted(chosen, key=order.__getitem__), names))
         for group, chosen in {**sorted_into, **({REST: left} if left else {})}.items()
     }
     return Groups(members, families, tuple(users_own), rest)
@@ -533,21 +530,13 @@ def _refuse_empty(
             )
 
 
-def _owners(module: Module) -> dict[str, Module]:
-    return {
-        clean_name(f"{prefix}.{name}" if prefix else name): owner
-        for prefix, owner in module.named_modules(remove_duplicate=False)
-        for name, _ in owner.named_parameters(recurse=False)
-    }
-
-
-def _members(group: str, chosen: Iterable[str], names: _Names, owners: Mapping[str, Module]) -> Iterator[Member]:
+def _members(group: str, chosen: Iterable[str], names: _Names) -> Iterator[Member]:
     seen: set[int] = set()
     for name in chosen:
         parameter = names.parameters[name]
         if id(parameter) not in seen:
             seen.add(id(parameter))
-            yield Member(name, parameter, group, owners[name])
+            yield Member(name, parameter, group)
 
 
 def _natural(part: str) -> list[tuple[int, int, str]]:

@@ -9,6 +9,10 @@ from typing import Any
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule, ScheduleError, whole_number
 
 _LONG = 1 << 62
+_ENDS = {
+    "updates": "the phase ends after that many updates",
+    "epochs": "the phase ends with that training epoch's end",
+}
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,9 @@ class Phase:
                 key="epochs",
                 value=self.epochs,
             )
-        if self.updates is not None:
-            whole_number(self.updates, "updates", "the phase ends after that many updates")
-        if self.epochs is not None:
-            whole_number(self.epochs, "epochs", "the phase ends with that training epoch's end")
+        for key, meaning in _ENDS.items():
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, whole_number(getattr(self, key), key, meaning))
 
     def describe(self) -> dict[str, Any]:
         """The phase as one would write it in YAML."""
@@ -120,7 +123,7 @@ class Phases(Schedule):
                     value=True,
                 )
         if not isinstance(repeat, bool):
-            whole_number(repeat, "repeat", "the phases are run that many times (or true: for ever)")
+            repeat = whole_number(repeat, "repeat", "the phases are run that many times (or true: for ever)")
         self.phases: list[Phase | Phases] = list(phases)
         self.repeat: bool | int = repeat
         leaves = list(_leaves(self))
@@ -273,7 +276,7 @@ class _PhasesPlan(Plan):
     def waits_for(self, at: Position) -> frozenset[int]:
         leaf = self._leaf(at)
         if leaf.updates is None or self.ran_out(at):
-            return leaf.lanes
+            return frozenset()
         return frozenset(lane for lane in leaf.lanes if at.done.get(lane, 0) < leaf.updates)
 
     def may_idle(self, optimizer: int) -> str | None:

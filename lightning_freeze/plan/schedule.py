@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -185,7 +186,7 @@ class Plan(ABC):
             return
         counts = at.updates
         for group in groups:
-            counts[group] += 1
+            counts[group] = counts.get(group, 0) + 1
         at.total += 1
         at.window |= groups
         self._advance(at, optimizer, groups)
@@ -270,14 +271,18 @@ def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
     Raises:
         ScheduleError: It is no whole number of at least ``least``.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if number < least:
         raise ScheduleError(
             f"`{key}` is {value!r}, but must be a whole number of at least {least}: {meaning}. "
             f"The nearest valid value is {_nearest_count(value, least)}.",
             key=key,
             value=value,
         )
-    return value
+    return number
 
 
 def _nearest_count(value: object, least: int) -> int:

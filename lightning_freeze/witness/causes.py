@@ -23,6 +23,7 @@ class Surroundings:
         owner: For an FQN: the module that owns the parameter or buffer.
         suspects: Names of what else in this run writes to weights (an EMA or SWA callback).
         buffers_held: Whether the modules of frozen groups are held in eval mode.
+        gated: Whether a gate empties frozen gradients.
     """
 
     mover: Callable[[Tensor], str | None]
@@ -30,6 +31,7 @@ class Surroundings:
     owner: Callable[[str], nn.Module | None]
     suspects: Sequence[str] = ()
     buffers_held: bool = False
+    gated: bool = True
 
 
 def explain(shift: Shift, around: Surroundings, epoch: int, again: int = 0) -> Finding:
@@ -71,21 +73,27 @@ def _when(shift: Shift, epoch: int, again: int) -> str:
     return f"between updates {shift.since} and {shift.until}, in epoch {epoch}{later}"
 
 
-def _cause(shift: Shift, around: Surroundings, tensor: Tensor) -> tuple[str, str]:
+def _cause(shift: Shift, around: Surroundings, tensor: Tensor | None) -> tuple[str, str]:
+    if shift.gradient_at is not None and not around.gated:
+        return "gradient", (
+            f"it had a gradient when its optimizer stepped after update {shift.gradient_at}, and an optimizer moves "
+            "whatever has one: requires_grad=False does not empty `.grad`. Set `.grad = None` where you freeze it, or "
+            "let a FreezeScheduler do the freezing."
+        )
     if shift.gradient_at is not None:
         return "gradient", (
             f"it had a gradient when its optimizer stepped after update {shift.gradient_at}, so the gate was bypassed. "
             "Something fills `.grad` after the gate has emptied it: a hook of an optimizer, or a `step()` that runs "
             "backward itself. Take the frozen parameters out of it (`scheduler.trainable` names what trains)."
         )
-    mover = around.mover(tensor)
+    mover = around.mover(tensor) if tensor is not None else None
     if mover is not None:
         return "optimizer", (
             f"{mover} moves a parameter whose gradient is None, so setting gradients to None does not hold it. Use an "
             "optimizer that skips such parameters, as those of torch.optim except LBFGS do; in one of your own, begin "
             "the loop over parameters with `if p.grad is None: continue`."
         )
-    partner = around.tied(tensor)
+    partner = around.tied(tensor) if tensor is not None else None
     if partner is not None:
         return "tied", (
             f"it shares memory with {partner!r}, which trained. Put both into one group, or untie them "

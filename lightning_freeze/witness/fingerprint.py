@@ -49,7 +49,7 @@ def fingerprint(tensor: Tensor) -> str:
 
 def digest(tensor: Tensor) -> Digest:
     """The digest without a wait: an int on the CPU, a tensor on the device elsewhere."""
-    lazy = isinstance(tensor, UninitializedTensorMixin)
+    lazy = is_lazy(tensor)
     if not lazy:
         tensor = tensor.detach()
         if hasattr(tensor, "to_local"):  # a DTensor: each rank digests its own shard
@@ -69,13 +69,28 @@ def digest(tensor: Tensor) -> Digest:
     return multilinear(raw, salt)
 
 
+def is_lazy(tensor: object) -> bool:
+    """Whether this is a parameter or buffer of a lazy module that has not seen its first input yet."""
+    return isinstance(tensor, UninitializedTensorMixin)
+
+
+def digest_if_any(tensor: Tensor | None) -> Digest | None:
+    """The digest, or None for what has no bits yet (a lazy parameter) or any more (a buffer that was taken away)."""
+    return None if tensor is None or is_lazy(tensor) else digest(tensor)
+
+
 def digest_all(values: object) -> list[tuple[str, Digest]]:
     """The digest of every tensor, and of everything else by its ``repr``, in nested builtins: an optimizer's state."""
     return list(_walk("", values))
 
 
-def differ(before: Digest, after: Digest) -> bool | Tensor:
-    """Whether two digests differ: a bool, or a bool tensor still on the device."""
+def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
+    """Whether two digests differ: a bool, or a bool tensor still on the device.
+
+    What had no bits before has not moved, whatever it became.
+    """
+    if before is None:
+        return False
     if isinstance(before, Tensor) and isinstance(after, Tensor):
         return (before != after).any()
     return before is not after and before != after

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_freeze.witness.fingerprint import Digest, differ, digest, digest_all
+from lightning_freeze.witness.fingerprint import Digest, differ, digest_all, digest_if_any
 
 Kind = Literal["value", "optimizer_state", "buffer"]
 
@@ -21,13 +21,13 @@ class Watched:
     Args:
         name: Its FQN.
         group: The group that it belongs to, None for a buffer.
-        read: Gives the tensor as it is now.
+        read: Gives the tensor as it is now, None if it is not there any more.
         state: Gives the state that optimizers hold for it now, as nested builtins and tensors.
     """
 
     name: str
     group: str | None
-    read: Callable[[], Tensor]
+    read: Callable[[], Tensor | None]
     state: Callable[[], object] | None = None
 
 
@@ -56,7 +56,7 @@ class Shift:
 class _Interval:
     watched: Watched
     since: int
-    value: Digest
+    value: Digest | None
     state: list[tuple[str, Digest]]
     gradient_at: int | None = None
 
@@ -96,12 +96,9 @@ class FrozenAudit:
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
-    def __iter__(self) -> Iterator[object]:
-        return iter(list(self._open))
-
     def open(self, key: object, watched: Watched, update: int) -> None:
         """Something froze: remember its bits."""
-        self._open[key] = _Interval(watched, update, digest(watched.read()), _state(watched))
+        self._open[key] = _Interval(watched, update, digest_if_any(watched.read()), _state(watched))
 
     def close(self, key: object, update: int) -> None:
         """Something thaws: compare its bits."""
@@ -119,11 +116,6 @@ class FrozenAudit:
             interval = self._open.get(key)
             if interval is not None and interval.gradient_at is None:
                 interval.gradient_at = update
-
-    def forget(self) -> None:
-        """Stop watching everything."""
-        self._open.clear()
-        self._compared.clear()
 
     def collect(self) -> list[Shift]:
         """What moved in the intervals compared since the last call. The one place that waits for a device."""
@@ -147,7 +139,7 @@ class FrozenAudit:
 
     def _compare(self, interval: _Interval, update: int) -> None:
         self.checked += 1
-        moved = differ(interval.value, digest(interval.watched.read()))
+        moved = differ(interval.value, digest_if_any(interval.watched.read()))
         before, after = dict(interval.state), dict(_state(interval.watched))
         entries: list[tuple[str, bool | Tensor]] = [
             (entry, differ(before[entry], after[entry]) if entry in before and entry in after else True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.witness.fingerprint import Digest, differ, digest
+from lightning_freeze.witness.fingerprint import Digest, differ, digest_if_any
 
 _SHOWN = 5
 
@@ -28,7 +28,7 @@ class MovedAudit:
     """Compares the bits of what was planned to train at both ends of an epoch.
 
     A parameter that kept its bits is a finding only where it had no gradient at its group's first update of the epoch,
-    or one that was not zero at a learning rate above zero. A gradient of zero is no finding: rows of an embedding that
+    or one that was not zero at a learning rate that was above zero then. A gradient of zero is no finding: rows of an embedding that
     were not looked up, units that are dead for now.
 
     Args:
@@ -46,14 +46,14 @@ class MovedAudit:
         self._groups = groups
         self._excused = excused
         self._rate = rate
-        self._before: dict[str, list[Digest]] = {}
+        self._before: dict[str, list[Digest | None]] = {}
         self._planned: set[str] = set()
         self._last_planned: frozenset[str] = frozenset()
         self._samples: dict[str, _Sample] = {}
 
     def begin_epoch(self) -> None:
         """Remember the bits of everything that may train."""
-        self._before = {group: [digest(p) for _, p in members] for group, members in self._groups.items()}
+        self._before = {group: [digest_if_any(p) for _, p in members] for group, members in self._groups.items()}
         self._planned.clear()
         self._last_planned = frozenset()
         self._samples.clear()
@@ -65,7 +65,7 @@ class MovedAudit:
             self._planned |= planned
         if not updated <= self._samples.keys():
             for group in updated - self._samples.keys():
-                self._samples[group] = self._sample(group)
+                self._samples[group] = self._sample(group) if group in self._groups else _Sample([], [], [])
 
     def end_epoch(self, epoch: int) -> list[Finding]:
         """What was planned to train and did not. Begins the next epoch."""
@@ -74,7 +74,10 @@ class MovedAudit:
         findings = []
         for group in (group for group in self._groups if group in planned):
             ends = zip(self._groups[group], before[group], self._before[group], strict=True)
-            kept = [not bool(differ(old, new)) and not self._excused(p) for (_, p), old, new in ends]
+            # What had no bits at the beginning, a lazy parameter, cannot have kept them.
+            kept = [
+                old is not None and not bool(differ(old, new)) and not self._excused(p) for (_, p), old, new in ends
+            ]
             findings += self._judge(group, kept, samples.get(group), epoch)
         return findings
 
@@ -93,10 +96,8 @@ class MovedAudit:
         idle = [n for n, same, has in zip(names, kept, sample.has_gradient, strict=True) if same and not has]
         stuck = [
             name
-            for name, same, norm, rate, (_, parameter) in zip(
-                names, kept, sample.norms, sample.rates, members, strict=True
-            )
-            if same and norm is not None and bool(norm != 0) and max(rate, self._rate(parameter)) > 0
+            for name, same, norm, rate in zip(names, kept, sample.norms, sample.rates, strict=True)
+            if same and norm is not None and bool(norm != 0) and rate > 0
         ]
         found = [_no_gradient(group, idle, len(members), epoch, ever=True)] if idle else []
         return [*found, _unmoved(group, stuck, len(members), epoch)] if stuck else found

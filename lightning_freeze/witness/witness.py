@@ -27,6 +27,7 @@ class Witness:
         trained: Group to (FQN, parameter), for the groups that are to move.
         buffers_held: Whether a frozen module's buffers must stand still.
         suspects: Names of what else in the run writes to weights.
+        gated: Whether a gate empties frozen gradients.
         excused: Says of a parameter that was to train, at an epoch's end, that it need not have moved.
     """
 
@@ -38,16 +39,10 @@ class Witness:
         *,
         buffers_held: bool = False,
         suspects: Sequence[str] = (),
+        gated: bool = True,
         excused: Callable[[Tensor], bool] = lambda parameter: False,
     ) -> None:
-        self._optimizers = optimizers
-        self._holders: dict[int, list[Optimizer]] = {}
-        self._rates: dict[int, dict[str, object]] = {}
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    self._holders.setdefault(id(parameter), []).append(optimizer)
-                    self._rates[id(parameter)] = group
+        self.rebind(optimizers)
         self._trained = trained
         self._frozen = FrozenAudit()
         self._moved = MovedAudit(trained, self._rate, excused)
@@ -60,7 +55,18 @@ class Witness:
             owner=lambda name: modules.get(name.rpartition(".")[0]),
             suspects=suspects,
             buffers_held=buffers_held,
+            gated=gated,
         )
+
+    def rebind(self, optimizers: Sequence[Optimizer]) -> None:
+        """Learn anew which optimizer holds which parameter, and at what rate."""
+        self._holders: dict[int, list[Optimizer]] = {}
+        self._rates: dict[int, dict[str, object]] = {}
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    self._holders.setdefault(id(parameter), []).append(optimizer)
+                    self._rates[id(parameter)] = group
 
     @property
     def checked(self) -> int:
@@ -82,12 +88,14 @@ class Witness:
     def freeze(self, watched: Mapping[int, Watched], update: int) -> None:
         """These parameters are frozen from here on."""
         for key, parameter in watched.items():
-            self._frozen.open(key, parameter, update)
+            if key not in self._frozen:
+                self._frozen.open(key, parameter, update)
 
     def thaw(self, keys: Iterable[int], update: int) -> None:
         """These parameters train from here on: compare what they were."""
         for key in keys:
-            self._frozen.close(key, update)
+            if key in self._frozen:
+                self._frozen.close(key, update)
 
     def hold_buffers(self, buffers: Buffers, update: int) -> None:
         """From here on exactly these buffers belong to frozen modules."""
@@ -176,9 +184,8 @@ def buffers_of(modules: Iterable[tuple[str, nn.Module]]) -> Buffers:
     return found
 
 
-def _reader(module: nn.Module, name: str) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        buffer: Tensor = getattr(module, name)
-        return buffer
+def _reader(module: nn.Module, name: str) -> Callable[[], Tensor | None]:
+    def read() -> Tensor | None:
+        return module._buffers.get(name)
 
     return read

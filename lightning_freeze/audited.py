@@ -1,0 +1,129 @@
+"""What every audited run has, scheduled or not: counts, findings, and the comparisons that are due."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.records import Record
+from lightning_freeze.witness.fingerprint import is_lazy
+from lightning_freeze.witness.witness import Witness
+
+
+def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:
+    """How many parameters and elements these are, as a ``run`` record holds it."""
+    found = list(parameters)
+    return {"parameters": len(found), "elements": sum(0 if is_lazy(p) else p.numel() for p in found)}
+
+
+class AuditedRun(ABC):
+    """The common part of `FreezeController` and `RequiresGradWatch`.
+
+    Args:
+        record: Called with each record of the run.
+        suspects: Names of what else in the run writes to weights.
+    """
+
+    def __init__(self, record: Callable[[Record], None], suspects: Sequence[str] = ()) -> None:
+        self.findings: list[Finding] = []
+        self._record = record
+        self._suspects = suspects
+        self._witness: Witness | None = None
+        self._last_check = 0
+        self._epoch_updates: dict[str, int] = {}
+        self._epoch_intervals = 0
+        self._begun = False
+
+    @property
+    @abstractmethod
+    def updates(self) -> dict[str, int]:
+        """Group to its updates so far."""
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """Optimizer steps so far in which anything was updated."""
+
+    @property
+    @abstractmethod
+    def epoch(self) -> int:
+        """The epoch the run is in, from 0."""
+
+    @abstractmethod
+    def begin_step(self, epoch: int | None = None) -> None:
+        """A batch begins."""
+
+    @abstractmethod
+    def end_epoch(self) -> list[Finding]:
+        """A training epoch ended: the audits' findings of it."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Undo everything. Safe to call again."""
+
+    def flush(self) -> None:  # noqa: B027 - there may be nothing but counts to record
+        """Record what was done since the last epoch's end."""
+
+    def check(self) -> list[Finding]:
+        """Compare everything that is frozen now, between epochs' ends."""
+        return self._found(self._compare())
+
+    def finish(self) -> list[Finding]:
+        """The fit ends: a last comparison.
+
+        What moved since the last epoch's end is a warning only where something in the run averages weights: to write
+        its average back at the end is what it is for.
+        """
+        found = self._compare()
+        if self._suspects and not self._begun:
+            found = [replace(f, severity="warning") if f.severity == "error" else f for f in found]
+        self._found(found)
+        if self._begun:
+            self.flush()
+            self._record(self.counts())
+        return found
+
+    def _compare(self) -> list[Finding]:
+        if self._witness is None:
+            return []
+        self._last_check = self.total
+        self._witness.check(self.total)
+        # Between an epoch's end and the next batch, what is found belongs to the epoch that has ended.
+        return self._witness.collect(self.epoch if self._begun else max(0, self.epoch - 1))
+
+    def check_due(self, every_n_updates: int) -> bool:
+        """Whether that many updates were made since the last check."""
+        return self.total - self._last_check >= every_n_updates
+
+    def counts(self) -> Record:
+        """The ``counts`` record of the epoch so far."""
+        severities = {"error": 0, "warning": 0, "info": 0}
+        for finding in self.findings:
+            if finding.epoch == self.epoch:
+                severities[finding.severity] += 1
+        checked = self._witness.checked if self._witness is not None else 0
+        return {
+            "type": "counts",
+            "epoch": self.epoch,
+            "updates": self.updates,
+            "updates_before_epoch": dict(self._epoch_updates),
+            "total": self.total,
+            "intervals": checked,
+            "intervals_in_epoch": checked - self._epoch_intervals,
+            "findings": severities,
+        }
+
+    def _begin_epoch(self) -> None:
+        self._epoch_updates = self.updates
+        self._epoch_intervals = self._witness.checked if self._witness is not None else 0
+        self._begun = False
+
+    def _found(self, findings: list[Finding]) -> list[Finding]:
+        for finding in findings:
+            self._record({"type": "finding", **finding.as_dict()})
+        self.findings += findings
+        return findings
