@@ -22,6 +22,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Drift]]:
     options = parser.parse_args(arguments)
     if options.steps < 2:
         parser.error(f"--steps is {options.steps}, but the second step is the first frozen one. Give at least 2.")
+    if find_spec("matplotlib") is None:  # said before the measurement, not after it
+        parser.error("the picture needs matplotlib: pip install 'lightning-freeze[demo,plot]'.")
     drifts = measure(options.steps)
     Console().print(make_table(drifts, options.steps))
     draw(drifts, options.steps, options.out)

@@ -101,10 +101,12 @@ def read(path: Path, named_by: Place | None = None) -> Place:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or error
-        raise ConfigError(
-            f"{path}{where}: this is no YAML: {problem}. Patterns that begin with * or hold braces must be quoted: "
-            'each: "layers.*".'
-        ) from error
+        mend = (
+            "Indent with spaces."
+            if "\\t" in str(problem)
+            else 'Patterns that begin with * or hold braces must be quoted: each: "layers.*".'
+        )
+        raise ConfigError(f"{path}{where}: this is no YAML: {problem}. {mend}") from error
     if node is None:
         raise ConfigError(f"{path}: the file is empty.")
     root = Place(path, "", node)

@@ -11,12 +11,15 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from lightning_freeze import __all__ as public_names
+from lightning_freeze import __version__
 from lightning_freeze._yaml import ConfigError, Place, read
 from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
 from lightning_freeze.gate.optimizers import UnsupportedError
@@ -43,15 +46,17 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments; by default those of the process.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
     roots: list[Place] = []
     try:
         FreezeCLI.roots = roots = check_files(arguments)
         FreezeCLI(
             LightningModule,
-            LightningDataModule,
+            None,  # any LightningDataModule, or none where the model brings its own data
             subclass_mode_model=True,
-            subclass_mode_data=True,
             parser_class=_Parser,
+            parser_kwargs={"version": f"lightning-freeze {__version__}"},
             save_config_kwargs={"overwrite": True},
             args=None if args is None else arguments,
         )
@@ -64,7 +69,8 @@ def main(args: Sequence[str] | None = None) -> None:
         SelectionError,
         UnsupportedError,
     ) as error:  # found with the model, so where it stands is looked up again
-        raise SystemExit(f"lightning-freeze: error: {locate(str(error), roots)}{error}") from error
+        where = locate(str(error), roots) or locate("'schedule'", roots)
+        raise SystemExit(f"lightning-freeze: error: {where}{error}") from error
 
 
 class FreezeCLI(LightningCLI):
@@ -82,8 +88,14 @@ class _Parser(LightningArgumentParser):
         super().error(f"{where}{message}{self._mend(message)}", ex)
         raise AssertionError("the parser's own error does not return")
 
+    def print_usage(self, file: Any = None) -> None:
+        """One line instead of every option, so that an error stays on the screen."""
+        print("usage: lightning-freeze fit|validate|test|predict --config FILE [options]", file=file)
+
     def _mend(self, message: str) -> str:
         """The options nearest to one that is not accepted."""
+        if "arguments are required" in message:
+            return "\nGive a file that says so: --config FILE. configs/alternating.yaml shows one."
         wrong = re.search(r"not accept option '([^']+)'", message)
         if wrong is None:
             return ""
@@ -129,7 +141,7 @@ def check_files(arguments: Sequence[str]) -> list[Place]:
 
 def _config_paths(arguments: Sequence[str]) -> list[Path]:
     found = []
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in pairwise([*arguments, ""]):
         name, equals, given = flag.partition("=")
         if name in ("--config", "-c"):
             found.append(Path(given if equals else value))
@@ -139,8 +151,11 @@ def _config_paths(arguments: Sequence[str]) -> list[Path]:
 def _check_callback(place: Place) -> None:
     """Build one of our callbacks as jsonargparse will, to name the key at fault if that fails."""
     items = place.items()
-    name = _class_name(items.get("class_path"))
+    path = items.get("class_path")
+    name = _class_name(path)
     if name not in _CALLBACKS:
+        if path is not None and str(path.plain()) == f"{_OURS}{name}" and name not in public_names:
+            raise path.error(f"lightning_freeze has no {name!r}. Nearest: {_near(name, public_names)}.")
         return
     arguments = items.get("init_args")
     given = arguments.items() if arguments is not None else {}
@@ -192,6 +207,11 @@ def build_schedule(place: Place) -> Schedule:
         return _phases(arguments) if name == "Phases" else _every(arguments)
     if "phases" in items:
         return _phases(place)
+    if list(items) == ["schedule"]:
+        raise items["schedule"].error(
+            "a schedule's file does not repeat the key `schedule:`. Begin it with what stands below: `phases:` or "
+            "`class_path:`."
+        )
     raise place.error(
         f"`schedule` is {place.plain()!r}, which is no schedule. Write `class_path: Every` with `init_args: {{periods: "
         "{weight1: 5}, of: weight2}`, or `phases: [{train: [head], updates: 10}, …]`, or the path of a YAML file that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -211,6 +212,14 @@ class FreezeController(AuditedRun):
         self._decide()
         self._gate.attach()
         self._begin_epoch()
+        if self._plan.never_freezes() and not (self.groups.rest == "freeze" and REST in self.groups.members):
+            rest = len(self.groups.members.get(REST, ()))
+            warnings.warn(
+                f"this schedule never freezes anything: its groups ({', '.join(self.groups.named)}) train at every step"
+                + (f", and so do {rest} parameter(s) in no group, by `rest: train`" if rest else "")
+                + ". Name what is to be frozen as a group of its own, or set `rest: freeze`.",
+                stacklevel=2,
+            )
 
     def begin(self, epoch: int | None = None, state: Mapping[str, Any] | None = None) -> None:
         """Training begins: go on from a saved state, remember what is to move, and record the run.

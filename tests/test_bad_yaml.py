@@ -286,7 +286,7 @@ FOUND_BY_THE_PARSER: dict[str, tuple[str, list[str]]] = {
         ["bad.yaml", "line 1", "model", "hidden", "wide"],
     ),
     "callback that is not there": (
-        "trainer:\n  callbacks:\n    - class_path: lightning_freeze.FreezeSchedular\n" + DEMO,
+        "trainer:\n  callbacks:\n    - class_path: lightning_freeze.callbacks.FreezeSchedular\n" + DEMO,
         ["bad.yaml", "line", "trainer.callbacks", "FreezeSchedular"],
     ),
     "key of the data": (
@@ -490,3 +490,16 @@ def test_a_users_own_yaml_files_are_the_users_own_business(tmp_path: Path) -> No
     taken = written(tmp_path, "trainer: trainer.yaml\n")
     with pytest.raises(ConfigError, match=r"trainer.yaml, line 2, max_epochs: the key 'max_epochs' stands twice"):
         check_files(["fit", "--config", str(taken)])
+
+
+def test_our_own_classes_misspelt_are_named(tmp_path: Path) -> None:
+    text = "trainer:\n  callbacks:\n    - class_path: lightning_freeze.FreezeSheduler\n"
+    with pytest.raises(ConfigError, match=r"line 3, .*class_path: .*'FreezeSheduler'. Nearest: 'FreezeScheduler'"):
+        check_files(["fit", "--config", str(written(tmp_path, text))])
+
+
+def test_a_schedules_file_that_repeats_its_key(tmp_path: Path) -> None:
+    (tmp_path / "in_turn.yaml").write_text("schedule:\n  phases: [{train: [all]}]\n")
+    text = "trainer:\n  callbacks:\n    - class_path: lightning_freeze.FreezeScheduler\n      init_args: {schedule: in_turn.yaml}\n"
+    with pytest.raises(ConfigError, match=r"in_turn.yaml, line 2, schedule: .*does not repeat the key `schedule:`"):
+        check_files(["fit", "--config", str(written(tmp_path, text))])

@@ -239,6 +239,7 @@ def test_the_users_own_frozen_parameters_are_said_once_and_left_alone(trainer: A
     assert scheduler.updates == {"slow": 2, "fast": 4}
 
 
+@pytest.mark.filterwarnings("ignore:this schedule never freezes anything")
 @pytest.mark.parametrize(("rest", "moves"), [("train", True), ("freeze", False)])
 def test_rest_trains_always_or_never(rest: Any, moves: bool, trainer: Any) -> None:
     model = Net()
@@ -329,3 +330,28 @@ def test_the_rest_outside_of_every_optimizer_need_not_move(trainer: Any) -> None
     scheduler = FreezeScheduler(Every({"layer1": 2}, of="layer2"))
     trainer(scheduler).fit(model, batches(4))
     assert scheduler.findings == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "said"),
+    [
+        (Phases([Phase(["layer1"], epochs=1), Phase(["all"])]), {}, True),  # `train: [layer1]` is not "only layer1"
+        (Phases([Phase(["layer1"], epochs=1), Phase(["all"])]), {"rest": "freeze"}, False),
+        (Phases([Phase(["layer1"], epochs=1), Phase(["layer1", "layer2"])]), {}, False),
+        (Every({"layer1": 1}, of="layer2"), {}, True),
+        (Every({"layer1": 2}, of="layer2"), {}, False),
+    ],
+)
+def test_a_schedule_that_freezes_nothing_is_warned_about(schedule: Any, options: Any, said: bool, trainer: Any) -> None:
+    fit = trainer(FreezeScheduler(schedule, **options), max_epochs=2)
+    if said:
+        with pytest.warns(UserWarning, match="this schedule never freezes anything: .*`rest: freeze`"):
+            fit.fit(Net(), batches(2))
+    else:
+        fit.fit(Net(), batches(2))
+
+
+def test_a_group_misspelt_in_the_schedule_is_not_a_second_group(trainer: Any) -> None:
+    scheduler = FreezeScheduler(Every({"layer1": 2}, of="fast"), groups={"layer_1": "layer1", "fast": "layer2"})
+    with pytest.raises(ScheduleError, match=r"names 'layer1', which is no group. The nearest group, 'layer_1'"):
+        trainer(scheduler).fit(Net(), batches(2))

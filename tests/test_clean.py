@@ -139,6 +139,7 @@ class Grows(Net):
             self.trainer.optimizers[0].add_param_group({"params": [self.layer1.weight]})
 
 
+@pytest.mark.filterwarnings("ignore:this schedule never freezes anything")
 @pytest.mark.parametrize(("rest", "moves"), [("freeze", False), ("train", True)])
 @pytest.mark.parametrize("audit", [True, False])
 def test_a_parameter_that_an_optimizer_is_given_later(rest: Any, moves: bool, audit: bool, trainer: Any) -> None:

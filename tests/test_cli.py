@@ -343,3 +343,34 @@ def test_schedules_arrive_as_typed_values(tmp_path: Path) -> None:
     ours = next(c for c in cli.trainer.callbacks if isinstance(c, FreezeScheduler))
     assert ours._schedule == Phases([Phase(["head"], 2), Phases([Phase(["layer"], 1)], 3)])
     assert ours._schedule != Every({"layer": 3})
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [([], "usage: "), (["fit"], "Give a file"), (["--version"], "0.1.0")])
+def test_without_a_configuration_it_says_how_to_give_one(arguments: list[str], shown: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    out = capsys.readouterr()
+    assert shown in out.out + out.err
+
+
+def test_a_module_in_the_current_folder_that_brings_its_own_data(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "own_module.py").write_text(
+        "from lightning_freeze.demos import DigitsData, TwoLayerNet\n"
+        "class Own(TwoLayerNet):\n"
+        "    def train_dataloader(self):\n"
+        "        data = DigitsData()\n"
+        "        data.setup('fit')\n"
+        "        return data.train_dataloader()\n"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "trainer:\n  accelerator: cpu\n  limit_train_batches: 7\n  max_epochs: 1\n  logger: false\n"
+        "  enable_checkpointing: false\n  enable_progress_bar: false\n  limit_val_batches: 0\n  callbacks:\n"
+        "    - class_path: lightning_freeze.AlternatingFreeze\n"
+        "      init_args: {slow: layer1, fast: layer2, every: 3}\n"
+        "model: {class_path: own_module.Own}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    main(["fit", "--config", "own.yaml"])
+    counts = [r for r in read_records(tmp_path / "freeze_audit.jsonl") if r["type"] == "counts"]
+    assert counts[-1]["updates"] == {"slow": 3, "fast": 7}

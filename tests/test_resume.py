@@ -209,6 +209,7 @@ def test_resumed_from_the_checkpoints_that_lightning_saves(name: str, at_epoch_e
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:this schedule never freezes anything")
 @pytest.mark.parametrize(("before", "after"), [("freeze", "train"), ("train", "freeze")])
 def test_another_rest_is_refused(before: Any, after: Any, tmp_path: Path) -> None:
     def fit(rest: Any, checkpoint: str | None) -> Any:

@@ -323,6 +323,7 @@ class Dead(Net):
         return super().forward(x) + factor * self.layer3(x).sum()
 
 
+@pytest.mark.filterwarnings("ignore:this schedule never freezes anything")
 @pytest.mark.parametrize(
     ("how", "kind", "text"),
     [

@@ -145,6 +145,9 @@ class _EveryPlan(Plan):
             due += [g for g, n in self._apart if counts[g] * n <= made]
         return self._always.union(due) if due else self._always
 
+    def never_freezes(self) -> bool:
+        return all(n == 1 for n in self._periods.values())
+
     def steady_for(self, at: Position) -> int:
         if self._apart:
             return 0

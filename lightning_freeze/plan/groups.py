@@ -328,7 +328,7 @@ class Groups:
             if missing and group != REST:
                 raise SelectionError(
                     f"{missing[0]!r} of group {group!r} is in no optimizer"
-                    + (f", nor are {len(missing) - 1} others of the group" if len(missing) > 1 else "")
+                    + (f" (and {len(missing) - 1} more of the group)" if len(missing) > 1 else "")
                     + ", so no schedule can train it. Hand it to an optimizer in `configure_optimizers` (every "
                     "parameter of a group, also the ones that are frozen at first), or take it out of the group "
                     "with `except:`."
@@ -435,11 +435,20 @@ def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Sche
             close = [*nearest(name, [*groups, ALL]), *names.near(name)]
             hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
             raise ScheduleError(
-                f"`{key}` names {name!r}, which is no group of this schedule (groups: "
-                f"{', '.join(map(repr, groups)) or 'none'}) and, read as a selector, matches no parameter.{hint}",
+                f"`{key}` names {name!r}, which is no group"
+                + (f" (groups: {', '.join(map(repr, groups))})" if groups else "")
+                + f" and, read as a selector, matches no parameter.{hint}",
                 key=key,
                 value=name,
             )
+        for group in nearest(name, groups, 1):
+            if matched.keys() & {n for n, _, _ in _matches(group, _parse(group, groups[group]), names)}:
+                raise ScheduleError(
+                    f"`{key}` names {name!r}, which is no group. The nearest group, {group!r}, holds the same "
+                    f"parameters: write {group!r} in the schedule, or call the group {name!r}.",
+                    key=key,
+                    value=name,
+                )
         wanted[name] = name
     return wanted
 
@@ -493,7 +502,11 @@ def _no_match(group: str, pattern: _Pattern, names: _Names, key: str) -> str:
     return (
         f"group {group!r}: the selector {key + pattern.text!r} matches no parameter. "
         f"Nearest: {', '.join(map(repr, close)) or 'none, the model has no parameters'}. "
-        "Selectors name whole segments between dots; `**.` before a name finds it at any depth."
+        + (
+            "A `re:` must match a parameter's whole name: `re:.*norm.*`."
+            if pattern.kind == "re"
+            else "Selectors name whole segments between dots; `**.` before a name finds it at any depth."
+        )
     )
 
 

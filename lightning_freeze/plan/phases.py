@@ -267,6 +267,11 @@ class _PhasesPlan(Plan):
     def ran_out(self, at: Position) -> bool:
         return self._length is not None and at.phase >= self._length
 
+    def never_freezes(self) -> bool:
+        named = frozenset(self.layout.groups)
+        waits = any(leaf.updates is not None and len(leaf.lanes) > 1 for leaf in _flatten(self._row))
+        return not waits and all(leaf.groups == named for leaf in _flatten(self._row))
+
     def steady_for(self, at: Position) -> int:
         leaf = self._leaf(at)
         if leaf.updates is None or self.ran_out(at):

@@ -216,6 +216,10 @@ class Plan(ABC):
     def may_idle(self, optimizer: int) -> str | None:
         """Why this optimizer can come to a step with nothing to train, or None if it never can."""
 
+    @abstractmethod
+    def never_freezes(self) -> bool:
+        """Whether every named group trains at every step, so that the schedule holds nothing still."""
+
     def steady_for(self, at: Position) -> int:
         """How many updates can follow, of whichever groups, in which what trains stays as it is; never too many."""
         return 0

@@ -21,6 +21,7 @@ def summary_table(records: Iterable[Record]) -> Table:
     groups: Mapping[str, Mapping[str, int]] = {}
     counts: Record = {"updates": {}, "total": 0, "intervals": 0}
     found: dict[str, Counter[str | None]] = {"error": Counter(), "warning": Counter(), "info": Counter()}
+    buffers = 0
     for record in records:
         if record["type"] == "run":
             groups = record["groups"]
@@ -28,9 +29,10 @@ def summary_table(records: Iterable[Record]) -> Table:
             counts = record
         elif record["type"] == "finding":
             found[record["severity"]][record.get("group")] += 1
+            buffers += record.get("audit") == "buffers"
     errors, warnings = found["error"], found["warning"]
-    table = Table(title="lightning-freeze", caption=_verdict(counts, errors.total()))
-    table.add_column("group")
+    table = Table(title="lightning-freeze", caption=_verdict(counts, errors.total(), buffers))
+    table.add_column("group", overflow="fold")
     for name in ("parameters", "elements", "updates", "share", "violations", "warnings"):
         table.add_column(name, justify="right")
     for group, size in groups.items():
@@ -47,9 +49,11 @@ def summary_table(records: Iterable[Record]) -> Table:
     return table
 
 
-def _verdict(counts: Record, errors: int) -> str:
+def _verdict(counts: Record, errors: int, buffers: int) -> str:
     if errors:
         return f"{errors} violation{'s' * (errors > 1)}: what was planned frozen moved"
+    if buffers:
+        return f"every frozen weight held; {buffers} buffer{'s' * (buffers > 1)} of frozen modules moved"
     return (
         f"{counts['intervals']:,} frozen intervals compared, every bit held"
         if counts["intervals"]

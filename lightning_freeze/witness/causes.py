@@ -109,7 +109,8 @@ def _cause(shift: Shift, around: Surroundings, tensor: Tensor | None) -> tuple[s
     return "outside", (
         "it had no gradient when its optimizer stepped, and the optimizer leaves such parameters alone, so something "
         "else wrote to it: a `.data` or in-place write, a `load_state_dict`, a callback that averages or swaps "
-        f"weights.{suspects} Let it leave frozen parameters alone, or do it where the group trains."
+        f"weights.{suspects} Let it leave frozen parameters alone, or do it where the group trains. "
+        "`FreezeAudit(every_n_updates=1)` narrows down when."
     )
 
 

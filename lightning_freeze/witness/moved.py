@@ -120,7 +120,8 @@ def _no_gradient(group: str, names: Sequence[str], size: int, epoch: int, *, eve
         f"train: {_listed(names)}. "
         + (
             "They were left out of the loss: a branch that was not taken, a `detach`, or requires_grad=False set during "
-            "the run. Use them in the loss, or take them out of the group with `except:`."
+            "the run. Use them in the loss, or take them out of what is to train (`except:` in a group, "
+            "requires_grad=False without one)."
             if ever
             else "No optimizer step of the epoch found one: is the group used in the loss, is its optimizer stepped "
             "after a backward, was requires_grad set to False during the run?"

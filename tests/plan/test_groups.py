@@ -247,7 +247,7 @@ def test_a_group_outside_every_optimizer_is_refused() -> None:
     with pytest.raises(SelectionError) as caught:
         groups.layout([torch.optim.SGD(model.b.parameters(), lr=1)])
     assert str(caught.value).startswith(
-        "'a.weight' of group 'g' is in no optimizer, nor are 1 others of the group, so no schedule can train it. Hand "
+        "'a.weight' of group 'g' is in no optimizer (and 1 more of the group), so no schedule can train it. Hand "
         "it to an optimizer in `configure_optimizers`"
     )
 
@@ -399,7 +399,7 @@ def test_a_name_in_a_schedule_that_is_no_group_is_read_as_a_selector() -> None:
     [
         (
             "atention",
-            "`phases[0].train` names 'atention', which is no group of this schedule (groups: 'backbone') and, "
+            "`phases[0].train` names 'atention', which is no group (groups: 'backbone') and, "
             "read as a "
             "selector, matches no parameter. Nearest: 'attention'",
         ),
