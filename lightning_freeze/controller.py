@@ -136,6 +136,7 @@ class FreezeController(AuditedRun):
         self._steps = Steps()
         self._sets: Sets = ()
         self._steady_until = 0
+        self._told: tuple[frozenset[str], frozenset[str]] | None = None
         self._watched_sets: Sets = ()
         self._over = False
 
@@ -479,7 +480,10 @@ class FreezeController(AuditedRun):
             self._watch()
 
     def _after_step(self, lane: Lane, updated: frozenset[str], bypassed: Sequence[nn.Parameter]) -> None:
-        if self._witness is not None:
+        # The witness is told what is new to it: most steps are like the one before.
+        like = (lane.training, updated)
+        if self._witness is not None and (bypassed or like != self._told):
+            self._told = like
             self._witness.stepped(lane.training, updated, bypassed, self._at.total)
         if updated:
             self._steps.add(lane.index, updated)
@@ -491,6 +495,7 @@ class FreezeController(AuditedRun):
 
     def _begin_epoch(self) -> None:
         super()._begin_epoch()
+        self._told = None
         for lane in self._require_gate().lanes:
             lane.attempted = False
         # A module may have got its first buffer since.

@@ -32,29 +32,25 @@ class Lane:
         optimizer: The optimizer.
         members: Group to the parameters of it that this optimizer holds, ``rest`` included.
         attempted: Whether it came to a step in this epoch, a skipped one included.
-        size: How many parameters the optimizer held when ``members`` was made.
+        param_groups: How many param groups the optimizer had when ``members`` was made.
     """
 
     index: int
     optimizer: Optimizer
     members: Mapping[str, tuple[Parameter, ...]]
     attempted: bool = False
-    size: int = 0
+    param_groups: int = 0
     _sides: dict[frozenset[str], _Sides] = field(default_factory=dict, repr=False)
     _now: _Sides = field(default=_Sides(frozenset(), (), (), ()), repr=False)
     _updated: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
-        self.size = self.size_now()
-
-    def size_now(self) -> int:
-        """How many parameters the optimizer holds: `add_param_group` may have given it more."""
-        return sum([len(group["params"]) for group in self.optimizer.param_groups])
+        self.param_groups = len(self.optimizer.param_groups)
 
     def rebind(self, members: Mapping[str, tuple[Parameter, ...]]) -> None:
         """The optimizer holds other parameters now; say anew what it is to train."""
         self.members = members
-        self.size = self.size_now()
+        self.param_groups = len(self.optimizer.param_groups)
         self._sides.clear()
 
     def train(self, groups: frozenset[str]) -> None:
@@ -117,7 +113,7 @@ class Gate:
         before_step: Called with the lane at the last moment before its step.
         after_step: Called with the lane, the groups updated and the frozen parameters that had a gradient all the same,
             after a step that was not skipped by a scaler.
-        changed: Called when an optimizer comes to a step with more or fewer parameters than it had.
+        changed: Called when an optimizer comes to a step with another number of param groups than it had.
     """
 
     def __init__(
@@ -174,7 +170,7 @@ class Gate:
 
     def _last_moment(self, lane: Lane) -> None:
         lane.attempted = True
-        if lane.size != lane.size_now():
+        if len(lane.optimizer.param_groups) != lane.param_groups:
             self._changed()
         self._before_step(lane)
         if self.last_moment:
