@@ -122,7 +122,9 @@ class _Audited(Callback):
         self._recorder = Recorder(directory / FILE_NAME) if here else None
 
     def _record(self, record: Record) -> None:
-        # Kept for the table, but not the steps of every epoch: they are as long as the run.
+        # For the table: not the steps of every epoch, which are as long as the run, and of the counts only the last.
+        if record["type"] == "counts":
+            self._records = [before for before in self._records if before["type"] != "counts"]
         if record["type"] != "phase":
             self._records.append(record)
         if self._recorder is not None:
