@@ -15,12 +15,17 @@ with warnings.catch_warnings():
     import lightning.pytorch  # noqa: F401
     import pytorch_lightning as pl
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 torch.set_num_threads(1)
+
+# No deadlines: timings are noisy on shared cores. In CI the same examples every time, so that a failure is the change's.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("suite")
 
 
 class Net(pl.LightningModule):

@@ -56,6 +56,6 @@ def test_two_processes(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(f"import sys; sys.path.insert(0, {str(here)!r})\n{PROGRAM}")
     command = [sys.executable, "-W", "ignore", str(program), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=270, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path.name for path in tmp_path.glob("*-?")} == {"False-0", "False-1", "True-0", "True-1"}
