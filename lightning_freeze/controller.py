@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lightning_freeze.audited import AuditedRun, size_of
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.modes import EvalModes
-from lightning_freeze.gate.optimizers import refuse_idle, refuse_optimizers
+from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers
 from lightning_freeze.plan.groups import (
     Member,
     Rest,
@@ -126,7 +126,8 @@ class FreezeController(AuditedRun):
         self._say = say
         self.groups = group_parameters(module, selectors_for(module, dict(groups or {}), schedule), rest)
         self._modes = EvalModes()
-        self._has_buffers = any(True for _ in module.buffers())
+        self._own = {id(p) for n, p in module.named_parameters() if clean_name(n) in self.groups.users_own}
+        self._has_buffers = False
         self._modules: dict[Sets, list[tuple[str, nn.Module]]] = {}
         self._units: dict[str, list[_Unit]] = {}
         self._held_groups: list[list[str]] = []
@@ -198,7 +199,7 @@ class FreezeController(AuditedRun):
             )
         if self._audit:
             # Of the rest, only what an optimizer holds is to move; a named group is held whole.
-            held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+            held = held_by(*optimizers)
             trained = {
                 group: [(m.name, m.parameter) for m in members if id(m.parameter) in held]
                 for group, members in self.groups.members.items()
@@ -365,8 +366,8 @@ class FreezeController(AuditedRun):
             if state[what] != mine:
                 raise ScheduleError(
                     f"the checkpoint was made under {found}, so its counts mean something else here:\n"
-                    f"{_difference(state[what], mine)}\nResume with the checkpoint's own {what}, or begin a new run from its weights alone (load_from_checkpoint, then "
-                    "fit without ckpt_path)."
+                    f"{_difference(state[what], mine)}\nResume with the checkpoint's own {what}, or begin a new run from "
+                    "its weights alone (load_from_checkpoint, then fit without ckpt_path)."
                 )
         self._at = Position.from_dict(state["position"])
         self._steps = Steps.from_dict(state["steps"])
@@ -377,7 +378,7 @@ class FreezeController(AuditedRun):
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _held_by(self, optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, ...]]:
-        mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        mine = held_by(optimizer)
         held = {
             group: tuple(m.parameter for m in members if id(m.parameter) in mine)
             for group, members in self.groups.members.items()
@@ -469,9 +470,8 @@ class FreezeController(AuditedRun):
                 for unit in units
                 for key in unit.parameters
             }
-            own = set(self.groups.users_own)
-            names = {id(p): clean_name(n) for n, p in self._module.named_parameters() if clean_name(n) in own}
-            modules = frozen_modules(self._module, lambda p: None if id(p) in names else frozen.get(id(p), False))
+            own = self._own
+            modules = frozen_modules(self._module, lambda p: None if id(p) in own else frozen.get(id(p), False))
             self._modules[self._sets] = modules
         return modules
 

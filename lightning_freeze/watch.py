@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.audited import AuditedRun, size_of
 from lightning_freeze.gate.gate import Gate, Lane
+from lightning_freeze.gate.optimizers import held_by
 from lightning_freeze.plan.groups import clean_name, frozen_modules
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
@@ -66,7 +67,8 @@ class RequiresGradWatch(AuditedRun):
     def attach(self, *optimizers: Optimizer) -> None:
         """Watch these optimizers' steps; nothing is held."""
         self.detach()
-        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        self._flags, self._frozen = [], {}
+        held = held_by(*optimizers)
         members = [(name, p) for name, p in self._parameters if id(p) in held]
         self._witness = Witness(
             self._module,

@@ -255,3 +255,19 @@ def test_what_a_checkpoints_own_comparison_found_is_not_lost(tmp_path: Path) -> 
         make_trainer(tmp_path, scheduler(), SavesAndStops()).fit(SameData(), batches(8))
     with pytest.raises(FreezeViolation, match="'layer1.weight' .group 'still', frozen. moved"):
         make_trainer(tmp_path, scheduler()).fit(SameData(), batches(8), ckpt_path=str(tmp_path / "moved.ckpt"))
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_optimizer_state_is_watched_after_a_resume_too(tmp_path: Path) -> None:
+    """Restoring gives an optimizer another dict for its state."""
+
+    class Decays(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+            if rest[-1] == 11:
+                trainer.optimizers[0].state[module.layer1.weight]["exp_avg"].mul_(0.5)
+
+    run(tmp_path, SCHEDULES["every"](), save=True)
+    scheduler = FreezeScheduler(SCHEDULES["every"]())
+    trainer = make_trainer(tmp_path, scheduler, Decays(), max_epochs=1, accumulate_grad_batches=ACCUMULATE)
+    with pytest.raises(FreezeViolation, match=r"optimizer state of 'layer1.weight' .* \(exp_avg\) moved"):
+        trainer.fit(SameData(), batches(BATCHES), ckpt_path=str(tmp_path / "0-5.ckpt"))

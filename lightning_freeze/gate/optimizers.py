@@ -94,6 +94,11 @@ def _same(before: object, after: object) -> bool:
     return bool(before == after)
 
 
+def held_by(*optimizers: Optimizer) -> set[int]:
+    """The identities of the parameters that these optimizers hold."""
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
 def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
     """Refuse optimizers that move a parameter whatever its gradient.
 
@@ -106,8 +111,7 @@ def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tenso
     """
     wanted = {id(parameter) for parameter in scheduled}
     for index, optimizer in enumerate(optimizers):
-        held = any(id(parameter) in wanted for group in optimizer.param_groups for parameter in group["params"])
-        if not held:
+        if wanted.isdisjoint(held_by(optimizer)):
             continue
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(

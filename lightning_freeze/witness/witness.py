@@ -60,6 +60,7 @@ class Witness:
 
     def rebind(self, optimizers: Sequence[Optimizer]) -> None:
         """Learn anew which optimizer holds which parameter, and at what rate."""
+        self._optimizers = optimizers
         self._holders: dict[int, list[Optimizer]] = {}
         self._rates: dict[int, dict[str, object]] = {}
         for optimizer in optimizers:
@@ -77,12 +78,13 @@ class Witness:
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
         holders = self._holders.get(id(parameter), [])
         if len(holders) == 1:
-            state = holders[0].state
-            return Watched(name, group, lambda: parameter, lambda: state.get(parameter) or {})
+            (holder,) = holders  # asked for its state each time: `load_state_dict` gives it another dict
+            return Watched(name, group, lambda: parameter, lambda: holder.state.get(parameter) or {})
         return Watched(name, group, lambda: parameter, lambda: [o.state.get(parameter) or {} for o in holders])
 
     def begin(self) -> None:
-        """Training begins: remember what is to move."""
+        """Training begins, with everything restored: remember what is to move, and at what rates."""
+        self.rebind(self._optimizers)
         self._moved.begin_epoch()
 
     def freeze(self, watched: Mapping[int, Watched], update: int) -> None:
