@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_freeze.plan.schedule import Schedule, ScheduleError
     from lightning_freeze.report.findings import Finding, FreezeViolation
     from lightning_freeze.witness.fingerprint import fingerprint
+    from lightning_freeze.witness.inputs.audit import audit_inputs as audit_inputs
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOME = {
     "Finding": "report.findings",
     "FreezeViolation": "report.findings",
     "fingerprint": "witness.fingerprint",
+    "audit_inputs": "witness.inputs.audit",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "ScheduleError",
     "SelectionError",
     "UnsupportedError",
+    "audit_inputs",
     "fingerprint",
     "probe_optimizer",
     "resolve_groups",

@@ -18,7 +18,8 @@ class Finding:
         audit: Which audit: ``frozen`` (weights and optimizer state planned frozen), ``moved`` (groups planned to
             train), ``buffers`` (of frozen modules), ``inputs`` or ``ranks``.
         kind: What about it: ``value``, ``optimizer_state`` or ``buffer`` of something frozen that moved;
-            ``no_gradient``, ``unmoved`` or ``stalled`` for something planned to train.
+            ``no_gradient``, ``unmoved`` or ``stalled`` for something planned to train; ``unused``, ``dead``,
+            ``metadata`` or ``conditional`` for an input, ``stale`` for a declaration about one that no longer holds.
         severity: ``error`` breaks the guarantee, ``warning`` is likely a mistake, ``info`` is to be known.
         message: What moved, when, why, and what to change.
         cause: ``gradient`` (one was there at the update, so the gate was bypassed), ``optimizer`` (it moves parameters
@@ -29,9 +30,15 @@ class Finding:
         group: The group that it belongs to.
         first_update: The updates that had been made when the interval began in which it happened.
         last_update: The updates that had been made when the interval ended.
-        module: For inputs: FQN of the module.
-        argument: For inputs: the leaf path of the argument.
-        confirmed: For inputs: whether a replay confirmed it.
+        module: For inputs: FQN of the module, ``''`` for the root.
+        argument: For inputs: the leaf path of the argument, as one would write it inside ``forward``.
+        confirmed: For inputs: whether the code or a replay confirmed it.
+        module_class: For inputs: the name of the module's class.
+        calls: For inputs: how many calls made something of it, and how many were handed it.
+        bytes_passed: For inputs: the most bytes handed over in one call that made nothing of them.
+        bytes_sole: For inputs: the most of them that nothing but the call held.
+        bytes_kept: For inputs: the most of them made within the forward and still alive after it.
+        source: For inputs: file and line of the module's ``forward``.
 
     Example:
         >>> Finding(audit="frozen", kind="value", severity="error", message="moved", epoch=3).epoch
@@ -51,6 +58,12 @@ class Finding:
     module: str | None = None
     argument: str | None = None
     confirmed: bool | None = None
+    module_class: str | None = None
+    calls: tuple[int, int] | None = None
+    bytes_passed: int | None = None
+    bytes_sole: int | None = None
+    bytes_kept: int | None = None
+    source: tuple[str, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as builtins, without the fields that its audit does not fill."""

@@ -1,0 +1,102 @@
+"""What a ``forward``'s own bytecode proves: a name that it never loads is never used."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+PEEKS = frozenset({"locals", "vars", "eval", "exec", "_getframe", "currentframe"})
+"""Names by which code can reach a variable without loading it."""
+
+
+def never_loads(forward: Callable[..., Any], name: str) -> bool:
+    """Whether a ``forward`` never loads one of its parameters, so that nothing in it can depend on it.
+
+    False where that cannot be known: for what is not plain Python, is wrapped by a decorator, or looks at its own
+    frame.
+
+    Args:
+        forward: The method or function.
+        name: The parameter.
+
+    Example:
+        >>> def forward(x, mask=None): return x + 1
+        >>> never_loads(forward, "mask"), never_loads(forward, "x")
+        (True, False)
+    """
+    function = getattr(forward, "__func__", forward)
+    if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
+        return False
+    return name in _parameters(function.__code__) and name not in _loaded(function.__code__)
+
+
+def _parameters(code: types.CodeType) -> tuple[str, ...]:
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
+    return code.co_varnames[:count]
+
+
+@functools.lru_cache(maxsize=4096)
+def _loaded(code: types.CodeType) -> frozenset[str]:
+    if PEEKS & set(code.co_names):
+        return frozenset(code.co_varnames)
+    loaded = set(code.co_cellvars)
+    for instruction in dis.get_instructions(code):
+        if "LOAD" in instruction.opname and ("FAST" in instruction.opname or "CLOSURE" in instruction.opname):
+            value = instruction.argval
+            loaded.update(value if isinstance(value, tuple) else (value,))
+    return frozenset(loaded)
+
+
+@functools.lru_cache(maxsize=4096)
+def writes_elsewhere(function: types.FunctionType, depth: int = 3) -> bool:
+    """Whether a function may change something that outlives its module: a global, or a mutable thing of a closure.
+
+    Running such a function again would do so again; a replay is not for it. Looks into functions of the same file.
+
+    Args:
+        function: The function.
+        depth: How many calls deep to look.
+
+    Example:
+        >>> seen = []
+        >>> def forward(x): return seen.append(x)
+        >>> def pure(x): return [x]
+        >>> writes_elsewhere(forward), writes_elsewhere(pure)
+        (True, False)
+    """
+    if any(isinstance(value, (list, dict, set)) or hasattr(value, "appendleft") for value in _cells(function)):
+        return True
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        for instruction in dis.get_instructions(code):
+            if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF") and (
+                instruction.opname != "STORE_DEREF" or instruction.argval in code.co_freevars
+            ):
+                return True
+            if instruction.opname != "LOAD_GLOBAL":
+                continue
+            held = function.__globals__.get(instruction.argval)
+            if isinstance(held, (list, set)) or hasattr(held, "appendleft"):
+                return True
+            if isinstance(held, dict) and not str(instruction.argval).isupper():
+                return True
+            if depth and isinstance(held, types.FunctionType) and held.__module__ == function.__module__:
+                if held is not function and writes_elsewhere(held, depth - 1):
+                    return True
+    return False
+
+
+def _cells(function: types.FunctionType) -> list[Any]:
+    held = []
+    for cell in function.__closure__ or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # an empty cell
+            continue
+    return held

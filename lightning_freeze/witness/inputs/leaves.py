@@ -1,0 +1,234 @@
+"""The tensors in a call's arguments, each under the path that one would write for it inside ``forward``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DEPTH = 8
+"""How deep containers within containers are looked into."""
+
+
+class Step(NamedTuple):
+    """One step into a container: how it is written, and how it is taken."""
+
+    kind: str  # "argument", "item", "attribute"
+    key: Any
+
+
+class Leaf(NamedTuple):
+    """One tensor of a call's arguments.
+
+    Args:
+        argument: Its path as written inside ``forward``: ``mask``, ``batch['a']``, ``bag.b``, ``args[1]``.
+        name: The parameter that the path begins with.
+        where: The position in ``args``, or the key in ``kwargs``, that it came by.
+        steps: From there to the tensor.
+        tensor: The tensor.
+    """
+
+    argument: str
+    name: str
+    where: int | str
+    steps: tuple[Step, ...]
+    tensor: Tensor
+
+
+class Signature(NamedTuple):
+    """What a ``forward`` calls its arguments.
+
+    Args:
+        positional: Names that positions are bound to, in order, without ``self``.
+        named: Names that can be bound by keyword.
+        varargs: The name behind ``*``, or None.
+        varkw: The name behind ``**``, or None.
+    """
+
+    positional: tuple[str, ...]
+    named: frozenset[str]
+    varargs: str | None
+    varkw: str | None
+
+    def at(self, where: int | str) -> tuple[str, str]:
+        """The path and the parameter's name of what stands at a position or under a keyword."""
+        if isinstance(where, str):
+            if where in self.named:
+                return where, where
+            owner = self.varkw or "kwargs"
+            return f"{owner}[{where!r}]", owner
+        if where < len(self.positional):
+            return self.positional[where], self.positional[where]
+        owner = self.varargs or "args"
+        return f"{owner}[{where - len(self.positional)}]", owner
+
+
+def signature_of(forward: Callable[..., Any]) -> Signature:
+    """The names of a ``forward``'s arguments; of one that cannot be inspected, ``args`` and ``kwargs``."""
+    plain = getattr(forward, "__func__", forward)
+    bound = plain is not forward
+    try:
+        return _signature(plain, bound)
+    except TypeError:  # not hashable
+        return _signature.__wrapped__(plain, bound)
+
+
+@functools.lru_cache(maxsize=4096)
+def _signature(function: Callable[..., Any], bound: bool) -> Signature:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return Signature((), frozenset(), "args", "kwargs")
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if bound and positional:
+        named.discard(positional[0])
+        del positional[0]
+    return Signature(
+        tuple(positional),
+        frozenset(named),
+        next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None),
+        next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None),
+    )
+
+
+def children(value: Any) -> Iterator[tuple[str, Step, Any]] | None:
+    """What a container holds, each with how it is written and reached; None for what is no container."""
+    if isinstance(value, Mapping):
+        return ((f"[{key!r}]", Step("item", key), value[key]) for key in list(value))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return ((f".{name}", Step("attribute", name), getattr(value, name)) for name in value._fields)
+    if isinstance(value, (list, tuple)):
+        return ((f"[{index}]", Step("item", index), item) for index, item in enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value))
+        return ((f".{n}", Step("attribute", n), getattr(value, n)) for n in fields if hasattr(value, n))
+    return None
+
+
+def leaves_of(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Leaf]:
+    """Every tensor in a call's arguments, in the order in which they were handed over.
+
+    Args:
+        signature: What the module's ``forward`` calls them.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+
+    Example:
+        >>> def forward(x, *pair, mask=None): ...
+        >>> one = torch.ones(1)
+        >>> found = leaves_of(signature_of(forward), (one, {"a": one}), {"mask": [one]})
+        >>> [leaf.argument for leaf in found]
+        ['x', "pair[0]['a']", 'mask[0]']
+    """
+    found: list[Leaf] = []
+    handed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for where, value in handed:
+        if isinstance(value, Tensor):
+            argument, name = signature.at(where)
+            found.append(Leaf(argument, name, where, (), value))
+        elif isinstance(value, (list, tuple, Mapping)) or dataclasses.is_dataclass(value):
+            argument, name = signature.at(where)
+            _within(value, argument, name, where, (), found, ())
+    return found
+
+
+def _within(
+    value: Any,
+    argument: str,
+    name: str,
+    where: int | str,
+    steps: tuple[Step, ...],
+    found: list[Leaf],
+    above: tuple[int, ...],
+) -> None:
+    held = None if len(steps) >= DEPTH or id(value) in above else children(value)
+    if held is None:
+        return
+    for written, step, item in held:
+        path, further = argument + written, (*steps, step)
+        if isinstance(item, Tensor):
+            found.append(Leaf(path, name, where, further, item))
+        elif not isinstance(item, (str, int, float, type(None))):
+            _within(item, path, name, where, further, found, (*above, id(value)))
+
+
+def replaced(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], new: list[tuple[Leaf, Tensor]]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with some leaves replaced; containers on the way are rebuilt, the given ones stay as they are.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        new: The leaves to replace, each with the tensor to stand in its place.
+
+    Raises:
+        TypeError: A container on the way cannot be rebuilt.
+    """
+    positions: list[Any] = list(args)
+    keywords = dict(kwargs)
+    for leaf, tensor in new:
+        if isinstance(leaf.where, str):
+            keywords[leaf.where] = _rebuilt(keywords[leaf.where], leaf.steps, tensor)
+        else:
+            positions[leaf.where] = _rebuilt(positions[leaf.where], leaf.steps, tensor)
+    return tuple(positions), keywords
+
+
+def _rebuilt(value: Any, steps: tuple[Step, ...], tensor: Tensor) -> Any:
+    if not steps:
+        return tensor
+    step = steps[0]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        changed = {step.key: _rebuilt(getattr(value, step.key), steps[1:], tensor)}
+        # not `_replace`: PackedSequence and its like check what they are made of
+        return tuple.__new__(type(value), [changed.get(name, getattr(value, name)) for name in value._fields])
+    if isinstance(value, tuple):
+        items = list(value)
+        items[step.key] = _rebuilt(items[step.key], steps[1:], tensor)
+        return type(value)(items) if type(value) is not torch.Size else tuple(items)
+    if step.kind == "item":
+        made = value.copy() if hasattr(value, "copy") else type(value)(value)
+        made[step.key] = _rebuilt(made[step.key], steps[1:], tensor)
+        return made
+    made = object.__new__(type(value))
+    for key, held in vars(value).items():
+        object.__setattr__(made, key, held)
+    object.__setattr__(made, step.key, _rebuilt(getattr(value, step.key), steps[1:], tensor))
+    return made
+
+
+def tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
+    """Every tensor that a result leads to: through containers and through the attributes of plain objects.
+
+    Example:
+        >>> len(list(tensors_in({"a": [torch.ones(1)], "b": (torch.ones(1), 3)})))
+        2
+    """
+    seen: set[int] = set()
+    waiting: list[tuple[Any, int]] = [(value, depth)]
+    while waiting:
+        item, left = waiting.pop()
+        if isinstance(item, Tensor):
+            yield item
+            continue
+        if left == 0 or item is None or isinstance(item, (str, bytes, int, float, type, torch.nn.Module)):
+            continue
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Mapping):
+            waiting += [(held, left - 1) for held in item.values()]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            waiting += [(held, left - 1) for held in item]
+        if hasattr(item, "__dict__") and not callable(item):
+            waiting += [(held, left - 1) for held in vars(item).values()]
+        for slot in getattr(type(item), "__slots__", ()):
+            if isinstance(slot, str) and hasattr(item, slot):
+                waiting.append((getattr(item, slot), left - 1))

@@ -1,0 +1,170 @@
+"""What a finding about an input says: what is wrong, why, and the mend as code. Pure: no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Literal
+
+from lightning_freeze.report.findings import Finding
+
+from .verdicts import Tally
+from .whitelist import Known
+
+CAUSE = {"unused": "never_used", "dead": "never_used", "metadata": "shape_only", "conditional": "conditional"}
+"""The three causes that PaddlePaddle's ``UnusedVarCheck`` tells apart, each with its own mend."""
+
+
+def describe(tally: Tally) -> Finding:
+    """The finding about an input that goes unused in some call."""
+    kind = tally.verdict
+    confirmed = sum(tally.confirmed.values()) > 0
+    serious = confirmed and kind in ("unused", "dead") and not tally.swallowed
+    return Finding(
+        audit="inputs",
+        kind=kind,
+        severity="warning" if serious else "info",
+        message=_message(tally, confirmed),
+        cause=CAUSE[kind],
+        module=tally.module,
+        argument=tally.argument,
+        confirmed=confirmed,
+        module_class=tally.module_class,
+        calls=(tally.used, tally.calls),
+        bytes_passed=tally.bytes_passed,
+        bytes_sole=tally.bytes_sole,
+        bytes_kept=tally.bytes_kept,
+        source=tally.source,
+    )
+
+
+def stale(key: str, known: Known | None) -> Finding:
+    """The finding about a declaration whose input was used in every call."""
+    kind, _, argument = key.partition(".")
+    if known is None:
+        message = (
+            f"metadata_inputs: {key!r} is declared to be used for its shape alone, but its values were used in every "
+            "call. Remove the entry."
+        )
+    else:
+        under = f" under {dict(known.when)}" if known.when else ""
+        message = (
+            f"whitelist: {key!r} ({known.reason}) is listed as not used{under}, but was used in every call. Remove the "
+            "entry, so that the list stays true."
+        )
+    return Finding(
+        audit="inputs",
+        kind="stale",
+        severity="warning",
+        message=message,
+        cause="stale",
+        module_class=kind,
+        argument=argument,
+        confirmed=True,
+    )
+
+
+def summary(findings: Sequence[Finding], shown: int = 4) -> str:
+    """All findings of an epoch in one line, the same input of many modules of a class named once.
+
+    Example:
+        >>> one = Finding(audit="inputs", kind="unused", severity="warning", message="…", module_class="Block",
+        ...               argument="mask", confirmed=True)
+        >>> summary([one, one])
+        'inputs: 2 of those handed to modules are not used: Block.mask (unused, 2 modules)'
+    """
+    found = Counter((f"{f.module_class}.{f.argument}", f.kind, bool(f.confirmed)) for f in findings)
+    ranked = sorted(found.items(), key=lambda item: (not item[0][2], item[0][1] in ("metadata", "conditional")))
+    words = []
+    for (key, kind, confirmed), count in ranked[:shown]:
+        what = kind if confirmed else f"{kind}, not confirmed"
+        words.append(f"{key} ({what}, {count} modules)" if count > 1 else f"{key} ({what})")
+    if len(ranked) > shown:
+        words.append(f"and {len(ranked) - shown} more")
+    return f"inputs: {len(findings)} of those handed to modules are not used: {', '.join(words)}"
+
+
+def _message(tally: Tally, confirmed: bool) -> str:
+    kind = tally.verdict
+    module = f"{tally.module!r} ({tally.module_class})" if tally.module else f"the root ({tally.module_class})"
+    where = f", {PurePath(tally.source[0]).name}:{tally.source[1]}" if tally.source else ""
+    parts = [f"{module}{where} is handed `{tally.argument}` {_WHAT[kind]} {_calls(tally)}."]
+    if tally.handed_by:
+        way = " → ".join(f"`{argument}` of {name!r}" if name else f"`{argument}`" for name, argument in tally.handed_by)
+        parts.append(f"It comes down from {way}.")
+    parts.append(_size(tally))
+    if not confirmed:
+        parts.append("This is a candidate: neither the code nor a replay could confirm it.")
+    parts.append(_mend(tally))
+    return " ".join(part for part in parts if part)
+
+
+_WHAT = {
+    "unused": "and never uses it",
+    "dead": "and computes with it, but what it computes reaches neither its result nor its state",
+    "metadata": "and uses nothing of it but its shape, data type or device",
+    "conditional": "and uses it in some calls only",
+}
+
+
+def key_of(kind: str, argument: str, name: str) -> str:
+    """The key by which to declare an input: by its name, but one of ``*args`` and ``**kwargs`` or of a container by its path.
+
+    Example:
+        >>> key_of("Block", "mask", "mask"), key_of("Block", "kwargs['mask']", "kwargs")
+        ('Block.mask', "Block.kwargs['mask']")
+    """
+    return f"{kind}.{argument if argument != name else name}"
+
+
+def _calls(tally: Tally) -> str:
+    return f"(used in {tally.used} of {tally.calls} calls)" if tally.calls > 1 else "(one call)"
+
+
+def _size(tally: Tally) -> str:
+    words = [f"{_bytes(tally.bytes_passed)} a call"]
+    if tally.bytes_sole:
+        words.append(f"{_bytes(tally.bytes_sole)} held by the call alone")
+    if tally.bytes_kept:
+        words.append(f"{_bytes(tally.bytes_kept)} kept alive after the forward")
+    return f"It is {', '.join(words)}."
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _mend(tally: Tally) -> str:
+    key = key_of(tally.module_class, tally.argument, tally.name)
+    keep: Literal[""] | str = f"or, where it must stay, whitelist it: `{key}: <the reason>`"
+    if tally.swallowed:
+        return (
+            f"Cause: it is swallowed by `**{tally.name}`. Stop passing it where {tally.module_class} is called; {keep}."
+        )
+    match tally.verdict:
+        case "metadata":
+            return (
+                f"Cause: only its shape is used. Declare it: `metadata_inputs = ({tally.name!r},)` in class "
+                f"{tally.module_class}; or pass `{tally.argument}.shape` instead, so that its memory can go."
+            )
+        case "conditional":
+            return (
+                "Cause: it is used under a condition. Pass it only then, or whitelist it with the condition: "
+                f"`{key}: {{reason: <why>, when: {{<attribute>: <value>}}}}`."
+            )
+        case "dead":
+            return (
+                "Cause: never used. Return or use what is computed from it, or remove the computation and the "
+                f"argument: `def forward(self, …)` without `{tally.name}`, {keep}."
+            )
+        case _:
+            return (
+                f"Cause: never used. Remove it: `def forward(self, …)` without `{tally.name}`, and from the calls of "
+                f"{tally.module_class}; {keep}."
+            )

@@ -1,0 +1,301 @@
+"""Confirms by experiment that a module does not use an input: run again with the input poisoned, nothing changes.
+
+What is run is a twin: the same parameters, but buffers, containers and plain objects of its own, so that the run's
+module sees nothing of it. Random numbers come from the same states for each run and are put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import random
+import sys
+import types
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .bytecode import writes_elsewhere
+from .leaves import Leaf, replaced, tensors_in
+
+HOOKS = (
+    "_forward_hooks _forward_pre_hooks _forward_hooks_with_kwargs _forward_pre_hooks_with_kwargs _backward_hooks "
+    "_backward_pre_hooks _forward_hooks_always_called _state_dict_hooks _load_state_dict_pre_hooks"
+).split()
+SHARED = (
+    type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, weakref.ref, torch.dtype, torch.device,
+    torch.Size, str, bytes, int, float, complex, bool, type(None), logging.Logger, nn.Parameter,
+)  # fmt: skip
+
+
+class NoReplayError(Exception):
+    """A module cannot be run again without being seen from outside."""
+
+
+def unaffected(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    leaves: list[Leaf],
+    *,
+    apart: bool,
+    without: frozenset[str] = frozenset(),
+) -> bool | None:
+    """Whether nothing that a call gives changes when some of its inputs are poisoned together.
+
+    The outputs and the state that it leaves behind are compared bit by bit, for a poisoned value (NaN, flipped) and
+    for a scrambled one.
+
+    Args:
+        module: The module, in the state and mode that it was called in.
+        args: The call's positional arguments.
+        kwargs: Its keyword arguments.
+        leaves: The inputs to poison.
+        apart: Whether the call writes to what it is handed, so that each run needs copies.
+        without: Attributes that the twin does without, as the Trainer that a module knows.
+
+    Returns:
+        True: nothing changed. False: something did, or the run failed. None: cannot be known, since the module cannot
+        be run again, or two equal runs differ.
+    """
+    if any(leaf.tensor.numel() == 0 for leaf in leaves):
+        return None
+    try:
+        plainly = _run(module, args, kwargs, [(leaf, leaf.tensor.detach().clone()) for leaf in leaves], apart, without)
+        again = None
+        for kind in ("poisoned", "scrambled"):
+            new = [(leaf, _other(leaf.tensor, kind)) for leaf in leaves]
+            try:
+                changed = _run(module, args, kwargs, new, apart, without)
+            except NoReplayError:
+                raise
+            except Exception:  # an index out of range, a check that failed: the value was looked at
+                return False
+            if not _equal(plainly, changed):
+                clones = [(leaf, leaf.tensor.detach().clone()) for leaf in leaves]
+                again = again or _run(module, args, kwargs, clones, apart, without)
+                return False if _equal(plainly, again) else None
+        return True
+    except Exception:
+        return None
+
+
+def _run(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    new: list[tuple[Leaf, Tensor]],
+    apart: bool,
+    without: frozenset[str],
+) -> list[Any]:
+    """What one run gives: its outputs, and the state that it leaves."""
+    args, kwargs = replaced(args, kwargs, [(leaf, _as(leaf.tensor, tensor)) for leaf, tensor in new])
+    memo: dict[int, Any] = {id(tensor): tensor for _, tensor in new}
+    twin = _twin(module, memo, without, apart)
+    args, kwargs = _copy(args, memo, without, apart), _copy(dict(kwargs), memo, without, apart)
+    with _unseen():
+        result = twin(*args, **kwargs)
+    state = [buffer for buffer in twin.buffers()]
+    handed = tensors_in((args, kwargs)) if apart else ()
+    chosen = {id(tensor) for _, tensor in new}
+    facts: list[Any] = [_bits(tensor) for tensor in tensors_in(result) if id(tensor) not in chosen]
+    facts += [_bits(tensor) for tensor in state]
+    facts += [_bits(tensor) for tensor in handed if id(tensor) not in chosen]
+    facts += _attributes(twin, chosen)
+    facts.append(_plainly(result))
+    return facts
+
+
+def _attributes(twin: nn.Module, chosen: set[int]) -> list[Any]:
+    """Tensors and plain values that a module keeps for itself."""
+    facts: list[Any] = []
+    for part in twin.modules():
+        own = {key: value for key, value in vars(part).items() if key not in ("_parameters", "_buffers", "_modules")}
+        facts += [_bits(t) for t in tensors_in(own, 4) if not isinstance(t, nn.Parameter) and id(t) not in chosen]
+        facts.append({key: value for key, value in own.items() if isinstance(value, (bool, int, float, str))})
+    return facts
+
+
+def _plainly(value: Any) -> Any:
+    """A result's plain values and its shape, without its tensors."""
+    if isinstance(value, Tensor):
+        return "tensor"
+    if isinstance(value, Mapping):
+        return {str(key): _plainly(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plainly(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+
+
+def _bits(tensor: Tensor) -> tuple[Any, ...]:
+    held = tensor.detach()
+    if held.layout is not torch.strided or held.is_quantized:
+        return (str(held),)
+    memory = held.resolve_conj().resolve_neg().contiguous().clone().reshape(-1)
+    return (held.dtype, tuple(held.shape), memory.view(torch.uint8) if memory.numel() else memory)
+
+
+def _equal(one: list[Any], two: list[Any]) -> bool:
+    if len(one) != len(two):
+        return False
+    for a, b in zip(one, two, strict=True):
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            if a[:-1] != b[:-1] or (isinstance(a[-1], Tensor) and not torch.equal(a[-1], b[-1])):
+                return False
+            if not isinstance(a[-1], Tensor) and a[-1] != b[-1]:
+                return False
+        elif repr(a) != repr(b):  # NaN equals itself here
+            return False
+    return True
+
+
+def _other(tensor: Tensor, kind: str) -> Tensor:
+    """Another tensor of the same kind: poisoned, which spreads through arithmetic, or scrambled, which is ordinary."""
+    value = tensor.detach().clone()
+    if value.dtype is torch.bool:
+        return ~value if kind == "poisoned" else torch.ones_like(value) if not bool(value.all()) else ~value
+    if value.is_floating_point() or value.is_complex():
+        if kind == "poisoned":
+            return torch.full_like(value, float("nan"))
+        return value.reshape(-1).flip(0).reshape(value.shape) * -2 + 1
+    low, high = value.min(), value.max()
+    mirrored = low + high - value
+    if kind == "poisoned" and not torch.equal(mirrored, value):
+        return mirrored
+    return value + 1 if kind == "scrambled" or int(high) == 0 else value - 1
+
+
+def _as(tensor: Tensor, new: Tensor) -> Tensor:
+    if type(tensor) is not Tensor and not isinstance(tensor, nn.Parameter):
+        raise NoReplayError(f"an input is a {type(tensor).__name__}")
+    differentiable = new.is_floating_point() or new.is_complex()
+    return new.requires_grad_(tensor.requires_grad) if differentiable else new
+
+
+# ---- the twin
+
+
+def _twin(module: nn.Module, memo: dict[int, Any], without: frozenset[str], apart: bool) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]  # type: ignore[no-any-return]
+    kind = type(module)
+    if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        raise NoReplayError(f"{kind.__name__} cannot be copied")
+    forward = kind.forward
+    if isinstance(forward, types.FunctionType) and writes_elsewhere(forward):
+        raise NoReplayError(f"{kind.__name__}.forward writes to what is not its own")
+    if "forward" in vars(module) and getattr(module.forward, "__self__", None) is not module:
+        raise NoReplayError(f"the forward of a {kind.__name__} was replaced")
+    twin = memo[id(module)] = object.__new__(kind)
+    state = vars(twin)
+    for key, value in vars(module).items():
+        if key in HOOKS:
+            state[key] = type(value)((k, hook) for k, hook in value.items() if _of_torch(hook))
+        elif key == "_parameters":
+            state[key] = type(value)(value)
+        elif key == "_buffers":
+            state[key] = type(value)((k, None if b is None else _clone(b, memo)) for k, b in value.items())
+        elif key == "_modules":
+            parts = ((k, None if m is None else _twin(m, memo, without, apart)) for k, m in value.items())
+            state[key] = type(value)(parts)
+        elif key in without or key == "_compiled_call_impl":
+            state[key] = None
+        else:
+            state[key] = _copy(value, memo, without, apart)
+    return twin
+
+
+def _of_torch(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch.")
+
+
+def _clone(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    if id(tensor) not in memo:
+        memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return memo[id(tensor)]  # type: ignore[no-any-return]
+
+
+def _copy(value: Any, memo: dict[int, Any], without: frozenset[str], apart: bool) -> Any:
+    """A copy of what a module or a call holds: containers and plain objects anew, tensors and functions as they are."""
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, SHARED):
+        return value
+    if isinstance(value, Tensor):
+        return _clone(value, memo) if apart else value
+    if isinstance(value, nn.Module):
+        return _twin(value, memo, without, apart)
+    if isinstance(value, torch.Generator):
+        memo[id(value)] = value.clone_state()
+        return memo[id(value)]
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _copy(value.__self__, memo, without, apart))
+    return _container(value, memo, without, apart)
+
+
+def _container(value: Any, memo: dict[int, Any], without: frozenset[str], apart: bool) -> Any:
+    def copied(item: Any) -> Any:
+        return _copy(item, memo, without, apart)
+
+    kind = type(value)
+    if kind is tuple:
+        return tuple(copied(item) for item in value)
+    if isinstance(value, tuple):
+        return tuple.__new__(kind, [copied(item) for item in value])
+    if isinstance(value, (list, set, frozenset, deque)) and kind in (list, set, frozenset, deque):
+        memo[id(value)] = made = kind(value) if kind is deque else kind()
+        if isinstance(made, deque):
+            made.clear()
+        if isinstance(made, (list, deque)):
+            made.extend(copied(item) for item in value)
+        elif isinstance(made, set):
+            made.update(copied(item) for item in value)
+        else:
+            return frozenset(copied(item) for item in value)
+        return made
+    if isinstance(value, dict):
+        memo[id(value)] = made = value.copy() if kind is dict else copy.copy(value)
+        for key in list(made):
+            dict.__setitem__(made, key, copied(made[key]))
+        _own(value, made, copied)
+        return made
+    if hasattr(value, "__dict__") and kind.__module__.partition(".")[0] not in ("threading", "logging", "torch"):
+        memo[id(value)] = made = object.__new__(kind)
+        _own(value, made, copied)
+        return made
+    return value
+
+
+def _own(value: Any, made: Any, copied: Any) -> None:
+    for key, item in getattr(value, "__dict__", {}).items():
+        object.__setattr__(made, key, copied(item))
+
+
+# ---- unseen
+
+
+@contextlib.contextmanager
+def _unseen() -> Iterator[None]:
+    """Whatever is drawn, printed, logged or warned of within leaves no trace."""
+    state = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    numbers = numpy.random.get_state() if numpy is not None else None
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    disabled = logging.root.manager.disable
+    logging.disable(sys.maxsize)
+    try:
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(numbers)
