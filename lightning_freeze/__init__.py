@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
     from lightning_freeze.controller import FreezeController
     from lightning_freeze.gate.optimizers import OptimizerTraits, UnsupportedError, probe_optimizer
+    from lightning_freeze.input_audit import InputAudit
     from lightning_freeze.plan.every import Every
     from lightning_freeze.plan.groups import SelectionError, resolve_groups
     from lightning_freeze.plan.phases import Phase, Phases
@@ -26,6 +27,7 @@ _HOME = {
     "AlternatingFreeze": "callbacks",
     "FreezeAudit": "callbacks",
     "FreezeScheduler": "callbacks",
+    "InputAudit": "input_audit",
     "FreezeController": "controller",
     "OptimizerTraits": "gate.optimizers",
     "UnsupportedError": "gate.optimizers",
@@ -51,6 +53,7 @@ __all__ = [
     "FreezeController",
     "FreezeScheduler",
     "FreezeViolation",
+    "InputAudit",
     "OptimizerTraits",
     "Phase",
     "Phases",

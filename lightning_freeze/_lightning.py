@@ -70,6 +70,26 @@ def clips_by_hand(module: LightningModule) -> str | None:
 _CLIPPERS = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
 
 
+def redirects(module: object) -> bool:
+    """Whether a module's next call is one of its steps: under DDP and its like, Lightning sends them through ``forward``."""
+    forward = vars(module).get("forward")
+    return "_ForwardRedirection" in getattr(forward, "__qualname__", "")
+
+
+def save_before_stopping(trainer: Trainer, what: str) -> str | None:
+    """Save a run that a violation is about to stop; where that fails, say so and return None."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    name = f"{what}-violation-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
+    path = str(log_directory(trainer) / name)
+    try:
+        trainer.save_checkpoint(path)
+    except Exception as error:  # the violation is what must be told; that it could not be saved is said with it
+        rank_zero_warn(f"the run could not be saved to {path!r} before it stops: {type(error).__name__}: {error}")
+        return None
+    return path
+
+
 def say(trainer: Trainer, text: str) -> None:
     """Print a line on rank zero without tearing a progress bar."""
     bar = trainer.progress_bar_callback

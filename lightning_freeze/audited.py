@@ -122,6 +122,10 @@ class AuditedRun(ABC):
         self._epoch_intervals = self._witness.checked if self._witness is not None else 0
         self._begun = False
 
+    def add(self, findings: list[Finding]) -> None:
+        """Take in what another audit of the run found."""
+        self._found(findings)
+
     def _found(self, findings: list[Finding]) -> list[Finding]:
         for finding in findings:
             self._record({"type": "finding", **finding.as_dict()})

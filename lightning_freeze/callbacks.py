@@ -20,11 +20,13 @@ from lightning_freeze._lightning import (
     rank_zero_only,
     rank_zero_warn,
     resumes,
+    save_before_stopping,
     say,
     suspects,
 )
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.gate.optimizers import refuse_strategy
+from lightning_freeze.input_audit import InputAudit, InputWatch
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phases import Phase, Phases
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest, whole_number
@@ -33,6 +35,7 @@ from lightning_freeze.report.metrics import over_ranks
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
 from lightning_freeze.report.table import epoch_line, summary_table
 from lightning_freeze.watch import RequiresGradWatch
+from lightning_freeze.witness.inputs.messages import summary
 
 OnFinding = Literal["raise", "warn"]
 _UNJUDGED = "unjudged"
@@ -41,7 +44,7 @@ _UNJUDGED = "unjudged"
 class _Audited(Callback):
     """What the callbacks share: hooks around an engine that audits, and the report of what it finds."""
 
-    def __init__(self, on_finding: OnFinding, every_n_updates: int | None) -> None:
+    def __init__(self, on_finding: OnFinding, every_n_updates: int | None, inputs: bool) -> None:
         super().__init__()
         _one_of("on_finding", on_finding, ("raise", "warn"))
         if every_n_updates is not None:
@@ -54,6 +57,9 @@ class _Audited(Callback):
         self._judged = 0
         self._running = False
         self._bar: BarText | None = None
+        self._audits_inputs = inputs
+        self._inputs: InputWatch | None = None
+        self._by_switch = False
 
     @property
     def findings(self) -> list[Finding]:
@@ -62,7 +68,14 @@ class _Audited(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A fit's engine hooks into its optimizers and its trainer; a copy of the callback begins without one.
-        empty: dict[str, Any] = {"_engine": None, "_controller": None, "_watch": None, "_bar": None, "_stepped": []}
+        empty: dict[str, Any] = {
+            "_engine": None,
+            "_controller": None,
+            "_watch": None,
+            "_bar": None,
+            "_inputs": None,
+            "_stepped": [],
+        }
         lightnings_own = ("log", "log_dict")  # bound methods of the model, given anew in every run
         state = vars(self).items()
         return {key: empty.get(key, value) for key, value in state if key not in lightnings_own}
@@ -72,15 +85,25 @@ class _Audited(Callback):
         if self._engine is None:
             return
         self._engine.begin_step(trainer.current_epoch)
+        if self._inputs is not None:
+            self._inputs.begin_batch(trainer.current_epoch, batch_idx)
         if self._every_n_updates is not None and self._engine.check_due(self._every_n_updates):
             self._engine.check()
             self._judge(trainer)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """The batch's inputs are watched no more."""
+        if self._inputs is not None:
+            self._inputs.end_batch()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The audits of the epoch, its line, its metrics; a violation stops the run."""
         if self._engine is None or self._engine.epoch > trainer.current_epoch:  # ended before the run was resumed
             return
+        self._tell_inputs(trainer, self._engine)
         self._engine.end_epoch()
+        if self._by_switch:
+            return self._judge(trainer)
         counts = next(record for record in reversed(self._records) if record["type"] == "counts")
         self._log(trainer, pl_module, counts)
         say(trainer, epoch_line(counts, counts["updates_before_epoch"]))
@@ -91,7 +114,8 @@ class _Audited(Callback):
         if self._engine is None:
             return
         self._engine.finish()
-        self._print_table()
+        if not self._by_switch:
+            self._print_table()
         self._judge(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -113,12 +137,14 @@ class _Audited(Callback):
         """Undo what was changed."""
         self._undo()
 
-    def _begin_report(self, trainer: Trainer) -> None:
+    def _begin_report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._undo()
+        others = any(isinstance(callback, InputAudit) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
         self._records = []
         self._judged = 0
         directory = log_directory(trainer)  # on every rank: it may be broadcast
-        here = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        here = trainer.is_global_zero and not (trainer.fast_dev_run or self._by_switch)  # type: ignore[attr-defined]
         self._recorder = Recorder(directory / FILE_NAME) if here else None
 
     def _record(self, record: Record) -> None:
@@ -134,6 +160,8 @@ class _Audited(Callback):
         self._running = False
         if self._engine is not None:
             self._engine.detach()
+        if self._inputs is not None:
+            self._inputs.end_batch()
         if self._bar is not None:
             self._bar.remove()
             self._bar = None
@@ -146,11 +174,26 @@ class _Audited(Callback):
         values |= {f"freeze/findings/{severity}": float(number) for severity, number in found.items()}
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max")
 
+    def _tell_inputs(self, trainer: Trainer, engine: FreezeController | RequiresGradWatch) -> None:
+        """What the modules do with their inputs, in one line an epoch."""
+        if self._inputs is None:
+            return
+        findings, fresh = self._inputs.end_epoch(trainer.current_epoch)
+        engine.add(fresh)
+        if (failure := self._inputs.failed()) is not None:
+            rank_zero_warn(failure)
+        if findings:
+            line = f"freeze, epoch {trainer.current_epoch}: {summary(findings)}. See .findings, or `lightning-freeze inputs`"
+            serious = any(finding.severity == "warning" for finding in findings)
+            (rank_zero_warn if serious else lambda text: say(trainer, text))(line)
+
     def _judge(self, trainer: Trainer) -> None:
         """Act upon the findings since the last time."""
         fresh = self.findings[self._judged :]
         self._judged += len(fresh)
         for finding in fresh:
+            if finding.audit == "inputs":  # told in one line
+                continue
             if finding.severity == "info":
                 say(trainer, f"freeze: {finding.message}")
             elif finding.severity == "warning" or self._on_finding == "warn":
@@ -163,17 +206,7 @@ class _Audited(Callback):
             device = trainer.strategy.root_device
             everywhere = over_ranks({}, {"error": len(errors)}, device)[1]["error"]
         if everywhere:
-            raise FreezeViolation(errors, self._save(trainer), everywhere - len(errors))
-
-    def _save(self, trainer: Trainer) -> str | None:
-        name = f"freeze-violation-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
-        path = str(log_directory(trainer) / name)
-        try:
-            trainer.save_checkpoint(path)
-        except Exception as error:  # the violation is what must be told; that it could not be saved is said with it
-            rank_zero_warn(f"the run could not be saved to {path!r} before it stops: {type(error).__name__}: {error}")
-            return None
-        return path
+            raise FreezeViolation(errors, save_before_stopping(trainer, "freeze"), everywhere - len(errors))
 
     @rank_zero_only
     def _print_table(self) -> None:
@@ -233,6 +266,7 @@ class FreezeScheduler(_Audited):
         super().__init__(
             how.on_finding if how is not None and how.on_finding is not None else on_finding,
             how.every_n_updates if how is not None else None,
+            how.inputs if how is not None else bool(audit),
         )
         self._schedule = schedule
         self._groups = dict(groups or {})
@@ -284,7 +318,7 @@ class FreezeScheduler(_Audited):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The model and its optimizers are there: resolve the groups, bind the schedule, hook in."""
         again = self._state_of_same_optimizers(trainer)
-        self._begin_report(trainer)
+        self._begin_report(trainer, pl_module)
         self._controller = self._engine = FreezeController(
             pl_module,
             self._schedule,
@@ -409,6 +443,8 @@ class FreezeAudit(_Audited):
         every_n_updates: Also compare after every so many optimizer steps, for runs of one long epoch.
         on_finding: Whether a violation stops the run, after saving it, or warns; by default the scheduler's own way, and
             ``raise`` without one.
+        inputs: Whether to audit, in the first batch of an epoch, that no module is handed what it never uses; what is
+            found is a warning. An `InputAudit` beside it takes this over.
 
     Raises:
         FreezeViolation: Something frozen moved.
@@ -418,15 +454,21 @@ class FreezeAudit(_Audited):
         []
     """
 
-    def __init__(self, every_n_updates: int | None = None, on_finding: OnFinding | None = None) -> None:
-        super().__init__("raise" if on_finding is None else on_finding, every_n_updates)
+    def __init__(
+        self, every_n_updates: int | None = None, on_finding: OnFinding | None = None, inputs: bool = True
+    ) -> None:
+        super().__init__("raise" if on_finding is None else on_finding, every_n_updates, inputs)
+        self.inputs = inputs
         self.every_n_updates = every_n_updates
         self.on_finding = on_finding
         self._watch: RequiresGradWatch | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The model and its optimizers are there: watch them."""
-        self._begin_report(trainer)
+        if self._by_switch and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
+            self._engine = self._watch = None
+            return
+        self._begin_report(trainer, pl_module)
         self._watch = self._engine = RequiresGradWatch(pl_module, suspects=suspects(trainer), record=self._record)
         self._watch.attach(*trainer.optimizers)
 

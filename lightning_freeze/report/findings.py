@@ -71,7 +71,9 @@ class Finding:
 
 
 class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says what happened
-    """Something planned frozen moved. Raised at an epoch's end, after a checkpoint was saved.
+    """Something planned frozen moved, or a module is handed what it never uses.
+
+    Raised at an epoch's end, after a checkpoint was saved.
 
     Args:
         findings: The errors that were found.
@@ -87,10 +89,14 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
         more = f"\n  … and {len(self.findings) - 10} more (see .findings)" if len(self.findings) > 10 else ""
         ranks = f"\n  {elsewhere} more on other ranks" if elsewhere else ""
         saved = f"The run was saved to {checkpoint!r} before it stopped." if checkpoint else "Nothing was saved."
+        what = "modules are handed what they never use" if self._of_inputs() else "what was planned frozen moved"
         super().__init__(
-            f"{len(self.findings) + elsewhere} violation(s): what was planned frozen moved.\n{shown}{more}{ranks}\n"
+            f"{len(self.findings) + elsewhere} violation(s): {what}.\n{shown}{more}{ranks}\n"
             f"{saved} To go on all the same, set on_finding='warn'."
         )
+
+    def _of_inputs(self) -> bool:
+        return bool(self.findings) and all(finding.audit == "inputs" for finding in self.findings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.findings, self.checkpoint, self.elsewhere)

@@ -83,6 +83,7 @@ class InputsAudit:
         replay: See `audit_inputs`.
         transparent: Says of a module whether its call is none of its ``forward``, so that it gets no verdict.
         without: Attributes that a module's copy does without when it is run again.
+        yields: Whether it stands back when another audit is entered in this process.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class InputsAudit:
         replay: bool = True,
         transparent: Callable[[nn.Module], bool] = lambda module: False,
         without: Iterable[str] = (),
+        yields: bool = False,
     ) -> None:
         self.module = module
         self._declared = parse_metadata(metadata_inputs)
@@ -101,7 +103,7 @@ class InputsAudit:
         self._replay = replay
         self._transparent = transparent
         self._without = frozenset(without)
-        self._tracer = Tracer(self._locate, self._ended, self._outermost)
+        self._tracer = Tracer(self._locate, self._ended, self._outermost, yields)
         self._lock = threading.Lock()
         self._confirmed: dict[tuple[str, str, str], str | None] = {}
         self._refuted: set[tuple[str, str]] = set()
@@ -297,9 +299,7 @@ class InputsAudit:
 
         def ask(chosen: list[int]) -> bool | None:
             leaves = [frame.leaves[index] for index in chosen]
-            return unaffected(
-                frame.module, frame.args, frame.kwargs, leaves, apart=frame.wrote, without=self._without
-            )
+            return unaffected(frame.module, frame.args, frame.kwargs, leaves, apart=frame.wrote, without=self._without)
 
         if ask(indices):
             return [(index, True) for index in indices]
@@ -331,7 +331,11 @@ class InputsAudit:
             tally.confirmed[proof] += 1
         size = leaf.tensor.numel() * leaf.tensor.element_size()
         tally.bytes_passed = max(tally.bytes_passed, size)
-        if not leaf.steps and frame.references[index] <= _SOLE.get((isinstance(leaf.where, str), bool(frame.kwargs)), 0) and _alone(leaf.tensor):
+        if (
+            not leaf.steps
+            and frame.references[index] <= _SOLE.get((isinstance(leaf.where, str), bool(frame.kwargs)), 0)
+            and _alone(leaf.tensor)
+        ):
             tally.bytes_sole = max(tally.bytes_sole, size)
         if len(thread.frames) > 1:
             root = thread.frames[0]
@@ -371,7 +375,7 @@ def _unloaded(frame: Frame, leaf: Leaf) -> bool:
 def _source(module: nn.Module) -> tuple[str, int] | None:
     forward = getattr(module.forward, "__func__", module.forward)
     try:
-        code = inspect.unwrap(forward).__code__  # type: ignore[arg-type]
+        code = inspect.unwrap(forward).__code__
     except (AttributeError, ValueError):
         return None
     return (code.co_filename, code.co_firstlineno) if isinstance(code, types.CodeType) else None
@@ -414,4 +418,3 @@ def _alone(tensor: Tensor) -> bool:
         return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)) <= 2  # the tensor, and this look at it
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
-

@@ -86,9 +86,9 @@ def writes_elsewhere(function: types.FunctionType, depth: int = 3) -> bool:
                 return True
             if isinstance(held, dict) and not str(instruction.argval).isupper():
                 return True
-            if depth and isinstance(held, types.FunctionType) and held.__module__ == function.__module__:
-                if held is not function and writes_elsewhere(held, depth - 1):
-                    return True
+            near = isinstance(held, types.FunctionType) and held.__module__ == function.__module__
+            if depth and near and held is not function and writes_elsewhere(held, depth - 1):
+                return True
     return False
 
 

@@ -27,7 +27,9 @@ SHAPE_OF = {
 }
 """Operators that take one operand for its shape, data type or device alone; the number is that operand's position."""
 
-ASKS = frozenset({"size", "stride", "numel", "dim", "is_same_size", "storage_offset", "is_contiguous", "device", "layout"})
+ASKS = frozenset(
+    {"size", "stride", "numel", "dim", "is_same_size", "storage_offset", "is_contiguous", "device", "layout"}
+)
 """Operators without a tensor for a result which ask for metadata only."""
 
 ESCAPES = frozenset({"nonzero", "unique_dim", "_unique", "_unique2", "unique_consecutive", "masked_select"})
@@ -37,6 +39,12 @@ OVERWRITES = frozenset(
     "copy_ zero_ fill_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ bernoulli_ set_ eye_".split()
 )
 """In-place operators which do not read what they write over."""
+
+STATISTICS = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm"})
+"""Operators that move running statistics, their fourth and fifth operands, without their schema saying so.
+
+They do so where their sixth, ``training``, is true.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Use:
         views: Its result is a view of its first operand.
         asks: It returns metadata.
         escapes: Its result says something of values that no tensor carries on.
+        statistics: It moves running statistics while training.
     """
 
     writes: tuple[int | str, ...] = ()
@@ -58,6 +67,7 @@ class Use:
     views: bool = False
     asks: bool = False
     escapes: bool = False
+    statistics: bool = False
 
 
 def use_of(operator: Any) -> Use:
@@ -96,5 +106,6 @@ def use_of(operator: Any) -> Use:
         shape_only=shape_only,
         views=views,
         asks=asks,
+        statistics=space == "aten" and name in STATISTICS,
         escapes="c10d" in space or name in ESCAPES or (not tensors and not writes and not asks),
     )

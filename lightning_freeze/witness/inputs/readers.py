@@ -183,4 +183,4 @@ class Readers:
 def _by_torch() -> bool:
     """Whether it is torch itself that asks, as checkpointing asks every argument for its device."""
     name = sys._getframe(2).f_globals.get("__name__", "")
-    return name == "torch" or name.startswith("torch.")
+    return bool(name == "torch" or name.startswith("torch."))

@@ -16,7 +16,7 @@ import types
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def _run(
     args, kwargs = _copy(args, memo, without, apart), _copy(dict(kwargs), memo, without, apart)
     with _unseen():
         result = twin(*args, **kwargs)
-    state = [buffer for buffer in twin.buffers()]
+    state = list(twin.buffers())
     handed = tensors_in((args, kwargs)) if apart else ()
     chosen = {id(tensor) for _, tensor in new}
     facts: list[Any] = [_bits(tensor) for tensor in tensors_in(result) if id(tensor) not in chosen]
@@ -249,16 +249,13 @@ def _container(value: Any, memo: dict[int, Any], without: frozenset[str], apart:
         return tuple(copied(item) for item in value)
     if isinstance(value, tuple):
         return tuple.__new__(kind, [copied(item) for item in value])
-    if isinstance(value, (list, set, frozenset, deque)) and kind in (list, set, frozenset, deque):
-        memo[id(value)] = made = kind(value) if kind is deque else kind()
-        if isinstance(made, deque):
-            made.clear()
-        if isinstance(made, (list, deque)):
-            made.extend(copied(item) for item in value)
-        elif isinstance(made, set):
-            made.update(copied(item) for item in value)
-        else:
-            return frozenset(copied(item) for item in value)
+    made: Any
+    if kind is frozenset:
+        return frozenset(copied(item) for item in value)
+    if kind in (list, set, deque):
+        memo[id(value)] = made = deque(maxlen=value.maxlen) if kind is deque else kind()
+        for item in list(value):
+            (made.add if kind is set else made.append)(copied(item))
         return made
     if isinstance(value, dict):
         memo[id(value)] = made = value.copy() if kind is dict else copy.copy(value)
@@ -273,7 +270,7 @@ def _container(value: Any, memo: dict[int, Any], without: frozenset[str], apart:
     return value
 
 
-def _own(value: Any, made: Any, copied: Any) -> None:
+def _own(value: Any, made: Any, copied: Callable[[Any], Any]) -> None:
     for key, item in getattr(value, "__dict__", {}).items():
         object.__setattr__(made, key, copied(item))
 
@@ -291,7 +288,11 @@ def _unseen() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(sys.maxsize)
     try:
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            torch.random.fork_rng(devices=devices),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -27,7 +27,6 @@ from .readers import Base, Readers
 from .verdicts import Fate
 
 LOCAL = threading.local()
-_DEVICE = Base.device.__get__
 _STORAGE = Base.untyped_storage
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrapped = torch._C._functorch.get_unwrapped
@@ -130,22 +129,26 @@ class Thread:
     # ---- what readers tell
 
     def asked(self, tensor: Tensor) -> None:
+        """Metadata of a tensor was asked for."""
         if not self.quiet:
             derived, same = self.look(plain(tensor))
             self.asks |= derived | same
 
     def left(self, tensor: Tensor) -> None:
+        """A tensor's values left torch."""
         if not self.quiet:
             derived, same = self.look(plain(tensor))
             self.out |= derived | same
 
     def alias(self, tensor: Tensor, other: Tensor) -> None:
+        """The same values under another object."""
         if not self.quiet:
             derived, same = self.look(plain(tensor))
             if derived | same:
                 self.put(plain(other), derived, same)
 
     def saved(self, ctx: Any, tensors: tuple[Any, ...]) -> None:
+        """A custom autograd function keeps tensors for its backward."""
         if self.quiet:
             return
         bits = 0
@@ -199,11 +202,15 @@ class Thread:
         self.read |= mask
         if use.escapes:
             self.out |= mask
-        for key in use.writes:
-            value = kwargs.get(key) if isinstance(key, str) else args[key] if key < len(args) else None
+        for place in use.writes:
+            value = kwargs.get(place) if isinstance(place, str) else args[place] if place < len(args) else None
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, Tensor):
-                    self._write(item, mask)
+                    self._write(item, mask, place in use.blind)
+        if use.statistics and len(args) > 5 and args[5]:
+            for item in args[3:5]:
+                if isinstance(item, Tensor):
+                    self._write(item, mask, False)
         if mask:
             for item in (result,) if isinstance(result, Tensor) else tensors_in(result, 3):
                 if not use.writes or id(item) not in labels:
@@ -220,7 +227,8 @@ class Thread:
             for item in (result,) if isinstance(result, Tensor) else tensors_in(result, 3):
                 self.put(item, derived, same)
 
-    def _write(self, tensor: Tensor, mask: int) -> None:
+    def _write(self, tensor: Tensor, mask: int, blind: bool) -> None:
+        """An operator wrote to a tensor, over what was there (``blind``) or into it."""
         derived, same = self.look(tensor)
         self.kept |= same  # written to: whoever holds it sees the change
         if self.frames:
@@ -228,10 +236,14 @@ class Thread:
                 self.frames[-1].wrote = True
             if isinstance(tensor, nn.Parameter):
                 self.frames[-1].wrote_parameter = True
+        key = _storage_key(tensor)
+        if blind and key and Base.nbytes.__get__(tensor) == _STORAGE(tensor).nbytes():  # nothing of the old is left
+            self.storages.pop(key, None)
+            derived = same = 0
+            self.put(tensor, 0, 0)
         if not mask:
             return
         self.put(tensor, derived | mask, same)
-        key = _storage_key(tensor)
         if key:
             before = self.storages.get(key)
             bits = mask | (before[1] & self._valid(before[2]) if before else 0)
@@ -391,7 +403,7 @@ class _Mode(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, thread: Thread) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._thread = thread
 
     @classmethod
@@ -422,6 +434,7 @@ class Tracer:
             module of the audited tree, or only wraps one.
         ended: Told of each call that ended, before its caller is; returns what `Thread.settle` takes.
         outermost: Told when a thread's outermost call has ended.
+        yields: Whether it stands back when another is installed.
 
     Raises:
         RuntimeError: On entering, when another audit is running in this process.
@@ -435,14 +448,18 @@ class Tracer:
         locate: Callable[[nn.Module], tuple[str, nn.Module, bool] | None],
         ended: Ended,
         outermost: Callable[[Thread], None],
+        yields: bool = False,
     ) -> None:
         self._locate, self._ended, self._outermost = locate, ended, outermost
+        self._yields = yields
         self._readers = Readers(_current)
         self._call: Any = None
         self.failure: Exception | None = None
 
     def install(self) -> None:
         """Begin to watch."""
+        if Tracer.active is not None and Tracer.active._yields:
+            Tracer.active.remove()
         if Tracer.active is not None:
             raise RuntimeError(
                 "an input audit is already running in this process: there can be one at a time. Close the first "
@@ -473,7 +490,7 @@ class Tracer:
         replacement = nn.Module.__call__
         thread.quiet += 1
         if ours:
-            thread.mode.__exit__(None, None, None)
+            thread.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         nn.Module.__call__ = self._call  # type: ignore[method-assign]
         self._readers.remove()
         try:
@@ -483,7 +500,7 @@ class Tracer:
                 self._readers.install()
                 nn.Module.__call__ = replacement  # type: ignore[method-assign]
             if ours:
-                thread.mode.__enter__()
+                thread.mode.__enter__()  # type: ignore[no-untyped-call]
             thread.quiet -= 1
 
     def _replacement(self) -> Any:
@@ -518,7 +535,7 @@ class Tracer:
             self.give_up(error)
             return call(frame.module, *args, **kwargs)
         if outermost and not frame.opaque:
-            thread.mode.__enter__()
+            thread.mode.__enter__()  # type: ignore[no-untyped-call]
         try:
             if frame.opaque:
                 with self.suspended(thread):
@@ -542,7 +559,7 @@ class Tracer:
         finally:
             if outermost:
                 if not frame.opaque:
-                    thread.mode.__exit__(None, None, None)
+                    thread.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 try:
                     self._outermost(thread)
                 except Exception as error:

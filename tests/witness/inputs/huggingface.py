@@ -110,9 +110,7 @@ _encoder("roberta", "Roberta", "ForSequenceClassification", segments=True, type_
 _encoder("distilbert", "DistilBert", dim=16, n_layers=2, n_heads=2, hidden_dim=24)
 _encoder("albert", "Albert", segments=True, embedding_size=8)
 _encoder("electra", "Electra", "ForTokenClassification", segments=True, embedding_size=8)
-_encoder(
-    "deberta", "Deberta", segments=True, relative_attention=True, pos_att_type=["c2p", "p2c"], type_vocab_size=2
-)
+_encoder("deberta", "Deberta", segments=True, relative_attention=True, pos_att_type=["c2p", "p2c"], type_vocab_size=2)
 _encoder(
     "deberta_v2",
     "DebertaV2",
@@ -134,7 +132,15 @@ _encoder("roformer", "RoFormer", segments=True, embedding_size=16)
 _encoder("longformer", "Longformer", attention_window=[4, 4], segments=True)
 _encoder("big_bird", "BigBird", segments=True, attention_type="original_full")
 _encoder("layoutlm", "LayoutLM", segments=True, boxes=True, max_2d_position_embeddings=1024)
-_encoder("lilt", "Lilt", "ForTokenClassification", boxes=True, max_2d_position_embeddings=1024, channel_shrink_ratio=2, intermediate_size=32)
+_encoder(
+    "lilt",
+    "Lilt",
+    "ForTokenClassification",
+    boxes=True,
+    max_2d_position_embeddings=1024,
+    channel_shrink_ratio=2,
+    hidden_size=24,
+)
 _encoder("rembert", "RemBert", segments=True, input_embedding_size=8, output_embedding_size=12)
 _encoder("modernbert", "ModernBert", pad_token_id=0, global_attn_every_n_layers=2, local_attention=4)
 _encoder("ibert", "IBert", "ForSequenceClassification")
@@ -273,7 +279,9 @@ def _gemma3() -> Built:
 
 
 def _ctrl() -> Built:
-    model = _model("CTRL", "CTRLLMHeadModel", vocab_size=VOCABULARY, n_positions=32, n_embd=16, dff=24, n_layer=2, n_head=2)
+    model = _model(
+        "CTRL", "CTRLLMHeadModel", vocab_size=VOCABULARY, n_positions=32, n_embd=16, dff=24, n_layer=2, n_head=2
+    )
     tokens, mask = _tokens(), _mask()
     return model, {"input_ids": tokens, "attention_mask": mask, "labels": _labels(tokens, mask)}
 
@@ -458,12 +466,12 @@ _vision("convnextv2", "ConvNextV2", hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 
 _vision("resnet", "ResNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
 _vision("regnet", "RegNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4)
 _vision("bit", "Bit", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_groups=2)
-_vision("efficientnet", "EfficientNet", in_channels=[32, 8], out_channels=[8, 8], kernel_sizes=[3, 3], strides=[1, 2],
-        num_block_repeats=[1, 1], expand_ratios=[1, 4], depthwise_padding=[], hidden_dim=16, width_coefficient=1.0,
+_vision("efficientnet", "EfficientNet", in_channels=[32, 80], out_channels=[80, 80], kernel_sizes=[3, 3], strides=[1, 2],
+        num_block_repeats=[1, 1], expand_ratios=[1, 4], depthwise_padding=[], hidden_dim=128, width_coefficient=0.1,
         depth_coefficient=1.0)  # fmt: skip
 _vision("mobilenet_v2", "MobileNetV2", depth_multiplier=0.25)
 _vision("poolformer", "PoolFormer", hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
-_vision("cvt", "Cvt", embed_dim=[8, 8, 8], num_heads=[1, 2, 2], depth=[1, 1, 3])
+_vision("cvt", "Cvt", embed_dim=[8, 8, 8], num_heads=[1, 2, 2], depth=[1, 2, 3])
 _vision("pvt", "Pvt", hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], image_size=32)
 _vision("levit", "Levit", image_size=32, kernel_size=3, stride=2, hidden_sizes=[8, 16], num_attention_heads=[2, 2],
         depths=[1, 1], key_dim=[4, 4], mlp_ratio=[2, 2], attention_ratio=[2, 2],
@@ -477,7 +485,9 @@ _vision("focalnet", "FocalNet", image_size=16, patch_size=2, embed_dim=8, depths
 def _beit() -> Built:
     from transformers import BeitConfig, BeitForMaskedImageModeling
 
-    model = BeitForMaskedImageModeling(BeitConfig(vocab_size=VOCABULARY, use_mask_token=True, use_relative_position_bias=True, **_VIT))
+    model = BeitForMaskedImageModeling(
+        BeitConfig(vocab_size=VOCABULARY, use_mask_token=True, use_relative_position_bias=True, **_VIT)
+    )
     patches = torch.zeros(BATCH, 16, dtype=torch.bool)
     patches[:, ::3] = True
     labels = torch.randint(0, VOCABULARY, (int(patches.sum()),))
@@ -702,6 +712,9 @@ def _encodec() -> Built:
         target_bandwidths=[24.0],
         sampling_rate=8000,
     )
+    for name, buffer in model.named_buffers():
+        if name.endswith("codebook.embed"):  # all zeros until trained or loaded: every sound would have the same code
+            buffer.normal_()
     return model, {"input_values": torch.randn(BATCH, 1, 64), "padding_mask": torch.ones(BATCH, 64, dtype=torch.bool)}
 
 
@@ -842,7 +855,13 @@ def _trocr() -> Built:
 def _flava() -> Built:
     tower = TINY | _VIT
     model = _model(
-        "Flava", "FlavaModel", text_config=tower, image_config=tower, multimodal_config=tower, projection_dim=16, hidden_size=16
+        "Flava",
+        "FlavaModel",
+        text_config=tower,
+        image_config=tower,
+        multimodal_config=tower,
+        projection_dim=16,
+        hidden_size=16,
     )
     patches = torch.zeros(BATCH, 16, dtype=torch.long)
     patches[:, ::3] = 1

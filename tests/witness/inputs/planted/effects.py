@@ -170,7 +170,7 @@ def effects_statistics_in_dict() -> Built:
             with torch.no_grad():
                 self.stats["mean"] = x.mean()
                 self.stats["aux/norm"] = aux.square().sum().sqrt()
-            return self.lin(x).relu()
+            return self.lin(x).tanh()
 
     x, aux = torch.randn(2, 3), torch.randn(2, 3)
     return Watched(), lambda module: module(x, aux)

@@ -1,0 +1,347 @@
+"""The input audit along a Trainer's hooks, and the switch that turns the audits on without a line of code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_freeze._lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    log_directory,
+    rank_zero_warn,
+    redirects,
+    save_before_stopping,
+    say,
+)
+from lightning_freeze._yaml import ConfigError, Place, read
+from lightning_freeze.plan.schedule import nearest, whole_number
+from lightning_freeze.report.findings import Finding, FreezeViolation
+from lightning_freeze.report.metrics import over_ranks
+from lightning_freeze.report.records import FILE_NAME, Recorder
+from lightning_freeze.witness.inputs.audit import InputsAudit
+from lightning_freeze.witness.inputs.messages import summary
+from lightning_freeze.witness.inputs.tracer import Tracer
+from lightning_freeze.witness.inputs.whitelist import DeclarationError, parse_metadata, parse_whitelist
+
+WHITELIST_VARIABLE = "LIGHTNING_FREEZE_WHITELIST"
+_TRAINERS_OWN = ("_trainer", "_fabric")
+_KEYS = ("whitelist", "metadata_inputs")
+
+
+class InputWatch:
+    """An `InputsAudit` that is on in some batches of some epochs.
+
+    Args:
+        module: The root of the modules to watch.
+        every_n_epochs: In every so many epochs.
+        batches: In so many batches from the epoch's beginning.
+        options: As for `InputsAudit`.
+    """
+
+    def __init__(self, module: LightningModule, every_n_epochs: int = 1, batches: int = 1, **options: Any) -> None:
+        self._every_n_epochs, self._batches = every_n_epochs, batches
+        self.audit = InputsAudit(module, transparent=redirects, without=_TRAINERS_OWN, yields=True, **options)
+        self._open = False
+        self._told: set[tuple[str | None, str | None, str]] = set()
+        self._failure_told = False
+
+    def begin_batch(self, epoch: int, batch: int) -> None:
+        """A batch begins."""
+        self.end_batch()
+        if batch < self._batches and epoch % self._every_n_epochs == 0 and Tracer.active is None:
+            self.audit.__enter__()
+            self._open = True
+
+    def end_batch(self) -> None:
+        """A batch has ended, or something was raised in it."""
+        if self._open:
+            self._open = False
+            self.audit.__exit__()
+
+    def end_epoch(self, epoch: int) -> tuple[list[Finding], list[Finding]]:
+        """An epoch has ended: what was found in it, and what of that is new in this run."""
+        self.end_batch()
+        findings = [replace(finding, epoch=epoch) for finding in self.audit.findings]
+        fresh = [finding for finding in findings if self._key(finding) not in self._told]
+        self._told |= {self._key(finding) for finding in fresh}
+        self.audit.reset()
+        return findings, fresh
+
+    def failed(self) -> str | None:
+        """What to say, once, where the audit itself went wrong."""
+        if self.audit.failure is None or self._failure_told:
+            return None
+        self._failure_told = True
+        error = self.audit.failure
+        return (
+            f"the input audit stood aside after an error of its own ({type(error).__name__}: {error}); the run is as it "
+            "would be without it. Please report it."
+        )
+
+    @staticmethod
+    def _key(finding: Finding) -> tuple[str | None, str | None, str]:
+        return finding.module, finding.argument, finding.kind
+
+
+class InputAudit(Callback):
+    """Checks that no module of a run is handed a tensor that it never uses.
+
+    In a fit, the first batches of an epoch are watched; in ``validate``, ``test`` and ``predict``, the first batches.
+    Everything else runs as without it. What is found is told at the epoch's end. Bit for bit the run stays the same;
+    to confirm a finding, a copy of the module at fault is run again, once. The idea is PaddlePaddle's
+    ``UnusedVarCheck``, which checks the inputs of operators.
+
+    Args:
+        every_n_epochs: Watch in every so many epochs.
+        batches: Watch so many batches from the beginning of such an epoch.
+        on_finding: Whether confirmed findings stop the run at the epoch's end, after saving it, or warn. Only what is
+            never used and what is computed and dropped stops it; inputs used for their shape alone, used in some calls
+            only, swallowed by ``**kwargs``, and candidates that could not be confirmed, are told.
+        metadata_inputs: Inputs used for their shape, data type or device alone, as ``Class.argument``.
+        whitelist: Inputs known not to be used: ``Class.argument`` to the reason, or to ``{reason: …, when: {…}}``,
+            where ``when`` holds attributes of the module and the values under which the entry counts; or the path of a
+            YAML file with the keys ``whitelist`` and ``metadata_inputs``, as ``lightning-freeze inputs`` writes it.
+        replay: Whether to confirm by running copies of modules again. Without, only what the bytecode proves is
+            confirmed.
+
+    Raises:
+        ScheduleError: A number is none.
+        ConfigError: The whitelist's file cannot be read.
+        FreezeViolation: A confirmed finding, with ``on_finding="raise"``.
+
+    Example:
+        >>> InputAudit(whitelist={"Block.mask": "the decoder's blocks share this signature"}).findings
+        []
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        batches: int = 1,
+        on_finding: Literal["warn", "raise"] = "warn",
+        metadata_inputs: list[str] | None = None,
+        whitelist: dict[str, Any] | str | None = None,
+        replay: bool = True,
+    ) -> None:
+        super().__init__()
+        whole_number(every_n_epochs, "every_n_epochs", "inputs are audited in every so many epochs")
+        whole_number(batches, "batches", "so many batches of an epoch are audited")
+        if on_finding not in ("warn", "raise"):
+            raise ValueError(f"`on_finding` is {on_finding!r}, but must be 'warn' or 'raise'.")
+        self._every_n_epochs, self._batches = every_n_epochs, batches
+        self._on_finding = on_finding
+        known, shapes = read_declarations(Path(whitelist)) if isinstance(whitelist, str) else (whitelist or {}, [])
+        parse_whitelist(known)
+        self._options: dict[str, Any] = {
+            "whitelist": known,
+            "metadata_inputs": sorted(parse_metadata([*(metadata_inputs or ()), *shapes])),
+            "replay": replay,
+        }
+        self._watch: InputWatch | None = None
+        self._recorder: Recorder | None = None
+        self._findings: list[Finding] = []
+        self._verdicts: dict[tuple[str, str], str] = {}
+        self._by_switch = False
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything that was found in the last run, each input once."""
+        return list(self._findings)
+
+    @property
+    def verdicts(self) -> dict[tuple[str, str], str]:
+        """(FQN of the module; leaf path of the argument) to the verdict of the last epoch that was watched."""
+        return dict(self._verdicts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        lightnings_own = ("log", "log_dict")  # bound methods of the model, given anew in every run
+        empty: dict[str, Any] = {"_watch": None, "_recorder": None}
+        return {key: empty.get(key, value) for key, value in vars(self).items() if key not in lightnings_own}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A run begins."""
+        self._close()
+        self._watch = None
+        callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [c for c in callbacks if isinstance(c, InputAudit) and c is not self]
+        if self._by_switch and others:
+            return
+        if any(callbacks.index(other) < callbacks.index(self) for other in others if not other._by_switch):
+            raise ValueError("the Trainer has two InputAudit callbacks, which would watch the same calls. Keep one.")
+        self._findings, self._verdicts = [], {}
+        self._watch = InputWatch(pl_module, self._every_n_epochs, self._batches, **self._options)
+        directory = log_directory(trainer)  # on every rank: it may be broadcast
+        writes = stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._recorder = Recorder(directory / FILE_NAME) if writes and not self._by_switch else None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Watch, if this batch is one of those."""
+        if self._watch is not None:
+            self._watch.begin_batch(trainer.current_epoch, batch_idx)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Watch no more."""
+        self._close()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what was found in the epoch."""
+        self._tell(trainer)
+
+    def _begin_evaluation(self, trainer: Trainer, batch: int) -> None:
+        if self._watch is not None and trainer.state.fn != "fit":
+            self._watch.begin_batch(0, batch)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch, if this batch of ``Trainer.validate`` is one of those."""
+        self._begin_evaluation(trainer, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch, if this batch is one of those."""
+        self._begin_evaluation(trainer, batch_idx)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch, if this batch is one of those."""
+        self._begin_evaluation(trainer, batch_idx)
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
+    def _end_evaluation(self, trainer: Trainer) -> None:
+        if trainer.state.fn != "fit":
+            self._tell(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what ``Trainer.validate`` found."""
+        self._end_evaluation(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what was found."""
+        self._end_evaluation(trainer)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what was found."""
+        self._end_evaluation(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.end_batch()
+
+    def _tell(self, trainer: Trainer) -> None:
+        if self._watch is None:
+            return
+        verdicts: dict[tuple[str, str], str] = dict(self._watch.audit.verdicts)
+        self._verdicts = verdicts or self._verdicts
+        findings, fresh = self._watch.end_epoch(trainer.current_epoch)
+        if (failure := self._watch.failed()) is not None:
+            rank_zero_warn(failure)
+        self._findings += fresh
+        for finding in fresh:
+            if self._recorder is not None:
+                self._recorder({"type": "finding", **finding.as_dict()})
+        errors = [f for f in fresh if f.severity == "warning" and f.confirmed] if self._on_finding == "raise" else []
+        for finding in once_a_class([f for f in fresh if f not in errors]):
+            (rank_zero_warn if finding.severity == "warning" else lambda text: say(trainer, text))(finding.message)
+        if findings:
+            say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
+        if self._on_finding == "raise":
+            everywhere = len(errors)
+            if trainer.world_size > 1:
+                everywhere = over_ranks({}, {"error": len(errors)}, trainer.strategy.root_device)[1]["error"]
+            if everywhere:
+                saved = save_before_stopping(trainer, "inputs") if trainer.training else None
+                raise FreezeViolation(errors, saved, everywhere - len(errors))
+
+
+def once_a_class(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding for each class and argument, which says in how many further modules of the class it is so too."""
+    first: dict[tuple[str | None, str | None, str], list[Finding]] = {}
+    for finding in findings:
+        first.setdefault((finding.module_class, finding.argument, finding.kind), []).append(finding)
+    told = []
+    for same in first.values():
+        more = f" The same in {len(same) - 1} more of its class: {_some(same[1:])}." if len(same) > 1 else ""
+        told.append(replace(same[0], message=same[0].message + more))
+    return told
+
+
+def _some(findings: Sequence[Finding], shown: int = 3) -> str:
+    names = [repr(finding.module) for finding in findings]
+    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
+
+
+# ---- declarations in a file
+
+
+def read_declarations(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The whitelist and the metadata inputs of a YAML file.
+
+    Args:
+        path: A file with the keys ``whitelist`` and ``metadata_inputs``, either or both.
+
+    Raises:
+        ConfigError: With file, line and key.
+    """
+    root = read(path)
+    items = root.items()
+    for key, place in items.items():
+        if key not in _KEYS:
+            near = ", ".join(map(repr, nearest(key, _KEYS) or _KEYS))
+            raise place.error(f"{key!r} is no key of a whitelist's file. Nearest: {near}.")
+    if not items:
+        raise root.error("the file must be a mapping with the key `whitelist` or `metadata_inputs`.")
+    plain = {key: place.plain() for key, place in items.items()}
+    known: Mapping[str, Any] = plain.get("whitelist") or {}
+    shapes: list[str] = plain.get("metadata_inputs") or []
+    try:
+        parse_whitelist(known)
+        parse_metadata(shapes)
+    except DeclarationError as error:
+        raise ConfigError(str(_place_of(root, error).error(str(error)))) from error
+    return dict(known), list(shapes)
+
+
+def _place_of(root: Place, error: DeclarationError) -> Place:
+    """Where in the file a declaration stands that cannot be read: the deepest key that the error's names."""
+    table = root.items().get("whitelist")
+    entries = table.items() if table is not None else {}
+    for key, place in entries.items():
+        if error.key.startswith(f"whitelist[{key!r}]"):
+            return place.items().get(error.key.rpartition("].")[2], place)
+    return root.items().get("metadata_inputs", root) if error.key.startswith("metadata") else table or root
+
+
+# ---- the switch
+
+
+def switched_on() -> list[Any]:
+    """The audits that ``LIGHTNING_FREEZE_AUDIT`` asks for; they stand back where the Trainer has its own."""
+    from lightning_freeze.callbacks import FreezeAudit
+
+    mode: Any = os.environ["LIGHTNING_FREEZE_AUDIT"]
+    if mode not in ("warn", "raise"):
+        raise ValueError(
+            f"the environment variable LIGHTNING_FREEZE_AUDIT is {mode!r}, but must be 'warn' or 'raise'; unset it to "
+            "turn the audits off."
+        )
+    inputs = InputAudit(on_finding=mode, whitelist=os.environ.get(WHITELIST_VARIABLE) or None)
+    frozen = FreezeAudit(on_finding=mode, inputs=False)
+    inputs._by_switch = frozen._by_switch = True
+    return [frozen, inputs]
