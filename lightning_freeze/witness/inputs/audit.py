@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_freeze.report.findings import Finding
 
-from .bytecode import never_loads
+from .bytecode import ignores
 from .leaves import Leaf
 from .messages import describe, stale
 from .replay import unaffected
@@ -219,7 +219,7 @@ class InputsAudit:
         hidden = [False] * len(verdicts)
         classes, declared = self._class_of(frame.target)
         if frame.opaque:
-            verdicts = ["unused" if _unloaded(frame, leaf) else "used" for leaf in frame.leaves]
+            verdicts = ["unused" if ignores(frame.target, leaf.name) else "used" for leaf in frame.leaves]
         keys = [keys_of(classes, leaf.argument, leaf.name) for leaf in frame.leaves]
         excuses = [
             self._excuse(frame, leaf, names, verdict, declared)
@@ -237,7 +237,7 @@ class InputsAudit:
             key = (frame.name, leaf.argument, verdicts[index])
             if key in self._confirmed:
                 proofs[index] = self._confirmed[key]
-            elif verdicts[index] == "unused" and _unloaded(frame, leaf):
+            elif verdicts[index] == "unused" and ignores(frame.target, leaf.name):
                 proofs[index] = self._confirmed[key] = "bytecode"
             else:
                 doubtful.append(index)
@@ -276,7 +276,7 @@ class InputsAudit:
 
     def _told_apart(self, frame: Frame, leaf: Leaf) -> bool:
         """Whether a tensor that was handed over twice goes unused where it stands here."""
-        if _unloaded(frame, leaf):
+        if ignores(frame.target, leaf.name):
             return True
         key = (type(frame.target), leaf.argument)
         if key in self._together:
@@ -360,16 +360,6 @@ def _ancestors(thread: Thread, frame: Frame, leaf: Leaf) -> tuple[tuple[str, str
                 found.append((above.name, given.argument))
                 break
     return tuple(found)
-
-
-def _unloaded(frame: Frame, leaf: Leaf) -> bool:
-    """Whether the code of the ``forward`` proves that it cannot use an input."""
-    target = frame.target
-    if isinstance(target, torch.jit.ScriptModule):
-        inputs = {value.debugName().partition(".")[0]: value for value in target.graph.inputs()}
-        value = inputs.get(leaf.name)
-        return value is not None and not value.uses()
-    return never_loads(target.forward, leaf.name)
 
 
 def _source(module: nn.Module) -> tuple[str, int] | None:

@@ -8,6 +8,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import nn
+
 PEEKS = frozenset({"locals", "vars", "eval", "exec", "_getframe", "currentframe"})
 """Names by which code can reach a variable without loading it."""
 
@@ -31,6 +34,19 @@ def never_loads(forward: Callable[..., Any], name: str) -> bool:
     if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
         return False
     return name in _parameters(function.__code__) and name not in _loaded(function.__code__)
+
+
+def ignores(module: nn.Module, name: str) -> bool:
+    """Whether the code of a module's ``forward`` proves that it cannot use one of its parameters.
+
+    Args:
+        module: The module; a scripted one is judged by its graph.
+        name: The parameter.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        inputs = {value.debugName().partition(".")[0]: value for value in module.graph.inputs()}
+        return name in inputs and not inputs[name].uses()
+    return never_loads(module.forward, name)
 
 
 def _parameters(code: types.CodeType) -> tuple[str, ...]:

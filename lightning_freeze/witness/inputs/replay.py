@@ -21,9 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .bytecode import writes_elsewhere
 from .leaves import Leaf, replaced, tensors_in
+
+OTHERS = 4
+"""How many other values there are to try for an input."""
 
 HOOKS = (
     "_forward_hooks _forward_pre_hooks _forward_hooks_with_kwargs _forward_pre_hooks_with_kwargs _backward_hooks "
@@ -51,7 +55,7 @@ def unaffected(
     """Whether nothing that a call gives changes when some of its inputs are poisoned together.
 
     The outputs and the state that it leaves behind are compared bit by bit, for a poisoned value (NaN, flipped) and
-    for a scrambled one.
+    for a scrambled one; a value with which the module cannot run is passed over for the next.
 
     Args:
         module: The module, in the state and mode that it was called in.
@@ -62,27 +66,29 @@ def unaffected(
         without: Attributes that the twin does without, as the Trainer that a module knows.
 
     Returns:
-        True: nothing changed. False: something did, or the run failed. None: cannot be known, since the module cannot
-        be run again, or two equal runs differ.
+        True: nothing changed. False: something did. None: cannot be known, since the module cannot be run again, or two
+        equal runs differ.
     """
     if any(leaf.tensor.numel() == 0 for leaf in leaves):
         return None
     try:
         plainly = _run(module, args, kwargs, [(leaf, leaf.tensor.detach().clone()) for leaf in leaves], apart, without)
-        again = None
-        for kind in ("poisoned", "scrambled"):
-            new = [(leaf, _other(leaf.tensor, kind)) for leaf in leaves]
+        ran = 0
+        for turn in range(OTHERS):
+            new = [(leaf, _other(leaf.tensor, turn)) for leaf in leaves]
             try:
                 changed = _run(module, args, kwargs, new, apart, without)
             except NoReplayError:
                 raise
-            except Exception:  # an index out of range, a check that failed: the value was looked at
-                return False
+            except Exception:  # an index out of range says that the value was looked at, not that it mattered
+                continue
+            ran += 1
             if not _equal(plainly, changed):
                 clones = [(leaf, leaf.tensor.detach().clone()) for leaf in leaves]
-                again = again or _run(module, args, kwargs, clones, apart, without)
-                return False if _equal(plainly, again) else None
-        return True
+                return False if _equal(plainly, _run(module, args, kwargs, clones, apart, without)) else None
+            if ran == 2:
+                break
+        return True if ran else None
     except Exception:
         return None
 
@@ -156,20 +162,19 @@ def _equal(one: list[Any], two: list[Any]) -> bool:
     return True
 
 
-def _other(tensor: Tensor, kind: str) -> Tensor:
-    """Another tensor of the same kind: poisoned, which spreads through arithmetic, or scrambled, which is ordinary."""
+def _other(tensor: Tensor, turn: int) -> Tensor:
+    """Another tensor of the same kind: first a poisoned one, which spreads through arithmetic, then ordinary ones."""
     value = tensor.detach().clone()
     if value.dtype is torch.bool:
-        return ~value if kind == "poisoned" else torch.ones_like(value) if not bool(value.all()) else ~value
+        return (~value, torch.ones_like(value), torch.zeros_like(value), ~value)[turn]
     if value.is_floating_point() or value.is_complex():
-        if kind == "poisoned":
+        if turn == 0:
             return torch.full_like(value, float("nan"))
-        return value.reshape(-1).flip(0).reshape(value.shape) * -2 + 1
-    low, high = value.min(), value.max()
-    mirrored = low + high - value
-    if kind == "poisoned" and not torch.equal(mirrored, value):
-        return mirrored
-    return value + 1 if kind == "scrambled" or int(high) == 0 else value - 1
+        return value.reshape(-1).flip(0).reshape(value.shape) * -2 + turn
+    low, high = int(value.min()), int(value.max())  # what indexes must stay in its range
+    if low == high:
+        return value + (1, -1, 2, -2)[turn]
+    return (low + high - value, low + (value - low + 1) % (high - low + 1), value + 1, value - 1)[turn]
 
 
 def _as(tensor: Tensor, new: Tensor) -> Tensor:
@@ -292,6 +297,9 @@ def _unseen() -> Iterator[None]:
             torch.random.fork_rng(devices=devices),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
+            # checkpointing counts what its region saves for backward, and selective checkpointing what it runs
+            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+            _disable_current_modes(),
         ):
             warnings.simplefilter("ignore")
             yield

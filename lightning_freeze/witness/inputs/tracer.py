@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .bytecode import ignores
 from .leaves import Leaf, Signature, leaves_of, signature_of, tensors_in
 from .operators import Use, use_of
 from .readers import Base, Readers
@@ -88,7 +89,7 @@ class Thread:
         self.labels: dict[int, Label] = {}
         self.storages: dict[int, tuple[StorageWeakRef, int, int]] = {}
         self.created: list[int] = []
-        self.keeping: list[tuple[weakref.ref[Any], int]] = []  # contexts of custom functions, and what they saved
+        self.keeping: list[tuple[weakref.ref[Any], int, int]] = []  # contexts of custom functions, and what they saved
         self.top = 0
         self.read = self.asks = self.out = self.kept = self.handed = self.handed_computed = 0
 
@@ -157,7 +158,7 @@ class Thread:
                 derived, same = self.look(plain(tensor))
                 bits |= derived | same
         if bits:
-            self.keeping.append((weakref.ref(ctx), bits))
+            self.keeping.append((weakref.ref(ctx), bits, self.stamp))
 
     # ---- operators
 
@@ -305,9 +306,9 @@ class Thread:
             derived |= one
             same |= two
         saved = 0
-        for ctx, bits in self.keeping:
+        for ctx, bits, stamp in self.keeping:
             if ctx() is not None:
-                saved |= bits
+                saved |= bits & self._valid(stamp)
         mine = ((1 << len(frame.leaves)) - 1) << frame.base
         kept = self.kept
         unknown = mine & ~(derived | self.out | saved | kept)
@@ -339,8 +340,9 @@ class Thread:
         """What cannot be followed is taken to compute all of its results from all of its inputs."""
         mask = 0
         for leaf in frame.leaves:
-            derived, same = self.look(plain(leaf.tensor))
-            mask |= derived | same
+            if not ignores(frame.target, leaf.name):
+                derived, same = self.look(plain(leaf.tensor))
+                mask |= derived | same
         self.read |= mask
         for tensor in tensors_in(result):
             self.put(plain(tensor), mask, 0)

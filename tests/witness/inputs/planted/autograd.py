@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -759,6 +760,15 @@ def autograd_gradient_penalty() -> Built:
     return Penalty(), run
 
 
+def _pushed(take: Callable[[tuple[Tensor, Tensor]], Tensor]) -> Built:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the first jvp of a process loads scripted decompositions
+        jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
+    x, direction = torch.randn(3), torch.randn(3)
+    return _Pushed(take), lambda module: module(x, direction)
+
+
 class _Pushed(nn.Module):
     """A tangent is pushed forward; it or only the value is returned."""
 
@@ -772,17 +782,13 @@ class _Pushed(nn.Module):
 
 @case({("", "x"): "used", ("", "direction"): "used"})
 def autograd_jvp_taken() -> Built:
-    torch.manual_seed(0)
-    x, direction = torch.randn(3), torch.randn(3)
-    return _Pushed(lambda both: both[1]), lambda module: module(x, direction)
+    return _pushed(lambda both: both[1])
 
 
 @case({("", "x"): "used", ("", "direction"): "dead"})
 def autograd_jvp_dropped() -> Built:
     """The value does not depend on the direction."""
-    torch.manual_seed(0)
-    x, direction = torch.randn(3), torch.randn(3)
-    return _Pushed(lambda both: both[0]), lambda module: module(x, direction)
+    return _pushed(lambda both: both[0])
 
 
 @case({("", "x"): "used", ("", "above"): "used", ("lin", "input"): "used"})
