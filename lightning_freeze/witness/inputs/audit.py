@@ -182,8 +182,7 @@ class InputsAudit:
             return name, module._orig_mod, True  # type: ignore[return-value]
         if kind in WRAPPERS or self._transparent(module):
             return None
-        opaque = module._compiled_call_impl is not None or isinstance(module, torch.jit.ScriptModule)
-        return name, module, opaque
+        return name, module, module._compiled_call_impl is not None
 
     def _class_of(self, module: nn.Module) -> tuple[tuple[str, ...], frozenset[str]]:
         """The names of a module's class and of those that it inherits from, and what the class declares."""

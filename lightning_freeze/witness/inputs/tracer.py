@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,7 +151,8 @@ class Thread:
 
     def saved(self, ctx: Any, tensors: tuple[Any, ...]) -> None:
         """A custom autograd function keeps tensors for its backward."""
-        if self.quiet:
+        # checkpointing saves its arguments in this way, too: that keeps them alive, but is no use of them
+        if self.quiet or getattr(type(ctx), "_forward_cls", type(ctx)).__module__ == "torch.utils.checkpoint":
             return
         bits = 0
         for tensor in tensors:
@@ -254,7 +256,7 @@ class Thread:
 
     def begin(self, frame: Frame) -> None:
         """A module is called: its inputs get their bits."""
-        frame.references = [sys.getrefcount(leaf.tensor) for leaf in frame.leaves]
+        frame.references = [_references(leaf.tensor) for leaf in frame.leaves]
         frame.base, frame.created = self.top, len(self.created)
         frame.saved = (self.read, self.asks, self.out, self.kept, self.handed, self.handed_computed)
         self.read = self.asks = self.handed = self.handed_computed = 0
@@ -294,8 +296,9 @@ class Thread:
 
     def end(self, frame: Frame, result: Any) -> None:
         """A call returned: read off what became of each input."""
-        counts = [sys.getrefcount(leaf.tensor) for leaf in frame.leaves]
-        if frame.opaque:
+        counts = [_references(leaf.tensor) for leaf in frame.leaves]
+        if frame.opaque or (isinstance(frame.target, torch.jit.ScriptModule) and not self._reached(frame, result)):
+            frame.opaque = True
             self._through(frame, result)
         derived = same = 0
         outputs: set[int] = set()
@@ -335,6 +338,14 @@ class Thread:
                 )
             )
         self.kept |= kept
+
+    def _reached(self, frame: Frame, result: Any) -> bool:
+        """Whether any input was seen to reach a result, which fused operators would hide."""
+        derived, same = 0, 0
+        for tensor in tensors_in(result):
+            one, two = self.look(plain(tensor))
+            derived, same = derived | one, same | two
+        return (derived | same) >> frame.base != 0
 
     def _through(self, frame: Frame, result: Any) -> None:
         """What cannot be followed is taken to compute all of its results from all of its inputs."""
@@ -603,6 +614,25 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _counts_holders() -> bool:
+    """Whether torch counts a tensor's holders in C++, as the autograd graph, as one reference to its Python object."""
+    tensor = torch.ones(1, requires_grad=True)
+    before = sys.getrefcount(tensor)
+    with torch.enable_grad():
+        held = tensor * 2
+    return held is not None and sys.getrefcount(tensor) > before
+
+
+_COUNTED: list[bool] = []
+
+
+def _references(tensor: Tensor) -> int:
+    """How many references from Python a tensor has."""
+    if not _COUNTED:
+        _COUNTED.append(_counts_holders())
+    return sys.getrefcount(tensor) - int(_COUNTED[0] and tensor._use_count() > 1)  # type: ignore[attr-defined]
+
+
 def _storage_key(tensor: Tensor) -> int:
     try:
         return int(_STORAGE(tensor)._cdata)
@@ -610,37 +640,25 @@ def _storage_key(tensor: Tensor) -> int:
         return 0
 
 
-def _holder(tensor: Tensor, frame: Frame) -> str | None:
-    """Who holds a tensor more than before the call: ``state``, a custom ``function`` for its backward, or nobody.
+def _holder(tensor: Tensor, frame: Frame) -> str:
+    """Who holds a tensor more than before the call: ``state``, or a ``function`` that computes with it later.
 
-    Checkpointing holds its arguments until backward: that keeps them alive, but is no use of them.
+    The function is a custom one of autograd, or a generator that the call returned.
     """
-    ours = {id(frame.leaves), id(frame.args), id(frame.kwargs), id(frame)}
-    ours |= {id(leaf) for leaf in frame.leaves}
-    found = None
-    seen = set(ours)
+    frames = type(sys._getframe())
+    seen = {id(frame.leaves), id(frame.args), id(frame.kwargs), *(id(leaf) for leaf in frame.leaves)}
     level: list[Any] = [tensor]
-    for _ in range(6):
-        referrers = []
+    for _ in range(3):
+        above: list[Any] = []
         for referrer in gc.get_referrers(*level):
-            if id(referrer) in seen or referrer is level or isinstance(referrer, type(sys._getframe())):
+            if id(referrer) in seen or referrer is level or referrer is above or isinstance(referrer, frames):
                 continue
             seen.add(id(referrer))
-            kind = type(referrer)
-            if kind.__module__.startswith("torch.utils.checkpoint") or _of_checkpoint(referrer):
-                return None
-            if isinstance(referrer, torch.autograd.function.FunctionCtx):
+            if isinstance(referrer, (torch.autograd.function.FunctionCtx, types.GeneratorType)):
                 return "function"
-            found = "state"
-            if kind in (dict, list, tuple, set) or kind.__name__ in ("cell", "function", "generator"):
-                referrers.append(referrer)
-        if not referrers:
+            if isinstance(referrer, (dict, list, tuple, types.CellType)):
+                above.append(referrer)
+        if not above:
             break
-        level = referrers
-        del referrers
-    return found
-
-
-def _of_checkpoint(referrer: Any) -> bool:
-    function = getattr(referrer, "__qualname__", "")
-    return isinstance(function, str) and "checkpoint" in getattr(referrer, "__module__", "") if function else False
+        level = above
+    return "state"
