@@ -2,6 +2,11 @@
 
 The cases were written before the tracer was run on any of them. A third, drawn by a checksum of the name, is held out:
 the tracer was never tuned on those, and their figures are reported separately.
+
+Four verdicts were set anew after the first run, by a rule and not by what was printed: what a parent computes from an
+input for a child that ignores it is the child's fault, so the parent's verdict is ``passed_through`` (or ``used``, where
+another call of the child uses it) and not ``dead``. With the verdicts as first written, the first run on the held-out
+third found 94 of 96 planted faults, and 91 of 91 confirmed findings were true.
 """
 
 from __future__ import annotations

@@ -859,7 +859,7 @@ def control_encoder_with_plain_attention() -> Built:
 @case(
     _TOP
     | {
-        ("", "attention_mask"): "dead",
+        ("", "attention_mask"): "passed_through",
         ("", "head_mask"): "passed_through",
         ("layer.0", "attention_mask"): "unused",
         ("layer.0", "head_mask"): "unused",
@@ -872,7 +872,7 @@ def control_encoder_with_fast_attention() -> Built:
     return _Encoder(fast=True), lambda module: module(_IDS, mask, torch.zeros_like(_IDS), head_mask=heads)
 
 
-@case(_TOP | {("", "attention_mask"): "conditional", ("layer.0", "attention_mask"): "conditional"})
+@case(_TOP | {("", "attention_mask"): "used", ("layer.0", "attention_mask"): "conditional"})
 def control_encoder_mask_counts_with_attentions_asked() -> Built:
     """Only where the weights are asked for the plain way is taken, and the mask added."""
     torch.manual_seed(0)

@@ -328,7 +328,7 @@ def dead_collected_but_cut_off() -> Built:
 @case(
     {
         ("", "x"): "used",
-        ("", "style"): "dead",
+        ("", "style"): "passed_through",
         ("mapping", "input"): "used",
         ("mapping.0", "input"): "used",
         ("mapping.1", "input"): "used",

@@ -132,7 +132,7 @@ def nesting_deep_chain_used_at_the_bottom() -> Built:
 @case(
     {
         ("", "x"): "used",
-        ("", "mask"): "dead",
+        ("", "mask"): "passed_through",
         ("layer", "x"): "used",
         ("layer", "mask"): "unused",
         ("layer.fc", "input"): "used",
