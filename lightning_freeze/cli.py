@@ -7,29 +7,35 @@ what a stock LightningCLI lets pass (a key that stands twice) and what it cannot
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytorch_lightning import LightningModule
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
 
 from lightning_freeze import __all__ as public_names
 from lightning_freeze import __version__
 from lightning_freeze._yaml import ConfigError, Place, read
 from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
 from lightning_freeze.gate.optimizers import UnsupportedError
+from lightning_freeze.input_audit import InputAudit, once_a_class, write_declarations
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.groups import SelectionError, check_selector
 from lightning_freeze.plan.phases import Phase, Phases
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest
 from lightning_freeze.report.findings import FreezeViolation
+from lightning_freeze.report.table import inputs_table
 
-_CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit)}
+_CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit, InputAudit)}
 _SCHEDULES: dict[str, type] = {"Every": Every, "Phases": Phases}
 _OURS = "lightning_freeze."
 # Where a LightningCLI, or a schedule of ours, takes the path of a further file.
@@ -46,20 +52,28 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments; by default those of the process.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    inputs = _InputsCommand.of(arguments)
+    if inputs is not None:
+        arguments = inputs.as_fit
+        args, sys.argv = (None, [sys.argv[0], *arguments]) if args is None else (arguments, sys.argv)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
     roots: list[Place] = []
     try:
         FreezeCLI.roots = roots = check_files(arguments)
-        FreezeCLI(
+        cli = FreezeCLI(
             LightningModule,
             None,  # any LightningDataModule, or none where the model brings its own data
             subclass_mode_model=True,
             parser_class=_Parser,
             parser_kwargs={"version": f"lightning-freeze {__version__}"},
             save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfigCallback if inputs is None else None,
+            trainer_defaults={} if inputs is None else {"callbacks": [inputs.audit]},
             args=None if args is None else arguments,
         )
+        if inputs is not None:
+            inputs.finish(cli.trainer)
     except ConfigError as error:
         raise SystemExit(f"lightning-freeze: error: {error}") from error
     except FreezeViolation as error:
@@ -73,10 +87,76 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(f"lightning-freeze: error: {where}{error}") from error
 
 
+@dataclass(frozen=True)
+class _InputsCommand:
+    """``lightning-freeze inputs``: a fit of a batch or a few under the input audit, and a whitelist of what it found.
+
+    Args:
+        rest: The arguments of the fit.
+        out: The whitelist's file.
+        batches: How many batches to run.
+        audit: The callback; it stands back where the configuration brings its own.
+    """
+
+    rest: list[str]
+    out: Path
+    batches: int
+    audit: InputAudit
+
+    @classmethod
+    def of(cls, arguments: list[str]) -> _InputsCommand | None:
+        """The command that the arguments give, if it is this one."""
+        if arguments[:1] != ["inputs"]:
+            return None
+        parser = argparse.ArgumentParser(
+            "lightning-freeze inputs",
+            description="Run one batch under the input audit, print what modules are handed and do not use, and write a "
+            "whitelist of it, so that an old project starts clean and only what is new is found. Everything else is as "
+            "for `lightning-freeze fit`.",
+        )
+        parser.add_argument("--out", type=Path, default=Path("inputs.yaml"), help="the file to write, or to add to")
+        parser.add_argument("--batches", type=int, default=1, help="training batches to run, and validation batches")
+        given, rest = parser.parse_known_args(arguments[1:])
+        if given.batches < 1:
+            parser.error(f"--batches is {given.batches}, but must be at least 1.")
+        audit = InputAudit(batches=given.batches)
+        audit._by_switch = audit._by_command = True
+        return cls(rest, given.out, given.batches, audit)
+
+    @property
+    def as_fit(self) -> list[str]:
+        """The arguments of the fit."""
+        return ["fit", *self.rest, f"--trainer.fast_dev_run={self.batches}"]
+
+    def finish(self, trainer: Trainer) -> None:
+        """Print what was found, and write it down."""
+        callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        own = [c for c in callbacks if isinstance(c, InputAudit) and c is not self.audit]
+        findings = (own[0] if own else self.audit).findings
+        new = write_declarations(self.out, findings, datetime.date.today().isoformat())
+        console = Console()
+        if findings:
+            console.print(inputs_table(once_a_class(findings), len(findings)))
+        console.print(
+            f"{new} new entries written to {self.out}. Judge each; then keep it so:\n"
+            f"  InputAudit(on_finding='raise', whitelist={str(self.out)!r})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 class FreezeCLI(LightningCLI):
     """Lightning's own command line over any model and data class."""
 
     roots: Sequence[Place] = ()
+
+    def before_fit(self) -> None:
+        """``lightning-freeze inputs`` tells everything, whatever the configuration's own audit would stop for."""
+        if any(getattr(c, "_by_command", False) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, InputAudit):
+                    callback._on_finding = "warn"
 
 
 class _Parser(LightningArgumentParser):
@@ -90,7 +170,7 @@ class _Parser(LightningArgumentParser):
 
     def print_usage(self, file: Any = None) -> None:
         """One line instead of every option, so that an error stays on the screen."""
-        print("usage: lightning-freeze fit|validate|test|predict --config FILE [options]", file=file)
+        print("usage: lightning-freeze fit|validate|test|predict|inputs --config FILE [options]", file=file)
 
     def _mend(self, message: str) -> str:
         """The options nearest to one that is not accepted."""

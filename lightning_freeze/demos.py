@@ -117,6 +117,56 @@ class DigitsGAN(pl.LightningModule):
         ]
 
 
+class DigitsSwin(pl.LightningModule):
+    """A Hugging Face Swin Transformer V2, tiny and with random weights, that reads digits; nothing is downloaded.
+
+    Real code of others for the input audit: its attention hands a tensor to a module that never uses it.
+
+    Args:
+        width: Channels of the first stage.
+        depths: Blocks in each stage.
+        lr: Learning rate of AdamW.
+
+    Raises:
+        ImportError: ``transformers`` is not installed.
+    """
+
+    def __init__(self, width: int = 24, depths: tuple[int, int] = (2, 2), lr: float = 2e-3) -> None:
+        super().__init__()
+        try:
+            from transformers import Swinv2Config, Swinv2ForImageClassification
+        except ImportError as error:
+            raise ImportError(
+                "this demo's model comes from transformers, which is not installed. Install it with the extra `hf`: "
+                "pip install 'lightning-freeze[demo,hf]'."
+            ) from error
+        heads = [2, 4]
+        config = Swinv2Config(
+            image_size=8, patch_size=1, num_channels=1, embed_dim=width, depths=list(depths), num_heads=heads,
+            window_size=4, num_labels=10,
+        )  # fmt: skip
+        self.model = Swinv2ForImageClassification(config)
+        self.lr = lr
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
+        """Transformers' output, with ``logits`` of shape (batch, 10), for images of shape (batch, 8, 8)."""
+        return self.model(pixel_values=images.unsqueeze(1), labels=labels)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The cross-entropy of a batch."""
+        loss: Tensor = self(*batch).loss
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs ``val_accuracy``."""
+        images, labels = batch
+        self.log("val_accuracy", (self(images).logits.argmax(1) == labels).float().mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over everything."""
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
 class DigitsData(pl.LightningDataModule):
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels: real data that ships in the wheel.
 

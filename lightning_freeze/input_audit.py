@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from lightning_freeze._lightning import (
     Callback,
     LightningModule,
@@ -146,7 +148,7 @@ class InputAudit(Callback):
         self._recorder: Recorder | None = None
         self._findings: list[Finding] = []
         self._verdicts: dict[tuple[str, str], str] = {}
-        self._by_switch = False
+        self._by_switch = self._by_command = False
 
     @property
     def findings(self) -> list[Finding]:
@@ -316,6 +318,68 @@ def read_declarations(path: Path) -> tuple[dict[str, Any], list[str]]:
     except DeclarationError as error:
         raise ConfigError(str(_place_of(root, error).error(str(error)))) from error
     return dict(known), list(shapes)
+
+
+def draft(findings: Sequence[Finding], today: str) -> tuple[dict[str, Any], list[str]]:
+    """A whitelist and metadata inputs that cover findings, each reason saying that nobody has judged it yet.
+
+    Args:
+        findings: What is there today.
+        today: The date, for the reasons.
+
+    Example:
+        >>> one = Finding(audit="inputs", kind="unused", severity="warning", message="…", module="encoder.0",
+        ...               module_class="Block", argument="mask", confirmed=True)
+        >>> draft([one], "2030-01-01")
+        ({'Block.mask': "unused in 'encoder.0' on 2030-01-01; not judged yet"}, [])
+    """
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.kind != "stale":
+            kinds.setdefault(f"{finding.module_class}.{finding.argument}", []).append(finding)
+    known: dict[str, Any] = {}
+    shapes = []
+    for key, same in kinds.items():
+        if all(finding.kind == "metadata" for finding in same):
+            shapes.append(key)
+            continue
+        what = " or ".join(dict.fromkeys(finding.kind for finding in same))
+        known[key] = f"{what} in {_some(same)} on {today}; not judged yet"
+    return known, shapes
+
+
+def write_declarations(path: Path, findings: Sequence[Finding], today: str) -> int:
+    """Write, or add to, the file that makes what is there today known, so that only what is new is found.
+
+    Entries that the file has already stay as they are.
+
+    Args:
+        path: The file.
+        findings: What is there today.
+        today: The date.
+
+    Returns:
+        How many entries are new.
+
+    Raises:
+        ConfigError: There is a file that cannot be read.
+    """
+    known, shapes = read_declarations(path) if path.exists() else ({}, [])
+    drafted, further = draft(findings, today)
+    new = {key: reason for key, reason in drafted.items() if key not in known}
+    more = [key for key in further if key not in shapes]
+    body = {"whitelist": {**known, **new}, "metadata_inputs": [*shapes, *more]}
+    text = yaml.safe_dump({k: v for k, v in body.items() if v}, sort_keys=False, width=1000, allow_unicode=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_HEADER + (text if any(body.values()) else "whitelist: {}\n"), encoding="utf-8")
+    return len(new) + len(more)
+
+
+_HEADER = """\
+# Inputs that modules are handed and do not use, as `lightning-freeze inputs` found them. For each: remove the input, or
+# say in a sentence why it stays. An entry that no longer matches is itself found, so the list stays true.
+# InputAudit(on_finding="raise", whitelist="<this file>") then stops a run for new ones only.
+"""
 
 
 def _place_of(root: Place, error: DeclarationError) -> Place:

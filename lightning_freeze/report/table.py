@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 
+from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
 
 _SHOWN = 4
@@ -45,6 +46,31 @@ def summary_table(records: Iterable[Record]) -> Table:
             f"{updates / counts['total']:.0%}" if counts["total"] else "–",
             str(errors[group]),
             str(warnings[group]),
+        )
+    return table
+
+
+def inputs_table(findings: Sequence[Finding], total: int) -> Table:
+    """What modules are handed and do not use, each input of a class once.
+
+    Args:
+        findings: The findings, one for each class, argument and kind.
+        total: How many there are over all modules.
+    """
+    table = Table(title="inputs", caption=f"{total} of those handed to modules are not used")
+    for name in ("input", "verdict", "confirmed", "calls that use it", "bytes a call", "first module"):
+        table.add_column(
+            name, overflow="fold", justify="right" if name in ("calls that use it", "bytes a call") else "left"
+        )
+    for finding in findings:
+        used, calls = finding.calls or (0, 0)
+        table.add_row(
+            f"{finding.module_class}.{finding.argument}".replace("[", "\\["),
+            finding.kind,
+            "yes" if finding.confirmed else "no",
+            f"{used} of {calls}",
+            f"{finding.bytes_passed or 0:,}",
+            finding.module or "the root",
         )
     return table
 

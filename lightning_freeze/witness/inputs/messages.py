@@ -91,8 +91,7 @@ def _message(tally: Tally, confirmed: bool) -> str:
     where = f", {PurePath(tally.source[0]).name}:{tally.source[1]}" if tally.source else ""
     parts = [f"{module}{where} is handed `{tally.argument}` {_WHAT[kind]} {_calls(tally)}."]
     if tally.handed_by:
-        way = " → ".join(f"`{argument}` of {name!r}" if name else f"`{argument}`" for name, argument in tally.handed_by)
-        parts.append(f"It comes down from {way}.")
+        parts.append(f"It comes down from {_way(tally.handed_by)}.")
     parts.append(_size(tally))
     if not confirmed:
         parts.append("This is a candidate: neither the code nor a replay could confirm it.")
@@ -116,6 +115,13 @@ def key_of(kind: str, argument: str, name: str) -> str:
         ('Block.mask', "Block.kwargs['mask']")
     """
     return f"{kind}.{argument if argument != name else name}"
+
+
+def _way(handed_by: Sequence[tuple[str, str]]) -> str:
+    """Where an input was first handed in, and by whom it was last handed on."""
+    named = [f"`{argument}` of {name!r}" if name else f"`{argument}` of the root" for name, argument in handed_by]
+    between = len(named) - 2
+    return " → ".join([named[0], *([f"({between} between)"] if between > 0 else []), *named[1:][-1:]])
 
 
 def _calls(tally: Tally) -> str:
