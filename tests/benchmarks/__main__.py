@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.hooks import measure
+from tests.benchmarks import hooks, inputs
 
 
 def in_time(us: float) -> str:
@@ -74,18 +74,95 @@ def detail_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def _ratio(numbers: Mapping[str, float]) -> str:
+    return f"{numbers['median']:.3f}\n{numbers['p10']:.3f}\nto {numbers['p90']:.3f}"
+
+
+def _in_size(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def inputs_table(result: Mapping[str, Any]) -> Table:
+    """What the audit of inputs costs, one row a case and pass."""
+    machine = result["machine"]
+    table = Table(
+        title="The cost of the input audit: median, and p10 to p90 below it",
+        caption=(
+            "Ratio: audited to plain, pair by pair in turns; by the clock on the wall, and by the processor's time, which "
+            "other processes disturb less. First: an audit's first pass, which also confirms what it finds, to the "
+            "plain median. Findings: of so many inputs, and how many are confirmed. Peak: the most bytes at once from "
+            "torch's allocator, plain, and what the first and a later audited pass add. "
+            f"{machine['cpu']}, one thread, torch {machine['torch']}, transformers {machine['transformers']}."
+        ),
+        caption_justify="left",
+        show_lines=True,
+    )
+    table.add_column("case", no_wrap=True)
+    for column in ("plain", "audited", "ratio", "processor", "first", "findings", "peak"):
+        table.add_column(column, justify="right")
+    for case in result["cases"]:
+        for name in inputs.PASSES:
+            numbers, peaks = case[name], case["allocator_bytes"][name]
+            table.add_row(
+                f"{case['name']}\n{name.replace('_', ' + ')}\n{case['modules']} modules",
+                _spread(numbers["plain_us"]),
+                _spread(numbers["audited_us"]),
+                _ratio(numbers["ratio"]),
+                _ratio(numbers["ratio_processor"]),
+                f"{in_time(numbers['first_us'])}\n{numbers['first_ratio']:.2f}",
+                f"{numbers['findings']}\nof {numbers['inputs']}\n{numbers['confirmed']} confirmed",
+                f"{_in_size(peaks['plain'])}\n{peaks['first'] - peaks['plain']:+,} B\n"
+                f"{peaks['audited'] - peaks['plain']:+,} B",
+            )
+    return table
+
+
+def idle_table(result: Mapping[str, Any]) -> Table:
+    """What batches cost that are not audited, and the peak of the resident set."""
+    table = Table(title="Batches that are not audited, and the resident set")
+    table.add_column("what")
+    for column in ("plain", "with the audit", "ratio"):
+        table.add_column(column, justify="right")
+    idle = result["idle"]
+    table.add_row(
+        f"a step after the audited one\n{idle['rounds']} runs of {idle['steps']} steps of each kind",
+        _spread(idle["without_us"]),
+        _spread(idle["with_us"]),
+        _ratio(idle["ratio"]),
+    )
+    table.add_row("within the hooks of such a step", "", _spread(idle["hooks_us"]), f"+{idle['hooks_share']:.2%}")
+    for case in result["resident"]:
+        table.add_section()
+        table.add_row(
+            f"{case['name']}: resident set's peak\n{case['processes']} processes of each kind",
+            _in_size(case["median"]["plain"]),
+            _in_size(case["median"]["audited"]),
+            f"{case['ratio']:.3f}",
+        )
+    return table
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the JSON if asked to."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=(__doc__ or "").strip())
-    parser.add_argument("--steps", type=int, default=100, help="steps of each large run, 25 of warm-up included")
+    parser.add_argument("benchmark", nargs="?", choices=["hooks", "inputs"], default="hooks", help="by default: hooks")
+    parser.add_argument("--steps", type=int, default=100, help="hooks: steps of each large run, 25 of warm-up included")
+    parser.add_argument("--repeats", type=int, default=15, help="inputs: how often each pass is measured")
     parser.add_argument("--out", type=Path, default=None, help="where to write the numbers as JSON; by default nowhere")
     options = parser.parse_args(arguments)
     if options.steps <= 25:
         parser.error(f"--steps is {options.steps}, but the first 25 are warm-up. Give at least 26.")
-    result = measure(options.steps)
+    if options.repeats < 1:
+        parser.error(f"--repeats is {options.repeats}. Give at least 1.")
     console = Console()
-    console.print(hooks_table(result))
-    console.print(detail_table(result))
+    if options.benchmark == "hooks":
+        result = hooks.measure(options.steps)
+        tables = [hooks_table(result), detail_table(result)]
+    else:
+        result = inputs.measure(options.repeats)
+        tables = [inputs_table(result), idle_table(result)]
+    for table in tables:
+        console.print(table)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

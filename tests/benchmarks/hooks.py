@@ -228,15 +228,15 @@ def timed_hooks(scheduler: FreezeScheduler, clock: Clock) -> Iterator[None]:
             setattr(owner, name, original)
 
 
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, 10th and 90th percentile and mean, in microseconds."""
-    ordered = sorted(seconds) or [0.0]
+def spread(numbers: Sequence[float], unit: float = 1e6) -> dict[str, float]:
+    """Median, 10th and 90th percentile and mean: of seconds in microseconds, or in another unit."""
+    ordered = sorted(numbers) or [0.0]
     tenth = max(0, round(0.1 * (len(ordered) - 1)))
     return {
-        "median": statistics.median(ordered) * 1e6,
-        "p10": ordered[tenth] * 1e6,
-        "p90": ordered[len(ordered) - 1 - tenth] * 1e6,
-        "mean": statistics.fmean(ordered) * 1e6,
+        "median": statistics.median(ordered) * unit,
+        "p10": ordered[tenth] * unit,
+        "p90": ordered[len(ordered) - 1 - tenth] * unit,
+        "mean": statistics.fmean(ordered) * unit,
     }
 
 
@@ -306,9 +306,7 @@ def measure(steps: int = 100, warm_up: int = 25, blocks: int = 1000, each: int =
         blocks: Groups of the large cases.
         each: Parameters in each of those groups.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         overhead = wrapper_overhead()
 
         def many() -> pl.LightningModule:
@@ -320,15 +318,29 @@ def measure(steps: int = 100, warm_up: int = 25, blocks: int = 1000, each: int =
             measure_case("two halves", many, halves(blocks), steps, warm_up, overhead),
             measure_case("999 periods", many, periods(blocks), steps, warm_up, overhead),
         ]
+    return {"benchmark": "hooks", "wrapper_us": overhead * 1e6, "machine": machine(), "cases": cases}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread; afterwards on as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    machine = {
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on, and with."""
+    return {
         "torch": torch.__version__,
         "lightning": pl.__version__,
         "python": platform.python_version(),
         "threads": 1,
+        "cpu": _cpu(),
     }
-    return {"benchmark": "hooks", "wrapper_us": overhead * 1e6, "machine": machine | {"cpu": _cpu()}, "cases": cases}
 
 
 def _cpu() -> str:

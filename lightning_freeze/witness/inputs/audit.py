@@ -63,8 +63,9 @@ def audit_inputs(
         >>> class Block(nn.Module):
         ...     def forward(self, x, mask):
         ...         return x + 1
-        >>> with audit_inputs(Block()) as audit:
-        ...     y = block(torch.ones(2), mask=torch.ones(2)) if (block := audit.module) else None
+        >>> block = Block()
+        >>> with audit_inputs(block) as audit:
+        ...     y = block(torch.ones(2), mask=torch.ones(2))
         >>> audit.verdicts
         {('', 'x'): 'used', ('', 'mask'): 'unused'}
         >>> [(finding.argument, finding.kind, finding.confirmed) for finding in audit.findings]

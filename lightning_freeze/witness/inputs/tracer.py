@@ -84,9 +84,6 @@ class Thread:
         self.frames: list[Frame] = []
         self.quiet = 0
         self.stamp = 0
-        self._clear()
-
-    def _clear(self) -> None:
         self.labels: dict[int, Label] = {}
         self.storages: dict[int, tuple[StorageWeakRef, int, int]] = {}
         self.created: list[int] = []
@@ -405,10 +402,6 @@ class Thread:
                 kept |= bits & wanted
         return kept
 
-    def outermost_ended(self) -> None:
-        """Nothing is running any more."""
-        self._clear()
-
 
 class _Mode(TorchDispatchMode):
     """Tells a thread of each operator that it ran."""
@@ -577,7 +570,7 @@ class Tracer:
                     self._outermost(thread)
                 except Exception as error:
                     self.give_up(error)
-                thread.outermost_ended()
+                LOCAL.thread = None  # it leads to the audited modules
 
 
 def _current() -> Thread | None:
@@ -616,6 +609,8 @@ def plain(tensor: Tensor) -> Tensor:
 
 def _counts_holders() -> bool:
     """Whether torch counts a tensor's holders in C++, as the autograd graph, as one reference to its Python object."""
+    if not hasattr(Tensor, "_use_count"):  # an older torch, which does not
+        return False
     tensor = torch.ones(1, requires_grad=True)
     before = sys.getrefcount(tensor)
     with torch.enable_grad():

@@ -41,6 +41,13 @@ CAREFUL = {
 }
 IGNORED = {"unused", "dead", "metadata"}
 MODES = ["train", "eval"]
+CORE = set(
+    "bert distilbert albert deberta_v2 mpnet longformer big_bird fnet funnel xlnet canine modernbert gpt2 gpt_neox opt bloom "
+    "llama llama_with_cache gemma2 phi falcon mixtral deepseek_v3 gpt_oss t5 bart longt5 prophetnet mamba rwkv jamba "
+    "recurrent_gemma lfm2 vit swinv2 convnext resnet segformer detr dpt sam wav2vec2 whisper encodec clip blip vilt llava "
+    "layoutlmv3 perceiver time_series_transformer autoformer patchtst decision_transformer".split()
+)
+"""One or two of each family: these are compared in every run of the suite, the others with ``pytest -m slow``."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +85,9 @@ def disagreements(verdicts: Mapping[Key, str], findings: Iterable[Any], found: E
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in CORE else pytest.mark.slow) for name in ARCHITECTURES]
+)
 def test_the_audit_and_the_oracle_agree(name: str, mode: str) -> None:
     from lightning_freeze import audit_inputs
 
@@ -88,6 +97,7 @@ def test_the_audit_and_the_oracle_agree(name: str, mode: str) -> None:
         found = examine(model, inputs)
         with audit_inputs(model) as audit:
             run(model, inputs)
+    assert audit.failure is None
     assert found.calls
     assert not found.skipped
     assert not found.unfaithful
@@ -97,6 +107,11 @@ def test_the_audit_and_the_oracle_agree(name: str, mode: str) -> None:
         assert key in found.irrelevant
         del found.leaves[key]
     assert not disagreements(audit.verdicts, audit.findings, found)
+
+
+def test_the_core_is_a_part_of_the_table() -> None:
+    assert set(ARCHITECTURES) >= CORE
+    assert len(CORE) >= 40
 
 
 KNOWN = {

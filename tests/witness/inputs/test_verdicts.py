@@ -32,7 +32,7 @@ def test_nothing_at_all_is_unused() -> None:
     assert Fate().verdict() == "unused"
 
 
-@pytest.mark.parametrize("pair", combinations(ORDER, 2), ids=lambda pair: f"{pair[0][0]} over {pair[1][0]}")
+@pytest.mark.parametrize("pair", list(combinations(ORDER, 2)), ids=lambda pair: f"{pair[0][0]} over {pair[1][0]}")
 def test_of_two_facts_the_stronger_decides(pair: tuple[tuple[str, Verdict], tuple[str, Verdict]]) -> None:
     (strong, verdict), (weak, _) = pair
     assert Fate(**{strong: True, weak: True}).verdict() == verdict
