@@ -140,12 +140,11 @@ class DigitsSwin(pl.LightningModule):
                 "this demo's model comes from transformers, which is not installed. Install it with the extra `hf`: "
                 "pip install 'lightning-freeze[demo,hf]'."
             ) from error
-        heads = [2, 4]
-        config = Swinv2Config(
-            image_size=8, patch_size=1, num_channels=1, embed_dim=width, depths=list(depths), num_heads=heads,
-            window_size=4, num_labels=10,
-        )  # fmt: skip
-        self.model = Swinv2ForImageClassification(config)
+        options: dict[str, Any] = {
+            **{"image_size": 8, "patch_size": 1, "num_channels": 1, "window_size": 4, "num_labels": 10},
+            **{"embed_dim": width, "depths": list(depths), "num_heads": [2, 4]},
+        }
+        self.model = Swinv2ForImageClassification(Swinv2Config(**options))
         self.lr = lr
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:

@@ -130,6 +130,12 @@ def idle_table(result: Mapping[str, Any]) -> Table:
         _spread(idle["with_us"]),
         _ratio(idle["ratio"]),
     )
+    table.add_row(
+        "the same, plain with an empty callback",
+        _spread(idle["empty_us"]),
+        _spread(idle["with_us"]),
+        _ratio(idle["ratio_to_empty"]),
+    )
     table.add_row("within the hooks of such a step", "", _spread(idle["hooks_us"]), f"+{idle['hooks_share']:.2%}")
     for case in result["resident"]:
         table.add_section()

@@ -26,6 +26,7 @@ from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes to the screen that it starts and stops
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -301,37 +302,46 @@ def measure_resident(case: str, processes: int) -> dict[str, Any]:
 
 
 def measure_idle(steps: int, rounds: int, warm_up: int) -> dict[str, Any]:
-    """Steps after the audited one under a Trainer with `InputAudit(batches=1)`, and under one without it, in turns.
+    """Steps after the audited one under a Trainer with `InputAudit(batches=1)`, and under ones without it, in turns.
 
-    The model is as small as can be, so that a hook would be felt. What the hooks cost is also summed inside them, which
-    is exact, where the ratio of two runs is not.
+    The model is as small as can be, so that a hook would be felt. Of those without, one has no callback of ours, the
+    other an empty one: Lightning calls that, too. What our hooks cost is also summed inside them, which is exact, where
+    the ratio of two runs is not.
 
     Args:
         steps: Steps of a run.
         rounds: Runs of each kind.
         warm_up: First steps of a run that are left out; at least the audited one.
     """
+    makers: dict[str, Callable[[], list[pl.Callback]]] = {
+        "with": lambda: [InputAudit(batches=1)],
+        "empty": lambda: [pl.Callback()],
+        "without": list,
+    }
     overhead = wrapper_overhead()
-    ratios, with_it, without, inside = [], [], [], []
-    for _ in range(rounds):
-        audited = train(TwoLayers(), steps, Clock(), InputAudit(batches=1))[warm_up:]
-        bare = train(TwoLayers(), steps, Clock())[warm_up:]
-        ratios.append(statistics.median(audited) / statistics.median(bare))
-        with_it += audited
-        without += bare
+    taken: dict[str, list[list[float]]] = {kind: [] for kind in makers}
+    inside = []
+    for turn in range(rounds):
+        for kind in sorted(makers, reverse=bool(turn % 2)):
+            taken[kind].append(train(TwoLayers(), steps, Clock(), *makers[kind]())[warm_up:])
         clock, callback = Clock(overhead), InputAudit(batches=1)
         for hook in ("on_train_batch_start", "on_train_batch_end"):
             setattr(callback, hook, clock.wrap(getattr(callback, hook), hook))
         train(TwoLayers(), steps, clock, callback)
         inside += [sum(step.values()) for step in clock.steps[warm_up:]]
+    middle = {kind: [statistics.median(run) for run in runs] for kind, runs in taken.items()}
+
+    def to(other: str) -> dict[str, float]:
+        return spread([one / two for one, two in zip(middle["with"], middle[other], strict=True)], 1.0)
+
     return {
         "steps": steps - warm_up,
         "rounds": rounds,
-        "with_us": spread(with_it),
-        "without_us": spread(without),
-        "ratio": spread(ratios, 1.0),
+        **{f"{kind}_us": spread([step for run in runs for step in run]) for kind, runs in taken.items()},
+        "ratio": to("without"),
+        "ratio_to_empty": to("empty"),
         "hooks_us": spread(inside),
-        "hooks_share": statistics.median(inside) / statistics.median(without),
+        "hooks_share": statistics.median(inside) / statistics.median(middle["without"]),
     }
 
 

@@ -17,7 +17,7 @@ from lightning_freeze.report.findings import Finding
 from .bytecode import ignores
 from .leaves import Leaf
 from .messages import describe, stale
-from .replay import unaffected
+from .replay import before, changeable, unaffected
 from .tracer import Frame, Thread, Tracer, plain
 from .verdicts import BLAMED, Tally, Verdict
 from .whitelist import Known, declared_on, keys_of, parse_metadata, parse_whitelist
@@ -104,11 +104,12 @@ class InputsAudit:
         self._replay = replay
         self._transparent = transparent
         self._without = frozenset(without)
-        self._tracer = Tracer(self._locate, self._ended, self._outermost, yields)
+        self._tracer = Tracer(self._locate, self._ended, self._outermost, self._begun, yields)
         self._lock = threading.Lock()
         self._confirmed: dict[tuple[str, str, str], str | None] = {}
         self._refuted: set[tuple[str, str]] = set()
         self._together: set[tuple[type, str]] = set()
+        self._judged: set[str] = set()  # the modules of which a call has ended
         self._names: dict[int, str] = {}
         self._strangers: set[int] = set()
         self._classes: dict[type, tuple[tuple[str, ...], frozenset[str]]] = {}
@@ -213,6 +214,15 @@ class InputsAudit:
                 tensor._fix_weakref()  # type: ignore[attr-defined]  # torch's own care for a reference come back
                 tally.bytes_kept = max(tally.bytes_kept, size)
 
+    def _begun(self, frame: Frame) -> None:
+        """A cache that is handed in grows in the call: a replay starts from what it was, not from what it became."""
+        if (
+            self._replay
+            and frame.name not in self._judged
+            and any(map(changeable, (*frame.args, *frame.kwargs.values())))
+        ):
+            frame.before = before(frame.args, frame.kwargs)
+
     def _ended(self, thread: Thread, frame: Frame, result: Any) -> tuple[list[bool], list[bool], list[bool]]:
         verdicts: list[Verdict] = [fate.verdict() for fate in frame.fates]
         proofs: list[str | None] = [None] * len(verdicts)
@@ -251,6 +261,7 @@ class InputsAudit:
         with self._lock:
             for index, leaf in enumerate(frame.leaves):
                 self._enter(thread, frame, leaf, index, verdicts[index], proofs[index], excuses[index], classes[0])
+        self._judged.add(frame.name)
         blamed = [verdict in BLAMED for verdict in verdicts]
         return blamed, [verdict == "stored" for verdict in verdicts], hidden
 
@@ -282,13 +293,13 @@ class InputsAudit:
         if key in self._together:
             return False
         self._together.add(key)
-        answer = dict(self._replayed(frame, [frame.leaves.index(leaf)]))
-        if any(answer.values()):
+        index = next(i for i, given in enumerate(frame.leaves) if given is leaf)
+        if any(answer for _, answer in self._replayed(frame, [index], doubt=False)):
             self._together.discard(key)
             return True
         return False
 
-    def _replayed(self, frame: Frame, indices: list[int]) -> list[tuple[int, bool | None]]:
+    def _replayed(self, frame: Frame, indices: list[int], doubt: bool = True) -> list[tuple[int, bool | None]]:
         """For each of some inputs whether poisoning it changes nothing, or None where that cannot be known."""
         if not indices:
             return []
@@ -299,11 +310,13 @@ class InputsAudit:
 
         def ask(chosen: list[int]) -> bool | None:
             leaves = [frame.leaves[index] for index in chosen]
-            return unaffected(frame.module, frame.args, frame.kwargs, leaves, apart=frame.wrote, without=self._without)
+            args, kwargs = frame.before or (frame.args, frame.kwargs)
+            return unaffected(frame.module, args, kwargs, leaves, apart=frame.wrote, doubt=doubt, without=self._without)
 
-        if ask(indices):
-            return [(index, True) for index in indices]
-        return [(index, ask([index])) for index in indices] if len(indices) > 1 else [(indices[0], ask(indices))]
+        answer = ask(indices)
+        if answer or len(indices) == 1:
+            return [(index, answer) for index in indices]
+        return [(index, ask([index])) for index in indices]
 
     def _enter(
         self,
@@ -389,7 +402,7 @@ def _calibrate() -> None:
         counts.append(frame.references[0])
         return [False], [False], [False]
 
-    tracer = Tracer(lambda module: ("", module, False), ended, lambda thread: None)
+    tracer = Tracer(lambda module: ("", module, False), ended, lambda thread: None, lambda frame: None)
     tracer.install()
     try:
         probe = nn.Identity()

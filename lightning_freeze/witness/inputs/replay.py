@@ -50,6 +50,7 @@ def unaffected(
     leaves: list[Leaf],
     *,
     apart: bool,
+    doubt: bool = True,
     without: frozenset[str] = frozenset(),
 ) -> bool | None:
     """Whether nothing that a call gives changes when some of its inputs are poisoned together.
@@ -63,6 +64,7 @@ def unaffected(
         kwargs: Its keyword arguments.
         leaves: The inputs to poison.
         apart: Whether the call writes to what it is handed, so that each run needs copies.
+        doubt: Whether to make sure, where something changed, that two equal runs do not differ.
         without: Attributes that the twin does without, as the Trainer that a module knows.
 
     Returns:
@@ -84,12 +86,30 @@ def unaffected(
                 continue
             ran += 1
             if not _equal(plainly, changed):
+                if not doubt:
+                    return False
                 clones = [(leaf, leaf.tensor.detach().clone()) for leaf in leaves]
                 return False if _equal(plainly, _run(module, args, kwargs, clones, apart, without)) else None
             if ran == 2:
                 break
         return True if ran else None
     except Exception:
+        return None
+
+
+def changeable(value: Any) -> bool:
+    """Whether an argument is an object that a call may change, as a cache is."""
+    if isinstance(value, (*SHARED, Tensor, nn.Module, list, tuple, dict)) or callable(value):
+        return False
+    return hasattr(value, "__dict__")
+
+
+def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A call's arguments as they are now: containers and objects anew, the tensors in them as they are."""
+    memo: dict[int, Any] = {}
+    try:
+        return _copy(args, memo, frozenset(), False), _copy(kwargs, memo, frozenset(), False)
+    except Exception:  # what cannot be copied cannot be replayed either
         return None
 
 
@@ -298,7 +318,8 @@ def _unseen() -> Iterator[None]:
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             # checkpointing counts what its region saves for backward, and selective checkpointing what it runs
-            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+            # (detached: a result saved as itself would hold the graph that holds it, for ever)
+            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor),
             _disable_current_modes(),
         ):
             warnings.simplefilter("ignore")

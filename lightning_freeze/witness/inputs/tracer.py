@@ -56,7 +56,7 @@ class Frame:
     """
 
     __slots__ = (
-        "args", "base", "created", "fates", "kwargs", "leaves", "module", "name", "opaque", "references", "saved",
+        "args", "base", "before", "created", "fates", "kwargs", "leaves", "module", "name", "opaque", "references", "saved",
         "signature", "start", "target", "twice", "wrote", "wrote_parameter",
     )  # fmt: skip
 
@@ -73,6 +73,7 @@ class Frame:
         self.base = self.start = self.created = 0
         self.saved: tuple[int, ...] = ()
         self.wrote = self.wrote_parameter = False
+        self.before: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the arguments, where the call changes them
 
 
 class Thread:
@@ -440,6 +441,7 @@ class Tracer:
             module of the audited tree, or only wraps one.
         ended: Told of each call that ended, before its caller is; returns what `Thread.settle` takes.
         outermost: Told when a thread's outermost call has ended.
+        begun: Told of each call before it begins.
         yields: Whether it stands back when another is installed.
 
     Raises:
@@ -454,10 +456,11 @@ class Tracer:
         locate: Callable[[nn.Module], tuple[str, nn.Module, bool] | None],
         ended: Ended,
         outermost: Callable[[Thread], None],
+        begun: Callable[[Frame], None],
         yields: bool = False,
     ) -> None:
         self._locate, self._ended, self._outermost = locate, ended, outermost
-        self._yields = yields
+        self._begun, self._yields = begun, yields
         self._readers = Readers(_current)
         self._call: Any = None
         self.failure: Exception | None = None
@@ -524,6 +527,8 @@ class Tracer:
             try:
                 place = tracer._locate(module)
                 frame = None if place is None else Frame(module, *place, args, kwargs)
+                if frame is not None:
+                    tracer._begun(frame)
             except Exception as error:
                 tracer.give_up(error)
                 frame = None

@@ -260,17 +260,6 @@ def calls_a_pure_one(x: Any) -> Any:
     return pure(x)
 
 
-def own_nested(x: Any) -> Any:
-    count = 0
-
-    def inner() -> None:
-        nonlocal count
-        count += 1
-
-    inner()
-    return x * count
-
-
 def recursive(x: Any) -> Any:
     return recursive(x - 1) if x else x
 
@@ -283,7 +272,7 @@ def recursive(x: Any) -> Any:
         (appends, True), (global_number, True), (global_dict, True), (global_deque, True), (global_dict_in_capitals, True),
         (object_of_the_module, True), (attribute_of_a_class, True), (through_another, True), (in_a_nested_one, True),
         (mutable_default, True), (closed_over(), True), (closed_number(), True),
-        (pure, False), (looks_up, False), (calls_a_pure_one, False), (own_nested, False), (recursive, False),
+        (pure, False), (looks_up, False), (calls_a_pure_one, False), (recursive, False),
     ],
     ids=lambda value: getattr(value, "__qualname__", str(value)),
 )  # fmt: skip

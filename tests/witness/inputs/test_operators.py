@@ -32,7 +32,7 @@ TABLE: list[tuple[Any, Use]] = [
     (aten.zeros_like.default, Use(shape_only=0)),
     (aten.new_full.default, Use(shape_only=0)),
     (aten.expand_as.default, Use(shape_only=1, views=True)),
-    (aten.type_as.default, Use(shape_only=1, views=True)),
+    (aten.type_as.default, Use(shape_only=1)),
     (aten.to.other, Use(shape_only=1, views=True)),
     (aten.to.dtype, Use(views=True)),
     (aten.size.int, Use(asks=True)),
@@ -74,14 +74,14 @@ def test_each_of_all_operators_can_be_read() -> None:
 def test_results_that_depend_on_values_by_torch_s_own_account_escape() -> None:
     """``data_dependent_output``: a plain value made of values, as ``item``, ``equal``, ``allclose``."""
     tagged = [op for op in ALL if torch.Tag.data_dependent_output in op.tags and op.is_view is False]
-    assert len(tagged) > 5
+    assert len(tagged) >= 3
     missed = {str(op) for op in tagged if not use_of(op).escapes and not use_of(op).writes}
     # these give back tensors alone, which carry the labels on
     assert missed - {str(op) for op in tagged if all("Tensor" in str(r.type) for r in op._schema.returns)} == set()
 
 
 def test_shapes_that_depend_on_values_by_torch_s_own_account_escape() -> None:
-    # FAILS: `bincount`, `repeat_interleave.Tensor` and others are not in ESCAPES: their results' shapes tell of values
+    # FAILS: `bincount`, `repeat_interleave` and `one_hot` are not in ESCAPES: the shapes of their results tell of values
     tagged = {
         op._schema.name.partition("::")[2]
         for op in ALL

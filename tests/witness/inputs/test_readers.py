@@ -67,9 +67,9 @@ ASKED: dict[str, Callable[[Any], Any]] = {
     "len": len,
     "size of one dimension": lambda x: x.size(0),
     "get_device": lambda x: x.get_device(),
-    "torch.numel": torch.numel,
-    "torch.is_floating_point": torch.is_floating_point,
-    "torch.is_complex": torch.is_complex,
+    "torch.numel": lambda x: torch.numel(x),
+    "torch.is_floating_point": lambda x: torch.is_floating_point(x),
+    "torch.is_complex": lambda x: torch.is_complex(x),
     "torch.result_type": lambda x: torch.result_type(x, 1.0),
     "shape of a view": lambda x: x.shape[0],
 }
@@ -106,9 +106,11 @@ def test_values_that_leave_torch_are_heard(name: str, listens: Listens) -> None:
 
 @pytest.mark.parametrize("name", LIKE)
 def test_what_is_made_like_another_asks_the_other(name: str, listens: Listens) -> None:
+    # FAILS: "to" calls its argument `tensor`: `x.to(tensor=like)` clashes with the wrapper's own parameter of that name, so
+    # that what runs without an audit raises a TypeError under one; and the wrapper looks for `other` alone
     x, like = torch.ones(2), torch.zeros(2)
     getattr(x, name)(like)
-    getattr(x, name)(other=like)
+    getattr(x, name)(**{"tensor" if name == "to" else "other": like})
     assert listens.heard == [("asked", id(like))] * 2
 
 
@@ -177,7 +179,11 @@ def test_every_name_of_the_lists_is_wrapped() -> None:
 
 def said(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return (value.tolist() if value.numel() < 7 and "empty" not in str(value.dtype) else 0, value.dtype, value.shape)
+        return (
+            value.tolist() if value.numel() < 7 and "empty" not in str(value.dtype) else 0,
+            value.dtype,
+            value.shape,
+        )
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
