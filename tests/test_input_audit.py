@@ -650,8 +650,8 @@ def test_the_switch_takes_a_whitelist(monkeypatch: Any, trainer: Any, tmp_path: 
 def test_the_switch_stands_back_where_a_trainer_has_its_own(own: Any, monkeypatch: Any, trainer: Any) -> None:
     monkeypatch.setenv("LIGHTNING_FREEZE_AUDIT", "warn")
     callback, model = own(), Faulty()
+    fit = trainer(callback)
     with pytest.warns(UserWarning, match="mask") as warned:
-        fit = trainer(callback)
         fit.fit(model, batches(3))
     assert model.watched == [True, False, False]
     assert sum("never uses it" in str(w.message) or "inputs: 2" in str(w.message) for w in warned) == 1

@@ -144,7 +144,7 @@ def test_many_calls_of_one_child_do_not_mix() -> None:
 
 
 def thread() -> Thread:
-    return Thread(Tracer(lambda module: None, lambda *_: ([], [], []), lambda _: None))
+    return Thread(audit_inputs(Block())._tracer)
 
 
 def test_a_label_is_of_one_tensor_and_not_of_a_number() -> None:
