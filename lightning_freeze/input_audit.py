@@ -141,7 +141,7 @@ class InputAudit(Callback):
         parse_whitelist(known)
         self._options: dict[str, Any] = {
             "whitelist": known,
-            "metadata_inputs": sorted(parse_metadata([*(metadata_inputs or ()), *shapes])),
+            "metadata_inputs": sorted(parse_metadata(metadata_inputs) | parse_metadata(shapes)),
             "replay": replay,
         }
         self._watch: InputWatch | None = None
@@ -384,12 +384,16 @@ _HEADER = """\
 
 def _place_of(root: Place, error: DeclarationError) -> Place:
     """Where in the file a declaration stands that cannot be read: the deepest key that the error's names."""
+    shapes = root.items().get("metadata_inputs", root)
+    for index, place in enumerate(shapes.elements()):
+        if error.key == f"metadata_inputs[{index}]":
+            return place
     table = root.items().get("whitelist")
     entries = table.items() if table is not None else {}
     for key, place in entries.items():
         if error.key.startswith(f"whitelist[{key!r}]"):
             return place.items().get(error.key.rpartition("].")[2], place)
-    return root.items().get("metadata_inputs", root) if error.key.startswith("metadata") else table or root
+    return shapes if error.key.startswith("metadata") else table or root
 
 
 # ---- the switch

@@ -135,7 +135,7 @@ BAD = [
     ("whitelist:\n  Block.mask: {reason: x, wen: {a: 1}}", "line 2, whitelist.Block.mask.wen: whitelist['Block.mask']"),
     ("whitelist: {Block.mask: {reason: x, when: [1]}}", "is no mapping of the module's attributes to values"),
     ("whitelst: {}", "line 1, whitelst: 'whitelst' is no key of a whitelist's file. Nearest: 'whitelist'"),
-    ("metadata_inputs: Block.like", "metadata_inputs: 'Block.like' is a string. Write a list: [Block.like]."),
+    ("metadata_inputs: Block.like", "metadata_inputs: 'Block.like' is no list. Write a list: [Block.like]."),
     ("whitelist: {Block.mask: a, Block.mask: b}", "stands twice"),
     ("- 1", "the file must be a mapping with the key `whitelist` or `metadata_inputs`"),
 ]

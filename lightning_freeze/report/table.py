@@ -57,7 +57,7 @@ def inputs_table(findings: Sequence[Finding], total: int) -> Table:
         findings: The findings, one for each class, argument and kind.
         total: How many there are over all modules.
     """
-    table = Table(title="inputs", caption=f"{total} of those handed to modules are not used")
+    table = Table(title="inputs", caption=f"{total} finding{'s' * (total != 1)} over all modules")
     for name in ("input", "verdict", "confirmed", "calls that use it", "bytes a call", "first module"):
         table.add_column(
             name, overflow="fold", justify="right" if name in ("calls that use it", "bytes a call") else "left"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_freeze.report.findings import Finding
 
@@ -110,7 +111,7 @@ class InputsAudit:
         self._refuted: set[tuple[str, str]] = set()
         self._together: set[tuple[type, str]] = set()
         self._judged: set[str] = set()  # the modules of which a call has ended
-        self._names: dict[int, str] = {}
+        self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self._strangers: set[int] = set()
         self._classes: dict[type, tuple[tuple[str, ...], frozenset[str]]] = {}
         self.reset()
@@ -124,6 +125,8 @@ class InputsAudit:
 
     def __enter__(self) -> InputsAudit:
         _calibrate()
+        for module in self.module.modules():
+            self._class_of(module)  # a declaration that cannot be read is told before anything runs
         self._name_modules()
         self._tracer.install()
         return self
@@ -148,7 +151,7 @@ class InputsAudit:
         return found + [stale(key, self._known.get(key)) for key in self._stale()]
 
     def _stale(self) -> list[str]:
-        return sorted(key for key in (*self._known, *self._declared) if key in self._seen and key not in self._matched)
+        return sorted(self._seen - self._matched)
 
     # ---- where a module is
 
@@ -160,7 +163,7 @@ class InputsAudit:
             module, name = waiting.pop()
             if id(module) in self._names:
                 continue
-            self._names[id(module)] = name
+            self._names[id(module)] = weakref.ref(module), name
             wrapped = WRAPPERS.get(type(module).__name__)
             children = [
                 (child, name if part == wrapped else f"{name}.{part}" if name else part)
@@ -169,16 +172,18 @@ class InputsAudit:
             ]
             waiting += reversed(children)
 
+    def _name_of(self, module: nn.Module) -> str | None:
+        reference, name = self._names.get(id(module), (None, None))
+        return name if reference is not None and reference() is module else None
+
     def _locate(self, module: nn.Module) -> tuple[str, nn.Module, bool] | None:
-        name = self._names.get(id(module))
-        if name is None:
-            if id(module) in self._strangers:
-                return None
+        name = self._name_of(module)
+        if name is None and id(module) not in self._strangers:
             self._name_modules()
-            name = self._names.get(id(module))
-            if name is None:
-                self._strangers.add(id(module))
-                return None
+            name = self._name_of(module)
+        if name is None:
+            self._strangers.add(id(module))
+            return None
         kind = type(module).__name__
         if kind == "OptimizedModule":
             return name, module._orig_mod, True  # type: ignore[return-value]
@@ -282,6 +287,7 @@ class InputsAudit:
             key = f"{names[0].partition('.')[0]}.{leaf.name}"
             self._seen.add(key)
             if verdict in BLAMED:
+                self._matched.add(key)
                 found = found or (key if verdict != "dead" else None)
         return found
 
@@ -334,7 +340,8 @@ class InputsAudit:
         if tally is None:
             swallowed = leaf.name == (frame.signature.varkw or "kwargs") and leaf.name not in frame.signature.named
             source = _source(frame.target)
-            tally = Tally(frame.name, kind, leaf.argument, leaf.name, swallowed, source)
+            of_torch = type(frame.target).__module__.startswith("torch.")
+            tally = Tally(frame.name, kind, leaf.argument, leaf.name, swallowed, source, of_torch)
             self._tallies[key] = tally
         tally.verdicts[verdict] += 1
         if verdict not in BLAMED:
@@ -389,7 +396,7 @@ _SOLE: dict[tuple[bool, bool], int] = {}
 
 
 class _Probe(nn.Module):
-    def forward(self, input: Tensor, other: Any) -> Tensor:
+    def forward(self, input: Tensor, other: Any = None) -> Tensor:
         return input
 
 
@@ -403,14 +410,19 @@ def _calibrate() -> None:
         return [False], [False], [False]
 
     tracer = Tracer(lambda module: ("", module, False), ended, lambda thread: None, lambda frame: None)
-    tracer.install()
-    try:
-        probe = nn.Identity()
-        probe(torch.empty(1))
-        probe(input=torch.empty(1))
-        _Probe()(torch.empty(1), other=None)
-    finally:
-        tracer.remove()
+    probe = _Probe()
+    call, before = nn.Module.__call__, Tracer.active
+    with torch._C.DisableTorchFunction(), _disable_current_modes():  # nobody is to see this
+        nn.Module.__call__ = lambda module, *args, **kwargs: None  # type: ignore[method-assign]
+        try:
+            tracer.install()
+            probe(torch.empty(1))
+            probe(input=torch.empty(1))
+            probe(torch.empty(1), other=None)
+        finally:
+            tracer.remove()
+            nn.Module.__call__ = call  # type: ignore[method-assign]
+            Tracer.active = before
     if len(counts) == 3:
         _SOLE.update({(False, False): counts[0], (True, True): counts[1], (False, True): counts[2]})
 

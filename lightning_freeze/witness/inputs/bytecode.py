@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-PEEKS = frozenset({"locals", "vars", "eval", "exec", "_getframe", "currentframe"})
+PEEKS = frozenset({"locals", "vars", "eval", "exec", "_getframe", "currentframe", "f_locals"})
 """Names by which code can reach a variable without loading it."""
 
 
@@ -65,54 +65,3 @@ def _loaded(code: types.CodeType) -> frozenset[str]:
             value = instruction.argval
             loaded.update(value if isinstance(value, tuple) else (value,))
     return frozenset(loaded)
-
-
-@functools.lru_cache(maxsize=4096)
-def writes_elsewhere(function: types.FunctionType, depth: int = 3) -> bool:
-    """Whether a function may change something that outlives its module: a global, or a mutable thing of a closure.
-
-    Running such a function again would do so again; a replay is not for it. Looks into functions of the same file.
-
-    Args:
-        function: The function.
-        depth: How many calls deep to look.
-
-    Example:
-        >>> seen = []
-        >>> def forward(x): return seen.append(x)
-        >>> def pure(x): return [x]
-        >>> writes_elsewhere(forward), writes_elsewhere(pure)
-        (True, False)
-    """
-    if any(isinstance(value, (list, dict, set)) or hasattr(value, "appendleft") for value in _cells(function)):
-        return True
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-        for instruction in dis.get_instructions(code):
-            if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF") and (
-                instruction.opname != "STORE_DEREF" or instruction.argval in code.co_freevars
-            ):
-                return True
-            if instruction.opname != "LOAD_GLOBAL":
-                continue
-            held = function.__globals__.get(instruction.argval)
-            if isinstance(held, (list, set)) or hasattr(held, "appendleft"):
-                return True
-            if isinstance(held, dict) and not str(instruction.argval).isupper():
-                return True
-            near = isinstance(held, types.FunctionType) and held.__module__ == function.__module__
-            if depth and near and held is not function and writes_elsewhere(held, depth - 1):
-                return True
-    return False
-
-
-def _cells(function: types.FunctionType) -> list[Any]:
-    held = []
-    for cell in function.__closure__ or ():
-        try:
-            held.append(cell.cell_contents)
-        except ValueError:  # an empty cell
-            continue
-    return held

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -54,6 +56,7 @@ class Signature(NamedTuple):
     named: frozenset[str]
     varargs: str | None
     varkw: str | None
+    shift: int = 0  # of the positions in ``*args``, where it holds ``self`` as well
 
     def at(self, where: int | str) -> tuple[str, str]:
         """The path and the parameter's name of what stands at a position or under a keyword."""
@@ -65,7 +68,7 @@ class Signature(NamedTuple):
         if where < len(self.positional):
             return self.positional[where], self.positional[where]
         owner = self.varargs or "args"
-        return f"{owner}[{where - len(self.positional)}]", owner
+        return f"{owner}[{where - len(self.positional) + self.shift}]", owner
 
 
 def signature_of(forward: Callable[..., Any]) -> Signature:
@@ -86,6 +89,7 @@ def _signature(function: Callable[..., Any], bound: bool) -> Signature:
         return Signature((), frozenset(), "args", "kwargs")
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    shift = int(bound and not positional)
     if bound and positional:
         named.discard(positional[0])
         del positional[0]
@@ -94,13 +98,15 @@ def _signature(function: Callable[..., Any], bound: bool) -> Signature:
         frozenset(named),
         next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None),
         next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None),
+        shift,
     )
 
 
 def children(value: Any) -> Iterator[tuple[str, Step, Any]] | None:
     """What a container holds, each with how it is written and reached; None for what is no container."""
-    if isinstance(value, Mapping):
-        return ((f"[{key!r}]", Step("item", key), value[key]) for key in list(value))
+    if isinstance(value, (dict, UserDict)):
+        held: dict[Any, Any] = value.data if isinstance(value, UserDict) else value
+        return ((f"[{key!r}]", Step("item", key), item) for key, item in list(dict.items(held)))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return ((f".{name}", Step("attribute", name), getattr(value, name)) for name in value._fields)
     if isinstance(value, (list, tuple)):
@@ -132,7 +138,7 @@ def leaves_of(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, 
         if isinstance(value, Tensor):
             argument, name = signature.at(where)
             found.append(Leaf(argument, name, where, (), value))
-        elif isinstance(value, (list, tuple, Mapping)) or dataclasses.is_dataclass(value):
+        elif isinstance(value, (list, tuple, dict, UserDict)) or dataclasses.is_dataclass(value):
             argument, name = signature.at(where)
             _within(value, argument, name, where, (), found, ())
     return found
@@ -194,7 +200,7 @@ def _rebuilt(value: Any, steps: tuple[Step, ...], tensor: Tensor) -> Any:
         items[step.key] = _rebuilt(items[step.key], steps[1:], tensor)
         return type(value)(items) if type(value) is not torch.Size else tuple(items)
     if step.kind == "item":
-        made = value.copy() if hasattr(value, "copy") else type(value)(value)
+        made = copy.copy(value)
         made[step.key] = _rebuilt(made[step.key], steps[1:], tensor)
         return made
     made = object.__new__(type(value))
@@ -223,8 +229,8 @@ def tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
         if id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, Mapping):
-            waiting += [(held, left - 1) for held in item.values()]
+        if isinstance(item, dict):  # a mapping of another kind may do something when it is read
+            waiting += [(held, left - 1) for held in dict.values(item)]
         elif isinstance(item, (list, tuple, set, frozenset)):
             waiting += [(held, left - 1) for held in item]
         if hasattr(item, "__dict__") and not callable(item):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Literal
 
 from lightning_freeze.report.findings import Finding
 
@@ -20,7 +19,7 @@ def describe(tally: Tally) -> Finding:
     """The finding about an input that goes unused in some call."""
     kind = tally.verdict
     confirmed = sum(tally.confirmed.values()) > 0
-    serious = confirmed and kind in ("unused", "dead") and not tally.swallowed
+    serious = confirmed and kind in ("unused", "dead") and not tally.swallowed and not tally.of_torch
     return Finding(
         audit="inputs",
         kind=kind,
@@ -74,7 +73,9 @@ def summary(findings: Sequence[Finding], shown: int = 4) -> str:
         >>> summary([one, one])
         'inputs: 2 of those handed to modules are not used: Block.mask (unused, 2 modules)'
     """
-    found = Counter((f"{f.module_class}.{f.argument}", f.kind, bool(f.confirmed)) for f in findings)
+    found = Counter(
+        (f"{f.module_class}.{f.argument}", f.kind, bool(f.confirmed)) for f in findings if f.kind != "stale"
+    )
     ranked = sorted(found.items(), key=lambda item: (not item[0][2], item[0][1] in ("metadata", "conditional")))
     words = []
     for (key, kind, confirmed), count in ranked[:shown]:
@@ -82,7 +83,11 @@ def summary(findings: Sequence[Finding], shown: int = 4) -> str:
         words.append(f"{key} ({what}, {count} modules)" if count > 1 else f"{key} ({what})")
     if len(ranked) > shown:
         words.append(f"and {len(ranked) - shown} more")
-    return f"inputs: {len(findings)} of those handed to modules are not used: {', '.join(words)}"
+    parts = [f"{found.total()} of those handed to modules are not used: {', '.join(words)}"] if found else []
+    stale_keys = [f"{f.module_class}.{f.argument}" for f in findings if f.kind == "stale"]
+    if stale_keys:
+        parts.append(f"declared in vain, since used in every call: {', '.join(stale_keys)}")
+    return f"inputs: {'; '.join(parts)}"
 
 
 def _message(tally: Tally, confirmed: bool) -> str:
@@ -148,15 +153,20 @@ def _bytes(count: int) -> str:
 
 def _mend(tally: Tally) -> str:
     key = key_of(tally.module_class, tally.argument, tally.name)
-    keep: Literal[""] | str = f"or, where it must stay, whitelist it: `{key}: <the reason>`"
+    keep = f"or, where it must stay, whitelist it: `{key}: <the reason>`"
+    whole = tally.argument == tally.name
+    removed = f"`def forward(self, …)` without `{tally.name}`" if whole else f"do without `{tally.argument}`"
+    if tally.of_torch:
+        return f"It is torch's own code: do not pass it where {tally.module_class} is called in this way, {keep}."
     if tally.swallowed:
         return (
             f"Cause: it is swallowed by `**{tally.name}`. Stop passing it where {tally.module_class} is called; {keep}."
         )
     match tally.verdict:
         case "metadata":
+            declared = f'"{tally.argument}"' if "'" in tally.argument else f"'{tally.argument}'"
             return (
-                f"Cause: only its shape is used. Declare it: `metadata_inputs = ({tally.name!r},)` in class "
+                f"Cause: only its shape is used. Declare it: `metadata_inputs = ({declared},)` in class "
                 f"{tally.module_class}; or pass `{tally.argument}.shape` instead, so that its memory can go."
             )
         case "conditional":
@@ -167,10 +177,7 @@ def _mend(tally: Tally) -> str:
         case "dead":
             return (
                 "Cause: never used. Return or use what is computed from it, or remove the computation and the "
-                f"argument: `def forward(self, …)` without `{tally.name}`, {keep}."
+                f"argument: {removed}, {keep}."
             )
         case _:
-            return (
-                f"Cause: never used. Remove it: `def forward(self, …)` without `{tally.name}`, and from the calls of "
-                f"{tally.module_class}; {keep}."
-            )
+            return f"Cause: never used. Remove it: {removed}, and from the calls of {tally.module_class}; {keep}."

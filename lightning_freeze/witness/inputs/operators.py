@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 SHAPE_OF = {
     "empty_like": 0,
     "zeros_like": 0,
@@ -23,7 +25,6 @@ SHAPE_OF = {
     "reshape_as": 1,
     "resize_as_": 1,
     "type_as": 1,
-    "broadcast_tensors": 0,
 }
 """Operators that take one operand for its shape, data type or device alone; the number is that operand's position."""
 
@@ -32,11 +33,8 @@ ASKS = frozenset(
 )
 """Operators without a tensor for a result which ask for metadata only."""
 
-ESCAPES = frozenset({"nonzero", "unique_dim", "_unique", "_unique2", "unique_consecutive", "masked_select"})
-"""Operators whose result has a shape that depends on values, so that values are known through shapes alone."""
-
 OVERWRITES = frozenset(
-    "copy_ zero_ fill_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ bernoulli_ set_ eye_".split()
+    "copy_ zero_ fill_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ bernoulli_ set_".split()
 )
 """In-place operators which do not read what they write over."""
 
@@ -76,7 +74,6 @@ def use_of(operator: Any) -> Use:
     Higher-order operators have none: they read everything.
 
     Example:
-        >>> import torch
         >>> use_of(torch.ops.aten.view.default).views, use_of(torch.ops.aten.add_.Tensor).writes
         (True, (0,))
         >>> use_of(torch.ops.aten.zeros_like.default).shape_only
@@ -107,5 +104,13 @@ def use_of(operator: Any) -> Use:
         views=views,
         asks=asks,
         statistics=space == "aten" and name in STATISTICS,
-        escapes="c10d" in space or name in ESCAPES or (not tensors and not writes and not asks),
+        escapes="c10d" in space or _sized_by_values(operator, name) or (not tensors and not writes and not asks),
     )
+
+
+def _sized_by_values(operator: Any, name: str) -> bool:
+    """Whether a result's shape depends on values, so that they are known through shapes alone.
+
+    Indexing is tagged so, too, for boolean masks; that is read and carried on like any other.
+    """
+    return torch.Tag.dynamic_output_shape in operator.tags and name != "index"

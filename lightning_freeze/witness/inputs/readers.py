@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 Base: Any = torch._C.TensorBase
 """Where torch's own getters are, whatever is wrapped."""
@@ -25,7 +26,6 @@ METHODS = (
     "size dim ndimension numel nelement __len__ stride is_contiguous is_floating_point is_complex is_signed "
     "element_size storage_offset get_device type new_tensor new_zeros new_ones new_empty new_full new"
 ).split()
-FUNCTIONS = "numel is_floating_point is_complex result_type get_device".split()
 LIKE = "expand_as view_as reshape_as type_as to".split()
 READERS = (
     "tolist numpy data_ptr untyped_storage storage _typed_storage __array__ __dlpack__ __repr__ __str__ __format__ "
@@ -48,6 +48,9 @@ class Watcher(Protocol):
     def saved(self, ctx: Any, tensors: tuple[Any, ...]) -> None:
         """A custom autograd function keeps the tensors for its backward."""
 
+    def gave_up(self, error: Exception) -> None:
+        """Telling it went wrong."""
+
 
 _MISSING = object()
 
@@ -67,16 +70,15 @@ class Readers:
         """Put the wrappers in place."""
         if self._before:
             return
+        _resolve_names()
         for name in PROPERTIES:
-            self._put(Tensor, name, self._property(getattr(Tensor, name)))
+            self._put(Tensor, name, self._property(getattr(Tensor, name), _asks))
         for name in METHODS:
-            self._put(Tensor, name, self._method(getattr(Tensor, name)))
+            self._put(Tensor, name, self._method(getattr(Tensor, name), _asks))
         for name in LIKE:
-            self._put(Tensor, name, self._like(getattr(Tensor, name)))
+            self._put(Tensor, name, self._method(getattr(Tensor, name), _asks_other))
         for name in READERS:
-            self._put(Tensor, name, self._reader(getattr(Tensor, name)))
-        for name in FUNCTIONS:
-            self._put(torch, name, self._function(getattr(torch, name)))
+            self._put(Tensor, name, self._method(getattr(Tensor, name), _leaves))
         self._put(Tensor, "data", self._data(Tensor.data))
         self._put(FunctionCtx, "save_for_backward", self._saving(FunctionCtx.save_for_backward))
 
@@ -93,64 +95,23 @@ class Readers:
         self._before.append((owner, name, vars(owner).get(name, _MISSING)))
         setattr(owner, name, wrapper)
 
-    def _property(self, original: Any) -> property:
+    def _property(self, original: Any, tell: Tell) -> property:
         current, get = self._current, original.__get__
 
-        def getter(tensor: Tensor) -> Any:
-            watcher = current()
-            if watcher is not None and not _by_torch():
-                watcher.asked(tensor)
-            return get(tensor)
+        def getter(tensor: Tensor, /) -> Any:
+            _tell(current(), tell, tensor, (), {})
+            return handle_torch_function(get, (tensor,), tensor) if has_torch_function_unary(tensor) else get(tensor)
 
         return property(getter, getattr(original, "__set__", None), getattr(original, "__delete__", None))
 
-    def _method(self, original: Any) -> Any:
+    def _method(self, original: Any, tell: Tell) -> Any:
         current = self._current
 
         @functools.wraps(original)
-        def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            watcher = current()
-            if watcher is not None and not _by_torch():
-                watcher.asked(tensor)
-            return original(tensor, *args, **kwargs)
-
-        return method
-
-    def _like(self, original: Any) -> Any:
-        current = self._current
-
-        @functools.wraps(original)
-        def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            watcher = current()
-            other = args[0] if args else kwargs.get("other")
-            if watcher is not None and isinstance(other, Tensor) and not _by_torch():
-                watcher.asked(other)
-            return original(tensor, *args, **kwargs)
-
-        return method
-
-    def _function(self, original: Any) -> Any:
-        current = self._current
-
-        @functools.wraps(original)
-        def function(*args: Any, **kwargs: Any) -> Any:
-            watcher = current()
-            if watcher is not None and not _by_torch():
-                for tensor in (*args, *kwargs.values()):
-                    if isinstance(tensor, Tensor):
-                        watcher.asked(tensor)
-            return original(*args, **kwargs)
-
-        return function
-
-    def _reader(self, original: Any) -> Any:
-        current = self._current
-
-        @functools.wraps(original)
-        def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            watcher = current()
-            if watcher is not None:
-                watcher.left(tensor)
+        def method(tensor: Tensor, /, *args: Any, **kwargs: Any) -> Any:
+            _tell(current(), tell, tensor, args, kwargs)
+            if has_torch_function_unary(tensor):  # whoever handles it is to see torch's own method, and not this one
+                return handle_torch_function(original, (tensor,), tensor, *args, **kwargs)
             return original(tensor, *args, **kwargs)
 
         return method
@@ -158,11 +119,9 @@ class Readers:
     def _data(self, original: Any) -> property:
         current, get = self._current, original.__get__
 
-        def getter(tensor: Tensor) -> Any:
-            watcher = current()
+        def getter(tensor: Tensor, /) -> Any:
             alias = get(tensor)
-            if watcher is not None:
-                watcher.alias(tensor, alias)
+            _tell(current(), _aliases, tensor, (alias,), {})
             return alias
 
         return property(getter, original.__set__, original.__delete__)
@@ -171,16 +130,58 @@ class Readers:
         current = self._current
 
         @functools.wraps(original)
-        def save_for_backward(ctx: Any, *tensors: Any) -> None:
-            watcher = current()
-            if watcher is not None:
-                watcher.saved(ctx, tensors)
+        def save_for_backward(ctx: Any, /, *tensors: Any) -> None:
+            _tell(current(), _saves, ctx, tensors, {})
             original(ctx, *tensors)
 
         return save_for_backward
 
 
+Tell = Callable[[Watcher, Any, tuple[Any, ...], dict[str, Any]], None]
+
+
+def _tell(watcher: Watcher | None, tell: Tell, tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell a watcher; an error of its own ends the watching, and not the run."""
+    if watcher is None:
+        return
+    try:
+        with torch._C.DisableTorchFunction():
+            tell(watcher, tensor, args, kwargs)
+    except Exception as error:
+        watcher.gave_up(error)
+
+
+def _aliases(watcher: Watcher, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    watcher.alias(tensor, args[0])
+
+
+def _saves(watcher: Watcher, ctx: Any, tensors: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    watcher.saved(ctx, tensors)
+
+
+def _asks(watcher: Watcher, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _by_torch():
+        watcher.asked(tensor)
+
+
+def _asks_other(watcher: Watcher, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    other = args[0] if args else kwargs.get("other", kwargs.get("tensor"))
+    if isinstance(other, Tensor) and not _by_torch():
+        watcher.asked(other)
+
+
+def _leaves(watcher: Watcher, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    watcher.left(tensor)
+
+
 def _by_torch() -> bool:
     """Whether it is torch itself that asks, as checkpointing asks every argument for its device."""
-    name = sys._getframe(2).f_globals.get("__name__", "")
+    name = sys._getframe(4).f_globals.get("__name__", "")
     return bool(name == "torch" or name.startswith("torch."))
+
+
+@functools.cache
+def _resolve_names() -> None:
+    """Torch makes its table of functions once: not of wrappers."""
+    torch.overrides.get_overridable_functions()
+    torch.overrides.resolve_name(torch.add)

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
+import enum
+import functools
 import logging
 import random
+import re
 import sys
+import threading
 import types
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .bytecode import writes_elsewhere
+from .elsewhere import writes_elsewhere
 from .leaves import Leaf, replaced, tensors_in
 
 OTHERS = 4
@@ -33,10 +37,19 @@ HOOKS = (
     "_forward_hooks _forward_pre_hooks _forward_hooks_with_kwargs _forward_pre_hooks_with_kwargs _backward_hooks "
     "_backward_pre_hooks _forward_hooks_always_called _state_dict_hooks _load_state_dict_pre_hooks"
 ).split()
+EVERYWHERE = (
+    "_global_forward_hooks _global_forward_pre_hooks _global_backward_hooks _global_backward_pre_hooks "
+    "_global_module_registration_hooks _global_parameter_registration_hooks _global_buffer_registration_hooks"
+).split()
+"""Torch's hooks of all modules: they would be called once more."""
+
 SHARED = (
-    type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, weakref.ref, torch.dtype, torch.device,
-    torch.Size, str, bytes, int, float, complex, bool, type(None), logging.Logger, nn.Parameter,
-)  # fmt: skip
+    *(type, types.BuiltinFunctionType, types.ModuleType, weakref.ref, enum.Enum, logging.Logger, re.Pattern, PurePath),
+    *(str, bytes, int, float, complex, bool, type(None), range, slice, type(Ellipsis), type(threading.Lock())),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch._ops.OpOverload),
+    *(torch._ops.OpOverloadPacket, types.MethodWrapperType, property, types.MappingProxyType, type(threading.RLock())),
+)
+"""What nobody changes: a twin may have it in common with the module."""
 
 
 class NoReplayError(Exception):
@@ -71,8 +84,21 @@ def unaffected(
         True: nothing changed. False: something did. None: cannot be known, since the module cannot be run again, or two
         equal runs differ.
     """
-    if any(leaf.tensor.numel() == 0 for leaf in leaves):
+    if any(leaf.tensor.numel() == 0 for leaf in leaves) or any(getattr(nn.modules.module, name) for name in EVERYWHERE):
         return None
+    with _disable_current_modes():  # those of the user are not to see what a replay does
+        return _unaffected(module, args, kwargs, leaves, apart, doubt, without)
+
+
+def _unaffected(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    leaves: list[Leaf],
+    apart: bool,
+    doubt: bool,
+    without: frozenset[str],
+) -> bool | None:
     try:
         plainly = _run(module, args, kwargs, [(leaf, leaf.tensor.detach().clone()) for leaf in leaves], apart, without)
         ran = 0
@@ -192,13 +218,18 @@ def _other(tensor: Tensor, turn: int) -> Tensor:
             return torch.full_like(value, float("nan"))
         return value.reshape(-1).flip(0).reshape(value.shape) * -2 + turn
     low, high = int(value.min()), int(value.max())  # what indexes must stay in its range
+    wide = value.to(torch.int64) if value.dtype is not torch.uint64 else value
     if low == high:
-        return value + (1, -1, 2, -2)[turn]
-    return (low + high - value, low + (value - low + 1) % (high - low + 1), value + 1, value - 1)[turn]
+        return (wide + (1, -1, 2, -2)[turn]).to(value.dtype)
+    if turn == 0:
+        return (low + high - wide).to(value.dtype)
+    if turn == 1:
+        return (low + (wide - low + 1) % (high - low + 1)).to(value.dtype)
+    return (wide + (1 if turn == 2 else -1)).to(value.dtype)
 
 
 def _as(tensor: Tensor, new: Tensor) -> Tensor:
-    if type(tensor) is not Tensor and not isinstance(tensor, nn.Parameter):
+    if type(tensor) not in (Tensor, nn.Parameter):
         raise NoReplayError(f"an input is a {type(tensor).__name__}")
     differentiable = new.is_floating_point() or new.is_complex()
     return new.requires_grad_(tensor.requires_grad) if differentiable else new
@@ -213,9 +244,8 @@ def _twin(module: nn.Module, memo: dict[int, Any], without: frozenset[str], apar
     kind = type(module)
     if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         raise NoReplayError(f"{kind.__name__} cannot be copied")
-    forward = kind.forward
-    if isinstance(forward, types.FunctionType) and writes_elsewhere(forward):
-        raise NoReplayError(f"{kind.__name__}.forward writes to what is not its own")
+    if not kind.__module__.startswith("torch.") and writes_elsewhere(kind.forward, kind):
+        raise NoReplayError(f"{kind.__name__}.forward may write to what is not its own")
     if "forward" in vars(module) and getattr(module.forward, "__self__", None) is not module:
         raise NoReplayError(f"the forward of a {kind.__name__} was replaced")
     twin = memo[id(module)] = object.__new__(kind)
@@ -224,7 +254,7 @@ def _twin(module: nn.Module, memo: dict[int, Any], without: frozenset[str], apar
         if key in HOOKS:
             state[key] = type(value)((k, hook) for k, hook in value.items() if _of_torch(hook))
         elif key == "_parameters":
-            state[key] = type(value)(value)
+            state[key] = type(value)((k, None if p is None else _alias(p, memo)) for k, p in value.items())
         elif key == "_buffers":
             state[key] = type(value)((k, None if b is None else _clone(b, memo)) for k, b in value.items())
         elif key == "_modules":
@@ -241,6 +271,15 @@ def _of_torch(hook: Any) -> bool:
     return (getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch.")
 
 
+def _alias(parameter: Tensor, memo: dict[int, Any]) -> Tensor:
+    """A parameter of the same memory, without the gradient and the hooks of the run's own."""
+    if type(parameter) is not nn.Parameter:
+        return parameter
+    if id(parameter) not in memo:
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    return memo[id(parameter)]  # type: ignore[no-any-return]
+
+
 def _clone(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     if id(tensor) not in memo:
         memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
@@ -251,8 +290,16 @@ def _copy(value: Any, memo: dict[int, Any], without: frozenset[str], apart: bool
     """A copy of what a module or a call holds: containers and plain objects anew, tensors and functions as they are."""
     if id(value) in memo:
         return memo[id(value)]
+    if isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, (types.ModuleType, type(None))):
+        raise NoReplayError(f"{value.__qualname__} of an object")
     if isinstance(value, SHARED):
         return value
+    if isinstance(value, types.FunctionType):
+        if writes_elsewhere(value):
+            raise NoReplayError(f"{value.__qualname__} may write to what is not its own")
+        return value
+    if isinstance(value, nn.Parameter):
+        return _alias(value, memo)
     if isinstance(value, Tensor):
         return _clone(value, memo) if apart else value
     if isinstance(value, nn.Module):
@@ -261,6 +308,8 @@ def _copy(value: Any, memo: dict[int, Any], without: frozenset[str], apart: bool
         memo[id(value)] = value.clone_state()
         return memo[id(value)]
     if isinstance(value, types.MethodType):
+        if not isinstance(value.__self__, nn.Module) and writes_elsewhere(value, type(value.__self__)):
+            raise NoReplayError(f"{value.__qualname__} may write to what is not its own")
         return types.MethodType(value.__func__, _copy(value.__self__, memo, without, apart))
     return _container(value, memo, without, apart)
 
@@ -288,44 +337,91 @@ def _container(value: Any, memo: dict[int, Any], without: frozenset[str], apart:
             dict.__setitem__(made, key, copied(made[key]))
         _own(value, made, copied)
         return made
-    if hasattr(value, "__dict__") and kind.__module__.partition(".")[0] not in ("threading", "logging", "torch"):
-        memo[id(value)] = made = object.__new__(kind)
-        _own(value, made, copied)
+    if kind is functools.partial:
+        return functools.partial(copied(value.func), *map(copied, value.args), **copied(value.keywords))
+    if kind in (bytearray, random.Random) or kind.__module__.partition(".")[0] == "numpy":
+        memo[id(value)] = made = copy.deepcopy(value)
         return made
-    return value
+    if hasattr(kind, "__del__") or not all(base.__flags__ & _HEAP or base is object for base in kind.__mro__):
+        raise NoReplayError(f"a {kind.__name__}, which cannot be copied safely")
+    memo[id(value)] = made = object.__new__(kind)
+    _own(value, made, copied)
+    return made
+
+
+_HEAP = 1 << 9
+"""The flag of a class that is written in Python."""
 
 
 def _own(value: Any, made: Any, copied: Callable[[Any], Any]) -> None:
     for key, item in getattr(value, "__dict__", {}).items():
         object.__setattr__(made, key, copied(item))
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
+                object.__setattr__(made, slot, copied(getattr(value, slot)))
 
 
 # ---- unseen
 
 
+class _Hush:
+    """A stream that keeps silent about what one thread writes."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _hushed(original: Any) -> Callable[..., Any]:
+    """A function that does nothing in this thread."""
+    thread = threading.get_ident()
+
+    @functools.wraps(original)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return None if threading.get_ident() == thread else original(*args, **kwargs)
+
+    return function
+
+
+@contextlib.contextmanager
+def _put(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
 @contextlib.contextmanager
 def _unseen() -> Iterator[None]:
-    """Whatever is drawn, printed, logged or warned of within leaves no trace."""
+    """Whatever this thread draws, prints, logs or warns of within leaves no trace."""
     state = random.getstate()
     numpy: Any = sys.modules.get("numpy")
     numbers = numpy.random.get_state() if numpy is not None else None
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    disabled = logging.root.manager.disable
-    logging.disable(sys.maxsize)
     try:
         with (
             torch.random.fork_rng(devices=devices),
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            # checkpointing counts what its region saves for backward, and selective checkpointing what it runs
+            _put(sys, "stdout", _Hush(sys.stdout)),
+            _put(sys, "stderr", _Hush(sys.stderr)),
+            _put(logging.Logger, "handle", _hushed(logging.Logger.handle)),
+            # not `catch_warnings`, which makes Python forget what it has warned of once
+            _put(warnings, "_showwarnmsg", _hushed(warnings._showwarnmsg)),  # type: ignore[attr-defined]
+            # checkpointing counts what its region saves for backward
             # (detached: a result saved as itself would hold the graph that holds it, for ever)
             torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor),
-            _disable_current_modes(),
+            torch._C._EnableTorchFunction(),
         ):
-            warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
         random.setstate(state)
         if numpy is not None:
             numpy.random.set_state(numbers)

@@ -30,6 +30,7 @@ from .verdicts import Fate
 
 LOCAL = threading.local()
 _STORAGE = Base.untyped_storage
+_AUTOCAST = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrapped = torch._C._functorch.get_unwrapped
 
@@ -56,7 +57,7 @@ class Frame:
     """
 
     __slots__ = (
-        "args", "base", "before", "created", "fates", "kwargs", "leaves", "module", "name", "opaque", "references", "saved",
+        "args", "autocast", "base", "before", "created", "fates", "kwargs", "leaves", "module", "name", "opaque", "references", "saved",
         "signature", "start", "target", "twice", "wrote", "wrote_parameter",
     )  # fmt: skip
 
@@ -73,6 +74,7 @@ class Frame:
         self.base = self.start = self.created = 0
         self.saved: tuple[int, ...] = ()
         self.wrote = self.wrote_parameter = False
+        self.autocast = [device for device in _AUTOCAST if torch.is_autocast_enabled(device)]
         self.before: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the arguments, where the call changes them
 
 
@@ -159,6 +161,10 @@ class Thread:
                 bits |= derived | same
         if bits:
             self.keeping.append((weakref.ref(ctx), bits, self.stamp))
+
+    def gave_up(self, error: Exception) -> None:
+        """Telling it of a read went wrong."""
+        self.tracer.give_up(error)
 
     # ---- operators
 
@@ -420,7 +426,11 @@ class _Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        if func in _CASTING and (device := _device_of(args)) in self._thread.frames[-1].autocast:
+            with _autocast_within(device):
+                result = func(*args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
         thread = self._thread
         if not thread.quiet:
             try:
@@ -428,6 +438,27 @@ class _Mode(TorchDispatchMode):
             except Exception as error:
                 thread.tracer.give_up(error)
         return result
+
+
+_CASTING = {
+    torch.ops.aten._transformer_encoder_layer_fwd.default,
+    torch.ops.aten._native_multi_head_attention.default,
+    *(getattr(getattr(torch.ops.aten, name), kind) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+      for kind in ("input", "data")),
+}  # fmt: skip
+"""Operators made of others, which autocast casts within them and not before them."""
+
+
+def _device_of(args: tuple[Any, ...]) -> str:
+    return next((value.device.type for value in args if isinstance(value, Tensor)), "cpu")
+
+
+@contextmanager
+def _autocast_within(device: str) -> Iterator[None]:
+    """Below a dispatch mode torch leaves autocast out; without one, it would be on within the operator."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    with torch._C._ForceDispatchKeyGuard(include, exclude.remove(_AUTOCAST[device])):
+        yield
 
 
 Ended = Callable[["Thread", Frame, Any], tuple[list[bool], list[bool], list[bool]]]
@@ -463,6 +494,9 @@ class Tracer:
         self._begun, self._yields = begun, yields
         self._readers = Readers(_current)
         self._call: Any = None
+        self._audited_call: Any = None
+        self._lock = threading.Lock()
+        self._suspensions = 0
         self.failure: Exception | None = None
 
     def install(self) -> None:
@@ -476,16 +510,18 @@ class Tracer:
             )
         Tracer.active = self
         self.failure = None
-        self._readers.install()
+        self._suspensions = 0
         self._call = nn.Module.__call__
-        nn.Module.__call__ = self._replacement()  # type: ignore[method-assign]
+        self._audited_call = self._replacement()
+        self._install()
 
     def remove(self) -> None:
         """Leave nothing behind."""
         if Tracer.active is self:
-            nn.Module.__call__ = self._call  # type: ignore[method-assign]
-            self._readers.remove()
             Tracer.active = None
+            with self._lock:
+                if self._suspensions == 0:
+                    self._uninstall()
 
     def give_up(self, error: Exception) -> None:
         """Something in the audit itself went wrong: the run goes on without it."""
@@ -496,27 +532,39 @@ class Tracer:
     def suspended(self, thread: Thread) -> Iterator[None]:
         """Stand aside: what runs within is as it would be without an audit."""
         ours = torch._C._len_torch_dispatch_stack() > 0 and _innermost() is thread.mode
-        replacement = nn.Module.__call__
         thread.quiet += 1
         if ours:
             thread.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        nn.Module.__call__ = self._call  # type: ignore[method-assign]
-        self._readers.remove()
+        with self._lock:
+            self._suspensions += 1
+            if self._suspensions == 1 and Tracer.active is self:
+                self._uninstall()
         try:
             yield
         finally:
-            if Tracer.active is self:
-                self._readers.install()
-                nn.Module.__call__ = replacement  # type: ignore[method-assign]
+            with self._lock:
+                self._suspensions -= 1
+                if self._suspensions == 0 and Tracer.active is self:
+                    self._install()
             if ours:
                 thread.mode.__enter__()  # type: ignore[no-untyped-call]
             thread.quiet -= 1
+
+    def _install(self) -> None:
+        self._readers.install()
+        nn.Module.__call__ = self._audited_call  # type: ignore[method-assign]
+
+    def _uninstall(self) -> None:
+        nn.Module.__call__ = self._call  # type: ignore[method-assign]
+        self._readers.remove()
 
     def _replacement(self) -> Any:
         call = self._call
         tracer = self
 
-        def audited_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def audited_call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():  # first of all, for a compiler that reads this
+                return call(module, *args, **kwargs)
             if tracer.failure is not None:
                 return call(module, *args, **kwargs)
             thread = getattr(LOCAL, "thread", None)
@@ -525,10 +573,11 @@ class Tracer:
             if thread.quiet or _elsewhere(thread):
                 return call(module, *args, **kwargs)
             try:
-                place = tracer._locate(module)
-                frame = None if place is None else Frame(module, *place, args, kwargs)
-                if frame is not None:
-                    tracer._begun(frame)
+                with torch._C.DisableTorchFunction():
+                    place = tracer._locate(module)
+                    frame = None if place is None else Frame(module, *place, args, kwargs)
+                    if frame is not None:
+                        tracer._begun(frame)
             except Exception as error:
                 tracer.give_up(error)
                 frame = None
@@ -541,7 +590,8 @@ class Tracer:
     def _run(self, thread: Thread, frame: Frame, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         outermost = not thread.frames
         try:
-            thread.begin(frame)
+            with torch._C.DisableTorchFunction():
+                thread.begin(frame)
         except Exception as error:
             self.give_up(error)
             return call(frame.module, *args, **kwargs)
@@ -559,8 +609,9 @@ class Tracer:
         else:
             thread.quiet += 1
             try:
-                thread.end(frame, result)
-                thread.settle(frame, *self._ended(thread, frame, result))
+                with torch._C.DisableTorchFunction():
+                    thread.end(frame, result)
+                    thread.settle(frame, *self._ended(thread, frame, result))
             except Exception as error:
                 self.give_up(error)
                 thread.abandon(frame)
@@ -572,7 +623,8 @@ class Tracer:
                 if not frame.opaque:
                     thread.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 try:
-                    self._outermost(thread)
+                    with torch._C.DisableTorchFunction():
+                        self._outermost(thread)
                 except Exception as error:
                     self.give_up(error)
                 LOCAL.thread = None  # it leads to the audited modules
@@ -593,7 +645,7 @@ def _elsewhere(thread: Thread) -> bool:
     """Whether this is no forward of the run: a backward's recomputation, a compilation, a trace."""
     if torch._C._current_graph_task_id() != -1:
         return True
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch._C._get_tracing_state() is not None:
         return True
     return not thread.frames and any(
         torch._C._get_dispatch_mode(key) is not None

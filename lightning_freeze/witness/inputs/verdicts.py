@@ -74,6 +74,7 @@ class Tally:
         name: The parameter of ``forward`` that the path begins with.
         swallowed: Whether that parameter is ``**kwargs``.
         source: File and line of its ``forward``, or None.
+        of_torch: Whether its class is torch's own, which the user can only call in another way.
         verdicts: How often each verdict was given.
         confirmed: In how many of the blamed calls the verdict was confirmed, by ``bytecode`` or by ``replay``.
         excused: In how many of the blamed calls a declaration covers it.
@@ -89,6 +90,7 @@ class Tally:
     name: str
     swallowed: bool = False
     source: tuple[str, int] | None = None
+    of_torch: bool = False
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     confirmed: Counter[str] = field(default_factory=Counter)
     excused: int = 0

@@ -109,8 +109,8 @@ def parse_metadata(keys: Iterable[Any] | None) -> frozenset[str]:
     Raises:
         DeclarationError: A key that is no ``Class.argument``.
     """
-    if isinstance(keys, str):
-        raise DeclarationError("metadata_inputs", f"{keys!r} is a string. Write a list: [{keys}].")
+    if keys is not None and not isinstance(keys, (list, tuple, set, frozenset)):
+        raise DeclarationError("metadata_inputs", f"{keys!r} is no list. Write a list: [{keys}].")
     return frozenset(parse_key(f"metadata_inputs[{i}]", key) for i, key in enumerate(keys or ()))
 
 

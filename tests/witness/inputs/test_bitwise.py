@@ -246,10 +246,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         for block in self.blocks:
-            if self.wrap is None:
-                x = block(x, mask, scale=x * 0.5)
-            else:
-                x = self.wrap(block, x, mask, scale=x * 0.5)
+            run = block if self.wrap is None else functools.partial(self.wrap, block)
+            x = run(x, mask, scale=x * 0.5)
         return x
 
 
@@ -353,7 +351,7 @@ OPERATORS = [
 ]
 
 
-# FAILS: for aten.clone, aten.mul and aten.add: the replay runs these beside the module, into the cache of the region
+# FAILS: gradients are wrong for aten.clone and aten.add: a replay runs these outside `_unseen`, into the region's cache
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE])
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_selective_checkpointing(operator: Any, policy: CheckpointPolicy) -> None:
@@ -381,7 +379,7 @@ def test_selective_checkpointing(operator: Any, policy: CheckpointPolicy) -> Non
             context = functools.partial(create_selective_checkpoint_contexts, save)
             return checkpoint(self.region, x, extra, use_reentrant=False, context_fn=context)
 
-    check(lambda run: trained(Outer(), run, torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)), finds=True)
+    check(lambda run: trained(Outer(), run, torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)))
 
 
 # ------------------------------------------------------------------------------------------------- torch.compile
@@ -1417,6 +1415,11 @@ SIDE_EFFECTS: dict[str, Scenario] = {
 }  # fmt: skip
 
 
+# FAILS: "global hooks"; "global …", "class …", "counter of its own type", "default argument" and "function attribute",
+# FAILS: which `writes_elsewhere` does not see (it reads forward alone, and of globals only list, set and dict);
+# FAILS: "with list function iterator own iterator array bytearray slots numpy generator numpy random state queue tensor
+# FAILS: written through numpy", which a twin shares; "with resource", whose copy closes it; "with parameter grad" and
+# FAILS: "parameter hooks", since the twin's parameters are the run's own; "lazy mapping", which is loaded once more
 @pytest.mark.parametrize("name", SIDE_EFFECTS)
 def test_side_effects_are_not_repeated(name: str) -> None:
     def scenario(run: Run) -> Any:
@@ -1762,6 +1765,7 @@ def test_threads() -> None:
     check(scenario, finds=True)
 
 
+# FAILS: now and then: two threads within `suspended` at once restore each other's state
 @pytest.mark.usefixtures("fresh")
 def test_threads_that_stand_aside() -> None:
     """What is opaque takes the wrappers off and puts them back, in each thread that calls it."""

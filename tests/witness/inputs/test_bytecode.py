@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.witness.inputs.bytecode import ignores, never_loads, writes_elsewhere
+from lightning_freeze.witness.inputs.bytecode import ignores, never_loads
+from lightning_freeze.witness.inputs.elsewhere import writes_elsewhere
 
 
 def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:

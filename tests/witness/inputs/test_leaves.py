@@ -234,7 +234,7 @@ RESULTS: dict[str, tuple[Any, int]] = {
     "attributes": (SimpleNamespace(a=t(), b=SimpleNamespace(c=t())), 2),
     "slots": (Holder([t(), t()]), 2),
     "model output": (Output(logits=t()), 2),  # by key and by attribute: the same tensor
-    "a mapping that is no dict": (UserDict(a=t()), 2),
+    "a mapping that is no dict": (UserDict(a=t()), 1),  # by its own dictionary, without asking it
     "a module": (nn.Linear(1, 1), 0),
     "a class": (Bag, 0),
 }

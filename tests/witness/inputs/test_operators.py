@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_freeze.witness.inputs.operators import ASKS, ESCAPES, OVERWRITES, SHAPE_OF, STATISTICS, Use, use_of
+from lightning_freeze.witness.inputs.operators import ASKS, OVERWRITES, SHAPE_OF, STATISTICS, Use, use_of
 
 aten = torch.ops.aten
 
@@ -81,24 +81,21 @@ def test_results_that_depend_on_values_by_torch_s_own_account_escape() -> None:
 
 
 def test_shapes_that_depend_on_values_by_torch_s_own_account_escape() -> None:
-    # FAILS: `bincount`, `repeat_interleave` and `one_hot` are not in ESCAPES: the shapes of their results tell of values
     tagged = {
-        op._schema.name.partition("::")[2]
+        op._schema.name.partition("::")[2]: use_of(op).escapes
         for op in ALL
         if torch.Tag.dynamic_output_shape in op.tags and not op._schema.is_mutable and "copy" not in str(op)
     }
-    assert {"nonzero", "masked_select"} <= tagged
+    assert {"nonzero", "masked_select", "bincount", "repeat_interleave"} <= set(tagged)
     # by whole numbers, as it is mostly used, `index` has the shape of its indices; sparse tensors are not followed
-    allowed = {"index"}
-    assert {name for name in tagged - allowed if name not in ESCAPES and "sparse" not in name} == set()
+    assert {name for name, escapes in tagged.items() if not escapes and "sparse" not in name} == {"index"}
 
 
 # --- the hand-written tables
 
 
-@pytest.mark.parametrize("name", sorted({*SHAPE_OF, *ESCAPES, *OVERWRITES, *STATISTICS}))
+@pytest.mark.parametrize("name", sorted({*SHAPE_OF, *OVERWRITES, *STATISTICS}))
 def test_a_name_in_a_table_is_an_operator(name: str) -> None:
-    # FAILS: "eye_" is no operator of torch, so that its line says nothing
     if name in STATISTICS and name != "native_batch_norm":
         return  # of other devices
     assert hasattr(aten, name)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from lightning_freeze.witness.inputs.readers import FUNCTIONS, LIKE, METHODS, PROPERTIES, READERS, Readers
+from lightning_freeze.witness.inputs.readers import LIKE, METHODS, PROPERTIES, READERS, Readers
 
 
 class Listens:
@@ -33,6 +33,9 @@ class Listens:
 
     def saved(self, ctx: Any, tensors: tuple[Any, ...]) -> None:
         self.heard += [("saved", id(tensor)) for tensor in tensors if isinstance(tensor, Tensor)]
+
+    def gave_up(self, error: Exception) -> None:
+        raise error
 
 
 @pytest.fixture
@@ -67,10 +70,6 @@ ASKED: dict[str, Callable[[Any], Any]] = {
     "len": len,
     "size of one dimension": lambda x: x.size(0),
     "get_device": lambda x: x.get_device(),
-    "torch.numel": lambda x: torch.numel(x),
-    "torch.is_floating_point": lambda x: torch.is_floating_point(x),
-    "torch.is_complex": lambda x: torch.is_complex(x),
-    "torch.result_type": lambda x: torch.result_type(x, 1.0),
     "shape of a view": lambda x: x.shape[0],
 }
 
@@ -171,8 +170,8 @@ def test_every_name_of_the_lists_is_wrapped() -> None:
     try:
         for name in (*PROPERTIES, *METHODS, *LIKE, *READERS, "data"):
             assert vars(Tensor)[name] is not before.get(("Tensor", name)), name
-        for name in FUNCTIONS:
-            assert vars(torch)[name] is not before["torch", name], name
+        for name in ("numel", "is_floating_point", "result_type"):  # a compiler's guards and tables know them by identity
+            assert vars(torch)[name] is before["torch", name], name
     finally:
         readers.remove()
 
