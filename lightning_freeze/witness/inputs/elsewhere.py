@@ -224,12 +224,22 @@ def _lambda_in(source: str, code: types.CodeType) -> list[ast.AST] | None:
                 found = ast.parse(f"({source[start:end]})", mode="eval")
             except (SyntaxError, ValueError):
                 continue
-            made = next(c for c in compile(found, "", "eval").co_consts if isinstance(c, types.CodeType))
-            same = made.co_code == code.co_code and made.co_names == code.co_names
-            if isinstance(found.body, ast.Lambda) and same:
+            if isinstance(found.body, ast.Lambda) and _alike(compile(found, "", "eval"), code):
                 return [found.body.body]
         start = source.find("lambda", start + 1)
     return None
+
+
+def _alike(compiled: types.CodeType, code: types.CodeType) -> bool:
+    """Whether compiling a lambda alone gives the code that is asked for, but for what it closes over."""
+    made = next(constant for constant in compiled.co_consts if isinstance(constant, types.CodeType))
+    names = {*made.co_names, *made.co_freevars} == {*code.co_names, *code.co_freevars}
+    plain = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
+    return (
+        names
+        and made.co_varnames == code.co_varnames
+        and plain == [constant for constant in made.co_consts if not isinstance(constant, types.CodeType)]
+    )
 
 
 def _closure(function: types.FunctionType) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .elsewhere import writes_elsewhere
@@ -84,7 +86,9 @@ def unaffected(
         True: nothing changed. False: something did. None: cannot be known, since the module cannot be run again, or two
         equal runs differ.
     """
-    if any(leaf.tensor.numel() == 0 for leaf in leaves) or any(getattr(nn.modules.module, name) for name in EVERYWHERE):
+    watched = any(getattr(nn.modules.module, name) for name in EVERYWHERE)
+    watched |= any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    if watched or any(leaf.tensor.numel() == 0 for leaf in leaves):
         return None
     with _disable_current_modes():  # those of the user are not to see what a replay does
         return _unaffected(module, args, kwargs, leaves, apart, doubt, without)
@@ -308,7 +312,7 @@ def _copy(value: Any, memo: dict[int, Any], without: frozenset[str], apart: bool
         memo[id(value)] = value.clone_state()
         return memo[id(value)]
     if isinstance(value, types.MethodType):
-        if not isinstance(value.__self__, nn.Module) and writes_elsewhere(value, type(value.__self__)):
+        if writes_elsewhere(value, type(value.__self__)):
             raise NoReplayError(f"{value.__qualname__} may write to what is not its own")
         return types.MethodType(value.__func__, _copy(value.__self__, memo, without, apart))
     return _container(value, memo, without, apart)

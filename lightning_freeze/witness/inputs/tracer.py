@@ -497,6 +497,7 @@ class Tracer:
         self._audited_call: Any = None
         self._lock = threading.Lock()
         self._suspensions = 0
+        self._hears_compiler = False
         self.failure: Exception | None = None
 
     def install(self) -> None:
@@ -511,6 +512,7 @@ class Tracer:
         Tracer.active = self
         self.failure = None
         self._suspensions = 0
+        self._hears_compiler = False
         self._call = nn.Module.__call__
         self._audited_call = self._replacement()
         self._install()
@@ -519,6 +521,7 @@ class Tracer:
         """Leave nothing behind."""
         if Tracer.active is self:
             Tracer.active = None
+            self._hear_compiler(False)
             with self._lock:
                 if self._suspensions == 0:
                     self._uninstall()
@@ -535,20 +538,39 @@ class Tracer:
         thread.quiet += 1
         if ours:
             thread.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._stand_aside()
+        try:
+            yield
+        finally:
+            self._come_back()
+            if ours:
+                thread.mode.__enter__()  # type: ignore[no-untyped-call]
+            thread.quiet -= 1
+
+    def _stand_aside(self, *_: Any) -> None:
         with self._lock:
             self._suspensions += 1
             if self._suspensions == 1 and Tracer.active is self:
                 self._uninstall()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._suspensions -= 1
-                if self._suspensions == 0 and Tracer.active is self:
-                    self._install()
-            if ours:
-                thread.mode.__enter__()  # type: ignore[no-untyped-call]
-            thread.quiet -= 1
+
+    def _come_back(self, *_: Any) -> None:
+        with self._lock:
+            self._suspensions -= 1
+            if self._suspensions == 0 and Tracer.active is self:
+                self._install()
+
+    def _hear_compiler(self, hear: bool) -> None:
+        """While a compiler reads code it is to see torch as it is, or it compiles anew when the audit is over."""
+        handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
+        if handler is None or hear == self._hears_compiler:
+            return
+        self._hears_compiler = hear
+        if hear:
+            handler.register_start_callback(self._stand_aside)
+            handler.register_end_callback(self._come_back)
+        else:
+            handler.remove_start_callback(self._stand_aside)
+            handler.remove_end_callback(self._come_back)
 
     def _install(self) -> None:
         self._readers.install()
@@ -589,6 +611,8 @@ class Tracer:
 
     def _run(self, thread: Thread, frame: Frame, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         outermost = not thread.frames
+        if outermost:
+            self._hear_compiler(True)
         try:
             with torch._C.DisableTorchFunction():
                 thread.begin(frame)

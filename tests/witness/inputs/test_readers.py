@@ -170,7 +170,11 @@ def test_every_name_of_the_lists_is_wrapped() -> None:
     try:
         for name in (*PROPERTIES, *METHODS, *LIKE, *READERS, "data"):
             assert vars(Tensor)[name] is not before.get(("Tensor", name)), name
-        for name in ("numel", "is_floating_point", "result_type"):  # a compiler's guards and tables know them by identity
+        for name in (
+            "numel",
+            "is_floating_point",
+            "result_type",
+        ):  # a compiler's guards and tables know them by identity
             assert vars(torch)[name] is before["torch", name], name
     finally:
         readers.remove()

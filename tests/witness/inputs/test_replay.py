@@ -149,6 +149,7 @@ def noisy(m: Any, x: Tensor, mask: Tensor) -> Tensor:
     return nn.functional.dropout(m.linear(x), 0.5) + noise
 
 
+@pytest.mark.filterwarnings("always:seen")
 def test_nothing_of_it_is_seen(capfd: Any, caplog: Any) -> None:
     generator = torch.Generator().manual_seed(5)
     module = Of(noisy, calls=0, seen=[], generator=generator)
