@@ -14,7 +14,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -523,8 +523,7 @@ class Tracer:
             Tracer.active = None
             self._hear_compiler(False)
             with self._lock:
-                if self._suspensions == 0:
-                    self._uninstall()
+                self._uninstall()
 
     def give_up(self, error: Exception) -> None:
         """Something in the audit itself went wrong: the run goes on without it."""
@@ -555,7 +554,7 @@ class Tracer:
 
     def _come_back(self, *_: Any) -> None:
         with self._lock:
-            self._suspensions -= 1
+            self._suspensions = max(0, self._suspensions - 1)  # a compilation may have begun before it was heard
             if self._suspensions == 0 and Tracer.active is self:
                 self._install()
 
@@ -569,15 +568,18 @@ class Tracer:
             handler.register_start_callback(self._stand_aside)
             handler.register_end_callback(self._come_back)
         else:
-            handler.remove_start_callback(self._stand_aside)
-            handler.remove_end_callback(self._come_back)
+            with suppress(ValueError):  # a reset of the compiler has forgotten it already
+                handler.remove_start_callback(self._stand_aside)
+            with suppress(ValueError):
+                handler.remove_end_callback(self._come_back)
 
     def _install(self) -> None:
         self._readers.install()
         nn.Module.__call__ = self._audited_call  # type: ignore[method-assign]
 
     def _uninstall(self) -> None:
-        nn.Module.__call__ = self._call  # type: ignore[method-assign]
+        if nn.Module.__call__ is self._audited_call:
+            nn.Module.__call__ = self._call  # type: ignore[method-assign]
         self._readers.remove()
 
     def _replacement(self) -> Any:
