@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextvars
 import enum
 import functools
 import inspect
 import logging
+import re
 import textwrap
+import threading
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,9 +25,13 @@ import torch
 PLAIN = (
     *(type(None), bool, int, float, complex, str, bytes, type, enum.Enum, types.BuiltinFunctionType, types.ModuleType),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range, slice, logging.Logger),
-    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GenericAlias, types.UnionType),
+    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GenericAlias, types.UnionType, re.Pattern),
+    contextvars.ContextVar,  # a replay has a context of its own
 )
 """What nobody changes, or what may be used freely."""
+
+CACHED = type(functools.lru_cache(len))
+LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 READS = frozenset("get items keys values copy index count get_interface".split())
 """Methods by which a global object is only looked at."""
@@ -62,11 +70,17 @@ def writes_elsewhere(function: Any, kind: type | None = None) -> bool:
 
 def _writes(function: Any, kind: type | None, above: frozenset[Any]) -> bool:
     function = getattr(function, "__func__", function)
+    if isinstance(function, CACHED):
+        function = function.__wrapped__
     if not isinstance(function, types.FunctionType):
         return not isinstance(function, PLAIN)
-    if function in above or _trusted(function):
+    if function in above:
         return False
-    return _judged(function, kind, above | {function})
+    above = above | {function}
+    if _trusted(function):  # but a wrapper, such as `torch.no_grad`, is worth what it wraps
+        around = _closure(function).values()
+        return any(_writes(value, kind, above) for value in around if isinstance(value, types.FunctionType))
+    return _judged(function, kind, above)
 
 
 def _judged(function: types.FunctionType, kind: type | None, above: frozenset[Any]) -> bool:
@@ -80,7 +94,8 @@ _KNOWN: dict[tuple[types.FunctionType, type | None], bool] = {}
 
 
 def _trusted(function: types.FunctionType) -> bool:
-    return (function.__module__ or "").partition(".")[0] in TRUSTED
+    # not `__module__`, which a wrapper has from what it wraps
+    return str(function.__globals__.get("__name__")).partition(".")[0] in TRUSTED
 
 
 def _harmless(value: Any) -> bool:
@@ -103,7 +118,7 @@ class _Reading:
         body = _body_of(self._function)
         if body is None:
             return True
-        nodes = [node for part in body for node in ast.walk(part)]
+        nodes = [node for part in body for node in _run_through(part)]
         self._parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
         return any(map(self._danger, nodes))
 
@@ -112,8 +127,8 @@ class _Reading:
             return True
         if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, (ast.Store, ast.Del)):
             return self._stores_elsewhere(node)
-        if isinstance(node, ast.Call):
-            return self._calls_elsewhere(node.func)
+        if isinstance(node, ast.Attribute):
+            return self._looks_up(node)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in self._own:
             return self._loads(node)
         return False
@@ -123,33 +138,34 @@ class _Reading:
             if isinstance(node, ast.Attribute) and node.attr in ("__class__", "__dict__"):
                 return True
             node = node.value
-        # a class that was given a name of its own here, `kind = type(self)`, is no instance's
-        return not (isinstance(node, ast.Name) and node.id in self._own) or (node.id != "self" and self._names_a_class)
+        return not (isinstance(node, ast.Name) and node.id in self._own - self._classes)
 
     @functools.cached_property
-    def _names_a_class(self) -> bool:
-        return any(
-            (isinstance(node, ast.Name) and node.id == "type") or getattr(node, "attr", "") == "__class__"
-            for node in self._parents
-        )
+    def _classes(self) -> set[str]:
+        """Names that may stand for a class, which is no instance's own: `kind = type(self)`."""
+        found = {"cls"}
+        for node in self._parents:
+            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value and _asks_type(node.value):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found |= {part.id for to in targets for part in ast.walk(to) if isinstance(part, ast.Name)}
+        return found - {"self"}
 
-    def _calls_elsewhere(self, called: ast.expr) -> bool:
-        if not isinstance(called, ast.Attribute):
-            return False
-        if called.attr == "backward":
+    def _looks_up(self, node: ast.Attribute) -> bool:
+        """Whether an attribute is code of the module, or of its bases, that writes elsewhere."""
+        if node.attr == "backward":
             return True
-        whom = called.value
+        whom = node.value
         if isinstance(whom, ast.Name) and whom.id == "self" and self._kind is not None:
-            return self._method(called.attr, self._kind.__mro__)
+            return self._code_of(node.attr, self._kind.__mro__)
         if isinstance(whom, ast.Call) and isinstance(whom.func, ast.Name) and whom.func.id == "super":
-            return self._method(called.attr, (self._kind or object).__mro__[1:])
+            return self._code_of(node.attr, (self._kind or object).__mro__[1:])
         return False
 
-    def _method(self, name: str, kinds: tuple[type, ...]) -> bool:
+    def _code_of(self, name: str, kinds: tuple[type, ...]) -> bool:
         for kind in kinds:
             if name in vars(kind):
                 found = vars(kind)[name]
-                found = getattr(found, "__func__", found)
+                found = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
                 return isinstance(found, types.FunctionType) and _writes(found, self._kind, self._above)
         return False
 
@@ -158,12 +174,18 @@ class _Reading:
             return not hasattr(builtins, node.id) or (node.id in DANGERS and not self._sets_its_own(node))
         value = self._around[node.id]
         if isinstance(value, types.ModuleType):
-            return value.__name__.partition(".")[0] in OUTSIDE
-        if isinstance(value, types.FunctionType):
+            return value.__name__.partition(".")[0] in OUTSIDE and not self._asks_environment(node)
+        if isinstance(value, (types.FunctionType, CACHED)):
             return _writes(value, self._kind if node.id in self._function.__code__.co_freevars else None, self._above)
         if _harmless(value):
             return False
         return not self._only_read(node, value)
+
+    def _asks_environment(self, node: ast.Name) -> bool:
+        above = self._parents.get(node)
+        return isinstance(above, ast.Attribute) and (
+            above.attr == "getenv" or (above.attr == "environ" and self._only_read(above, None))
+        )
 
     def _sets_its_own(self, node: ast.Name) -> bool:
         """Whether it is a `setattr` or `delattr` on something of the function's own."""
@@ -171,21 +193,45 @@ class _Reading:
         whom = call.args[0] if isinstance(call, ast.Call) and call.args else None
         return node.id in ("setattr", "delattr") and isinstance(whom, ast.Name) and whom.id in self._own
 
-    def _only_read(self, node: ast.Name, value: Any) -> bool:
+    def _only_read(self, node: ast.expr, value: Any) -> bool:
         """Whether a global object is only looked into where its name stands."""
         above = self._parents.get(node)
         if isinstance(value, torch.Tensor):
             return not (isinstance(above, ast.Attribute) and above.attr.endswith("_"))
         if isinstance(value, torch.Generator):
             return False
+        if isinstance(value, LOCKS):
+            return isinstance(above, ast.withitem)
         if isinstance(above, ast.Subscript) and above.value is node:
             return isinstance(above.ctx, ast.Load)
         if isinstance(above, ast.Attribute):
             called = self._parents.get(above)
+            if above.attr in ("set", "reset") and _of_context(value):
+                return True
             return not (isinstance(called, ast.Call) and called.func is above) or above.attr in READS
         if isinstance(above, ast.Call) and above.func is node:  # a typing construct, a functools.partial of a function
             return isinstance(value, functools.partial) and not _writes(value.func, None, self._above)
         return isinstance(above, (ast.Compare, ast.For, ast.comprehension))
+
+
+def _of_context(value: Any) -> bool:
+    """Whether an object is there to hold a context variable, as the one in transformers is, which compiles."""
+    return any(isinstance(held, contextvars.ContextVar) for held in getattr(value, "__dict__", {}).values())
+
+
+def _run_through(node: ast.AST) -> Iterator[ast.AST]:
+    """A part of the code and all within it, but for annotations, which nobody runs."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name not in ("annotation", "returns"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _run_through(child)
+
+
+def _asks_type(value: ast.expr) -> bool:
+    names = {getattr(node, "id", "") or getattr(node, "attr", "") for node in ast.walk(value)}
+    return not names.isdisjoint({"type", "__class__"})
 
 
 def _names(code: types.CodeType) -> frozenset[str]:
@@ -199,7 +245,7 @@ def _names(code: types.CodeType) -> frozenset[str]:
 
 def _body_of(function: types.FunctionType) -> list[ast.AST] | None:
     try:
-        source = textwrap.dedent(inspect.getsource(function))
+        source = textwrap.dedent(inspect.getsource(function.__code__))  # of the wrapper, not of what it wraps
     except (OSError, TypeError):
         return None
     if function.__code__.co_name == "<lambda>":

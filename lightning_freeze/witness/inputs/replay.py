@@ -7,6 +7,7 @@ module sees nothing of it. Random numbers come from the same states for each run
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import enum
 import functools
@@ -157,7 +158,7 @@ def _run(
     twin = _twin(module, memo, without, apart)
     args, kwargs = _copy(args, memo, without, apart), _copy(dict(kwargs), memo, without, apart)
     with _unseen():
-        result = twin(*args, **kwargs)
+        result = _context(memo, without, apart).run(twin, *args, **kwargs)
     state = list(twin.buffers())
     handed = tensors_in((args, kwargs)) if apart else ()
     chosen = {id(tensor) for _, tensor in new}
@@ -167,6 +168,15 @@ def _run(
     facts += _attributes(twin, chosen)
     facts.append(_plainly(result))
     return facts
+
+
+def _context(memo: dict[int, Any], without: frozenset[str], apart: bool) -> contextvars.Context:
+    """The context variables as they are, with copies of what they hold as far as that can be copied."""
+    context = contextvars.copy_context()
+    for variable, value in context.items():
+        with contextlib.suppress(Exception):
+            context.run(variable.set, _copy(value, memo, without, apart))
+    return context
 
 
 def _attributes(twin: nn.Module, chosen: set[int]) -> list[Any]:
