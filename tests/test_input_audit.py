@@ -214,7 +214,6 @@ def test_watched_batches(options: Any, watched: list[int], trainer: Any) -> None
         ({"whitelist": {"mask": "why"}}, DeclarationError, "no `Class.argument`"),
         ({"whitelist": {"Block.mask": ""}}, DeclarationError, "is no reason"),
         ({"metadata_inputs": ["like"]}, DeclarationError, "no `Class.argument`"),
-        # FAILS: `[*(metadata_inputs or ()), *shapes]` takes a string apart into letters, so that the error is about the first of them
         ({"metadata_inputs": "Block.like"}, DeclarationError, r"is no list. Write a list"),
     ],
 )
@@ -448,7 +447,6 @@ BAD_FILES: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 
 
-# FAILS: "metadata without a class": the error's line is that of the list, not of the entry
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_named_with_line_and_key(name: str, tmp_path: Path) -> None:
     text, words = BAD_FILES[name]

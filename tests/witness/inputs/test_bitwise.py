@@ -351,7 +351,6 @@ OPERATORS = [
 ]
 
 
-# FAILS: gradients are wrong for aten.clone and aten.add: a replay runs these outside `_unseen`, into the region's cache
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE])
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_selective_checkpointing(operator: Any, policy: CheckpointPolicy) -> None:
@@ -518,7 +517,6 @@ def recompiled() -> list[Any]:
     return [dict(counters["stats"]), dict(counters["graph_break"]), sum(counters["recompiles"].values())]
 
 
-# FAILS: "function that asks" (a wrapper of torch.numel in its guards) and "function with a module", compiled within
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("order", ["compiled before", "compiled within", "compiled after"])
 @pytest.mark.parametrize("inner", [eager_backend, aot_backend], ids=["eager", "aot_eager"])
@@ -663,7 +661,6 @@ FIRST_TIMES = {
 }
 
 
-# FAILS: in all three, what runs first under the audit goes wrong within it; the tables then stay wrong after it
 @pytest.mark.parametrize("what", FIRST_TIMES)
 def test_tables_that_torch_builds_once_are_not_built_of_wrappers(what: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
@@ -737,7 +734,6 @@ def test_jit_trace_within() -> None:
     check(scenario)
 
 
-# FAILS: with strict, which inlines the audit's own nn.Module.__call__
 @pytest.mark.parametrize("strict", [True, False])
 def test_export_within(strict: bool) -> None:
     def scenario(run: Run) -> Any:
@@ -828,7 +824,6 @@ class Log(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# FAILS: for "attention", whose log of operators holds those with which a replay copies and compares
 @pytest.mark.parametrize("kind", ["encoder", "layer", "attention"])
 def test_the_fast_path_of_attention_stays_on(kind: str) -> None:
     def scenario(run: Run) -> Any:
@@ -907,7 +902,6 @@ def test_lazy_modules() -> None:
     check(scenario)
 
 
-# FAILS: torch allows such a parameter Tensor.is_floating_point, but not the wrapper of it
 def test_uninitialized_parameters_can_be_asked() -> None:
     def scenario(run: Run) -> Any:
         lazy = nn.parameter.UninitializedParameter()
@@ -1124,8 +1118,13 @@ class Resource:
         SEEN.append(f"closed {self.name}")
 
 
+KEPT: list[Resource] = []
+
+
 def reset_globals() -> None:
     global TOTAL, NUMBERS
+    KEPT.clear()
+    gc.collect()
     SEEN.clear()
     STATS.calls = TOTAL = 0
     ClassCounter.calls = OwnTypeCounter.calls = 0
@@ -1284,9 +1283,8 @@ def with_deque(run: Run) -> Any:
 
 
 def with_resource(run: Run) -> Any:
-    gc.collect()
-    SEEN.clear()  # of those of an earlier run
     kept = Resource("file")
+    KEPT.append(kept)  # so that it is dropped after both runs, whoever holds the model
     result = twice(run, Unused(lambda self, x: x * 2, kept=kept))
     gc.collect()
     return [result, list(SEEN), kept.name]
@@ -1416,15 +1414,7 @@ SIDE_EFFECTS: dict[str, Scenario] = {
 }  # fmt: skip
 
 
-# FAILS: "global hooks"; "global …", "class …", "counter of its own type", "default argument" and "function attribute",
-# FAILS: which `writes_elsewhere` does not see (it reads forward alone, and of globals only list, set and dict);
-# FAILS: "with list function iterator own iterator array bytearray slots numpy generator numpy random state queue tensor
-# FAILS: written through numpy", which a twin shares; "with resource", whose copy closes it; "with parameter grad" and
-# FAILS: "parameter hooks", since the twin's parameters are the run's own; "lazy mapping", which is loaded once more
-OPEN = pytest.mark.xfail(strict=False, reason="not settled: what an earlier run's garbage closes is counted, too")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=OPEN if n == "with resource" else ()) for n in SIDE_EFFECTS])
+@pytest.mark.parametrize("name", SIDE_EFFECTS)
 def test_side_effects_are_not_repeated(name: str) -> None:
     def scenario(run: Run) -> Any:
         reset_globals()
@@ -1435,7 +1425,6 @@ def test_side_effects_are_not_repeated(name: str) -> None:
     reset_globals()
 
 
-# FAILS: for stderr, which a replay does not redirect
 @pytest.mark.parametrize("where", ["stdout", "stderr", "sys.stderr.write"])
 def test_nothing_is_printed_twice(where: str, capfd: pytest.CaptureFixture[str]) -> None:
     def body(self: Any, x: Tensor) -> Tensor:
@@ -1464,7 +1453,6 @@ def test_nothing_is_logged_twice(caplog: pytest.LogCaptureFixture) -> None:
     check(scenario)
 
 
-# FAILS: for "default" and "once": a replay's catch_warnings makes Python forget what it has warned of
 @pytest.mark.parametrize("action", ["default", "always", "once"])
 def test_nothing_is_warned_of_twice(action: Any) -> None:
     def body(self: Any, x: Tensor) -> Tensor:
@@ -1481,7 +1469,6 @@ def test_nothing_is_warned_of_twice(action: Any) -> None:
     check(scenario)
 
 
-# FAILS: logging.disable, redirect_stdout and catch_warnings are the whole process's
 def test_other_threads_are_heard_during_a_replay() -> None:
     """While one thread runs a module again, another may log, print, warn and draw random numbers."""
 
@@ -1517,7 +1504,6 @@ def test_other_threads_are_heard_during_a_replay() -> None:
     check(scenario)
 
 
-# FAILS: a replay's own clones, poisons and comparisons run under the user's modes
 def test_the_users_modes_see_no_operator_of_a_replay() -> None:
     def scenario(run: Run) -> Any:
         model, (x, mask) = Net(), inputs()
@@ -1528,7 +1514,6 @@ def test_the_users_modes_see_no_operator_of_a_replay() -> None:
     check(scenario, finds=True)
 
 
-# FAILS: the audit's numel, element_size, _use_count and clones are functions that a mode sees
 def test_the_users_function_modes_see_nothing_of_the_audit() -> None:
     from torch.overrides import TorchFunctionMode
 
@@ -1676,7 +1661,6 @@ KINDS = [
 ]  # fmt: skip
 
 
-# FAILS: for the three with __torch_function__: seen from there are the audit's own calls, and wrappers for functions
 @pytest.mark.parametrize("scenario", KINDS, ids=lambda scenario: scenario.__name__)
 def test_kinds_of_tensors(scenario: Scenario) -> None:
     with warnings.catch_warnings():
@@ -1769,7 +1753,6 @@ def test_threads() -> None:
     check(scenario, finds=True)
 
 
-# FAILS: now and then: two threads within `suspended` at once restore each other's state
 @pytest.mark.usefixtures("fresh")
 def test_threads_that_stand_aside() -> None:
     """What is opaque takes the wrappers off and puts them back, in each thread that calls it."""
@@ -1869,7 +1852,6 @@ def test_a_model_is_not_kept_alive() -> None:
     assert reference() is None
 
 
-# FAILS: on the process's first audit three modules and three torch.empty are seen
 def test_calibration_calls_none_of_the_users_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     import lightning_freeze.witness.inputs.audit as audit_module
 

@@ -123,7 +123,6 @@ class Forwards:
 NEVER = {"never", "deleted", "keyword_only", "starred", "double_starred", "generator", "awaited"}
 
 
-# FAILS: "by_stack": a frame reached through `inspect.stack` is not among PEEKS; `f_locals` would cover it
 @pytest.mark.parametrize("name", [name for name in vars(Forwards) if not name.startswith("_")])
 def test_only_a_name_that_is_never_loaded_is_proven(name: str) -> None:
     assert never_loads(getattr(Forwards(), name), "mask") is (name in NEVER)
@@ -265,8 +264,6 @@ def recursive(x: Any) -> Any:
     return recursive(x - 1) if x else x
 
 
-# FAILS: "global_dict_in_capitals" (a dictionary in capitals is taken for a constant, even where it is written to),
-# "object_of_the_module", "attribute_of_a_class" (STORE_ATTR on a global), "mutable_default" (defaults are not looked at)
 @pytest.mark.parametrize(
     ("function", "expected"),
     [

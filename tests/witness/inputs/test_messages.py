@@ -106,8 +106,6 @@ def test_the_way_down_is_told_from_the_outside_in() -> None:
     assert "comes down" not in describe(tally()).message
 
 
-# FAILS: the mends speak of the whole parameter where one leaf of a container is at fault; followed, they take away or
-# excuse what is used
 @pytest.mark.parametrize("verdict", ["unused", "dead", "metadata"])
 @pytest.mark.parametrize(("argument", "name"), [("batch['a']", "batch"), ("args[1]", "args"), ("bag.b", "bag")])
 def test_the_mend_for_one_leaf_of_a_container_leaves_the_others_alone(verdict: Any, argument: str, name: str) -> None:
@@ -174,7 +172,6 @@ def test_one_line_with_the_surest_first(findings: list[Finding], line: str) -> N
 
 
 def test_a_declaration_that_no_longer_holds_is_not_counted_as_an_input_that_goes_unused() -> None:
-    # FAILS: `summary` counts a stale entry, whose input *is* used, among those "not used"
     entry = stale("Block.mask", Known("Block.mask", "why"))
     assert "2 of those" not in summary([found("a"), entry])
     assert "not used" not in summary([entry])

@@ -137,7 +137,6 @@ def test_an_operand_taken_for_its_shape_does_not_matter_by_value(name: str) -> N
 
 
 def test_broadcast_tensors_takes_no_operand_for_its_shape_alone() -> None:
-    # FAILS: SHAPE_OF calls operand 0 of `broadcast_tensors` shape-only, but it is the list of all that is broadcast
     assert use_of(aten.broadcast_tensors.default).shape_only is None
 
 

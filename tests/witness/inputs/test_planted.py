@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass, field, replace
 
 import pytest
-import pytest
 import torch
 
 from lightning_freeze import audit_inputs
@@ -94,7 +93,7 @@ def test_confirmed_findings_are_true_and_few_faults_are_missed(held_out: bool) -
 
 def test_the_measure_can_fail() -> None:
     case = next(case for case in CASES if case.name == "nesting_child_ignores_what_was_computed_from_the_mask")
-    lie = replace(case, expected={key: "used" for key in case.expected})
+    lie = replace(case, expected=dict.fromkeys(case.expected, "used"))
     assert measure([case]).precision == 1.0
     assert measure([lie]).precision == 0.0
     assert measure([replace(case, expected={**case.expected, ("", "absent"): "unused"})]).recall < 1

@@ -105,8 +105,6 @@ def test_values_that_leave_torch_are_heard(name: str, listens: Listens) -> None:
 
 @pytest.mark.parametrize("name", LIKE)
 def test_what_is_made_like_another_asks_the_other(name: str, listens: Listens) -> None:
-    # FAILS: "to" calls its argument `tensor`: `x.to(tensor=like)` clashes with the wrapper's own parameter of that name, so
-    # that what runs without an audit raises a TypeError under one; and the wrapper looks for `other` alone
     x, like = torch.ones(2), torch.zeros(2)
     getattr(x, name)(like)
     getattr(x, name)(**{"tensor" if name == "to" else "other": like})

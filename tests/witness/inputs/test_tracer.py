@@ -237,8 +237,6 @@ def test_what_a_child_does_in_another_thread_is_no_confirmed_fault_of_its_parent
 
 
 def test_a_thread_that_stands_aside_does_not_switch_another_s_audit_off() -> None:
-    # FAILS: `suspended` puts back what it found, which is the plain `__call__` while another thread stands aside; from then
-    # on nothing is watched
     module = Block()
     with audit_inputs(module) as audit:
         installed = nn.Module.__call__
@@ -301,7 +299,6 @@ def test_a_stranger_called_on_its_own_is_not_watched() -> None:
 
 
 def test_a_stranger_in_the_place_of_a_module_that_is_gone_has_not_its_name() -> None:
-    # FAILS (where memory is used again): names are kept by `id`, and nothing tells that their module is gone
     module = Calls(Function())
     with audit_inputs(module) as audit:
         for _ in range(200):
@@ -475,8 +472,6 @@ def facts(how: str, audited: bool) -> list[Tensor]:
     return [y.detach(), *grads, *module.state_dict().values(), torch.get_rng_state()]
 
 
-# FAILS: "eval no_grad autocast": below a dispatch mode torch excludes autocast, so that a fused kernel which calls further
-# operators (`_transformer_encoder_layer_fwd`) computes them, and returns, in another precision
 @pytest.mark.parametrize(
     "how", ["train", "eval", "eval no_grad", "train autocast", "eval no_grad autocast", "reentrant", "not reentrant"]
 )
