@@ -144,7 +144,7 @@ class _Reading:
     def _classes(self) -> set[str]:
         """Names that may stand for a class, which is no instance's own: `kind = type(self)`."""
         found = {"cls"}
-        for node in self._parents:
+        for node in {*self._parents, *self._parents.values()}:
             if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value and _asks_type(node.value):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 found |= {part.id for to in targets for part in ast.walk(to) if isinstance(part, ast.Name)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.witness.inputs.bytecode import ignores, never_loads
-from lightning_freeze.witness.inputs.elsewhere import writes_elsewhere
 
 
 def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,110 +167,3 @@ def test_a_module_ignores_an_input(make: Callable[[], nn.Module], expected: bool
     assert ignores(make(), "mask") is expected
     assert ignores(make(), "absent") is False
     assert ignores(make(), "x") is False
-
-
-# --- what must not be run again
-
-SEEN: list[Any] = []
-CACHE: dict[str, Any] = {}
-SCALES = {"small": 1.0}
-state = SimpleNamespace(calls=0)
-table: dict[str, Any] = {}
-queue: deque[Any] = deque()
-calls = 0
-
-
-class Counts:
-    calls = 0
-
-
-def appends(x: Any) -> Any:
-    SEEN.append(x)
-
-
-def global_number(x: Any) -> Any:
-    global calls
-    calls += 1
-    return x
-
-
-def global_dict(x: Any) -> Any:
-    table["x"] = x
-
-
-def global_deque(x: Any) -> Any:
-    queue.append(x)
-
-
-def global_dict_in_capitals(x: Any) -> Any:
-    CACHE["x"] = x
-
-
-def object_of_the_module(x: Any) -> Any:
-    state.calls += 1
-    return x
-
-
-def attribute_of_a_class(x: Any) -> Any:
-    Counts.calls += 1
-    return x
-
-
-def through_another(x: Any) -> Any:
-    return appends(x)
-
-
-def in_a_nested_one(x: Any) -> Any:
-    return [SEEN.append(one) for one in x]
-
-
-def mutable_default(x: Any, seen: list[Any] = []) -> Any:  # noqa: B006 - that is the point
-    seen.append(x)
-
-
-def closed_over() -> Callable[[Any], Any]:
-    kept: list[Any] = []
-    return lambda x: kept.append(x)
-
-
-def closed_number() -> Callable[[Any], Any]:
-    count = 0
-
-    def counts(x: Any) -> Any:
-        nonlocal count
-        count += 1
-        return x
-
-    return counts
-
-
-def pure(x: Any) -> Any:
-    made = [x]
-    made.append(x)
-    return made
-
-
-def looks_up(x: Any) -> Any:
-    return x * SCALES["small"]
-
-
-def calls_a_pure_one(x: Any) -> Any:
-    return pure(x)
-
-
-def recursive(x: Any) -> Any:
-    return recursive(x - 1) if x else x
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (appends, True), (global_number, True), (global_dict, True), (global_deque, True), (global_dict_in_capitals, True),
-        (object_of_the_module, True), (attribute_of_a_class, True), (through_another, True), (in_a_nested_one, True),
-        (mutable_default, True), (closed_over(), True), (closed_number(), True),
-        (pure, False), (looks_up, False), (calls_a_pure_one, False), (recursive, False),
-    ],
-    ids=lambda value: getattr(value, "__qualname__", str(value)),
-)  # fmt: skip
-def test_what_writes_to_something_that_is_not_the_module_s(function: Any, expected: bool) -> None:
-    assert writes_elsewhere(function) is expected

@@ -1,0 +1,363 @@
+"""What the source of a function shows of writing to what is not its own: a row for each way, and for each harmless one."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze.witness.inputs.elsewhere import writes_elsewhere
+
+SEEN: list[Any] = []
+CACHE: dict[str, Any] = {}
+SCALES = {"small": 1.0}
+state = SimpleNamespace(calls=0)
+table: dict[str, Any] = {}
+queue: deque[Any] = deque()
+calls = 0
+
+
+class Counts:
+    calls = 0
+
+
+def appends(x: Any) -> Any:
+    SEEN.append(x)
+
+
+def global_number(x: Any) -> Any:
+    global calls
+    calls += 1
+    return x
+
+
+def global_dict(x: Any) -> Any:
+    table["x"] = x
+
+
+def global_deque(x: Any) -> Any:
+    queue.append(x)
+
+
+def global_dict_in_capitals(x: Any) -> Any:
+    CACHE["x"] = x
+
+
+def object_of_the_module(x: Any) -> Any:
+    state.calls += 1
+    return x
+
+
+def attribute_of_a_class(x: Any) -> Any:
+    Counts.calls += 1
+    return x
+
+
+def through_another(x: Any) -> Any:
+    return appends(x)
+
+
+def in_a_nested_one(x: Any) -> Any:
+    return [SEEN.append(one) for one in x]
+
+
+def mutable_default(x: Any, seen: list[Any] = []) -> Any:  # noqa: B006 - that is the point
+    seen.append(x)
+
+
+def closed_over() -> Callable[[Any], Any]:
+    kept: list[Any] = []
+    return lambda x: kept.append(x)
+
+
+def closed_number() -> Callable[[Any], Any]:
+    count = 0
+
+    def counts(x: Any) -> Any:
+        nonlocal count
+        count += 1
+        return x
+
+    return counts
+
+
+def pure(x: Any) -> Any:
+    made = [x]
+    made.append(x)
+    return made
+
+
+def looks_up(x: Any) -> Any:
+    return x * SCALES["small"]
+
+
+def calls_a_pure_one(x: Any) -> Any:
+    return pure(x)
+
+
+def recursive(x: Any) -> Any:
+    return recursive(x - 1) if x else x
+
+
+class Holder:
+    """As in transformers: a context variable that compiled code may use."""
+
+    def __init__(self) -> None:
+        self.variable: contextvars.ContextVar[Any] = contextvars.ContextVar("held", default=None)
+
+    def set(self, value: Any) -> Any:
+        return self.variable.set(value)
+
+
+WORD = re.compile("[a-z]+")
+LOCK = threading.Lock()
+COLLECTED: contextvars.ContextVar[Any] = contextvars.ContextVar("collected", default=None)
+HOLDER = Holder()
+plain_object = SimpleNamespace(set=SEEN.append)
+
+
+def wrapping(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        SEEN.append(1)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@functools.lru_cache
+def cached(x: Any) -> Any:
+    return x
+
+
+@functools.lru_cache
+def cached_that_appends(x: Any) -> Any:
+    return appends(x)
+
+
+def calls_a_cached_one(x: Any) -> Any:
+    return cached(x)
+
+
+def calls_a_cached_one_that_appends(x: Any) -> Any:
+    return cached_that_appends(x)
+
+
+def nested_with_annotations(x: Any) -> Any:
+    def inner(y: not_defined_here.Kind) -> also_not.Kind:  # type: ignore[name-defined]  # noqa: F821
+        z: nor_this.One = y  # type: ignore[name-defined]  # noqa: F821
+        return z
+
+    return inner(x)
+
+
+def names_its_class(x: Any, **kwargs: Any) -> Any:
+    kwargs["message"] = f"{x.__class__.__name__}"
+    return kwargs
+
+
+def writes_to_a_class_by_name(x: Any) -> Any:
+    kind = type(x)
+    kind.calls += 1
+    return x
+
+
+def writes_to_a_class_in_a_walrus(x: Any) -> Any:
+    if kind := x.__class__:
+        kind.calls = 1
+    return x
+
+
+def asks_the_environment(x: Any) -> Any:
+    return x if os.getenv("A") or os.environ.get("B") or "C" in os.environ else os.environ["D"]
+
+
+def writes_the_environment(x: Any) -> Any:
+    os.environ["A"] = "1"
+    return x
+
+
+def makes_a_folder(x: Any) -> Any:
+    os.makedirs(str(x))
+
+
+def locks(x: Any) -> Any:
+    with LOCK:
+        return x
+
+
+def acquires(x: Any) -> Any:
+    LOCK.acquire()
+    return x
+
+
+def collects(x: Any) -> Any:
+    token = COLLECTED.set([])
+    held = HOLDER.set(x)
+    COLLECTED.reset(token)
+    return held
+
+
+def sets_an_object(x: Any) -> Any:
+    plain_object.set(x)
+
+
+def finds_words(x: Any) -> Any:
+    return WORD.findall(x)
+
+
+class Base(nn.Module):
+    calls = 0
+
+    def tick(self) -> None:
+        SEEN.append(1)
+
+    @classmethod
+    def count(cls) -> None:
+        cls.calls += 1
+
+    @property
+    def logged(self) -> int:
+        SEEN.append(1)
+        return 1
+
+    @property
+    def rank(self) -> int:
+        return 2
+
+    def helper(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class Ticks(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.tick()
+        return x
+
+
+class TicksLater(Base):
+    """Hands a method on, for another to call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for each in map(self.tick, ()):
+            del each
+        return x
+
+
+class TicksAbove(Base):
+    def tick(self) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        super().tick()
+        return x
+
+
+class CountsItsClass(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.count()
+        return x
+
+
+class Logs(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.logged
+
+
+class Helps(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        return self.helper(x) * self.rank
+
+
+class Backward(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.helper(x).sum().backward()
+        return x
+
+
+class WithoutGrad(Base):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.helper(x)
+
+
+class WithoutGradTicks(Base):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        self.tick()
+        return x
+
+
+@contextlib.contextmanager
+def noted() -> Any:
+    SEEN.append(1)
+    yield
+
+
+def within_a_noted_one(x: Any) -> Any:
+    with noted():
+        return x
+
+
+WRITE = [
+    appends, global_number, global_dict, global_deque, global_dict_in_capitals, object_of_the_module,
+    attribute_of_a_class, through_another, in_a_nested_one, mutable_default, closed_over(), closed_number(),
+    wrapping(appends), counting(pure), torch.no_grad()(appends), torch.no_grad()(wrapping(appends)),
+    calls_a_cached_one_that_appends, writes_to_a_class_by_name, writes_to_a_class_in_a_walrus, writes_the_environment,
+    makes_a_folder, acquires, sets_an_object, within_a_noted_one,
+]  # fmt: skip
+HARMLESS = [
+    pure, looks_up, calls_a_pure_one, recursive, wrapping(pure), torch.no_grad()(pure), wrapping(torch.no_grad()(pure)),
+    calls_a_cached_one, nested_with_annotations, names_its_class, asks_the_environment, locks, collects, finds_words,
+]  # fmt: skip
+
+
+def names(functions: list[Any]) -> list[str]:
+    return [f"{function.__code__.co_name} {function.__qualname__}" for function in functions]
+
+
+@pytest.mark.parametrize("function", WRITE, ids=names(WRITE))
+def test_what_writes_to_something_that_is_not_its_own(function: Any) -> None:
+    assert writes_elsewhere(function) is True
+
+
+@pytest.mark.parametrize("function", HARMLESS, ids=names(HARMLESS))
+def test_what_writes_to_its_own_alone(function: Any) -> None:
+    assert writes_elsewhere(function) is False
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Ticks, True), (TicksLater, True), (TicksAbove, True), (CountsItsClass, True), (Logs, True), (Backward, True),
+        (WithoutGradTicks, True), (Helps, False), (WithoutGrad, False),
+    ],
+)  # fmt: skip
+def test_a_forward_is_worth_what_it_reaches_by_self(kind: type[nn.Module], expected: bool) -> None:
+    assert writes_elsewhere(kind.forward, kind) is expected
+
+
+def test_what_has_no_source_is_in_doubt() -> None:
+    space: dict[str, Any] = {}
+    exec("def made(x):\n    return x", space)
+    assert writes_elsewhere(space["made"]) is True
