@@ -147,7 +147,8 @@ class _Reading:
         for node in {*self._parents, *self._parents.values()}:
             if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value and _asks_type(node.value):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                found |= {part.id for to in targets for part in ast.walk(to) if isinstance(part, ast.Name)}
+                names = [part for to in targets for part in ast.walk(to) if isinstance(part, ast.Name)]
+                found |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
         return found - {"self"}
 
     def _looks_up(self, node: ast.Attribute) -> bool:
