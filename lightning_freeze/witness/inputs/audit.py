@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 import threading
 import types
+import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,12 +20,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lightning_freeze.report.findings import Finding
 
 from .bytecode import ignores
-from .leaves import Leaf
+from .leaves import Leaf, signature_of
 from .messages import describe, stale
-from .replay import before, changeable, unaffected
+from .replay import Replay, before, changeable, of_torch
 from .tracer import Frame, Thread, Tracer, plain
 from .verdicts import BLAMED, Tally, Verdict
-from .whitelist import Known, declared_on, keys_of, parse_metadata, parse_whitelist
+from .whitelist import DeclarationError, Known, declared_on, keys_of, parse_metadata, parse_whitelist
 
 WRAPPERS = {
     "OptimizedModule": "_orig_mod",
@@ -32,6 +36,10 @@ WRAPPERS = {
     "OffloadWrapper": "_checkpoint_wrapped_module",
 }
 """Classes of torch that only wrap a module, and the name under which they hold it."""
+
+
+CHECKED = 3
+"""In so many calls of a module each finding is asked of a replay anew; later ones are taken to be as these were."""
 
 
 def audit_inputs(
@@ -58,6 +66,7 @@ def audit_inputs(
 
     Raises:
         lightning_freeze.witness.inputs.whitelist.DeclarationError: A declaration cannot be read.
+        TypeError: The root is no module.
         RuntimeError: On entering, when another audit runs in this process.
 
     Example:
@@ -99,6 +108,8 @@ class InputsAudit:
         without: Iterable[str] = (),
         yields: bool = False,
     ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"audit_inputs watches the modules of a tree: {module!r} is no torch.nn.Module.")
         self.module = module
         self._declared = parse_metadata(metadata_inputs)
         self._known = {known.key: known for known in parse_whitelist(whitelist)}
@@ -107,32 +118,42 @@ class InputsAudit:
         self._without = frozenset(without)
         self._tracer = Tracer(self._locate, self._ended, self._outermost, self._begun, yields)
         self._lock = threading.Lock()
-        self._confirmed: dict[tuple[str, str, str], str | None] = {}
-        self._refuted: set[tuple[str, str]] = set()
+        self._answers: dict[tuple[str, str, Verdict], tuple[Verdict, str | None]] = {}  # of replays
         self._together: set[tuple[type, str]] = set()
-        self._judged: set[str] = set()  # the modules of which a call has ended
+        self._judged: Counter[str] = Counter()  # how many calls of a module have ended
         self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self._strangers: set[int] = set()
         self._classes: dict[type, tuple[tuple[str, ...], frozenset[str]]] = {}
+        self._seen: set[str] = set()  # declarations that an input was asked for, and those that covered one
+        self._matched: set[str] = set()
+        self._told = False
+        self._never: dict[str, str] = {}  # declarations whose condition cannot hold, and why
+        self._takes: dict[str, set[str] | None] = {}  # what the forwards of a class take, or None for anything
         self.reset()
 
     def reset(self) -> None:
         """Forget the verdicts, as for a new epoch; what was confirmed need not be confirmed again."""
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._pending: list[tuple[Tally, weakref.ref[Tensor], int]] = []
-        self._seen: set[str] = set()
-        self._matched: set[str] = set()
 
     def __enter__(self) -> InputsAudit:
         _calibrate()
         for module in self.module.modules():
-            self._class_of(module)  # a declaration that cannot be read is told before anything runs
+            _, declared = self._class_of(module)  # a declaration that cannot be read is told before anything runs
+            _check_declared(module, declared)
         self._name_modules()
         self._tracer.install()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._tracer.remove()
+        if self.failure is not None and not self._told and exception[:1] in ((), (None,)):
+            self._told = True
+            warnings.warn(
+                f"the input audit stood aside after an error of its own ({type(self.failure).__name__}: {self.failure}); "
+                "the run is as it would be without it, but what was not watched is not known. Please report it.",
+                stacklevel=2,
+            )
 
     @property
     def failure(self) -> Exception | None:
@@ -146,12 +167,40 @@ class InputsAudit:
 
     @property
     def findings(self) -> list[Finding]:
-        """What is not used, and the declarations that no longer hold."""
-        found = [describe(tally) for tally in self._tallies.values() if tally.faults > tally.excused]
-        return found + [stale(key, self._known.get(key)) for key in self._stale()]
+        """What is not used."""
+        return [describe(tally) for tally in self._tallies.values() if tally.faults > tally.excused]
 
-    def _stale(self) -> list[str]:
-        return sorted(self._seen - self._matched)
+    @property
+    def stale(self) -> list[Finding]:
+        """The declarations that covered nothing in all that was watched so far, `reset` or not.
+
+        One of a class that the tree does not have is none of them: a list may serve several models. But one that is
+        nearly the name of a class, or a module's FQN, is.
+        """
+        found = dict.fromkeys(self._seen - self._matched, "")
+        if self._takes:  # else nothing was called
+            for key in {*self._known, *self._declared} - self._seen:
+                if why := self._never.get(key) or self._nowhere(key):
+                    found[key] = why
+        return [stale(key, self._known.get(key), why) for key, why in sorted(found.items())]
+
+    def _nowhere(self, key: str) -> str:
+        """Why a declaration can match nothing, or nothing where it may be another model's."""
+        kind, _, argument = key.partition(".")
+        if kind in self._takes:
+            takes, name = self._takes[kind], re.split(r"[.\[]", argument)[0]
+            if takes is None or name in takes:
+                return ""  # not handed over, this time
+            return f"{kind}.forward takes no `{name}`.{_nearest(name, takes)}"
+        for module, name in sorted(self._names.values(), key=lambda found: -len(found[1])):
+            if name and key.startswith(f"{name}."):
+                of = type(module()).__name__
+                return f"{name!r} is a module; entries are by class: `{of}.{key[len(name) + 1 :]}`."
+        for known in self._takes:
+            if f".{known}." in key:
+                return f"entries are by the class's name alone: `{key[key.index(f'.{known}.') + 1 :]}`."
+        near = _nearest(kind, self._takes, 0.75)
+        return f"no module of a class {kind!r} was called.{near}" if near else ""
 
     # ---- where a module is
 
@@ -164,7 +213,7 @@ class InputsAudit:
             if id(module) in self._names:
                 continue
             self._names[id(module)] = weakref.ref(module), name
-            wrapped = WRAPPERS.get(type(module).__name__)
+            wrapped = WRAPPERS.get(_wrapper(module))
             children = [
                 (child, name if part == wrapped else f"{name}.{part}" if name else part)
                 for part, child in module._modules.items()
@@ -184,7 +233,7 @@ class InputsAudit:
         if name is None:
             self._strangers.add(id(module))
             return None
-        kind = type(module).__name__
+        kind = _wrapper(module)
         if kind == "OptimizedModule":
             return name, module._orig_mod, True  # type: ignore[return-value]
         if kind in WRAPPERS or self._transparent(module):
@@ -223,7 +272,7 @@ class InputsAudit:
         """A cache that is handed in grows in the call: a replay starts from what it was, not from what it became."""
         if (
             self._replay
-            and frame.name not in self._judged
+            and self._judged[frame.name] < CHECKED
             and any(map(changeable, (*frame.args, *frame.kwargs.values())))
         ):
             frame.before = before(frame.args, frame.kwargs)
@@ -235,40 +284,56 @@ class InputsAudit:
         classes, declared = self._class_of(frame.target)
         if frame.opaque:
             verdicts = ["unused" if ignores(frame.target, leaf.name) else "used" for leaf in frame.leaves]
+        if self._known or self._declared:
+            self._note(frame, classes)
         keys = [keys_of(classes, leaf.argument, leaf.name) for leaf in frame.leaves]
         excuses = [
             self._excuse(frame, leaf, names, verdict, declared)
             for leaf, names, verdict in zip(frame.leaves, keys, verdicts, strict=True)
         ]
-        doubtful = []
+        again = self._again(frame)
         for index, leaf in enumerate(frame.leaves):
-            if index in frame.twice and verdicts[index] not in BLAMED and self._told_apart(frame, leaf):
+            together = index in frame.twice and verdicts[index] not in BLAMED
+            if together and not (proof := self._told_apart(frame, leaf, again)):
+                continue
+            if together:
                 verdicts[index] = "unused"
             if verdicts[index] not in BLAMED or excuses[index]:
                 continue
-            if (frame.name, leaf.argument) in self._refuted:
-                verdicts[index], hidden[index] = "used", True
-                continue
-            key = (frame.name, leaf.argument, verdicts[index])
-            if key in self._confirmed:
-                proofs[index] = self._confirmed[key]
+            if together:
+                proofs[index] = proof
             elif verdicts[index] == "unused" and ignores(frame.target, leaf.name):
-                proofs[index] = self._confirmed[key] = "bytecode"
+                proofs[index] = "bytecode"
             else:
-                doubtful.append(index)
-        for index, answer in self._replayed(frame, doubtful):
-            key = (frame.name, frame.leaves[index].argument, verdicts[index])
-            if answer is False:
-                self._refuted.add(key[:2])
-                verdicts[index], hidden[index] = "used", True
-            else:
-                proofs[index] = self._confirmed[key] = "replay" if answer else None
+                verdicts[index], proofs[index] = self._judge(frame, leaf, verdicts[index], again)
+                hidden[index] = verdicts[index] == "used"
         with self._lock:
             for index, leaf in enumerate(frame.leaves):
                 self._enter(thread, frame, leaf, index, verdicts[index], proofs[index], excuses[index], classes[0])
-        self._judged.add(frame.name)
+        self._judged[frame.name] += 1
         blamed = [verdict in BLAMED for verdict in verdicts]
         return blamed, [verdict == "stored" for verdict in verdicts], hidden
+
+    def _judge(self, frame: Frame, leaf: Leaf, verdict: Verdict, again: Replay | None) -> tuple[Verdict, str | None]:
+        """A verdict after a replay, and what proves it. What the first calls showed is taken to be so in later ones."""
+        key = (frame.name, leaf.argument, verdict)
+        if again is not None and (self._judged[frame.name] < CHECKED or key not in self._answers):
+            answer = again.unaffected([leaf])
+            result: tuple[Verdict, str | None] = (verdict, "replay" if answer else None)
+            if answer is False:
+                result = "used", None
+            elif answer and verdict == "unused" and not again.indifferent(leaf):
+                result = "metadata", "replay"
+            self._answers[key] = result
+        return self._answers.get(key, (verdict, None))
+
+    def _note(self, frame: Frame, classes: tuple[str, ...]) -> None:
+        for kind in classes:
+            takes = self._takes.setdefault(kind, set())
+            if takes is not None:
+                signature = frame.signature
+                anything = signature.varargs is not None or signature.varkw is not None
+                self._takes[kind] = None if anything else takes | signature.named | set(signature.positional)
 
     def _excuse(
         self, frame: Frame, leaf: Leaf, names: list[str], verdict: Verdict, declared: frozenset[str]
@@ -277,6 +342,8 @@ class InputsAudit:
         found = None
         for key in names:
             known: Known | None = self._known.get(key)
+            if known is not None and known.when and (why := known.never(frame.target)):
+                self._never[key] = why
             if key in self._declared or (known is not None and known.holds(frame.target)):
                 self._seen.add(key)
                 if verdict in BLAMED:
@@ -291,38 +358,29 @@ class InputsAudit:
                 found = found or (key if verdict != "dead" else None)
         return found
 
-    def _told_apart(self, frame: Frame, leaf: Leaf) -> bool:
-        """Whether a tensor that was handed over twice goes unused where it stands here."""
-        if ignores(frame.target, leaf.name):
-            return True
+    def _told_apart(self, frame: Frame, leaf: Leaf, again: Replay | None) -> str | None:
+        """What proves that a tensor that was handed over twice goes unused where it stands here, if anything does."""
+        hooked = any(not of_torch(hook) for hook in frame.module._forward_pre_hooks.values())
+        if ignores(frame.target, leaf.name) and not hooked:
+            return "bytecode"
         key = (type(frame.target), leaf.argument)
-        if key in self._together:
-            return False
+        if again is None or key in self._together:
+            return None
+        if again.unaffected([leaf]) and again.indifferent(leaf):
+            return "replay"
         self._together.add(key)
-        index = next(i for i, given in enumerate(frame.leaves) if given is leaf)
-        if any(answer for _, answer in self._replayed(frame, [index], doubt=False)):
-            self._together.discard(key)
-            return True
-        return False
+        return None
 
-    def _replayed(self, frame: Frame, indices: list[int], doubt: bool = True) -> list[tuple[int, bool | None]]:
-        """For each of some inputs whether poisoning it changes nothing, or None where that cannot be known."""
-        if not indices:
-            return []
+    def _again(self, frame: Frame) -> Replay | None:
+        """The call, to be run again; None where that cannot be done unseen."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         alone = not distributed or torch.distributed.get_world_size() == 1  # else all ranks would have to run it again
-        if not self._replay or not alone or frame.opaque or frame.wrote_parameter or len(plain_leaves(frame)) == 0:
-            return [(index, None) for index in indices]
-
-        def ask(chosen: list[int]) -> bool | None:
-            leaves = [frame.leaves[index] for index in chosen]
-            args, kwargs = frame.before or (frame.args, frame.kwargs)
-            return unaffected(frame.module, args, kwargs, leaves, apart=frame.wrote, doubt=doubt, without=self._without)
-
-        answer = ask(indices)
-        if answer or len(indices) == 1:
-            return [(index, answer) for index in indices]
-        return [(index, ask([index])) for index in indices]
+        if not self._replay or not alone or frame.opaque or frame.wrote_parameter or not plain_leaves(frame):
+            return None
+        if frame.before is None and any(map(changeable, (*frame.args, *frame.kwargs.values()))):
+            return None
+        args, kwargs = frame.before or (frame.args, frame.kwargs)
+        return Replay(frame.module, args, kwargs, apart=frame.wrote, without=self._without)
 
     def _enter(
         self,
@@ -365,6 +423,31 @@ class InputsAudit:
                 tally.handed_by = _ancestors(thread, frame, leaf)
 
 
+def _wrapper(module: nn.Module) -> str:
+    """The name of a module's class where it is torch's own."""
+    kind = type(module)
+    return kind.__name__ if kind.__module__.startswith("torch.") else ""
+
+
+def _check_declared(module: nn.Module, declared: frozenset[str]) -> None:
+    kind = type(module)
+    signature = signature_of(module.forward)
+    if "metadata_inputs" not in vars(kind) or signature.varargs is not None or signature.varkw is not None:
+        return
+    takes = signature.named | set(signature.positional)
+    for written in sorted(declared):
+        name = re.split(r"[.\[]", written)[0]
+        if name not in takes:
+            raise DeclarationError(
+                f"{kind.__name__}.metadata_inputs", f"{written!r} is nothing that forward takes.{_nearest(name, takes)}"
+            )
+
+
+def _nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    near = difflib.get_close_matches(name, names, 1, cutoff)
+    return f" Nearest: {near[0]!r}." if near else ""
+
+
 def plain_leaves(frame: Frame) -> list[Leaf]:
     """The leaves of a call that are tensors of their own, not those that vmap or grad wrap."""
     return [leaf for leaf in frame.leaves if plain(leaf.tensor) is leaf.tensor]
@@ -395,9 +478,8 @@ _SOLE: dict[tuple[bool, bool], int] = {}
 """How often a tensor is held that only a call holds: by whether it comes by keyword, and whether the call has any."""
 
 
-class _Probe(nn.Module):
-    def forward(self, input: Tensor, other: Any = None) -> Tensor:
-        return input
+def _probe(self: nn.Module, input: Tensor, other: Any = None) -> Tensor:
+    return input
 
 
 def _calibrate() -> None:
@@ -410,19 +492,14 @@ def _calibrate() -> None:
         return [False], [False], [False]
 
     tracer = Tracer(lambda module: ("", module, False), ended, lambda thread: None, lambda frame: None)
-    probe = _Probe()
-    call, before = nn.Module.__call__, Tracer.active
+    # installed on the probe alone: other threads may be calling modules
+    kind = type("_Probe", (nn.Module,), {"forward": _probe, "__call__": tracer.replacement(lambda *_, **__: None)})
     with torch._C.DisableTorchFunction(), _disable_current_modes():  # nobody is to see this
-        nn.Module.__call__ = lambda module, *args, **kwargs: None  # type: ignore[method-assign]
-        try:
-            tracer.install()
-            probe(torch.empty(1))
-            probe(input=torch.empty(1))
-            probe(torch.empty(1), other=None)
-        finally:
-            tracer.remove()
-            nn.Module.__call__ = call  # type: ignore[method-assign]
-            Tracer.active = before
+        probe: Any = kind()
+        probe(torch.empty(1))
+        probe(input=torch.empty(1))
+        probe(torch.empty(1), other=None)
+    tracer.forget()
     if len(counts) == 3:
         _SOLE.update({(False, False): counts[0], (True, True): counts[1], (False, True): counts[2]})
 

@@ -1,126 +1,261 @@
-"""Whether code may change something that is not its module's own, so that it must not be run a second time.
+"""Stops code, before it runs, that may change something that is not its module's own: it must not be run a second time.
 
-Read off the source, and in doubt yes: a module whose code cannot be read, or does what is not known here to be
-harmless, is not replayed, and what is found in it stays a candidate.
+While a copy of a module runs, each Python function is judged by its source before its first line, and each builtin by its
+name (the events of `sys.setprofile`, https://docs.python.org/3/library/sys.html#sys.setprofile). In doubt it may write:
+what cannot be read, or is not known here to be harmless, ends the replay, and what was found stays a candidate.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import contextvars
+import dataclasses
 import enum
 import functools
 import inspect
 import logging
 import re
+import sys
 import textwrap
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+
+_CACHED = type(functools.lru_cache(len))
 
 PLAIN = (
     *(type(None), bool, int, float, complex, str, bytes, type, enum.Enum, types.BuiltinFunctionType, types.ModuleType),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range, slice, logging.Logger),
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GenericAlias, types.UnionType, re.Pattern),
+    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops._OpNamespace, types.FunctionType),
+    _CACHED,
     contextvars.ContextVar,  # a replay has a context of its own
 )
-"""What nobody changes, or what may be used freely."""
+"""What nobody changes, or what may be used freely: a function is judged when it is called."""
 
-CACHED = type(functools.lru_cache(len))
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 READS = frozenset("get items keys values copy index count get_interface".split())
 """Methods by which a global object is only looked at."""
 
-OUTSIDE = frozenset("os io sys shutil subprocess socket tempfile pathlib threading multiprocessing".split())
-"""Modules that lead out of the process, or into its other parts."""
+LOOKS = frozenset("len iter list dict tuple set sorted enumerate bool isinstance min max sum any all".split())
+"""Functions that only look into what they are given."""
 
-DANGERS = frozenset("open exec eval compile input setattr delattr globals vars __import__ breakpoint".split())
-TRUSTED = (
-    "torch",
-    "numpy",
-    "math",
-    "functools",
-    "itertools",
-    "collections",
-    "typing",
-    "einops",
-    "contextlib",
-    "warnings",
+TRUSTED = frozenset(
+    "torch numpy math cmath functools itertools collections typing typing_extensions types einops contextlib warnings "
+    "builtins abc dataclasses enum copy operator re logging numbers inspect random string textwrap json weakref "
+    "importlib _frozen_importlib _collections_abc _weakrefset copyreg reprlib codecs packaging ast traceback linecache "
+    "tokenize keyword heapq bisect decimal fractions statistics contextvars posixpath genericpath pathlib".split()
 )
+"""Packages whose Python code is known to write nothing that is not its caller's, but for what `WRITERS` names."""
+
+WRITERS = frozenset(
+    "save savez savez_compressed savetxt tofile dump memmap set_default_dtype set_default_device set_default_tensor_type "
+    "set_num_threads set_num_interop_threads use_deterministic_algorithms set_printoptions seterr exec eval "
+    "setattr delattr basicConfig simplefilter filterwarnings start_new_thread fork_exec".split()
+)
+"""What of them writes to files, to settings of the process, or wherever it is told to."""
+
+SYSTEM = frozenset("posix nt _io _socket _posixsubprocess _winapi _ctypes _signal _sqlite3 mmap fcntl _thread".split())
+"""Modules written in C that lead out of the process, or into its other parts."""
+
+HARMLESS = frozenset(
+    "fspath getcwd getpid stat lstat get_ident allocate_lock _get_main_thread_ident getenv current_thread main_thread "
+    "get_native_id acquire release locked __enter__ __exit__ text_encoding".split()
+)
+"""What of these, and of ``os`` and ``threading``, only looks; a lock is given back by who takes it."""
+
+_ENVIRONMENT = frozenset("__getitem__ __contains__ __len__ __iter__ get encode decode encodekey decodevalue".split())
 
 
-def writes_elsewhere(function: Any, kind: type | None = None) -> bool:
-    """Whether a function may change something that is not its own: a global, a class, what a closure or a default holds.
+class WriteError(BaseException):
+    """Code was about to run that may write elsewhere; none that a module would catch."""
+
+
+class Guard:
+    """Within it, in this thread, code that may write elsewhere is stopped before it runs.
+
+    Raises:
+        WriteError: From within, where such code is called; `refused` says what it was.
+
+    Example:
+        >>> seen = []
+        >>> def counts():
+        ...     seen.append(1)
+        >>> with Guard() as guard:
+        ...     try:
+        ...         counts()
+        ...     except WriteError:
+        ...         pass
+        >>> guard.refused is not None, seen
+        (True, [])
+    """
+
+    def __init__(self) -> None:
+        self.refused: str | None = None
+
+    def __enter__(self) -> Guard:
+        if sys.getprofile() is not None:
+            raise WriteError("the process is being profiled, which would see what runs again")
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        sys.setprofile(None)
+
+    def _look(self, frame: types.FrameType, event: str, called: Any) -> None:
+        if event == "call":
+            dangerous = _dangerous(frame)
+            name = frame.f_code.co_qualname
+        elif event == "c_call":
+            dangerous = _leads_out(called)
+            name = getattr(called, "__qualname__", repr(called))
+        else:
+            return
+        if dangerous:
+            self.refused = name
+            raise WriteError(f"{name} may write to what is not its own")
+
+
+def writes_elsewhere(function: Any, *args: Any) -> bool:
+    """Whether a call of a function is stopped because it, or what it calls, may write elsewhere.
 
     Args:
         function: The function.
-        kind: The class that it is a method of, so that what it calls on ``self`` is looked at, too.
+        args: What to call it with.
 
     Example:
-        >>> writes_elsewhere(textwrap.dedent), writes_elsewhere(lambda x: x)
-        (False, False)
+        >>> writes_elsewhere(textwrap.dedent, " a")
+        False
     """
-    return _writes(function, kind, frozenset())
+    with Guard() as guard, contextlib.suppress(WriteError):
+        function(*args)
+    return guard.refused is not None
 
 
-def _writes(function: Any, kind: type | None, above: frozenset[Any]) -> bool:
-    function = getattr(function, "__func__", function)
-    if isinstance(function, CACHED):
-        function = function.__wrapped__
-    if not isinstance(function, types.FunctionType):
-        return not isinstance(function, PLAIN)
-    if function in above:
+def _leads_out(called: Any) -> bool:
+    """Whether a builtin leads out of the process, or into its other parts."""
+    name = getattr(called, "__name__", "")
+    owner = getattr(called, "__self__", None)
+    module = getattr(called, "__module__", None) or ""
+    if isinstance(owner, types.ModuleType) or owner is None:
+        home = (owner.__name__ if isinstance(owner, types.ModuleType) else module).partition(".")[0]
+        if home in SYSTEM or home in ("os", "io"):
+            return name not in HARMLESS
+        return name in WRITERS and not (home == "builtins" and name in ("setattr", "delattr"))
+    if type(owner).__module__ == "_io":
+        return name not in ("getvalue", "read", "flush", "isatty", "fileno", "tell", "writable", "readable")
+    return name in ("tofile", "dump") or type(owner).__module__ in ("_socket", "mmap", "_sqlite3")
+
+
+def _dangerous(frame: types.FrameType) -> bool:
+    """Whether a Python function that is about to run may write elsewhere itself."""
+    code = frame.f_code
+    package, name = str(frame.f_globals.get("__name__")), code.co_name
+    top = package.partition(".")[0]
+    if top in TRUSTED or package.startswith(("lightning_freeze.witness.", "namedtuple_")):
+        return name in WRITERS
+    if package == "os":
+        return name not in HARMLESS | _ENVIRONMENT
+    if package == "threading":
+        return name not in HARMLESS
+    if code in _NESTED:
         return False
-    above = above | {function}
-    if _trusted(function):  # but a wrapper, such as `torch.no_grad`, is worth what it wraps
-        around = _closure(function).values()
-        return any(_writes(value, kind, above) for value in around if isinstance(value, types.FunctionType))
-    return _judged(function, kind, above)
+    if code.co_filename == "<string>" and name.startswith("__") and _is_dataclass(frame):
+        return False  # it does no more than fill or compare fields
+    around = {}
+    if code.co_freevars:
+        held = frame.f_locals
+        around = {variable: held.get(variable) for variable in code.co_freevars}
+    reading = None if around else _KNOWN.get(code)
+    if reading is None:
+        reading = _KNOWN[code] = _Reader(code, frame.f_globals, around)
+        if not reading.writes:
+            _NESTED.update(_within(code))
+    return reading.writes or _changes_its_class(frame, reading.changed)
 
 
-def _judged(function: types.FunctionType, kind: type | None, above: frozenset[Any]) -> bool:
-    known = _KNOWN.get((function, kind))
-    if known is None:
-        known = _KNOWN[function, kind] = _Reading(function, kind, above).writes()
-    return known
+_KNOWN: dict[types.CodeType, _Reader] = {}
+_NESTED: set[types.CodeType] = set()
+"""Functions within others that were judged as a part of these."""
 
 
-_KNOWN: dict[tuple[types.FunctionType, type | None], bool] = {}
+def _within(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _within(constant)
 
 
-def _trusted(function: types.FunctionType) -> bool:
-    # not `__module__`, which a wrapper has from what it wraps
-    return str(function.__globals__.get("__name__")).partition(".")[0] in TRUSTED
+def _first(frame: types.FrameType) -> Any:
+    """What a function has for its first argument, as a method its object."""
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+
+
+def _is_dataclass(frame: types.FrameType) -> bool:
+    return dataclasses.is_dataclass(_first(frame))
+
+
+def _changes_its_class(frame: types.FrameType, changed: set[str]) -> bool:
+    """Whether a method changes a container that its class holds for all objects, or is cached for all of them."""
+    owner = _first(frame)
+    kind = owner if isinstance(owner, type) else type(owner)
+    if kind.__module__.partition(".")[0] in TRUSTED:
+        return False
+    if isinstance(inspect.getattr_static(kind, frame.f_code.co_name, None), _CACHED):
+        return True
+    own = {} if isinstance(owner, type) else getattr(owner, "__dict__", {})
+    for name in changed:
+        held = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+        if name not in own and isinstance(held, (list, dict, set)) and held is getattr(kind, name, None):
+            return True
+    return False
 
 
 def _harmless(value: Any) -> bool:
-    return isinstance(value, PLAIN) or (isinstance(value, (tuple, frozenset)) and all(map(_harmless, value)))
+    return (
+        isinstance(value, PLAIN)
+        or type(value) is object
+        or (isinstance(value, (tuple, frozenset)) and all(map(_harmless, value)))
+    )
 
 
-class _Reading:
-    """One function's source, read once."""
+class _Reader:
+    """What the source of one function says.
 
-    def __init__(self, function: types.FunctionType, kind: type | None, above: frozenset[Any]) -> None:
-        self._function, self._kind, self._above = function, kind, above
-        self._around = {**function.__globals__, **_closure(function)}
-        self._own = _names(function.__code__) - set(function.__code__.co_freevars)
+    Args:
+        code: The function's.
+        space: Its globals.
+        around: What it closes over.
+    """
+
+    def __init__(self, code: types.CodeType, space: Mapping[str, Any], around: Mapping[str, Any]) -> None:
+        self._around = {**vars(builtins), **space, **around}
+        self._own = _names(code) - set(code.co_freevars)
         self._parents: dict[ast.AST, ast.AST] = {}
-
-    def writes(self) -> bool:
-        defaults = (*(self._function.__defaults__ or ()), *(self._function.__kwdefaults__ or {}).values())
-        if not all(map(_harmless, defaults)):
-            return True
-        body = _body_of(self._function)
-        if body is None:
-            return True
+        self.changed: set[str] = set()  # names of attributes that it does more with than look
+        tree = _tree_of(code)
+        self.writes = tree is None
+        if tree is None:
+            return
+        defaults = [default for default in (*tree.args.defaults, *tree.args.kw_defaults) if default is not None]
+        body: list[ast.AST] = [tree.body] if isinstance(tree, ast.Lambda) else list(tree.body)
         nodes = [node for part in body for node in _run_through(part)]
         self._parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
-        return any(map(self._danger, nodes))
+        self.writes = not all(map(self._is_constant, defaults)) or any(map(self._danger, nodes))
+
+    def _is_constant(self, default: ast.expr) -> bool:
+        """Whether a default is nothing that calls share and change."""
+        if isinstance(default, ast.Name):
+            return default.id not in self._around or _harmless(self._around[default.id])
+        parts = [node for node in ast.walk(default) if isinstance(node, (ast.List, ast.Dict, ast.Set, ast.Call))]
+        return not parts
 
     def _danger(self, node: ast.AST) -> bool:
         if isinstance(node, (ast.Global, ast.Nonlocal)):
@@ -128,14 +263,16 @@ class _Reading:
         if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, (ast.Store, ast.Del)):
             return self._stores_elsewhere(node)
         if isinstance(node, ast.Attribute):
-            return self._looks_up(node)
+            if not self._only_looks(node):
+                self.changed.add(node.attr)
+            return False
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in self._own:
             return self._loads(node)
         return False
 
     def _stores_elsewhere(self, node: ast.expr) -> bool:
         while isinstance(node, (ast.Attribute, ast.Subscript)):
-            if isinstance(node, ast.Attribute) and node.attr in ("__class__", "__dict__"):
+            if isinstance(node, ast.Attribute) and node.attr == "__class__":
                 return True
             node = node.value
         return not (isinstance(node, ast.Name) and node.id in self._own - self._classes)
@@ -151,42 +288,24 @@ class _Reading:
                 found |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
         return found - {"self"}
 
-    def _looks_up(self, node: ast.Attribute) -> bool:
-        """Whether an attribute is code of the module, or of its bases, that writes elsewhere."""
-        if node.attr == "backward":
-            return True
-        whom = node.value
-        if isinstance(whom, ast.Name) and whom.id == "self" and self._kind is not None:
-            return self._code_of(node.attr, self._kind.__mro__)
-        if isinstance(whom, ast.Call) and isinstance(whom.func, ast.Name) and whom.func.id == "super":
-            return self._code_of(node.attr, (self._kind or object).__mro__[1:])
-        return False
-
-    def _code_of(self, name: str, kinds: tuple[type, ...]) -> bool:
-        for kind in kinds:
-            if name in vars(kind):
-                found = vars(kind)[name]
-                found = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
-                return isinstance(found, types.FunctionType) and _writes(found, self._kind, self._above)
-        return False
-
     def _loads(self, node: ast.Name) -> bool:
+        """A name from outside the function, with what is looked up on it as far as it is a module or a class."""
         if node.id not in self._around:
-            return not hasattr(builtins, node.id) or (node.id in DANGERS and not self._sets_its_own(node))
+            return False  # it would be an error
         value = self._around[node.id]
-        if isinstance(value, types.ModuleType):
-            return value.__name__.partition(".")[0] in OUTSIDE and not self._asks_environment(node)
-        if isinstance(value, (types.FunctionType, CACHED)):
-            return _writes(value, self._kind if node.id in self._function.__code__.co_freevars else None, self._above)
-        if _harmless(value):
-            return False
-        return not self._only_read(node, value)
-
-    def _asks_environment(self, node: ast.Name) -> bool:
-        above = self._parents.get(node)
-        return isinstance(above, ast.Attribute) and (
-            above.attr == "getenv" or (above.attr == "environ" and self._only_read(above, None))
-        )
+        whole: ast.expr = node
+        while isinstance(value, (types.ModuleType, type)):
+            above = self._parents.get(whole)
+            if not isinstance(above, ast.Attribute) or above.value is not whole or not hasattr(value, above.attr):
+                return False
+            if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in TRUSTED:
+                return False
+            value, whole = getattr(value, above.attr), above
+        if node.id in ("setattr", "delattr") and value is getattr(builtins, node.id):
+            return not self._sets_its_own(node)
+        if node.id in ("globals", "vars", "locals") and value is getattr(builtins, node.id):
+            return True
+        return not _harmless(value) and not self._only_read(whole, value)
 
     def _sets_its_own(self, node: ast.Name) -> bool:
         """Whether it is a `setattr` or `delattr` on something of the function's own."""
@@ -201,18 +320,41 @@ class _Reading:
             return not (isinstance(above, ast.Attribute) and above.attr.endswith("_"))
         if isinstance(value, torch.Generator):
             return False
+        if isinstance(value, set) and value and all(isinstance(item, type) for item in value):
+            # a register of classes, in which the call that was seen has entered all that it enters
+            return isinstance(above, ast.Compare) or (isinstance(above, ast.Attribute) and above.attr == "add")
         if isinstance(value, LOCKS):
             return isinstance(above, ast.withitem)
+        if isinstance(above, ast.Attribute) and above.attr in ("set", "reset") and _of_context(value):
+            return True
+        if isinstance(above, ast.Call) and above.func is node:  # a typing construct, a functools.partial of a function
+            return isinstance(value, functools.partial)
+        return self._only_looks(node)
+
+    def _only_looks(self, node: ast.expr) -> bool:
+        """Whether an object is only looked into where it stands, and what is found there is not changed either."""
+        above = self._parents.get(node)
         if isinstance(above, ast.Subscript) and above.value is node:
-            return isinstance(above.ctx, ast.Load)
+            return isinstance(above.ctx, ast.Load) and self._taken(above)
         if isinstance(above, ast.Attribute):
             called = self._parents.get(above)
-            if above.attr in ("set", "reset") and _of_context(value):
-                return True
-            return not (isinstance(called, ast.Call) and called.func is above) or above.attr in READS
-        if isinstance(above, ast.Call) and above.func is node:  # a typing construct, a functools.partial of a function
-            return isinstance(value, functools.partial) and not _writes(value.func, None, self._above)
-        return isinstance(above, (ast.Compare, ast.For, ast.comprehension))
+            if not (isinstance(called, ast.Call) and called.func is above):
+                return isinstance(above.ctx, ast.Load)
+            return above.attr in READS and self._taken(called)
+        if isinstance(above, ast.Call):
+            return isinstance(above.func, ast.Name) and above.func.id in LOOKS
+        if isinstance(above, (ast.If, ast.While, ast.IfExp)):
+            return above.test is node
+        return isinstance(above, (ast.Compare, ast.For, ast.comprehension, ast.Dict, ast.UnaryOp))
+
+    def _taken(self, node: ast.expr) -> bool:
+        """Whether what was found in an object is not changed where it stands, `table[key].append(x)`."""
+        above = self._parents.get(node)
+        if isinstance(above, ast.Subscript) and above.value is node:
+            return isinstance(above.ctx, ast.Load) and self._taken(above)
+        if isinstance(above, ast.Attribute):
+            return self._only_looks(node)
+        return True
 
 
 def _of_context(value: Any) -> bool:
@@ -244,24 +386,25 @@ def _names(code: types.CodeType) -> frozenset[str]:
     return frozenset(found)
 
 
-def _body_of(function: types.FunctionType) -> list[ast.AST] | None:
+def _tree_of(code: types.CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
+    """The source of a function, or None where it is not there."""
     try:
-        source = textwrap.dedent(inspect.getsource(function.__code__))  # of the wrapper, not of what it wraps
+        source = textwrap.dedent(inspect.getsource(code))
     except (OSError, TypeError):
         return None
-    if function.__code__.co_name == "<lambda>":
-        return _lambda_in(source, function.__code__)
+    if code.co_name == "<lambda>":
+        return _lambda_in(source, code)
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return None
     first = tree.body[0] if tree.body else None
-    named = isinstance(first, (ast.FunctionDef, ast.AsyncFunctionDef)) and first.name == function.__code__.co_name
-    return list(first.body) if named else None  # type: ignore[union-attr]
+    named = isinstance(first, (ast.FunctionDef, ast.AsyncFunctionDef)) and first.name == code.co_name
+    return first if named else None  # type: ignore[return-value]
 
 
-def _lambda_in(source: str, code: types.CodeType) -> list[ast.AST] | None:
-    """The body of the lambda in some lines that has this very code; the lines may be no whole statement."""
+def _lambda_in(source: str, code: types.CodeType) -> ast.Lambda | None:
+    """The lambda in some lines that has this very code; the lines may be no whole statement."""
     start = source.find("lambda")
     while start >= 0:
         for end in range(len(source), start, -1):
@@ -272,7 +415,7 @@ def _lambda_in(source: str, code: types.CodeType) -> list[ast.AST] | None:
             except (SyntaxError, ValueError):
                 continue
             if isinstance(found.body, ast.Lambda) and _alike(compile(found, "", "eval"), code):
-                return [found.body.body]
+                return found.body
         start = source.find("lambda", start + 1)
     return None
 
@@ -287,14 +430,3 @@ def _alike(compiled: types.CodeType, code: types.CodeType) -> bool:
         and made.co_varnames == code.co_varnames
         and plain == [constant for constant in made.co_consts if not isinstance(constant, types.CodeType)]
     )
-
-
-def _closure(function: types.FunctionType) -> dict[str, Any]:
-    """The variables around a function that it holds on to."""
-    found = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:  # an empty cell
-            found[name] = None
-    return found

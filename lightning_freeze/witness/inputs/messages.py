@@ -38,25 +38,27 @@ def describe(tally: Tally) -> Finding:
     )
 
 
-def stale(key: str, known: Known | None) -> Finding:
-    """The finding about a declaration whose input was used in every call."""
+def stale(key: str, known: Known | None, why: str = "") -> Finding:
+    """The finding about a declaration that does nothing.
+
+    Args:
+        key: Its key.
+        known: The whitelist's entry, or None for one of ``metadata_inputs``.
+        why: Why it can match nothing; empty where its input was used in every call.
+    """
     kind, _, argument = key.partition(".")
     if known is None:
-        message = (
-            f"metadata_inputs: {key!r} is declared to be used for its shape alone, but its values were used in every "
-            "call. Remove the entry."
-        )
+        what = f"metadata_inputs: {key!r} is declared to be used for its shape alone"
+        used = ", but its values were used in every call. Remove the entry."
     else:
         under = f" under {dict(known.when)}" if known.when else ""
-        message = (
-            f"whitelist: {key!r} ({known.reason}) is listed as not used{under}, but was used in every call. Remove the "
-            "entry, so that the list stays true."
-        )
+        what = f"whitelist: {key!r} ({known.reason}) is listed as not used{under}"
+        used = ", but was used in every call. Remove the entry, so that the list stays true."
     return Finding(
         audit="inputs",
         kind="stale",
         severity="warning",
-        message=message,
+        message=f"{what}, which matches nothing: {why}" if why else what + used,
         cause="stale",
         module_class=kind,
         argument=argument,
@@ -86,7 +88,7 @@ def summary(findings: Sequence[Finding], shown: int = 4) -> str:
     parts = [f"{found.total()} of those handed to modules are not used: {', '.join(words)}"] if found else []
     stale_keys = [f"{f.module_class}.{f.argument}" for f in findings if f.kind == "stale"]
     if stale_keys:
-        parts.append(f"declared in vain, since used in every call: {', '.join(stale_keys)}")
+        parts.append(f"declared in vain: {', '.join(stale_keys)}")
     return f"inputs: {'; '.join(parts)}"
 
 
@@ -110,16 +112,6 @@ _WHAT = {
     "metadata": "and uses nothing of it but its shape, data type or device",
     "conditional": "and uses it in some calls only",
 }
-
-
-def key_of(kind: str, argument: str, name: str) -> str:
-    """The key by which to declare an input: by its name, but one of ``*args`` and ``**kwargs`` or of a container by its path.
-
-    Example:
-        >>> key_of("Block", "mask", "mask"), key_of("Block", "kwargs['mask']", "kwargs")
-        ('Block.mask', "Block.kwargs['mask']")
-    """
-    return f"{kind}.{argument if argument != name else name}"
 
 
 def _way(handed_by: Sequence[tuple[str, str]]) -> str:
@@ -152,7 +144,7 @@ def _bytes(count: int) -> str:
 
 
 def _mend(tally: Tally) -> str:
-    key = key_of(tally.module_class, tally.argument, tally.name)
+    key = f"{tally.module_class}.{tally.argument}"
     keep = f"or, where it must stay, whitelist it: `{key}: <the reason>`"
     whole = tally.argument == tally.name
     removed = f"`def forward(self, …)` without `{tally.name}`" if whole else f"do without `{tally.argument}`"
@@ -176,8 +168,16 @@ def _mend(tally: Tally) -> str:
             )
         case "dead":
             return (
-                "Cause: never used. Return or use what is computed from it, or remove the computation and the "
+                "Cause: never used, what is computed from it is dropped. Return or use what is computed from it, or remove the computation and the "
                 f"argument: {removed}, {keep}."
             )
         case _:
-            return f"Cause: never used. Remove it: {removed}, and from the calls of {tally.module_class}; {keep}."
+            named = (
+                " The code does name it, but nothing came of that in the calls that were watched: see under which "
+                f"condition it does before you remove it, and whitelist it with that: `{key}: {{reason: <why>, when: "
+                "{<attribute>: <value>}}`."
+            )
+            loaded = "" if tally.confirmed["bytecode"] else named
+            return (
+                f"Cause: never used. Remove it: {removed}, and from the calls of {tally.module_class}; {keep}.{loaded}"
+            )

@@ -29,7 +29,7 @@ SHAPE_OF = {
 """Operators that take one operand for its shape, data type or device alone; the number is that operand's position."""
 
 ASKS = frozenset(
-    "size stride numel dim is_same_size _has_same_storage_numel storage_offset is_contiguous device layout".split()
+    "size stride numel dim is_same_size _has_same_storage_numel storage_offset is_contiguous device".split()
 )
 """Operators without a tensor for a result which ask for metadata only."""
 

@@ -174,7 +174,7 @@ class Thread:
         if use is None:
             use = self.tracer.uses[func] = use_of(func)
         if use.views:
-            self._view(args, kwargs, result)
+            self._view(use, args, kwargs, result)
             return
         labels = self.labels
         derived = same = asked = 0
@@ -223,13 +223,16 @@ class Thread:
                 if not use.writes or id(item) not in labels:
                     self.put(item, mask, 0)
 
-    def _view(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _view(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         derived = same = 0
-        for value in (*args, *kwargs.values()):
+        for position, value in enumerate((*args, *kwargs.values())):
             if isinstance(value, Tensor):
                 one, two = self.look(value)
-                derived |= one
-                same |= two
+                if position == use.shape_only:
+                    self.asks |= one | two
+                else:
+                    derived |= one
+                    same |= two
         if derived | same:
             for item in (result,) if isinstance(result, Tensor) else tensors_in(result, 3):
                 self.put(item, derived, same)
@@ -239,8 +242,7 @@ class Thread:
         derived, same = self.look(tensor)
         self.kept |= same  # written to: whoever holds it sees the change
         if self.frames:
-            if same or not (derived or id(tensor) in self.labels):
-                self.frames[-1].wrote = True
+            self.frames[-1].wrote = True
             if isinstance(tensor, nn.Parameter):
                 self.frames[-1].wrote_parameter = True
         key = _storage_key(tensor)
@@ -301,17 +303,12 @@ class Thread:
     def end(self, frame: Frame, result: Any) -> None:
         """A call returned: read off what became of each input."""
         counts = [_references(leaf.tensor) for leaf in frame.leaves]
-        if frame.opaque or (isinstance(frame.target, torch.jit.ScriptModule) and not self._reached(frame, result)):
+        outputs, derived, same = self._reached(result)
+        hides = isinstance(frame.target, torch.jit.ScriptModule) and not (derived | same) >> frame.base
+        if frame.opaque or hides:  # fused operators hide what they do
             frame.opaque = True
             self._through(frame, result)
-        derived = same = 0
-        outputs: set[int] = set()
-        for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
-            tensor = plain(tensor)
-            outputs.add(id(tensor))
-            one, two = self.look(tensor)
-            derived |= one
-            same |= two
+            outputs, derived, same = self._reached(result)
         saved = 0
         for ctx, bits, stamp in self.keeping:
             if ctx() is not None:
@@ -343,13 +340,17 @@ class Thread:
             )
         self.kept |= kept
 
-    def _reached(self, frame: Frame, result: Any) -> bool:
-        """Whether any input was seen to reach a result, which fused operators would hide."""
-        derived, same = 0, 0
-        for tensor in tensors_in(result):
-            one, two = self.look(plain(tensor))
-            derived, same = derived | one, same | two
-        return (derived | same) >> frame.base != 0
+    def _reached(self, result: Any) -> tuple[set[int], int, int]:
+        """The tensors of a result, and what they are computed from and are."""
+        derived = same = 0
+        outputs: set[int] = set()
+        for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
+            tensor = plain(tensor)
+            outputs.add(id(tensor))
+            one, two = self.look(tensor)
+            derived |= one
+            same |= two
+        return outputs, derived, same
 
     def _through(self, frame: Frame, result: Any) -> None:
         """What cannot be followed is taken to compute all of its results from all of its inputs."""
@@ -514,7 +515,7 @@ class Tracer:
         self._suspensions = 0
         self._hears_compiler = False
         self._call = nn.Module.__call__
-        self._audited_call = self._replacement()
+        self._audited_call = self.replacement(self._call)
         self._install()
 
     def remove(self) -> None:
@@ -582,8 +583,16 @@ class Tracer:
             nn.Module.__call__ = self._call  # type: ignore[method-assign]
         self._readers.remove()
 
-    def _replacement(self) -> Any:
-        call = self._call
+    def forget(self) -> None:
+        """Listen to nothing any more, where `replacement` was used without `install`."""
+        self._hear_compiler(False)
+
+    def replacement(self, call: Any) -> Any:
+        """What stands in for a module's ``__call__``.
+
+        Args:
+            call: The one that it calls.
+        """
         tracer = self
 
         def audited_call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:

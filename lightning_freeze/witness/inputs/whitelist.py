@@ -13,12 +13,15 @@ class DeclarationError(ValueError):
 
     Args:
         key: Where it stands, as ``whitelist['Block.mask'].when``.
-        message: What is wrong, and the mend.
+        problem: What is wrong, and the mend.
     """
 
-    def __init__(self, key: str, message: str) -> None:
-        self.key = key
-        super().__init__(f"{key}: {message}")
+    def __init__(self, key: str, problem: str) -> None:
+        self.key, self.problem = key, problem
+        super().__init__(f"{key}: {problem}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.problem)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,21 @@ class Known:
     def holds(self, module: object) -> bool:
         """Whether a module's attributes are as the entry asks."""
         return all(_attribute(module, path) == value for path, value in self.when)
+
+    def never(self, module: object) -> str | None:
+        """Why the condition cannot hold for a module, whatever its state; None where it can."""
+        for path, value in self.when:
+            owner, _, name = path.rpartition(".")
+            holder = _attribute(module, owner) if owner else module
+            held = getattr(holder, name, _MISSING)
+            if held is _MISSING:
+                near = difflib.get_close_matches(name, dir(holder), 1)
+                return f"{type(module).__name__} has no attribute {path!r}." + (
+                    f" Nearest: {near[0]!r}." if near else ""
+                )
+            if isinstance(value, str) and isinstance(held, (bool, int, float)):
+                return f"{path!r} is {held!r}, and {value!r} is a string. Write {path}: {value} without quotes."
+        return None
 
 
 _MISSING = object()
@@ -76,7 +94,9 @@ def parse_whitelist(entries: Mapping[str, Any] | None) -> list[Known]:
     if entries is None:
         return []
     if not isinstance(entries, Mapping):
-        raise DeclarationError("whitelist", f"{entries!r} is no mapping of `Class.argument` to a reason.")
+        raise DeclarationError(
+            "whitelist", f"{entries!r} is no mapping of `Class.argument` to a reason. {_as_mapping(entries)}"
+        )
     found = []
     for key, value in entries.items():
         where = f"whitelist[{key!r}]"
@@ -101,6 +121,14 @@ def parse_whitelist(entries: Mapping[str, Any] | None) -> list[Known]:
             )
         found.append(Known(key, reason, tuple((when or {}).items())))
     return found
+
+
+def _as_mapping(entries: object) -> str:
+    if isinstance(entries, str) and entries.endswith((".yaml", ".yml")):
+        return f"In plain PyTorch, load the file yourself: whitelist=yaml.safe_load(open({entries!r}))['whitelist']."
+    listed = entries if isinstance(entries, (list, tuple)) else [entries]
+    key = next((key for key in listed if isinstance(key, str) and "." in key), "Block.mask")
+    return f"Write: whitelist: {{{key}: <why it is not used>}}."
 
 
 def parse_metadata(keys: Iterable[Any] | None) -> frozenset[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -339,8 +340,9 @@ def test_what_is_declared_is_not_found(name: str) -> None:
     with audit_inputs(module, **options) as audit:
         module(t(), **({"m": t()} if isinstance(module, Swallows) else {"mask": t()}))
     assert audit.failure is None, audit.failure
-    assert [finding.kind for finding in audit.findings] == kinds
-    assert [finding.audit for finding in audit.findings] == ["inputs"] * len(kinds)
+    found = audit.findings + audit.stale
+    assert [finding.kind for finding in found] == kinds
+    assert [finding.audit for finding in found] == ["inputs"] * len(kinds)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, options, kinds) in DECLARED.items() if options and kinds == []])
@@ -355,11 +357,13 @@ def test_without_the_declaration_it_is_found(name: str) -> None:
     module = make()
     with audit_inputs(module, **options) as audit:
         module(t(), **({"m": t()} if isinstance(module, Swallows) else {"mask": t()}))
-    assert len(audit.findings) == 1
+    assert len(audit.findings + audit.stale) == 1
 
 
 def test_a_declaration_of_a_class_that_no_longer_holds_is_stale() -> None:
-    found = only(ran(DeclaresAndUses()))
+    audit = ran(DeclaresAndUses())
+    assert audit.findings == []
+    (found,) = audit.stale
     assert (found.kind, found.module_class, found.argument) == ("stale", "DeclaresAndUses", "mask")
 
 
@@ -371,7 +375,7 @@ def test_a_class_that_declares_a_string_is_told_so() -> None:
 
 def test_an_entry_whose_module_was_never_called_is_not_stale() -> None:
     audit = ran(Uses(), whitelist={"Absent.mask": "why"}, metadata_inputs=["Absent.like"])
-    assert audit.findings == []
+    assert audit.findings == audit.stale == []
 
 
 def test_an_entry_that_matches_in_one_call_is_not_stale() -> None:
@@ -379,7 +383,71 @@ def test_an_entry_that_matches_in_one_call_is_not_stale() -> None:
     with audit_inputs(module, whitelist={"Sometimes.mask": "why"}) as audit:
         for module.on in (True, False):
             module(t(), t())
+    assert audit.findings == audit.stale == []
+
+
+def test_an_entry_that_matched_before_a_reset_is_not_stale() -> None:
+    module = Sometimes()
+    audit = audit_inputs(module, whitelist={"Sometimes.mask": "why"})
+    for module.on in (False, True):
+        with audit:
+            module(t(), t())
+        audit.reset()
+    assert audit.stale == []
+
+
+class Holder(nn.Module):
+    """Holds a block under a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Uses()])
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.blocks[0](x, mask)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"whitelist": {"Uses.mas": "why"}}, r"Uses.forward takes no `mas`\. Nearest: 'mask'"),
+        ({"whitelist": {"Use.mask": "why"}}, r"no module of a class 'Use' was called\. Nearest: 'Uses'"),
+        ({"whitelist": {"blocks.0.mask": "why"}}, r"'blocks.0' is a module; entries are by class: `Uses.mask`"),
+        ({"whitelist": {"models.Uses.mask": "why"}}, r"by the class's name alone: `Uses.mask`"),
+        ({"metadata_inputs": ["Uses.like"]}, r"metadata_inputs: .* Uses.forward takes no `like`"),
+        (
+            {"whitelist": {"Uses.mask": {**REASON, "when": {"trainig": True}}}},
+            r"no attribute 'trainig'\. Nearest: 'training'",
+        ),
+        (
+            {"whitelist": {"Uses.mask": {**REASON, "when": {"training": "true"}}}},
+            r"'true' is a string\. Write training: true",
+        ),
+    ],
+)
+def test_an_entry_that_can_match_nothing_is_stale_and_says_why(options: Any, says: str) -> None:
+    audit = ran(Holder(), **options)
     assert audit.findings == []
+    (found,) = audit.stale
+    assert (found.kind, found.severity) == ("stale", "warning")
+    assert re.search(says, found.message), found.message
+
+
+def test_a_class_that_declares_what_it_does_not_take_is_told_so() -> None:
+    class Declares(nn.Module):
+        metadata_inputs = ("lik",)
+
+        def forward(self, x: Tensor, like: Tensor) -> Tensor:
+            return x.expand(like.shape)
+
+    audit = audit_inputs(Declares())
+    with pytest.raises(DeclarationError, match=r"'lik' is nothing that forward takes\. Nearest: 'like'"), audit:
+        pass
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"'net' is no torch\.nn\.Module"):
+        audit_inputs("net")  # type: ignore[arg-type]
 
 
 def test_a_condition_excuses_only_the_calls_under_which_it_holds() -> None:
@@ -508,7 +576,7 @@ INNER = "lightning_freeze.witness.inputs."
 PLACES = [
     "tracer.leaves_of", "tracer.signature_of", "tracer.Thread.begin", "tracer.Thread.operator", "tracer.Thread.end",
     "tracer.Thread.settle", "tracer.Thread._survivors", "audit.InputsAudit._ended", "audit.InputsAudit._locate",
-    "audit.InputsAudit._excuse", "audit.InputsAudit._enter", "audit.InputsAudit._outermost", "audit.unaffected",
+    "audit.InputsAudit._excuse", "audit.InputsAudit._enter", "audit.InputsAudit._outermost", "audit.Replay",
     "audit.ignores", "tracer.Thread.asked", "tracer.Thread.left", "tracer.Thread.alias",
 ]  # fmt: skip
 
@@ -541,9 +609,11 @@ def test_an_error_of_the_audit_s_own_does_not_break_the_run_and_is_shown(place: 
         patch.setattr(INNER + place, broken)
         if place.startswith("audit.InputsAudit."):
             audit = audit_inputs(module)  # which takes its methods along
-        with audit:
-            assert torch.equal(module(t(), t()), plainly)
-            assert torch.equal(module(t(), t()), plainly)
+        audit.__enter__()
+        assert torch.equal(module(t(), t()), plainly)
+        assert torch.equal(module(t(), t()), plainly)
+        with pytest.warns(UserWarning, match="stood aside after an error of its own"):
+            audit.__exit__()
     assert isinstance(audit.failure, ZeroDivisionError)
     assert Tracer.active is None
     assert torch._C._len_torch_dispatch_stack() == 0

@@ -1,4 +1,4 @@
-"""What the source of a function shows of writing to what is not its own: a row for each way, and for each harmless one."""
+"""What is stopped before it writes to what is not its own: a row for each way, and for each harmless one."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import contextvars
 import functools
 import os
 import re
+import subprocess
+import sys
 import threading
+import types
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.witness.inputs.elsewhere import writes_elsewhere
+from lightning_freeze.witness.inputs.elsewhere import Guard, WriteError, writes_elsewhere
 
 SEEN: list[Any] = []
+FOLDER = ""
 CACHE: dict[str, Any] = {}
 SCALES = {"small": 1.0}
 state = SimpleNamespace(calls=0)
@@ -188,7 +194,7 @@ def writes_to_a_class_in_a_walrus(x: Any) -> Any:
 
 
 def asks_the_environment(x: Any) -> Any:
-    return x if os.getenv("A") or os.environ.get("B") or "C" in os.environ else os.environ["D"]
+    return x if os.getenv("A") or os.environ.get("B") or "C" in os.environ else os.environ.get("D")
 
 
 def writes_the_environment(x: Any) -> Any:
@@ -222,7 +228,7 @@ def sets_an_object(x: Any) -> Any:
 
 
 def finds_words(x: Any) -> Any:
-    return WORD.findall(x)
+    return WORD.findall(str(x))
 
 
 class Base(nn.Module):
@@ -257,10 +263,12 @@ class Ticks(Base):
 class TicksLater(Base):
     """Hands a method on, for another to call."""
 
+    def add(self, x: int, y: int) -> int:
+        self.tick()
+        return x + y
+
     def forward(self, x: Tensor) -> Tensor:
-        for each in map(self.tick, ()):
-            del each
-        return x
+        return x * functools.reduce(self.add, [1, 2])
 
 
 class TicksAbove(Base):
@@ -289,10 +297,21 @@ class Helps(Base):
         return self.helper(x) * self.rank
 
 
-class Backward(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        self.helper(x).sum().backward()
+class Encoder(nn.Module):
+    def encode(self, x: Tensor) -> Tensor:
+        SEEN.append(1)
         return x
+
+
+class CallsAChild(Base):
+    """By another method than forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = Encoder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.child.encode(x)
 
 
 class WithoutGrad(Base):
@@ -319,7 +338,109 @@ def within_a_noted_one(x: Any) -> Any:
         return x
 
 
+class Registry:
+    items: list[Any] = []
+
+    def __init__(self) -> None:
+        self.own: list[Any] = []
+
+    def enter(self) -> None:
+        self.items.append(1)
+
+    def keep(self) -> None:
+        self.own.append(1)
+
+    @classmethod
+    def register(cls) -> None:
+        cls.items.append(1)
+
+
+class Enters:
+    def __init__(self) -> None:
+        SEEN.append(1)
+
+
+class Caches:
+    @functools.lru_cache  # noqa: B019 - the point
+    def table(self) -> int:
+        return 1
+
+
+def asks_a_cached_method(x: Any) -> Any:
+    return Caches().table()
+
+
+def of_another_module(x: Any) -> Any:
+    return further.bump(x)
+
+
+def by_its_class(x: Any) -> Any:
+    Registry.items.append(x)
+
+
+def makes_one_that_enters(x: Any) -> Any:
+    return Enters()
+
+
+def changes_what_a_class_holds(x: Any) -> Any:
+    Registry().enter()
+
+
+def changes_what_a_class_holds_by_it(x: Any) -> Any:
+    Registry.register()
+
+
+def changes_its_own(x: Any) -> Any:
+    Registry().keep()
+
+
+def caught(x: Any) -> Any:
+    """Goes on after anything."""
+    with contextlib.suppress(BaseException):
+        appends(x)
+
+
+def writes_a_file(x: Any) -> Any:
+    with Path(FOLDER, "file").open("a") as file:
+        file.write("called")
+
+
+def opens_a_file(x: Any) -> Any:
+    return open(os.path.join(FOLDER, "file"), "a")
+
+
+def saves(x: Any) -> Any:
+    torch.save(x, os.path.join(FOLDER, "file"))
+
+
+def saves_numbers(x: Any) -> Any:
+    np.ones(2).tofile(os.path.join(FOLDER, "file"))
+
+
+def begins_a_thread(x: Any) -> Any:
+    threading.Thread(target=SEEN.append, args=(1,)).start()
+
+
+def runs_a_program(x: Any) -> Any:
+    subprocess.run(["true"])
+
+
+def runs_code(x: Any) -> Any:
+    exec("SEEN.append(1)")
+
+
+def sets_threads(x: Any) -> Any:
+    torch.set_num_threads(1)
+
+
+further = types.ModuleType("further")
+exec("def bump(x):\n    seen.append(x)", further.__dict__)
+further.seen = SEEN  # type: ignore[attr-defined]
+
 WRITE = [
+    asks_a_cached_method, of_another_module, by_its_class, makes_one_that_enters, changes_what_a_class_holds,
+    changes_what_a_class_holds_by_it, caught, writes_a_file, opens_a_file, saves, saves_numbers, begins_a_thread,
+    runs_a_program, runs_code, sets_threads,
     appends, global_number, global_dict, global_deque, global_dict_in_capitals, object_of_the_module,
     attribute_of_a_class, through_another, in_a_nested_one, mutable_default, closed_over(), closed_number(),
     wrapping(appends), counting(pure), torch.no_grad()(appends), torch.no_grad()(wrapping(appends)),
@@ -328,7 +449,7 @@ WRITE = [
 ]  # fmt: skip
 HARMLESS = [
     pure, looks_up, calls_a_pure_one, recursive, wrapping(pure), torch.no_grad()(pure), wrapping(torch.no_grad()(pure)),
-    calls_a_cached_one, nested_with_annotations, names_its_class, asks_the_environment, locks, collects, finds_words,
+    changes_its_own, calls_a_cached_one, nested_with_annotations, names_its_class, asks_the_environment, locks, collects, finds_words,
 ]  # fmt: skip
 
 
@@ -336,28 +457,70 @@ def names(functions: list[Any]) -> list[str]:
     return [f"{function.__code__.co_name} {function.__qualname__}" for function in functions]
 
 
+class Thing:
+    calls = 0
+
+
+def before() -> list[Any]:
+    return [list(SEEN), list(queue), dict(table), dict(CACHE), calls, state.calls, Counts.calls, Thing.calls,
+            list(Registry.items), torch.get_num_threads(), dict(os.environ)]  # fmt: skip
+
+
 @pytest.mark.parametrize("function", WRITE, ids=names(WRITE))
-def test_what_writes_to_something_that_is_not_its_own(function: Any) -> None:
-    assert writes_elsewhere(function) is True
+def test_what_writes_elsewhere_is_stopped_before_it_does(function: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(globals(), "FOLDER", str(tmp_path))
+    then = before()
+    assert writes_elsewhere(function, Thing()) is True
+    assert before() == then
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("function", [appends, global_number, by_its_class, attribute_of_a_class])
+def test_the_check_that_nothing_was_written_can_fail(function: Any) -> None:
+    then = before()
+    function(Thing())
+    assert before() != then
 
 
 @pytest.mark.parametrize("function", HARMLESS, ids=names(HARMLESS))
-def test_what_writes_to_its_own_alone(function: Any) -> None:
-    assert writes_elsewhere(function) is False
+def test_what_writes_to_its_own_alone_runs(function: Any) -> None:
+    assert writes_elsewhere(function, 2) is False
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (Ticks, True), (TicksLater, True), (TicksAbove, True), (CountsItsClass, True), (Logs, True), (Backward, True),
-        (WithoutGradTicks, True), (Helps, False), (WithoutGrad, False),
+        (Ticks, True), (TicksLater, True), (TicksAbove, True), (CountsItsClass, True), (Logs, True),
+        (CallsAChild, True), (WithoutGradTicks, True), (Helps, False), (WithoutGrad, False),
     ],
 )  # fmt: skip
-def test_a_forward_is_worth_what_it_reaches_by_self(kind: type[nn.Module], expected: bool) -> None:
-    assert writes_elsewhere(kind.forward, kind) is expected
+def test_a_forward_is_stopped_where_it_comes_to_a_write(kind: type[nn.Module], expected: bool) -> None:
+    then = before()
+    assert writes_elsewhere(kind(), torch.ones(2)) is expected
+    assert before() == then
 
 
 def test_what_has_no_source_is_in_doubt() -> None:
     space: dict[str, Any] = {}
     exec("def made(x):\n    return x", space)
-    assert writes_elsewhere(space["made"]) is True
+    assert writes_elsewhere(space["made"], 1) is True
+
+
+def test_it_leaves_nothing_installed() -> None:
+    writes_elsewhere(appends, 1)
+    assert sys.getprofile() is None
+    writes_elsewhere(pure, 1)
+    assert sys.getprofile() is None
+
+
+def test_a_process_that_is_profiled_is_left_alone() -> None:
+    def profile(*_: Any) -> None: ...
+
+    sys.setprofile(profile)
+    try:
+        with pytest.raises(WriteError, match="is being profiled"), Guard():
+            pass
+        found = sys.getprofile()
+    finally:
+        sys.setprofile(None)
+    assert found is profile

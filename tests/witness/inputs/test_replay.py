@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.witness.inputs.leaves import leaves_of, signature_of
-from lightning_freeze.witness.inputs.replay import unaffected
+from lightning_freeze.witness.inputs.replay import Replay
 
 
 class Of(nn.Module):
@@ -39,7 +39,7 @@ def ask(module: nn.Module, mask: Any, x: Any = None, *, path: str = "mask", apar
     x = torch.linspace(-1, 1, 12).reshape(4, 3) if x is None else x
     leaves = leaves_of(signature_of(module.forward), (x, mask), {})
     (leaf,) = [leaf for leaf in leaves if leaf.argument == path]
-    return unaffected(module, (x, mask), {}, [leaf], apart=apart)
+    return Replay(module, (x, mask), {}, apart=apart).unaffected([leaf])
 
 
 def asks_values(value: Any) -> Callable[[Any, Any, Any], Any]:
@@ -106,7 +106,8 @@ def test_the_same_tensor_twice_is_poisoned_where_it_stands() -> None:
 
 def test_several_are_poisoned_together() -> None:
     module, args = Of(lambda m, x, mask: m.sums), (number(), number())
-    assert unaffected(module, args, {}, leaves_of(signature_of(module.forward), args, {}), apart=False) is True
+    leaves = leaves_of(signature_of(module.forward), args, {})
+    assert Replay(module, args, {}, apart=False).unaffected(leaves) is True
 
 
 class Subclass(Tensor):
@@ -123,7 +124,7 @@ class Subclass(Tensor):
 )
 def test_what_cannot_be_copied_is_not_known(module: nn.Module) -> None:
     leaves = leaves_of(signature_of(lambda input: input), (torch.ones(1, 3),), {})
-    assert unaffected(module, (torch.ones(1, 3),), {}, leaves, apart=False) is None
+    assert Replay(module, (torch.ones(1, 3),), {}, apart=False).unaffected(leaves) is None
 
 
 def test_a_subclass_of_tensor_is_not_known() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,8 +41,10 @@ def test_entries_are_read(name: str) -> None:
 
 # name: (whitelist, the key that the error names, what it says)
 BAD: dict[str, tuple[Any, str, str]] = {
-    "a list": (["Block.mask"], "whitelist", "no mapping of `Class.argument` to a reason"),
-    "a string": ("Block.mask", "whitelist", "no mapping"),
+    "a list": (["A.x", "B.y"], "whitelist", r"no mapping of `Class.argument` to a reason. Write: whitelist: \{A.x: <why"),
+    "a string": ("Block.mask", "whitelist", r"no mapping.*Write: whitelist: \{Block.mask: <why it is not used>\}"),
+    "a number alone": (5, "whitelist", r"5 is no mapping.*Write: whitelist: \{Block.mask: <why it is not used>\}"),
+    "a file": ("known.yaml", "whitelist", r"load the file yourself: whitelist=yaml.safe_load\(open\('known.yaml'\)\)\['whitelist'\]"),
     "no reason": ({"Block.mask": None}, "whitelist['Block.mask'].reason", "None is no reason.*Say in a sentence why"),
     "an empty reason": ({"Block.mask": "  "}, "whitelist['Block.mask'].reason", "is no reason"),
     "yes": ({"Block.mask": True}, "whitelist['Block.mask'].reason", "True is no reason"),
@@ -63,7 +66,8 @@ def test_what_cannot_be_read_is_refused_with_the_key_and_a_mend(name: str) -> No
     with pytest.raises(DeclarationError, match=text) as raised:
         parse_whitelist(given)
     assert raised.value.key == key
-    assert str(raised.value).startswith(f"{key}: ")
+    assert str(raised.value) == f"{key}: {raised.value.problem}"
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
 @pytest.mark.parametrize(
