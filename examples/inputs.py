@@ -3,7 +3,7 @@
 Three Hugging Face models, built from a config with random weights, so nothing is downloaded. Each runs one batch, forward
 and backward, under ``audit_inputs``; what is found is printed with its cause and its mend.
 
-Run it (it needs the extra ``hf``)::
+Run it (it needs the extra ``hf``: ``pip install -c constraints.txt -e '.[demo,hf]'``)::
 
     python examples/inputs.py
     python examples/inputs.py whisper
@@ -20,8 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_freeze import Finding, audit_inputs
-from lightning_freeze.input_audit import once_a_class
-from lightning_freeze.report.table import inputs_table
+from lightning_freeze.report.table import print_inputs
 
 Built = tuple[nn.Module, dict[str, Tensor]]
 
@@ -93,10 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     found = {name: audited(name) for name in asked}
     for name, findings in found.items():
         console.rule(name)
-        told = once_a_class(findings)
-        console.print(inputs_table(told, len(findings)))
-        for finding in told:
-            console.print(f"- [{finding.severity}] {finding.message}", markup=False, highlight=False, soft_wrap=True)
+        print_inputs(console, findings)
     return found
 
 

@@ -79,12 +79,13 @@ class Place:
         return near if near.exists() or not Path(value).exists() else Path(value)
 
 
-def read(path: Path, named_by: Place | None = None) -> Place:
+def read(path: Path, named_by: Place | None = None, mend: str = "") -> Place:
     """The root of a YAML file, with every mapping checked for keys that stand twice.
 
     Args:
         path: The file.
         named_by: The value that names the file, if one does.
+        mend: What else to do where it is not there.
 
     Raises:
         ConfigError: The file is not there, is no YAML, is empty, or holds a key twice.
@@ -93,7 +94,7 @@ def read(path: Path, named_by: Place | None = None) -> Place:
         around = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, around, 3) or around[:3]
         hint = f" Nearest in {str(path.parent)!r}: {', '.join(close)}." if close else " Check the path."
-        message = f"the file {str(path)!r} is not there.{hint}"
+        message = f"the file {str(path)!r} is not there.{hint}{mend}"
         raise named_by.error(message) if named_by is not None else ConfigError(message)
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)

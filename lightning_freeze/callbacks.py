@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from lightning_freeze._lightning import (
     BarText,
-    Callback,
     LightningModule,
     Trainer,
     clips_by_hand,
@@ -20,36 +19,33 @@ from lightning_freeze._lightning import (
     rank_zero_only,
     rank_zero_warn,
     resumes,
-    save_before_stopping,
     say,
     suspects,
 )
+from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.gate.optimizers import refuse_strategy
 from lightning_freeze.input_audit import InputAudit, InputWatch
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phases import Phase, Phases
-from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest, whole_number
-from lightning_freeze.report.findings import Finding, FreezeViolation
+from lightning_freeze.plan.schedule import Schedule, ScheduleError, one_of, whole_number
+from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.metrics import over_ranks
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
 from lightning_freeze.report.table import epoch_line, summary_table
 from lightning_freeze.watch import RequiresGradWatch
 from lightning_freeze.witness.inputs.messages import summary
 
-OnFinding = Literal["raise", "warn"]
 _UNJUDGED = "unjudged"
 
 
-class _Audited(Callback):
+class _Audited(Auditor):
     """What the callbacks share: hooks around an engine that audits, and the report of what it finds."""
 
     def __init__(self, on_finding: OnFinding, every_n_updates: int | None, inputs: bool) -> None:
-        super().__init__()
-        _one_of("on_finding", on_finding, ("raise", "warn"))
+        super().__init__(on_finding)
         if every_n_updates is not None:
             whole_number(every_n_updates, "every_n_updates", "the audit compares after that many updates, too")
-        self._on_finding = on_finding
         self._every_n_updates = every_n_updates
         self._engine: FreezeController | RequiresGradWatch | None = None
         self._recorder: Recorder | None = None
@@ -59,26 +55,11 @@ class _Audited(Callback):
         self._bar: BarText | None = None
         self._audits_inputs = inputs
         self._inputs: InputWatch | None = None
-        self._by_switch = False
 
     @property
     def findings(self) -> list[Finding]:
         """Everything that the audits have found in the last fit."""
         return list(self._engine.findings) if self._engine is not None else []
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A fit's engine hooks into its optimizers and its trainer; a copy of the callback begins without one.
-        empty: dict[str, Any] = {
-            "_engine": None,
-            "_controller": None,
-            "_watch": None,
-            "_bar": None,
-            "_inputs": None,
-            "_stepped": [],
-        }
-        lightnings_own = ("log", "log_dict")  # bound methods of the model, given anew in every run
-        state = vars(self).items()
-        return {key: empty.get(key, value) for key, value in state if key not in lightnings_own}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A batch begins; between epochs' ends the audit may be due."""
@@ -96,13 +77,22 @@ class _Audited(Callback):
         if self._inputs is not None:
             self._inputs.end_batch()
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """A fit's validation says of inputs, too, whether they are used."""
+        if self._inputs is not None and not trainer.sanity_checking:
+            self._inputs.begin_batch(trainer.current_epoch, batch_idx)
+
+    on_validation_batch_end = on_train_batch_end
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The audits of the epoch, its line, its metrics; a violation stops the run."""
         if self._engine is None or self._engine.epoch > trainer.current_epoch:  # ended before the run was resumed
             return
         self._tell_inputs(trainer, self._engine)
         self._engine.end_epoch()
-        if self._by_switch:
+        if self.asked_by == "switch":
             return self._judge(trainer)
         counts = next(record for record in reversed(self._records) if record["type"] == "counts")
         self._log(trainer, pl_module, counts)
@@ -113,8 +103,11 @@ class _Audited(Callback):
         """A last comparison, and the table."""
         if self._engine is None:
             return
+        if self._inputs is not None and (stale := self._inputs.end_run()):
+            self._engine.add(stale)
+            rank_zero_warn(f"freeze: {summary(stale)}. See .findings")
         self._engine.finish()
-        if not self._by_switch:
+        if self.asked_by != "switch":
             self._print_table()
         self._judge(trainer)
 
@@ -144,7 +137,7 @@ class _Audited(Callback):
         self._records = []
         self._judged = 0
         directory = log_directory(trainer)  # on every rank: it may be broadcast
-        here = trainer.is_global_zero and not (trainer.fast_dev_run or self._by_switch)  # type: ignore[attr-defined]
+        here = trainer.is_global_zero and not trainer.fast_dev_run and self.asked_by != "switch"  # type: ignore[attr-defined]
         self._recorder = Recorder(directory / FILE_NAME) if here else None
 
     def _record(self, record: Record) -> None:
@@ -162,6 +155,7 @@ class _Audited(Callback):
             self._engine.detach()
         if self._inputs is not None:
             self._inputs.end_batch()
+            self._inputs = None
         if self._bar is not None:
             self._bar.remove()
             self._bar = None
@@ -180,8 +174,6 @@ class _Audited(Callback):
             return
         findings, fresh = self._inputs.end_epoch(trainer.current_epoch)
         engine.add(fresh)
-        if (failure := self._inputs.failed()) is not None:
-            rank_zero_warn(failure)
         if findings:
             line = f"freeze, epoch {trainer.current_epoch}: {summary(findings)}. See .findings, or `lightning-freeze inputs`"
             serious = any(finding.severity == "warning" for finding in findings)
@@ -200,13 +192,7 @@ class _Audited(Callback):
                 rank_zero_warn(finding.message)
         if self._on_finding == "warn":
             return
-        errors = [finding for finding in fresh if finding.severity == "error"]
-        everywhere = len(errors)
-        if trainer.world_size > 1:
-            device = trainer.strategy.root_device
-            everywhere = over_ranks({}, {"error": len(errors)}, device)[1]["error"]
-        if everywhere:
-            raise FreezeViolation(errors, save_before_stopping(trainer, "freeze"), everywhere - len(errors))
+        self._stop_for([finding for finding in fresh if finding.severity == "error"], trainer, "freeze")
 
     @rank_zero_only
     def _print_table(self) -> None:
@@ -260,8 +246,8 @@ class FreezeScheduler(_Audited):
                 key="groups",
                 value=groups,
             )
-        _one_of("rest", rest, ("train", "freeze", "error"))
-        _one_of("frozen_modules", frozen_modules, ("train", "eval"))
+        one_of("rest", rest, ("train", "freeze", "error"))
+        one_of("frozen_modules", frozen_modules, ("train", "eval"))
         how = audit if isinstance(audit, FreezeAudit) else None
         super().__init__(
             how.on_finding if how is not None and how.on_finding is not None else on_finding,
@@ -276,7 +262,7 @@ class FreezeScheduler(_Audited):
         self._controller: FreezeController | None = None
         self._resume: dict[str, Any] | None = None
         self._scaled = False
-        self._stepped: list[weakref.ref[Optimizer]] = []
+        self._stepped: Sequence[weakref.ref[Optimizer]] = ()
 
     @property
     def state_key(self) -> str:
@@ -443,8 +429,8 @@ class FreezeAudit(_Audited):
         every_n_updates: Also compare after every so many optimizer steps, for runs of one long epoch.
         on_finding: Whether a violation stops the run, after saving it, or warns; by default the scheduler's own way, and
             ``raise`` without one.
-        inputs: Whether to audit, in the first batch of an epoch, that no module is handed what it never uses; what is
-            found is a warning. An `InputAudit` beside it takes this over.
+        inputs: Whether to audit, in the first batch of an epoch and the first of its validation, that no module is
+            handed what it never uses; what is found is a warning. An `InputAudit` beside it takes this over.
 
     Raises:
         FreezeViolation: Something frozen moved.
@@ -465,7 +451,7 @@ class FreezeAudit(_Audited):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The model and its optimizers are there: watch them."""
-        if self._by_switch and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
+        if self.asked_by == "switch" and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
             self._engine = self._watch = None
             return
         self._begin_report(trainer, pl_module)
@@ -481,13 +467,3 @@ class FreezeAudit(_Audited):
 
 def _is(one: object, other: object) -> bool:
     return one is other
-
-
-def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        close = nearest(str(value), valid, 1) or [valid[0]]
-        raise ScheduleError(
-            f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}. Nearest: {close[0]!r}.",
-            key=key,
-            value=value,
-        )

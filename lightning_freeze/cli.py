@@ -26,18 +26,22 @@ from lightning_freeze import __all__ as public_names
 from lightning_freeze import __version__
 from lightning_freeze._yaml import ConfigError, Place, read
 from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
+from lightning_freeze.demos import MissingPackageError
 from lightning_freeze.gate.optimizers import UnsupportedError
-from lightning_freeze.input_audit import InputAudit, once_a_class, write_declarations
+from lightning_freeze.input_audit import InputAudit, place_of, read_declarations, write_declarations
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.groups import SelectionError, check_selector
 from lightning_freeze.plan.phases import Phase, Phases
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest
 from lightning_freeze.report.findings import FreezeViolation
-from lightning_freeze.report.table import inputs_table
+from lightning_freeze.report.table import print_inputs
+from lightning_freeze.witness.inputs.whitelist import DeclarationError
 
 _CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit, InputAudit)}
 _SCHEDULES: dict[str, type] = {"Every": Every, "Phases": Phases}
 _OURS = "lightning_freeze."
+_WHITELIST = re.compile(r".*callbacks\[\d+\]\.init_args\.whitelist")
+_OTHERS = ("torch", "pytorch_lightning", "lightning.")
 # Where a LightningCLI, or a schedule of ours, takes the path of a further file.
 _SUB_CONFIG = re.compile(
     r"((fit|validate|test|predict)\.)?(trainer|model|data|optimizer|lr_scheduler"
@@ -58,9 +62,10 @@ def main(args: Sequence[str] | None = None) -> None:
         args, sys.argv = (None, [sys.argv[0], *arguments]) if args is None else (arguments, sys.argv)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
-    roots: list[Place] = []
+    FreezeCLI.roots = roots = []
+    FreezeCLI.inputs = inputs
     try:
-        FreezeCLI.roots = roots = check_files(arguments)
+        roots += check_files(arguments, inputs.out if inputs is not None else None)
         cli = FreezeCLI(
             LightningModule,
             None,  # any LightningDataModule, or none where the model brings its own data
@@ -82,9 +87,30 @@ def main(args: Sequence[str] | None = None) -> None:
         ScheduleError,
         SelectionError,
         UnsupportedError,
+        DeclarationError,
     ) as error:  # found with the model, so where it stands is looked up again
         where = locate(str(error), roots) or locate("'schedule'", roots)
         raise SystemExit(f"lightning-freeze: error: {where}{error}") from error
+    except Exception as error:
+        missing = _missing_package(error)
+        if missing is None:
+            raise
+        raise SystemExit(f"lightning-freeze: error: {_where_class(missing.kind, roots)}{missing}") from error
+
+
+def _missing_package(error: BaseException | None) -> MissingPackageError | None:
+    """What lies behind an error where a demo lacks a package: jsonargparse makes errors of its own of it."""
+    while error is not None and not isinstance(error, MissingPackageError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _where_class(name: str, roots: Sequence[Place]) -> str:
+    """Where the configuration names a class, as `locate` writes it."""
+    for place in (place for root in roots for place in root.walk()):
+        if place.key.endswith("class_path") and str(place.plain()).rpartition(".")[2] == name:
+            return f"{place.path}, line {place.line}, {place.key}: "
+    return ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +121,7 @@ class _InputsCommand:
         rest: The arguments of the fit.
         out: The whitelist's file.
         batches: How many batches to run.
-        audit: The callback; it stands back where the configuration brings its own.
+        audit: The callback; it stands back where the configuration brings its own. Either is silent: the table tells.
     """
 
     rest: list[str]
@@ -110,18 +136,18 @@ class _InputsCommand:
             return None
         parser = argparse.ArgumentParser(
             "lightning-freeze inputs",
-            description="Run one batch under the input audit, print what modules are handed and do not use, and write a "
-            "whitelist of it, so that an old project starts clean and only what is new is found. Everything else is as "
-            "for `lightning-freeze fit`.",
+            description="Run a batch of training and one of validation under the input audit, print what modules are "
+            "handed and do not use, and write a whitelist of it, so that an old project starts clean and only what is "
+            "new is found. Everything else is as for `lightning-freeze fit`.",
         )
         parser.add_argument("--out", type=Path, default=Path("inputs.yaml"), help="the file to write, or to add to")
-        parser.add_argument("--batches", type=int, default=1, help="training batches to run, and validation batches")
+        parser.add_argument(
+            "--batches", type=int, default=1, help="batches to run and to watch, of training and then of validation"
+        )
         given, rest = parser.parse_known_args(arguments[1:])
         if given.batches < 1:
             parser.error(f"--batches is {given.batches}, but must be at least 1.")
-        audit = InputAudit(batches=given.batches)
-        audit._by_switch = audit._by_command = True
-        return cls(rest, given.out, given.batches, audit)
+        return cls(rest, given.out, given.batches, InputAudit.for_the("command", batches=given.batches))
 
     @property
     def as_fit(self) -> list[str]:
@@ -131,32 +157,44 @@ class _InputsCommand:
     def finish(self, trainer: Trainer) -> None:
         """Print what was found, and write it down."""
         callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        own = [c for c in callbacks if isinstance(c, InputAudit) and c is not self.audit]
+        own = [c for c in callbacks if isinstance(c, InputAudit) and c.asked_by == "user"]
         findings = (own[0] if own else self.audit).findings
         new = write_declarations(self.out, findings, datetime.date.today().isoformat())
         console = Console()
         if findings:
-            console.print(inputs_table(once_a_class(findings), len(findings)))
-        console.print(
-            f"{new} new entries written to {self.out}. Judge each; then keep it so:\n"
-            f"  InputAudit(on_finding='raise', whitelist={str(self.out)!r})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+            print_inputs(console, findings)
+        if new:
+            said = f"{new} new {'entry' if new == 1 else 'entries'} written to {self.out}. Judge each; then keep it so:"
+        elif any(finding.kind != "stale" for finding in findings):
+            said = f"Nothing new: {self.out} lists all of it already. To keep it so:"
+        else:
+            said = "Nothing was found: every input is used, or declared. To keep it so:"
+        keep = f"  InputAudit(on_finding='raise', whitelist={str(self.out)!r})"
+        console.print(f"{said}\n{keep}", markup=False, highlight=False, soft_wrap=True)
 
 
 class FreezeCLI(LightningCLI):
     """Lightning's own command line over any model and data class."""
 
     roots: Sequence[Place] = ()
+    inputs: _InputsCommand | None = None
 
-    def before_fit(self) -> None:
-        """``lightning-freeze inputs`` tells everything, whatever the configuration's own audit would stop for."""
-        if any(getattr(c, "_by_command", False) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, InputAudit):
-                    callback._on_finding = "warn"
+    def before_instantiate_classes(self) -> None:
+        """A whitelist's file is found beside the configuration that names it, as a schedule's is."""
+        found = {
+            str(at.plain()): at.file() for root in self.roots for at in root.walk() if _WHITELIST.fullmatch(at.key)
+        }
+        for callback in self.config[self.subcommand].get("trainer.callbacks") or []:
+            arguments = callback.get("init_args") or {}
+            path = found.get(str(arguments.get("whitelist")))
+            if path is not None and callback["class_path"].rpartition(".")[2] == InputAudit.__name__:
+                written = self.inputs is None or not _to_be_written(path, self.inputs.out)
+                arguments["whitelist"] = str(path.resolve()) if written else None
+
+
+def _to_be_written(path: Path, out: Path | None) -> bool:
+    """Whether a whitelist is the very one that ``lightning-freeze inputs`` will write, and has nothing in it yet."""
+    return out is not None and path.resolve() == out.resolve() and not path.exists()
 
 
 class _Parser(LightningArgumentParser):
@@ -165,6 +203,9 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the message, led by where in the configuration files it comes from."""
         where = locate(message, FreezeCLI.roots)
+        for parser in (self, getattr(ex, "subcommand_parser", None)):
+            if FreezeCLI.inputs is not None and parser is not None:
+                parser.prog = parser.prog.replace(" fit", " inputs")  # what was typed
         super().error(f"{where}{message}{self._mend(message)}", ex)
         raise AssertionError("the parser's own error does not return")
 
@@ -173,9 +214,15 @@ class _Parser(LightningArgumentParser):
         print("usage: lightning-freeze fit|validate|test|predict|inputs --config FILE [options]", file=file)
 
     def _mend(self, message: str) -> str:
-        """The options nearest to one that is not accepted."""
+        """The names nearest to one that is not accepted."""
         if "arguments are required" in message:
             return "\nGive a file that says so: --config FILE. configs/alternating.yaml shows one."
+        absent = re.search(r"module '([^']+)' has no attribute '([^']+)'", message)
+        if absent is not None:
+            found = vars(sys.modules.get(absent[1], object)).items()
+            own = [name for name, value in found if not getattr(value, "__module__", "torch").startswith(_OTHERS)]
+            close = nearest(absent[2], own)
+            return f"\nNearest: {', '.join(map(repr, close))}." if close else ""
         wrong = re.search(r"not accept option '([^']+)'", message)
         if wrong is None:
             return ""
@@ -199,8 +246,12 @@ def locate(message: str, roots: Sequence[Place]) -> str:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def check_files(arguments: Sequence[str]) -> list[Place]:
+def check_files(arguments: Sequence[str], out: Path | None = None) -> list[Place]:
     """Read every configuration file that the arguments name, and the files that those name, and check our own parts.
+
+    Args:
+        arguments: Those of the command line.
+        out: The whitelist that ``lightning-freeze inputs`` writes, which need not be there before.
 
     Raises:
         ConfigError: With file, line and key.
@@ -215,7 +266,7 @@ def check_files(arguments: Sequence[str]) -> list[Place]:
             # Other values that end in .yaml are the user's own business.
             if named is not None and _SUB_CONFIG.fullmatch(place.key):
                 waiting.append(read(named, place))
-            _check_callback(place)
+            _check_callback(place, out)
     return roots
 
 
@@ -228,7 +279,7 @@ def _config_paths(arguments: Sequence[str]) -> list[Path]:
     return [path for path in found if str(path) not in ("", ".")]
 
 
-def _check_callback(place: Place) -> None:
+def _check_callback(place: Place, out: Path | None) -> None:
     """Build one of our callbacks as jsonargparse will, to name the key at fault if that fails."""
     items = place.items()
     path = items.get("class_path")
@@ -251,6 +302,8 @@ def _check_callback(place: Place) -> None:
             _check_keys(inner, inner.items(), FreezeAudit, extra=("class_path",))
             plain = inner.plain() or {}
             values[key] = _built(inner, FreezeAudit, {k: v for k, v in plain.items() if k != "class_path"})
+        elif key == "whitelist" and (file := value.file()) is not None:
+            values[key] = {} if _to_be_written(file, out) else read_declarations(file, value)[0]
         else:
             values[key] = value.plain()
     for group, selector in (given["groups"].items() if "groups" in given else {}).items():
@@ -357,6 +410,8 @@ def _built(place: Place, kind: Callable[..., Any], values: Any) -> Any:
         raise place.error(f"{kind.__name__} cannot be made of this: {error}. Add the key.") from error
     try:
         return kind(**values)
+    except DeclarationError as error:
+        raise place_of(place, error).error(error.problem) from None
     except (ScheduleError, SelectionError, ValueError) as error:
         key = f"{place.key}.{getattr(error, 'key', None)}".removeprefix(".")
         raise next((below for below in place.walk() if below.key == key), place).error(str(error)) from error

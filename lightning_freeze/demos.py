@@ -11,6 +11,24 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 
+class MissingPackageError(ImportError):
+    """A package that a demo needs is not installed.
+
+    Args:
+        kind: The demo's class.
+        package: What it needs.
+        extras: The extras that install it.
+    """
+
+    def __init__(self, kind: type, package: str, extras: str) -> None:
+        self.kind = kind.__name__
+        super().__init__(
+            f"{self.kind} needs the package {package}, which is not installed. In a checkout of lightning-freeze, run "
+            f"pip install -c constraints.txt -e '.[{extras}]'.",
+            name=package,
+        )
+
+
 class TwoLayerNet(pl.LightningModule):
     """Two bias-free linear layers with a ReLU between: the founding example.
 
@@ -128,7 +146,7 @@ class DigitsSwin(pl.LightningModule):
         lr: Learning rate of AdamW.
 
     Raises:
-        ImportError: ``transformers`` is not installed.
+        MissingPackageError: ``transformers`` is not installed.
     """
 
     def __init__(self, width: int = 24, depths: tuple[int, int] = (2, 2), lr: float = 2e-3) -> None:
@@ -136,10 +154,7 @@ class DigitsSwin(pl.LightningModule):
         try:
             from transformers import Swinv2Config, Swinv2ForImageClassification
         except ImportError as error:
-            raise ImportError(
-                "this demo's model comes from transformers, which is not installed. Install it with the extra `hf`: "
-                "pip install 'lightning-freeze[demo,hf]'."
-            ) from error
+            raise MissingPackageError(type(self), "transformers", "demo,hf") from error
         options: dict[str, Any] = {
             **{"image_size": 8, "patch_size": 1, "num_channels": 1, "window_size": 4, "num_labels": 10},
             **{"embed_dim": width, "depths": list(depths), "num_heads": [2, 4]},
@@ -188,10 +203,7 @@ class DigitsData(pl.LightningDataModule):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ImportError(
-                "the digits ship with scikit-learn, which is not installed. Install it with the extra `demo`: "
-                "pip install 'lightning-freeze[demo]'."
-            ) from error
+            raise MissingPackageError(type(self), "scikit-learn", "demo") from error
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.float32) / 16
         labels = torch.tensor(digits.target)

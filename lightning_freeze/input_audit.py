@@ -6,24 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import yaml
 
-from lightning_freeze._lightning import (
-    Callback,
-    LightningModule,
-    Trainer,
-    log_directory,
-    rank_zero_warn,
-    redirects,
-    save_before_stopping,
-    say,
-)
+from lightning_freeze._lightning import LightningModule, Trainer, log_directory, rank_zero_warn, redirects, say
 from lightning_freeze._yaml import ConfigError, Place, read
-from lightning_freeze.plan.schedule import nearest, whole_number
-from lightning_freeze.report.findings import Finding, FreezeViolation
-from lightning_freeze.report.metrics import over_ranks
+from lightning_freeze.auditor import AskedBy, Auditor, OnFinding
+from lightning_freeze.plan.schedule import ScheduleError, nearest, whole_number
+from lightning_freeze.report.findings import Finding, once_a_class, some_modules
 from lightning_freeze.report.records import FILE_NAME, Recorder
 from lightning_freeze.witness.inputs.audit import InputsAudit
 from lightning_freeze.witness.inputs.messages import summary
@@ -33,6 +24,8 @@ from lightning_freeze.witness.inputs.whitelist import DeclarationError, parse_me
 WHITELIST_VARIABLE = "LIGHTNING_FREEZE_WHITELIST"
 _TRAINERS_OWN = ("_trainer", "_fabric")
 _KEYS = ("whitelist", "metadata_inputs")
+_FAULTS = ("unused", "dead")
+_RANKS: tuple[AskedBy, ...] = get_args(AskedBy)
 
 
 class InputWatch:
@@ -41,7 +34,7 @@ class InputWatch:
     Args:
         module: The root of the modules to watch.
         every_n_epochs: In every so many epochs.
-        batches: In so many batches from the epoch's beginning.
+        batches: In so many batches from the beginning of an epoch, and of each validation in it.
         options: As for `InputsAudit`.
     """
 
@@ -49,8 +42,7 @@ class InputWatch:
         self._every_n_epochs, self._batches = every_n_epochs, batches
         self.audit = InputsAudit(module, transparent=redirects, without=_TRAINERS_OWN, yields=True, **options)
         self._open = False
-        self._told: set[tuple[str | None, str | None, str]] = set()
-        self._failure_told = False
+        self._told: set[tuple[str | None, ...]] = set()
 
     def begin_batch(self, epoch: int, batch: int) -> None:
         """A batch begins."""
@@ -74,47 +66,45 @@ class InputWatch:
         self.audit.reset()
         return findings, fresh
 
-    def failed(self) -> str | None:
-        """What to say, once, where the audit itself went wrong."""
-        if self.audit.failure is None or self._failure_told:
-            return None
-        self._failure_told = True
-        error = self.audit.failure
-        return (
-            f"the input audit stood aside after an error of its own ({type(error).__name__}: {error}); the run is as it "
-            "would be without it. Please report it."
-        )
+    def end_run(self) -> list[Finding]:
+        """The run has ended: the declarations that covered nothing in all of it."""
+        self.end_batch()
+        return self.audit.stale
 
     @staticmethod
-    def _key(finding: Finding) -> tuple[str | None, str | None, str]:
-        return finding.module, finding.argument, finding.kind
+    def _key(finding: Finding) -> tuple[str | None, ...]:
+        return finding.module, finding.module_class, finding.argument, finding.kind
 
 
-class InputAudit(Callback):
+class InputAudit(Auditor):
     """Checks that no module of a run is handed a tensor that it never uses.
 
-    In a fit, the first batches of an epoch are watched; in ``validate``, ``test`` and ``predict``, the first batches.
-    Everything else runs as without it. What is found is told at the epoch's end. Bit for bit the run stays the same;
-    to confirm a finding, a copy of the module at fault is run again, once. The idea is PaddlePaddle's
-    ``UnusedVarCheck``, which checks the inputs of operators.
+    In a fit, the first batches of an epoch and of its validation are watched, so that what only one of them uses is
+    ``conditional``; in ``validate``, ``test`` and ``predict``, the first batches. Of several dataloaders, the first
+    batches of each. Everything else runs as without it. What is found is told at the epoch's end, a declaration that
+    covered nothing at the run's. Bit for bit the run stays the same; to confirm a finding, a copy of the module at
+    fault is run again, once. The idea is PaddlePaddle's ``UnusedVarCheck``, which checks the inputs of operators.
 
     Args:
         every_n_epochs: Watch in every so many epochs.
-        batches: Watch so many batches from the beginning of such an epoch.
+        batches: Watch so many batches from the beginning of such an epoch, and of each validation in it.
         on_finding: Whether confirmed findings stop the run at the epoch's end, after saving it, or warn. Only what is
             never used and what is computed and dropped stops it; inputs used for their shape alone, used in some calls
-            only, swallowed by ``**kwargs``, and candidates that could not be confirmed, are told.
+            only, swallowed by ``**kwargs``, candidates that could not be confirmed, and declarations that cover
+            nothing, are told.
         metadata_inputs: Inputs used for their shape, data type or device alone, as ``Class.argument``.
         whitelist: Inputs known not to be used: ``Class.argument`` to the reason, or to ``{reason: …, when: {…}}``,
             where ``when`` holds attributes of the module and the values under which the entry counts; or the path of a
-            YAML file with the keys ``whitelist`` and ``metadata_inputs``, as ``lightning-freeze inputs`` writes it.
+            YAML file with the keys ``whitelist`` and ``metadata_inputs``, as ``lightning-freeze inputs`` writes it. In
+            a configuration of ``lightning-freeze`` the file is found beside the one that names it.
         replay: Whether to confirm by running copies of modules again. Without, only what the bytecode proves is
             confirmed.
 
     Raises:
-        ScheduleError: A number is none.
-        ConfigError: The whitelist's file cannot be read.
-        FreezeViolation: A confirmed finding, with ``on_finding="raise"``.
+        ScheduleError: A number is none, or ``on_finding`` is neither word; in a run: there is another such callback.
+        ConfigError: The whitelist's file is not there, or cannot be read.
+        DeclarationError: The whitelist, or ``metadata_inputs``, cannot be read; in a run: what a class declares.
+        FreezeViolation: In a run: a confirmed finding, with ``on_finding="raise"``.
 
     Example:
         >>> InputAudit(whitelist={"Block.mask": "the decoder's blocks share this signature"}).findings
@@ -125,18 +115,15 @@ class InputAudit(Callback):
         self,
         every_n_epochs: int = 1,
         batches: int = 1,
-        on_finding: Literal["warn", "raise"] = "warn",
+        on_finding: OnFinding = "warn",
         metadata_inputs: list[str] | None = None,
         whitelist: dict[str, Any] | str | None = None,
         replay: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(on_finding)
         whole_number(every_n_epochs, "every_n_epochs", "inputs are audited in every so many epochs")
         whole_number(batches, "batches", "so many batches of an epoch are audited")
-        if on_finding not in ("warn", "raise"):
-            raise ValueError(f"`on_finding` is {on_finding!r}, but must be 'warn' or 'raise'.")
         self._every_n_epochs, self._batches = every_n_epochs, batches
-        self._on_finding = on_finding
         known, shapes = read_declarations(Path(whitelist)) if isinstance(whitelist, str) else (whitelist or {}, [])
         parse_whitelist(known)
         self._options: dict[str, Any] = {
@@ -148,7 +135,7 @@ class InputAudit(Callback):
         self._recorder: Recorder | None = None
         self._findings: list[Finding] = []
         self._verdicts: dict[tuple[str, str], str] = {}
-        self._by_switch = self._by_command = False
+        self._silent = False
 
     @property
     def findings(self) -> list[Finding]:
@@ -160,31 +147,32 @@ class InputAudit(Callback):
         """(FQN of the module; leaf path of the argument) to the verdict of the last epoch that was watched."""
         return dict(self._verdicts)
 
-    def __getstate__(self) -> dict[str, Any]:
-        lightnings_own = ("log", "log_dict")  # bound methods of the model, given anew in every run
-        empty: dict[str, Any] = {"_watch": None, "_recorder": None}
-        return {key: empty.get(key, value) for key, value in vars(self).items() if key not in lightnings_own}
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A run begins."""
         self._close()
         self._watch = None
-        callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        others = [c for c in callbacks if isinstance(c, InputAudit) and c is not self]
-        if self._by_switch and others:
+        audits = [c for c in trainer.callbacks if isinstance(c, InputAudit)]  # type: ignore[attr-defined]
+        first = max(audits, key=lambda audit: _RANKS.index(audit.asked_by))
+        if self is not first:
+            if self.asked_by == "user":
+                raise ScheduleError(
+                    "the Trainer has two InputAudit callbacks, which would watch the same calls. Keep one."
+                )
             return
-        if any(callbacks.index(other) < callbacks.index(self) for other in others if not other._by_switch):
-            raise ValueError("the Trainer has two InputAudit callbacks, which would watch the same calls. Keep one.")
+        self._silent = any(audit.asked_by == "command" for audit in audits)
         self._findings, self._verdicts = [], {}
         self._watch = InputWatch(pl_module, self._every_n_epochs, self._batches, **self._options)
         directory = log_directory(trainer)  # on every rank: it may be broadcast
         writes = stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._recorder = Recorder(directory / FILE_NAME) if writes and not self._by_switch else None
+        self._recorder = Recorder(directory / FILE_NAME) if writes and self.asked_by != "switch" else None
+
+    def _begin(self, trainer: Trainer, batch: int) -> None:
+        if self._watch is not None and not trainer.sanity_checking:
+            self._watch.begin_batch(trainer.current_epoch if trainer.state.fn == "fit" else 0, batch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Watch, if this batch is one of those."""
-        if self._watch is not None:
-            self._watch.begin_batch(trainer.current_epoch, batch_idx)
+        self._begin(trainer, batch_idx)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Watch no more."""
@@ -194,45 +182,26 @@ class InputAudit(Callback):
         """Tell what was found in the epoch."""
         self._tell(trainer)
 
-    def _begin_evaluation(self, trainer: Trainer, batch: int) -> None:
-        if self._watch is not None and trainer.state.fn != "fit":
-            self._watch.begin_batch(0, batch)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what was declared in vain."""
+        self._tell_stale()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Watch, if this batch of ``Trainer.validate`` is one of those."""
-        self._begin_evaluation(trainer, batch_idx)
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
         """Watch, if this batch is one of those."""
-        self._begin_evaluation(trainer, batch_idx)
+        self._begin(trainer, batch_idx)
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Watch, if this batch is one of those."""
-        self._begin_evaluation(trainer, batch_idx)
-
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
 
-    def _end_evaluation(self, trainer: Trainer) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what was found, unless it is a fit's validation: then the epoch's end tells."""
         if trainer.state.fn != "fit":
             self._tell(trainer)
+            self._tell_stale()
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what ``Trainer.validate`` found."""
-        self._end_evaluation(trainer)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what was found."""
-        self._end_evaluation(trainer)
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what was found."""
-        self._end_evaluation(trainer)
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""
@@ -252,56 +221,46 @@ class InputAudit(Callback):
         verdicts: dict[tuple[str, str], str] = dict(self._watch.audit.verdicts)
         self._verdicts = verdicts or self._verdicts
         findings, fresh = self._watch.end_epoch(trainer.current_epoch)
-        if (failure := self._watch.failed()) is not None:
-            rank_zero_warn(failure)
-        self._findings += fresh
-        for finding in fresh:
-            if self._recorder is not None:
-                self._recorder({"type": "finding", **finding.as_dict()})
-        errors = [f for f in fresh if f.severity == "warning" and f.confirmed] if self._on_finding == "raise" else []
+        self._take(fresh)
+        if self._silent:
+            return
+        raises = self._on_finding == "raise"
+        errors = [f for f in fresh if raises and f.severity == "warning" and f.confirmed and f.kind in _FAULTS]
         for finding in once_a_class([f for f in fresh if f not in errors]):
             (rank_zero_warn if finding.severity == "warning" else lambda text: say(trainer, text))(finding.message)
         if findings:
             say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
-        if self._on_finding == "raise":
-            everywhere = len(errors)
-            if trainer.world_size > 1:
-                everywhere = over_ranks({}, {"error": len(errors)}, trainer.strategy.root_device)[1]["error"]
-            if everywhere:
-                saved = save_before_stopping(trainer, "inputs") if trainer.training else None
-                raise FreezeViolation(errors, saved, everywhere - len(errors))
+        if raises:
+            self._stop_for(errors, trainer, "inputs")
 
+    def _tell_stale(self) -> None:
+        stale = self._watch.end_run() if self._watch is not None else []
+        self._take(stale)
+        for finding in stale if not self._silent else ():
+            rank_zero_warn(finding.message)
 
-def once_a_class(findings: Sequence[Finding]) -> list[Finding]:
-    """One finding for each class and argument, which says in how many further modules of the class it is so too."""
-    first: dict[tuple[str | None, str | None, str], list[Finding]] = {}
-    for finding in findings:
-        first.setdefault((finding.module_class, finding.argument, finding.kind), []).append(finding)
-    told = []
-    for same in first.values():
-        more = f" The same in {len(same) - 1} more of its class: {_some(same[1:])}." if len(same) > 1 else ""
-        told.append(replace(same[0], message=same[0].message + more))
-    return told
-
-
-def _some(findings: Sequence[Finding], shown: int = 3) -> str:
-    names = [repr(finding.module) for finding in findings]
-    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
+    def _take(self, findings: Sequence[Finding]) -> None:
+        self._findings += findings
+        for finding in findings:
+            if self._recorder is not None:
+                self._recorder({"type": "finding", **finding.as_dict()})
 
 
 # ---- declarations in a file
 
 
-def read_declarations(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_declarations(path: Path, named_by: Place | None = None) -> tuple[dict[str, Any], list[str]]:
     """The whitelist and the metadata inputs of a YAML file.
 
     Args:
         path: A file with the keys ``whitelist`` and ``metadata_inputs``, either or both.
+        named_by: The value that names the file, if one does.
 
     Raises:
         ConfigError: With file, line and key.
     """
-    root = read(path)
+    command = f"`lightning-freeze inputs --config <config without this line> --out {path}`"
+    root = read(path, named_by, f" To write it, run {command}.")
     items = root.items()
     for key, place in items.items():
         if key not in _KEYS:
@@ -316,7 +275,7 @@ def read_declarations(path: Path) -> tuple[dict[str, Any], list[str]]:
         parse_whitelist(known)
         parse_metadata(shapes)
     except DeclarationError as error:
-        raise ConfigError(str(_place_of(root, error).error(str(error)))) from error
+        raise place_of(root, error).error(error.problem) from None
     return dict(known), list(shapes)
 
 
@@ -344,14 +303,14 @@ def draft(findings: Sequence[Finding], today: str) -> tuple[dict[str, Any], list
             shapes.append(key)
             continue
         what = " or ".join(dict.fromkeys(finding.kind for finding in same))
-        known[key] = f"{what} in {_some(same)} on {today}; not judged yet"
+        known[key] = f"{what} in {some_modules(same)} on {today}; not judged yet"
     return known, shapes
 
 
 def write_declarations(path: Path, findings: Sequence[Finding], today: str) -> int:
     """Write, or add to, the file that makes what is there today known, so that only what is new is found.
 
-    Entries that the file has already stay as they are.
+    Entries that the file has already stay as they are; without a new one, so does the file.
 
     Args:
         path: The file.
@@ -368,6 +327,8 @@ def write_declarations(path: Path, findings: Sequence[Finding], today: str) -> i
     drafted, further = draft(findings, today)
     new = {key: reason for key, reason in drafted.items() if key not in known}
     more = [key for key in further if key not in shapes]
+    if path.exists() and not new and not more:
+        return 0
     body = {"whitelist": {**known, **new}, "metadata_inputs": [*shapes, *more]}
     text = yaml.safe_dump({k: v for k, v in body.items() if v}, sort_keys=False, width=1000, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -382,8 +343,13 @@ _HEADER = """\
 """
 
 
-def _place_of(root: Place, error: DeclarationError) -> Place:
-    """Where in the file a declaration stands that cannot be read: the deepest key that the error's names."""
+def place_of(root: Place, error: DeclarationError) -> Place:
+    """Where a declaration stands that cannot be read: the deepest key that the error's names.
+
+    Args:
+        root: The mapping that holds ``whitelist`` and ``metadata_inputs``.
+        error: The error.
+    """
     shapes = root.items().get("metadata_inputs", root)
     for index, place in enumerate(shapes.elements()):
         if error.key == f"metadata_inputs[{index}]":
@@ -400,7 +366,12 @@ def _place_of(root: Place, error: DeclarationError) -> Place:
 
 
 def switched_on() -> list[Any]:
-    """The audits that ``LIGHTNING_FREEZE_AUDIT`` asks for; they stand back where the Trainer has its own."""
+    """The audits that ``LIGHTNING_FREEZE_AUDIT`` asks for; they stand back where the Trainer has its own.
+
+    Raises:
+        ValueError: The variable holds neither ``warn`` nor ``raise``.
+        ConfigError: The whitelist that ``LIGHTNING_FREEZE_WHITELIST`` names is not there, or cannot be read.
+    """
     from lightning_freeze.callbacks import FreezeAudit
 
     mode: Any = os.environ["LIGHTNING_FREEZE_AUDIT"]
@@ -409,7 +380,9 @@ def switched_on() -> list[Any]:
             f"the environment variable LIGHTNING_FREEZE_AUDIT is {mode!r}, but must be 'warn' or 'raise'; unset it to "
             "turn the audits off."
         )
-    inputs = InputAudit(on_finding=mode, whitelist=os.environ.get(WHITELIST_VARIABLE) or None)
-    frozen = FreezeAudit(on_finding=mode, inputs=False)
-    inputs._by_switch = frozen._by_switch = True
-    return [frozen, inputs]
+    whitelist = os.environ.get(WHITELIST_VARIABLE) or None
+    try:
+        inputs = InputAudit.for_the("switch", on_finding=mode, whitelist=whitelist)
+    except ConfigError as error:
+        raise ConfigError(f"the environment variable {WHITELIST_VARIABLE} is {whitelist!r}: {error}") from None
+    return [FreezeAudit.for_the("switch", on_finding=mode, inputs=False), inputs]

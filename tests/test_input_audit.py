@@ -139,7 +139,10 @@ def test_raise_saves_the_run_and_says_where(trainer: Any, tmp_path: Path) -> Non
     saved = raised.value.checkpoint
     assert saved is not None
     assert saved in str(raised.value)
-    assert "set on_finding='warn'" in str(raised.value)
+    assert str(raised.value).endswith(
+        "To go on all the same, set on_finding='warn', or whitelist what is known: `lightning-freeze inputs --config "
+        "<yours>` writes the list."
+    )
     weights = torch.load(saved, weights_only=True)["state_dict"]
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert Path(saved).parent == tmp_path
@@ -210,7 +213,8 @@ def test_watched_batches(options: Any, watched: list[int], trainer: Any) -> None
         ({"every_n_epochs": 0}, ScheduleError, "every_n_epochs"),
         ({"batches": -1}, ScheduleError, "batches"),
         ({"batches": True}, ScheduleError, "batches"),
-        ({"on_finding": "shout"}, ValueError, "`on_finding` is 'shout', but must be 'warn' or 'raise'"),
+        ({"on_finding": "warm"}, ScheduleError, "`on_finding` is 'warm', but must be one of .*Nearest: 'warn'"),
+        ({"whitelist": ["Block.mask"]}, DeclarationError, r"Write: whitelist: \{Block.mask: <why it is not used>\}"),
         ({"whitelist": {"mask": "why"}}, DeclarationError, "no `Class.argument`"),
         ({"whitelist": {"Block.mask": ""}}, DeclarationError, "is no reason"),
         ({"metadata_inputs": ["like"]}, DeclarationError, "no `Class.argument`"),
@@ -251,10 +255,57 @@ class InValidation(Net):
         self.block(batch[0], mask=torch.ones(4))
 
 
-def test_in_a_fit_training_batches_are_watched_and_not_those_of_validation(trainer: Any) -> None:
+def test_a_fit_s_validation_is_watched_too(trainer: Any) -> None:
     audit = InputAudit()
-    trainer(audit).fit(InValidation(), batches(2), batches(2))
-    assert audit.findings == []
+    with pytest.warns(UserWarning, match=r"`mask` and never uses it"):
+        trainer(audit).fit(InValidation(), batches(2), batches(2))
+    assert keys(audit.findings) == {("block", "mask", "unused")}
+
+
+class Masks(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x if self.training else x * mask
+
+
+class UsedInValidation(Net):
+    """Its block uses a mask in validation alone; each validation batch is noted, and whether it is watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Masks()
+        self.watched: list[tuple[int, int, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.block(x, torch.ones(4)))
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.watched.append((dataloader_idx, batch_idx, Tracer.active is not None))
+        self(batch[0])
+
+
+def auditor(kind: str) -> Any:
+    return {"alone": InputAudit, "scheduler": alternating, "audit": FreezeAudit}[kind]()
+
+
+@pytest.mark.parametrize("kind", ["alone", "scheduler", "audit"])
+@pytest.mark.filterwarnings("error:.*never uses it.*")
+def test_what_validation_alone_uses_is_conditional(kind: str, trainer: Any) -> None:
+    audit, model = auditor(kind), UsedInValidation()
+    audit._on_finding = "raise"
+    trainer(audit, num_sanity_val_steps=2).fit(model, batches(2), [batches(2), batches(2, seed=1)])
+    assert keys(audit.findings) == {("block", "mask", "conditional")}
+    sanity = [(loader, batch, False) for loader in (0, 1) for batch in (0, 1)]
+    assert model.watched == [*sanity, (0, 0, True), (0, 1, False), (1, 0, True), (1, 1, False)]
+
+
+@pytest.mark.parametrize("kind", ["alone", "scheduler", "audit"])
+def test_validation_is_watched_in_audited_epochs_of_a_fit_alone(kind: str, trainer: Any) -> None:
+    audit, model = InputAudit(every_n_epochs=2) if kind == "alone" else auditor(kind), UsedInValidation()
+    run = trainer(audit, max_epochs=2, num_sanity_val_steps=0)
+    run.fit(model, batches(1), batches(1))
+    assert [watched for *_, watched in model.watched] == [True, kind != "alone"]
+    run.validate(model, batches(1), verbose=False)
+    assert model.watched[-1][-1] is (kind == "alone")
 
 
 # --- nothing changes
@@ -267,6 +318,14 @@ def trained(trainer: Any, make: Callable[[], Any], *callbacks: Any, **options: A
     trainer(*callbacks, **options).fit(
         model, *([] if hasattr(model, "train_dataloader") and make not in OWN else [batches(3)])
     )
+    return {**{name: value.clone() for name, value in model.state_dict().items()}, "drawn": torch.get_rng_state()}
+
+
+def validated(trainer: Any, *callbacks: Any) -> dict[str, Tensor]:
+    """As `trained`, with a validation that draws random numbers."""
+    torch.manual_seed(1)
+    model = Dropped()
+    trainer(*callbacks, max_epochs=2).fit(model, batches(3), batches(2))
     return {**{name: value.clone() for name, value in model.state_dict().items()}, "drawn": torch.get_rng_state()}
 
 
@@ -288,6 +347,13 @@ def equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("make", OWN)
 def test_a_run_is_bit_for_bit_the_same(make: Any, trainer: Any) -> None:
     assert equal(trained(trainer, make), trained(trainer, make, InputAudit(batches=2)))
+
+
+@pytest.mark.filterwarnings("ignore:.*never uses it.*", "ignore:.*freeze, epoch.*")
+@pytest.mark.parametrize("kind", ["alone", "scheduler", "audit"])
+def test_a_run_with_validation_is_bit_for_bit_the_same(kind: str, trainer: Any) -> None:
+    held = [alternating(audit=False)] if kind == "scheduler" else []
+    assert equal(validated(trainer, *held), validated(trainer, auditor(kind)))
 
 
 def test_the_comparison_can_fail(trainer: Any) -> None:
@@ -460,8 +526,11 @@ def test_a_bad_file_is_named_with_line_and_key(name: str, tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"nowhere.yaml' is not there"):
+    with pytest.raises(ConfigError, match=r"nowhere.yaml' is not there") as raised:
         InputAudit(whitelist="nowhere.yaml")
+    assert str(raised.value).endswith(
+        "To write it, run `lightning-freeze inputs --config <config without this line> --out nowhere.yaml`."
+    )
 
 
 def test_a_file_covers_what_it_names(trainer: Any, tmp_path: Path) -> None:
@@ -478,6 +547,76 @@ def test_a_stale_entry_is_found(trainer: Any) -> None:
     with pytest.warns(UserWarning, match=r"'Block.x' \(never used, they said\) is listed as not used"):
         trainer(audit).fit(Shapes(), batches(1))
     assert {f.kind for f in audit.findings} == {"stale", "metadata"}
+
+
+class UsedButOnce(Net):
+    """Its block is handed a mask that it uses, but for one epoch."""
+
+    without: int | None = None
+
+    class Block(nn.Module):
+        use = True
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x * mask if self.use else x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = self.Block()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        self.block.use = self.trainer.current_epoch != self.without
+        return super().training_step([self.block(batch[0], torch.ones(4)), batch[1]], batch_idx)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.block(batch[0], torch.ones(4))
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.block(batch[0], torch.ones(4))
+
+
+@pytest.mark.filterwarnings("error:.*is listed as not used.*")
+def test_an_entry_is_judged_over_the_whole_run(trainer: Any) -> None:
+    audit = InputAudit(on_finding="raise", whitelist={"Block.mask": "later epochs do without"})
+    model = UsedButOnce()
+    model.without = 1
+    trainer(audit, max_epochs=3).fit(model, batches(1))
+    assert audit.findings == []
+
+
+@pytest.mark.parametrize("loop", ["fit", "validate", "test", "predict"])
+def test_a_stale_entry_is_told_once_at_the_run_s_end_and_never_stops_it(
+    loop: str, trainer: Any, tmp_path: Path
+) -> None:
+    ended: list[int] = []
+
+    class Notes(pl.Callback):
+        def on_train_epoch_end(self, *args: Any) -> None:
+            ended.append(len(audit.findings))
+
+    audit = InputAudit(on_finding="raise", whitelist={"Block.x": "never used, they said"})
+    with pytest.warns(UserWarning, match=r"'Block.x' \(never used, they said\) is listed as not used") as warned:
+        getattr(trainer(audit, Notes(), max_epochs=3), loop)(UsedButOnce(), batches(1))
+    assert sum("Block.x" in str(w.message) for w in warned) == 1
+    assert [f.kind for f in audit.findings] == ["stale"]
+    assert ended == ([0, 0, 0] if loop == "fit" else [])
+    recorded = [r["kind"] for r in read_records(tmp_path / "freeze_audit.jsonl")] if loop == "fit" else ["stale"]
+    assert recorded == ["stale"]
+
+
+@pytest.mark.parametrize("kind", ["scheduler", "audit"])
+def test_a_scheduler_tells_a_stale_declaration_once_and_goes_on(kind: str, trainer: Any) -> None:
+    class Declares(UsedButOnce.Block):
+        metadata_inputs = ("mask",)
+
+    model, audit = UsedButOnce(), auditor(kind)
+    model.block = Declares()
+    with pytest.warns(UserWarning, match=r"freeze: inputs: declared in vain: Declares.mask") as warned:
+        trainer(audit, max_epochs=2).fit(model, batches(1))
+    assert sum("declared in vain" in str(w.message) for w in warned) == 1
+    assert [f.kind for f in audit.findings if f.audit == "inputs"] == ["stale"]
 
 
 # --- with the scheduler
@@ -533,8 +672,20 @@ def test_an_input_audit_takes_over_from_a_scheduler_s(first: bool, trainer: Any)
     assert model.watched == [True, True, False]
 
 
+def test_two_classes_under_one_name_are_two_findings() -> None:
+    model = Faulty()
+    watch = InputWatch(model)
+    news = []
+    for block in (Block, type("Other", (Block,), {})):
+        model.blocks[0] = block()
+        watch.begin_batch(0, 0)
+        model(torch.ones(2, 4))
+        news.append([(f.module, f.module_class) for f in watch.end_epoch(0)[1]])
+    assert news == [[("blocks.0", "Block"), ("blocks.1", "Block")], [("blocks.0", "Other")]]
+
+
 def test_two_input_audits_are_refused(trainer: Any) -> None:
-    with pytest.raises((ValueError, RuntimeError), match=r"two InputAudit callbacks.*Keep one"):
+    with pytest.raises(ScheduleError, match=r"two InputAudit callbacks.*Keep one"):
         trainer(InputAudit(), InputAudit(batches=2)).fit(Net(), batches(1))
     assert clean()
 
@@ -611,11 +762,43 @@ def test_warn_warns_and_writes_nothing(monkeypatch: Any, trainer: Any, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_raise_raises(monkeypatch: Any, trainer: Any) -> None:
+def test_raise_raises_and_says_how_to_go_on(monkeypatch: Any, trainer: Any) -> None:
     monkeypatch.setenv("LIGHTNING_FREEZE_AUDIT", "raise")
-    with pytest.raises(FreezeViolation, match="modules are handed what they never use"):
+    with pytest.raises(FreezeViolation, match="modules are handed what they never use") as raised:
         trainer().fit(Faulty(), batches(2))
+    assert str(raised.value).endswith(
+        "To go on all the same, set LIGHTNING_FREEZE_AUDIT=warn, or name a whitelist in LIGHTNING_FREEZE_WHITELIST: "
+        "`lightning-freeze inputs --config <yours>` writes the list."
+    )
     trainer().fit(Net(), batches(2))
+
+
+@pytest.mark.parametrize("model", ["Faulty", "Moves"])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_switch_saves_only_where_the_trainer_keeps_checkpoints(
+    keeps: bool, model: str, monkeypatch: Any, trainer: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LIGHTNING_FREEZE_AUDIT", "raise")
+    with pytest.raises(FreezeViolation) as raised:
+        trainer(enable_checkpointing=keeps).fit(globals()[model](), batches(2))
+    saved = [path for path in tmp_path.iterdir() if "violation" in path.name]
+    assert [str(path) for path in saved] == ([raised.value.checkpoint] if keeps else [])
+    assert ("Nothing was saved, since the Trainer keeps no checkpoints." in str(raised.value)) is not keeps
+    assert "LIGHTNING_FREEZE_AUDIT=warn" in str(pickle.loads(pickle.dumps(raised.value)))
+
+
+def test_the_switch_names_the_variable_of_a_whitelist_that_is_not_there(monkeypatch: Any, trainer: Any) -> None:
+    monkeypatch.setenv("LIGHTNING_FREEZE_AUDIT", "raise")
+    monkeypatch.setenv("LIGHTNING_FREEZE_WHITELIST", "nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"LIGHTNING_FREEZE_WHITELIST is 'nowhere.yaml': the file .* is not there"):
+        trainer()
+
+
+def test_of_two_switched_audits_one_watches(trainer: Any) -> None:
+    pair, model = [InputAudit.for_the("switch"), InputAudit.for_the("switch")], Faulty()
+    with pytest.warns(UserWarning, match="never uses it"):
+        trainer(*pair).fit(model, batches(1))
+    assert [keys(audit.findings) for audit in pair] == [FOUND, set()]
 
 
 class Moves(Net):
@@ -653,7 +836,9 @@ def test_the_switch_stands_back_where_a_trainer_has_its_own(own: Any, monkeypatc
         fit.fit(model, batches(3))
     assert model.watched == [True, False, False]
     assert sum("never uses it" in str(w.message) or "inputs: 2" in str(w.message) for w in warned) == 1
-    switched = [c for c in fit.callbacks if getattr(c, "_by_switch", False) and isinstance(c, type(callback))]
+    switched = [
+        c for c in fit.callbacks if getattr(c, "asked_by", "user") == "switch" and isinstance(c, type(callback))
+    ]
     assert [c.findings for c in switched] in ([[]], [])
 
 

@@ -289,6 +289,21 @@ def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
     return number
 
 
+def one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those that an argument takes.
+
+    Raises:
+        ScheduleError: It is another.
+    """
+    if value not in valid:
+        close = nearest(str(value), valid, 1) or [valid[0]]
+        raise ScheduleError(
+            f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}. Nearest: {close[0]!r}.",
+            key=key,
+            value=value,
+        )
+
+
 def _nearest_count(value: object, least: int) -> int:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     return max(least, round(value)) if number and abs(value) < 1e15 else least  # type: ignore[arg-type,call-overload]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Audit = Literal["frozen", "moved", "inputs", "buffers", "ranks"]
@@ -70,6 +70,24 @@ class Finding:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+def once_a_class(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding for each class and argument, which says in how many further modules of the class it is so too."""
+    first: dict[tuple[str | None, str | None, str], list[Finding]] = {}
+    for finding in findings:
+        first.setdefault((finding.module_class, finding.argument, finding.kind), []).append(finding)
+    told = []
+    for same in first.values():
+        more = f" The same in {len(same) - 1} more of its class: {some_modules(same[1:])}." if len(same) > 1 else ""
+        told.append(replace(same[0], message=same[0].message + more))
+    return told
+
+
+def some_modules(findings: Sequence[Finding], shown: int = 3) -> str:
+    """The modules that findings are about, the first of them by name."""
+    names = [repr(finding.module) for finding in findings]
+    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
+
+
 class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says what happened
     """Something planned frozen moved, or a module is handed what it never uses.
 
@@ -79,24 +97,42 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
         findings: The errors that were found.
         checkpoint: Where the run was saved before it stopped, or None where nothing could be saved.
         elsewhere: Errors that other ranks found.
+        switched: Whether it was ``LIGHTNING_FREEZE_AUDIT`` that asked for the audit.
+        unsaved: Why nothing was saved, where that is known.
     """
 
-    def __init__(self, findings: Sequence[Finding], checkpoint: str | None = None, elsewhere: int = 0) -> None:
+    def __init__(
+        self,
+        findings: Sequence[Finding],
+        checkpoint: str | None = None,
+        elsewhere: int = 0,
+        switched: bool = False,
+        unsaved: str = "",
+    ) -> None:
         self.findings = list(findings)
         self.checkpoint = checkpoint
         self.elsewhere = elsewhere
+        self._switched, self._unsaved = switched, unsaved
         shown = "\n".join(f"  - {finding.message}" for finding in self.findings[:10])
         more = f"\n  … and {len(self.findings) - 10} more (see .findings)" if len(self.findings) > 10 else ""
         ranks = f"\n  {elsewhere} more on other ranks" if elsewhere else ""
-        saved = f"The run was saved to {checkpoint!r} before it stopped." if checkpoint else "Nothing was saved."
+        nothing = f"Nothing was saved, since {unsaved}." if unsaved else "Nothing was saved."
+        saved = f"The run was saved to {checkpoint!r} before it stopped." if checkpoint else nothing
         what = "modules are handed what they never use" if self._of_inputs() else "what was planned frozen moved"
         super().__init__(
             f"{len(self.findings) + elsewhere} violation(s): {what}.\n{shown}{more}{ranks}\n"
-            f"{saved} To go on all the same, set on_finding='warn'."
+            f"{saved} To go on all the same, {self._way_out()}"
         )
+
+    def _way_out(self) -> str:
+        mode = "set LIGHTNING_FREEZE_AUDIT=warn" if self._switched else "set on_finding='warn'"
+        if not self._of_inputs():
+            return f"{mode}."
+        known = "name a whitelist in LIGHTNING_FREEZE_WHITELIST" if self._switched else "whitelist what is known"
+        return f"{mode}, or {known}: `lightning-freeze inputs --config <yours>` writes the list."
 
     def _of_inputs(self) -> bool:
         return bool(self.findings) and all(finding.audit == "inputs" for finding in self.findings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.findings, self.checkpoint, self.elsewhere)
+        return type(self), (self.findings, self.checkpoint, self.elsewhere, self._switched, self._unsaved)

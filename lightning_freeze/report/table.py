@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Finding, once_a_class
 from lightning_freeze.report.records import Record
 
 _SHOWN = 4
+_NONE = "–"
 
 
 def summary_table(records: Iterable[Record]) -> Table:
@@ -43,36 +47,54 @@ def summary_table(records: Iterable[Record]) -> Table:
             f"{size['parameters']:,}",
             f"{size['elements']:,}",
             f"{updates:,}",
-            f"{updates / counts['total']:.0%}" if counts["total"] else "–",
+            f"{updates / counts['total']:.0%}" if counts["total"] else _NONE,
             str(errors[group]),
             str(warnings[group]),
         )
     return table
 
 
-def inputs_table(findings: Sequence[Finding], total: int) -> Table:
+def inputs_table(findings: Sequence[Finding]) -> Table:
     """What modules are handed and do not use, each input of a class once.
 
     Args:
-        findings: The findings, one for each class, argument and kind.
-        total: How many there are over all modules.
+        findings: All findings; those about one input of a class share a row.
     """
-    table = Table(title="inputs", caption=f"{total} finding{'s' * (total != 1)} over all modules")
-    for name in ("input", "verdict", "confirmed", "calls that use it", "bytes a call", "first module"):
-        table.add_column(
-            name, overflow="fold", justify="right" if name in ("calls that use it", "bytes a call") else "left"
-        )
-    for finding in findings:
-        used, calls = finding.calls or (0, 0)
+    told = once_a_class(findings)
+    inputs = len({(finding.module_class, finding.argument) for finding in findings})
+    table = Table(
+        title="inputs", caption=f"{_count(len(findings), 'finding')} over {_count(inputs, 'input')}", box=box.SIMPLE
+    )
+    for name in ("input", "verdict", "confirmed", "used in", "bytes a call", "first module"):
+        table.add_column(name, no_wrap=True, justify="right" if name in ("used in", "bytes a call") else "left")
+    for finding in told:
         table.add_row(
-            f"{finding.module_class}.{finding.argument}".replace("[", "\\["),
+            escape(f"{finding.module_class}.{finding.argument}"),
             finding.kind,
             "yes" if finding.confirmed else "no",
-            f"{used} of {calls}",
+            "{} of {} calls".format(*finding.calls) if finding.calls else _NONE,
             f"{finding.bytes_passed or 0:,}",
-            finding.module or "the root",
+            _NONE if finding.module is None else finding.module or "the root",
         )
     return table
+
+
+def print_inputs(console: Console, findings: Sequence[Finding]) -> None:
+    """Print the table of inputs as wide as its names are, so that they can be copied, and what each finding says.
+
+    Args:
+        console: Where to.
+        findings: All findings.
+    """
+    table = inputs_table(findings)
+    table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.print(table, soft_wrap=True)
+    for finding in once_a_class(findings):
+        console.print(f"- [{finding.severity}] {finding.message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _verdict(counts: Record, errors: int, buffers: int) -> str:

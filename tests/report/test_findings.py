@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 
+import pytest
+
 from lightning_freeze import Finding, FreezeViolation
 
 ERROR = Finding("frozen", "value", "error", "'w' moved", cause="outside", epoch=1, parameter="w", group="g")
@@ -43,3 +45,35 @@ def test_a_violation_survives_being_sent_between_processes() -> None:
     error = FreezeViolation([ERROR], "run.ckpt")
     again = pickle.loads(pickle.dumps(error))
     assert again.findings == [ERROR]
+    error = FreezeViolation([INPUT], switched=True, unsaved="it rains")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+INPUT = Finding("inputs", "unused", "warning", "'a' is handed `b`", module="a", argument="b", module_class="A")
+
+
+@pytest.mark.parametrize(
+    ("finding", "switched", "way"),
+    [
+        (ERROR, False, "set on_finding='warn'."),
+        (ERROR, True, "set LIGHTNING_FREEZE_AUDIT=warn."),
+        (
+            INPUT,
+            False,
+            "set on_finding='warn', or whitelist what is known: `lightning-freeze inputs --config <yours>` writes the "
+            "list.",
+        ),
+        (
+            INPUT,
+            True,
+            "set LIGHTNING_FREEZE_AUDIT=warn, or name a whitelist in LIGHTNING_FREEZE_WHITELIST: `lightning-freeze "
+            "inputs --config <yours>` writes the list.",
+        ),
+    ],
+)
+def test_a_violation_says_how_to_go_on(finding: Finding, switched: bool, way: str) -> None:
+    assert str(FreezeViolation([finding], switched=switched)).endswith(f"To go on all the same, {way}")
+
+
+def test_a_violation_says_why_nothing_was_saved() -> None:
+    assert "Nothing was saved, since it rains." in str(FreezeViolation([ERROR], unsaved="it rains"))

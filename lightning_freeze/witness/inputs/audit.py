@@ -360,11 +360,12 @@ class InputsAudit:
 
     def _told_apart(self, frame: Frame, leaf: Leaf, again: Replay | None) -> str | None:
         """What proves that a tensor that was handed over twice goes unused where it stands here, if anything does."""
-        hooked = any(not of_torch(hook) for hook in frame.module._forward_pre_hooks.values())
-        if ignores(frame.target, leaf.name) and not hooked:
-            return "bytecode"
         key = (type(frame.target), leaf.argument)
-        if again is None or key in self._together:
+        if key in self._together or any(not of_torch(hook) for hook in frame.module._forward_pre_hooks.values()):
+            return None  # what a hook reads of it is not told apart from what it reads of the other
+        if ignores(frame.target, leaf.name):
+            return "bytecode"
+        if again is None:
             return None
         if again.unaffected([leaf]) and again.indifferent(leaf):
             return "replay"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import concurrent.futures.thread
 import contextlib
 import contextvars
 import dataclasses
@@ -22,6 +23,7 @@ import textwrap
 import threading
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +45,9 @@ LOCKS = (type(threading.Lock()), type(threading.RLock()))
 READS = frozenset("get items keys values copy index count get_interface".split())
 """Methods by which a global object is only looked at."""
 
+CHANGES = frozenset("append extend insert add update setdefault pop popitem remove discard clear sort reverse".split())
+"""Methods by which a container is changed, by whomever they are handed to."""
+
 LOOKS = frozenset("len iter list dict tuple set sorted enumerate bool isinstance min max sum any all".split())
 """Functions that only look into what they are given."""
 
@@ -50,14 +55,14 @@ TRUSTED = frozenset(
     "torch numpy math cmath functools itertools collections typing typing_extensions types einops contextlib warnings "
     "builtins abc dataclasses enum copy operator re logging numbers inspect random string textwrap json weakref "
     "importlib _frozen_importlib _collections_abc _weakrefset copyreg reprlib codecs packaging ast traceback linecache "
-    "tokenize keyword heapq bisect decimal fractions statistics contextvars posixpath genericpath pathlib".split()
+    "tokenize keyword heapq bisect decimal fractions statistics contextvars posixpath genericpath pathlib concurrent queue".split()
 )
 """Packages whose Python code is known to write nothing that is not its caller's, but for what `WRITERS` names."""
 
 WRITERS = frozenset(
     "save savez savez_compressed savetxt tofile dump memmap set_default_dtype set_default_device set_default_tensor_type "
     "set_num_threads set_num_interop_threads use_deterministic_algorithms set_printoptions seterr exec eval "
-    "setattr delattr basicConfig simplefilter filterwarnings start_new_thread fork_exec".split()
+    "setattr delattr basicConfig simplefilter filterwarnings fork_exec".split()
 )
 """What of them writes to files, to settings of the process, or wherever it is told to."""
 
@@ -66,10 +71,11 @@ SYSTEM = frozenset("posix nt _io _socket _posixsubprocess _winapi _ctypes _signa
 
 HARMLESS = frozenset(
     "fspath getcwd getpid stat lstat get_ident allocate_lock _get_main_thread_ident getenv current_thread main_thread "
-    "get_native_id acquire release locked __enter__ __exit__ text_encoding".split()
+    "get_native_id acquire release locked __enter__ __exit__ text_encoding start_new_thread daemon_threads_allowed _set_sentinel".split()
 )
 """What of these, and of ``os`` and ``threading``, only looks; a lock is given back by who takes it."""
 
+_HERE = str(Path(__file__).parent)
 _ENVIRONMENT = frozenset("__getitem__ __contains__ __len__ __iter__ get encode decode encodekey decodevalue".split())
 
 
@@ -79,6 +85,12 @@ class WriteError(BaseException):
 
 class Guard:
     """Within it, in this thread, code that may write elsewhere is stopped before it runs.
+
+    Work handed to an executor's threads is watched there; other threads are not begun, since what waits for them would
+    wait for ever where one is stopped.
+
+    Args:
+        idents: Gets the ``threading.get_ident`` of each thread that is watched.
 
     Raises:
         WriteError: From within, where such code is called; `refused` says what it was.
@@ -96,12 +108,15 @@ class Guard:
         (True, [])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, idents: set[int] | None = None) -> None:
         self.refused: str | None = None
+        self.threads = False  # whether that was for work to be done in another thread
+        self._idents = set() if idents is None else idents
 
     def __enter__(self) -> Guard:
         if sys.getprofile() is not None:
             raise WriteError("the process is being profiled, which would see what runs again")
+        self._idents.add(threading.get_ident())
         sys.setprofile(self._look)
         return self
 
@@ -110,7 +125,8 @@ class Guard:
 
     def _look(self, frame: types.FrameType, event: str, called: Any) -> None:
         if event == "call":
-            dangerous = _dangerous(frame)
+            starts = frame.f_code is threading.Thread.start.__code__
+            dangerous = not self._adopted(_first(frame)) if starts else _dangerous(frame)
             name = frame.f_code.co_qualname
         elif event == "c_call":
             dangerous = _leads_out(called)
@@ -119,7 +135,25 @@ class Guard:
             return
         if dangerous:
             self.refused = name
+            self.threads = self.threads or frame.f_globals.get("__name__") == "threading"
             raise WriteError(f"{name} may write to what is not its own")
+
+    def _adopted(self, thread: threading.Thread) -> bool:
+        """Watch a thread that is about to begin, if it is an executor's, which hands on what is raised in it."""
+        if getattr(thread, "_target", None) is not concurrent.futures.thread._worker:
+            return False
+        run = thread.run
+
+        def watched() -> None:
+            self._idents.add(threading.get_ident())
+            sys.setprofile(self._look)
+            try:
+                run()
+            finally:
+                sys.setprofile(None)
+
+        thread.run = watched  # type: ignore[method-assign]
+        return True
 
 
 def writes_elsewhere(function: Any, *args: Any) -> bool:
@@ -158,12 +192,13 @@ def _dangerous(frame: types.FrameType) -> bool:
     code = frame.f_code
     package, name = str(frame.f_globals.get("__name__")), code.co_name
     top = package.partition(".")[0]
-    if top in TRUSTED or package.startswith(("lightning_freeze.witness.", "namedtuple_")):
-        return name in WRITERS
+    if top in TRUSTED or package.startswith("namedtuple_") or code.co_filename.startswith(_HERE):
+        # what is compiled would be compiled anew
+        return name in WRITERS or (name == "compile_wrapper" and package == "torch._dynamo.eval_frame")
     if package == "os":
         return name not in HARMLESS | _ENVIRONMENT
     if package == "threading":
-        return name not in HARMLESS
+        return name == "_register_atexit"
     if code in _NESTED:
         return False
     if code.co_filename == "<string>" and name.startswith("__") and _is_dataclass(frame):
@@ -219,6 +254,8 @@ def _changes_its_class(frame: types.FrameType, changed: set[str]) -> bool:
 
 
 def _harmless(value: Any) -> bool:
+    if isinstance(value, types.MethodType):  # judged when it is called, but for what it is bound to
+        return isinstance(value.__self__, type) or _harmless(value.__self__)
     return (
         isinstance(value, PLAIN)
         or type(value) is object
@@ -339,7 +376,7 @@ class _Reader:
         if isinstance(above, ast.Attribute):
             called = self._parents.get(above)
             if not (isinstance(called, ast.Call) and called.func is above):
-                return isinstance(above.ctx, ast.Load)
+                return isinstance(above.ctx, ast.Load) and above.attr not in CHANGES
             return above.attr in READS and self._taken(called)
         if isinstance(above, ast.Call):
             return isinstance(above.func, ast.Name) and above.func.id in LOOKS

@@ -102,15 +102,20 @@ def _signature(function: Callable[..., Any], bound: bool) -> Signature:
     )
 
 
+_SCALARS = frozenset((bool, int, float, complex, str, bytes, type(None)))
+
+
 def children(value: Any) -> Iterator[tuple[str, Step, Any]] | None:
-    """What a container holds, each with how it is written and reached; None for what is no container."""
+    """What a container holds beside scalars, each with how it is written and reached; None for what is no container."""
     if isinstance(value, (dict, UserDict)):
         held: dict[Any, Any] = value.data if isinstance(value, UserDict) else value
-        return ((f"[{key!r}]", Step("item", key), item) for key, item in list(dict.items(held)))
+        items = [(key, item) for key, item in dict.items(held) if type(item) not in _SCALARS]
+        return ((f"[{key!r}]", Step("item", key), item) for key, item in items)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return ((f".{name}", Step("attribute", name), getattr(value, name)) for name in value._fields)
     if isinstance(value, (list, tuple)):
-        return ((f"[{index}]", Step("item", index), item) for index, item in enumerate(value))
+        found = ((index, item) for index, item in enumerate(value) if type(item) not in _SCALARS)
+        return ((f"[{index}]", Step("item", index), item) for index, item in found)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (field.name for field in dataclasses.fields(value))
         return ((f".{n}", Step("attribute", n), getattr(value, n)) for n in fields if hasattr(value, n))

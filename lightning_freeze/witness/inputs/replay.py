@@ -59,6 +59,10 @@ class NoReplayError(Exception):
     """A module cannot be run again without being seen from outside."""
 
 
+class OtherThreadsError(NoReplayError):
+    """A module has work done in other threads, of which the tracer saw nothing."""
+
+
 _ONE = threading.RLock()
 """Random numbers, streams and loggers are the process's: one replay at a time puts them back as they were."""
 
@@ -109,17 +113,21 @@ class Replay:
         """Whether nothing changes when an input is another tensor altogether: of another shape and data type, without a
         gradient or attributes of its own. If not, its being what it is is used, though its values are not.
         """
-        tensor = leaf.tensor
-        other = torch.ones((3, *tensor.shape, 2), dtype=torch.int16 if tensor.dtype != torch.int16 else torch.float64)
+        shape, device = (3, *leaf.tensor.shape, 2), leaf.tensor.device
 
         def ask() -> bool:
-            try:
-                changed = self._run([(leaf, other.to(tensor.device))])
-            except NoReplayError:
-                raise
-            except Exception:  # it cannot run with such a one
-                return False
-            return _equal(self._plain or [], changed)
+            with torch.inference_mode(False), torch.enable_grad():
+                leafless = torch.ones(shape, dtype=torch.float64, device=device, requires_grad=True) * 1
+            for other in (torch.ones(shape, dtype=torch.int16, device=device), leafless):
+                try:
+                    changed = self._run([(leaf, other)])
+                except NoReplayError:
+                    raise
+                except Exception:  # it cannot run with such a one
+                    return False
+                if not _equal(self._plain or [], changed):
+                    return False
+            return True
 
         return self._alone(ask)
 
@@ -132,6 +140,8 @@ class Replay:
                 if self._plain is None:
                     self._plain = self._run([])
                 return ask()
+        except OtherThreadsError:
+            return False  # so nothing can be said against an input
         except Exception:
             return None
 
@@ -180,8 +190,9 @@ class Replay:
         context = copier.context()
         objects = list(tensors_in((args, kwargs)))
         before = [_object(tensor) for tensor in objects]
-        with _unseen():
-            result = context.run(_guarded, twin, args, kwargs)
+        idents: set[int] = set()
+        with _unseen(idents):
+            result = context.run(_guarded, twin, args, kwargs, idents)
         if [_object(tensor) for tensor in objects] != before:
             raise NoReplayError("the call changes what a tensor is, not only its values")
         chosen = {id(tensor) for _, tensor in standing}
@@ -194,15 +205,15 @@ class Replay:
         return facts
 
 
-def _guarded(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    with Guard() as guard:
-        try:
-            return twin(*args, **kwargs)
-        except WriteError as error:
-            raise NoReplayError(str(error)) from None
-        finally:
-            if guard.refused is not None:  # whoever caught it
-                raise NoReplayError(f"{guard.refused} may write to what is not its own")
+def _guarded(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], idents: set[int]) -> Any:
+    result = None
+    with Guard(idents) as guard, contextlib.suppress(WriteError):
+        result = twin(*args, **kwargs)
+    if guard.threads:
+        raise OtherThreadsError
+    if guard.refused is not None:
+        raise NoReplayError(f"{guard.refused} may write to what is not its own")
+    return result
 
 
 _Fact = tuple[Any, ...] | str | None
@@ -472,25 +483,24 @@ _HEAP = 1 << 9
 
 
 class _Hush:
-    """A stream that keeps silent about what one thread writes."""
+    """A stream that keeps silent about what some threads write."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._thread = stream, threading.get_ident()
+    def __init__(self, stream: Any, idents: set[int]) -> None:
+        self._stream, self._idents = stream, idents
 
     def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+        return len(text) if threading.get_ident() in self._idents else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def _hushed(original: Any) -> Callable[..., Any]:
-    """A function that does nothing in this thread."""
-    thread = threading.get_ident()
+def _hushed(original: Any, idents: set[int]) -> Callable[..., Any]:
+    """A function that does nothing in some threads."""
 
     @functools.wraps(original)
     def function(*args: Any, **kwargs: Any) -> Any:
-        return None if threading.get_ident() == thread else original(*args, **kwargs)
+        return None if threading.get_ident() in idents else original(*args, **kwargs)
 
     return function
 
@@ -506,8 +516,9 @@ def _put(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unseen() -> Iterator[None]:
-    """Whatever this thread draws, prints, logs or warns of within leaves no trace."""
+def _unseen(idents: set[int]) -> Iterator[None]:
+    """Whatever these threads draw, print, log or warn of within leaves no trace."""
+    idents.add(threading.get_ident())
     state = random.getstate()
     numpy: Any = sys.modules.get("numpy")
     numbers = numpy.random.get_state() if numpy is not None else None
@@ -515,12 +526,15 @@ def _unseen() -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices=devices),
-            _put(sys, "stdout", _Hush(sys.stdout)),
-            _put(sys, "stderr", _Hush(sys.stderr)),
-            _put(logging.Logger, "handle", _hushed(logging.Logger.handle)),
-            _put(logging.Logger, "_log", _hushed(logging.Logger._log)),
+            _put(sys, "stdout", _Hush(sys.stdout, idents)),
+            _put(sys, "stderr", _Hush(sys.stderr, idents)),
+            _put(
+                sys, "unraisablehook", _hushed(sys.unraisablehook, idents)
+            ),  # of a coroutine that was begun and not awaited
+            _put(logging.Logger, "handle", _hushed(logging.Logger.handle, idents)),
+            _put(logging.Logger, "_log", _hushed(logging.Logger._log, idents)),
             # not `catch_warnings`, which makes Python forget what it has warned of once
-            _put(warnings, "_showwarnmsg", _hushed(warnings._showwarnmsg)),  # type: ignore[attr-defined]
+            _put(warnings, "_showwarnmsg", _hushed(warnings._showwarnmsg, idents)),  # type: ignore[attr-defined]
             # checkpointing counts what its region saves for backward
             # (detached: a result saved as itself would hold the graph that holds it, for ever)
             torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor),

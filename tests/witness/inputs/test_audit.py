@@ -645,3 +645,77 @@ def test_arguments_that_cannot_be_looked_at_do_not_break_the_run() -> None:
     with audit_inputs(module) as audit:
         assert module(Unlookable(a=1)) == 1
     assert audit.failure is None or "not ready" in str(audit.failure)
+
+
+# --- what a tensor is, beside its values
+
+BEING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "numel": lambda x, y: x * torch.numel(y),
+    "is_floating_point": lambda x, y: x * torch.is_floating_point(y),
+    "is_leaf": lambda x, y: x * y.is_leaf,
+    "grad_fn": lambda x, y: x * (y.grad_fn is None),
+    "result_type": lambda x, y: x.to(torch.result_type(x, y)) * 1,
+    "broadcast_tensors": lambda x, y: torch.broadcast_tensors(x, y)[0] * 1,
+    "meshgrid": lambda x, y: torch.meshgrid(x, y, indexing="ij")[0] * 1,
+    "an attribute": lambda x, y: x * 2 if getattr(y, "flag", False) else x * 3,
+}
+
+
+@pytest.mark.parametrize("name", BEING)
+def test_what_uses_no_value_of_a_tensor_but_what_it_is_is_not_called_unused(name: str) -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return BEING[name](x, y)
+
+    x, y = torch.ones(3), torch.randn(3)
+    y.flag = True  # type: ignore[attr-defined]
+    audit = ran(Asks(), x, y)
+    assert audit.verdicts["", "y"] == "metadata"
+
+
+def test_a_tensor_that_is_asked_whether_it_is_another_is_used() -> None:
+    class Compares(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x * 2 if x is y else x * 3
+
+    x = torch.ones(3)
+    assert ran(Compares(), x, x).verdicts["", "y"] == "used"
+
+
+def test_what_a_hook_reads_of_a_tensor_handed_over_twice_is_no_fault() -> None:
+    class First(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x * 1
+
+    module, x = First(), torch.ones(3)
+    module.register_forward_pre_hook(lambda m, args, kwargs: ((args[0] + kwargs["mask"],), kwargs), with_kwargs=True)
+    with audit_inputs(module) as audit:
+        module(x, mask=x)
+    assert audit.findings == []
+
+
+def test_what_a_replay_refutes_in_one_call_does_not_hide_the_next() -> None:
+    class Copies(nn.Module):
+        use = True
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            _ = y * 2
+            return x + torch.tensor([float(y[0]), 0.0]) if self.use else x * 1
+
+    module = Copies()
+    with audit_inputs(module) as audit:
+        for module.use in (True, False):
+            module(torch.ones(2), torch.randn(2))
+    assert audit.verdicts["", "y"] == "conditional"
+
+
+@pytest.mark.parametrize("name", ["CheckpointWrapper", "OptimizedModule", "DistributedDataParallel"])
+def test_a_class_that_only_has_the_name_of_one_of_torch_s_wrappers_is_audited(name: str) -> None:
+    class Wraps(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x * 1
+
+    Wraps.__name__ = name
+    audit = ran(Wraps())
+    assert audit.failure is None
+    assert audit.verdicts["", "mask" if ("", "mask") in audit.verdicts else "y"] == "unused"

@@ -7,6 +7,7 @@ Most of its models have inputs that they do not use, since it is in the replay o
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import gc
@@ -1383,6 +1384,100 @@ def lazy_mapping(run: Run) -> Any:
     return [twice(run, Model(), batch, torch.ones(1)), batch.loads]
 
 
+def hook_on_an_argument(run: Run) -> Any:
+    def body(self: Any, x: Tensor) -> Tensor:
+        x.register_hook(lambda grad: grad * 2)
+        return x * 1
+
+    leaf = torch.ones(2, 3, requires_grad=True)
+    outputs = twice(run, Unused(body), leaf * 1, torch.ones(2))
+    sum(output.sum() for output in outputs).backward()
+    return [outputs, leaf.grad]
+
+
+def attribute_of_an_argument(run: Run) -> Any:
+    def body(self: Any, x: Tensor) -> Tensor:
+        x.calls = getattr(x, "calls", 0) + 1  # type: ignore[attr-defined]
+        return x * 1
+
+    x = torch.ones(2, 3)
+    return [twice(run, Unused(body), x, torch.ones(2)), x.calls]  # type: ignore[attr-defined]
+
+
+class HoldsForAll(nn.Module):
+    """Its class holds a container for all of its objects."""
+
+    store: dict[str, Tensor] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, unused: Tensor) -> Tensor:
+        _ = unused + 1
+        out = self.linear(x)
+        self.store[str(len(self.store))] = out
+        return out.detach()
+
+
+def held_by_a_class(run: Run) -> Any:
+    HoldsForAll.store.clear()
+    model = HoldsForAll()
+    outputs = twice(run, model)
+    sum(output.sum() for output in model.store.values()).backward()
+    return [everything(model, outputs), len(model.store)]
+
+
+def with_tensor_data(run: Run) -> Any:
+    def body(self: Any, x: Tensor) -> Tensor:
+        self.sum.data = self.sum.data + 1
+        return x * self.sum
+
+    model = Unused(body, sum=torch.ones(1))
+    return [twice(run, model), model.sum]
+
+
+def state_of_an_outer_call(run: Run) -> Any:
+    def inner(self: Any, x: Tensor) -> Tensor:
+        self.state += 1
+        return x * self.state
+
+    child = Unused(inner, state=None)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.child = child
+
+        def forward(self, x: Tensor, unused: Tensor) -> Tensor:
+            self.child.state = x * 0  # type: ignore[assignment]
+            return self.child(x, unused)  # type: ignore[no-any-return]
+
+    return [twice(run, Outer()), child.state]
+
+
+def in_an_executor(run: Run) -> Any:
+    def body(self: Any, x: Tensor) -> Tensor:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(SEEN.append, 1).result()
+            return pool.submit(lambda: (print("called"), x * 2)[1]).result()
+
+    return twice(run, Unused(body))
+
+
+def method_with_a_cache(run: Run) -> Any:
+    class Tables(nn.Module):
+        @functools.lru_cache  # noqa: B019 - the point
+        def table(self, n: int) -> Tensor:
+            return torch.ones(n)
+
+        def forward(self, x: Tensor, unused: Tensor) -> Tensor:
+            _ = unused + 1
+            return x * self.table(3)
+
+    return [twice(run, Tables()), Tables.table.cache_info().currsize]
+
+
 SIDE_EFFECTS: dict[str, Scenario] = {
     "hooks": counted_hooks,
     "global hooks": global_hooks,
@@ -1408,7 +1503,8 @@ SIDE_EFFECTS: dict[str, Scenario] = {
             with_slots, with_numpy_generator, with_numpy_random_state, with_python_random, with_generator,
             given_generator, with_tensor, with_tensor_written_through_numpy, with_tensor_in_a_list, with_stringio,
             with_queue, with_deque, with_resource, with_parameter_grad, with_autograd_grad, with_inner_optimizer,
-            parameter_hooks, written_arguments, deleted_arguments, lazy_mapping,
+            hook_on_an_argument, attribute_of_an_argument, held_by_a_class, with_tensor_data, state_of_an_outer_call,
+            in_an_executor, method_with_a_cache, parameter_hooks, written_arguments, deleted_arguments, lazy_mapping,
         )
     },
 }  # fmt: skip
@@ -1955,3 +2051,53 @@ def of_two(rank: int, root: str) -> None:
 def test_ddp_of_two(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(of_two, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     assert len(list(tmp_path.glob("done-*"))) == 2
+
+
+# ------------------------------------------------------------------------------------------------- several threads
+
+
+def test_other_threads_run_while_an_audit_is_first_made() -> None:
+    """In a process of its own: what the first audit measures is measured once."""
+    program = """
+import threading, torch
+from torch import nn
+from lightning_freeze import audit_inputs
+linear, results, go = nn.Linear(2, 2), [], True
+def work():
+    while go:
+        results.append(linear(torch.ones(2)))
+thread = threading.Thread(target=work)
+thread.start()
+while len(results) < 100: pass
+module = nn.Linear(2, 2)
+with audit_inputs(module):
+    module(torch.ones(2))
+go = False
+thread.join()
+print(sum(result is None for result in results))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("0", 0), done.stderr
+
+
+def test_two_replays_at_once_leave_the_streams_and_loggers_as_they_were() -> None:
+    def slow(seconds: float) -> Callable[[Any, Tensor], Tensor]:
+        def body(self: Any, x: Tensor) -> Tensor:
+            time.sleep(seconds)
+            return x * 2
+
+        return body
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([Unused(slow(0.1)), Unused(slow(0.15))])
+
+    pair = Pair()
+    before = (sys.stdout, sys.stderr, logging.Logger.handle, warnings._showwarnmsg)  # type: ignore[attr-defined]
+    with audit_inputs(pair) as audit, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(part, torch.ones(3), torch.ones(2)) for part in pair.parts]
+        assert all(torch.equal(future.result(), torch.full((3,), 2.0)) for future in done)
+    assert (sys.stdout, sys.stderr, logging.Logger.handle, warnings._showwarnmsg) == before  # type: ignore[attr-defined]
+    assert audit.failure is None
+    assert [(f.kind, f.confirmed) for f in audit.findings] == [("dead", True)] * 2

@@ -370,6 +370,10 @@ def asks_a_cached_method(x: Any) -> Any:
     return Caches().table()
 
 
+def hands_on_a_method(x: Any) -> Any:
+    return list(map(SEEN.append, [x]))
+
+
 def of_another_module(x: Any) -> Any:
     return further.bump(x)
 
@@ -438,7 +442,7 @@ exec("def bump(x):\n    seen.append(x)", further.__dict__)
 further.seen = SEEN  # type: ignore[attr-defined]
 
 WRITE = [
-    asks_a_cached_method, of_another_module, by_its_class, makes_one_that_enters, changes_what_a_class_holds,
+    asks_a_cached_method, hands_on_a_method, of_another_module, by_its_class, makes_one_that_enters, changes_what_a_class_holds,
     changes_what_a_class_holds_by_it, caught, writes_a_file, opens_a_file, saves, saves_numbers, begins_a_thread,
     runs_a_program, runs_code, sets_threads,
     appends, global_number, global_dict, global_deque, global_dict_in_capitals, object_of_the_module,
