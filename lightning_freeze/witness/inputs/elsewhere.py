@@ -15,6 +15,7 @@ import contextvars
 import dataclasses
 import enum
 import functools
+import gc
 import inspect
 import logging
 import re
@@ -112,16 +113,22 @@ class Guard:
         self.refused: str | None = None
         self.threads = False  # whether that was for work to be done in another thread
         self._idents = set() if idents is None else idents
+        self._watch = self._look
+        self._collects = False
 
     def __enter__(self) -> Guard:
         if sys.getprofile() is not None:
             raise WriteError("the process is being profiled, which would see what runs again")
         self._idents.add(threading.get_ident())
-        sys.setprofile(self._look)
+        self._collects = gc.isenabled()
+        gc.disable()  # a collection would run what others have for the end of their objects, which must not be stopped
+        sys.setprofile(self._watch)
         return self
 
     def __exit__(self, *exception: object) -> None:
         sys.setprofile(None)
+        if self._collects:
+            gc.enable()
 
     def _look(self, frame: types.FrameType, event: str, called: Any) -> None:
         if event == "call":
@@ -146,7 +153,7 @@ class Guard:
 
         def watched() -> None:
             self._idents.add(threading.get_ident())
-            sys.setprofile(self._look)
+            sys.setprofile(self._watch)
             try:
                 run()
             finally:
@@ -191,6 +198,8 @@ def _dangerous(frame: types.FrameType) -> bool:
     """Whether a Python function that is about to run may write elsewhere itself."""
     code = frame.f_code
     package, name = str(frame.f_globals.get("__name__")), code.co_name
+    if name == "__del__":  # the end of an object cannot be put off
+        return False
     top = package.partition(".")[0]
     if top in TRUSTED or package.startswith("namedtuple_") or code.co_filename.startswith(_HERE):
         # what is compiled would be compiled anew

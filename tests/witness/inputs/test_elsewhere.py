@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import gc
 import os
 import re
 import subprocess
 import sys
 import threading
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -528,3 +530,31 @@ def test_a_process_that_is_profiled_is_left_alone() -> None:
     finally:
         sys.setprofile(None)
     assert found is profile
+
+
+def test_what_others_have_for_the_end_of_their_objects_is_not_stopped() -> None:
+    class Ends:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            SEEN.append("end")
+
+    SEEN.clear()
+    thresholds = gc.get_threshold()
+    gc.collect()
+    Ends()
+    ended: list[Any] = []
+    weakref.finalize(other := Thing(), ended.append, 1)
+    other.me = other  # type: ignore[attr-defined]
+    del other
+    gc.set_threshold(1)
+    try:
+        writes_elsewhere(lambda x: [[x] for _ in range(1000)], 1)
+        assert SEEN == ended == []
+    finally:
+        gc.set_threshold(*thresholds)
+    assert gc.isenabled()
+    gc.collect()
+    assert (SEEN, ended) == (["end"], [1])
+    SEEN.clear()
