@@ -548,12 +548,14 @@ def test_what_others_have_for_the_end_of_their_objects_is_not_stopped() -> None:
     weakref.finalize(other := Thing(), ended.append, 1)
     other.me = other  # type: ignore[attr-defined]
     del other
-    gc.set_threshold(1)
     try:
-        writes_elsewhere(lambda x: [[x] for _ in range(1000)], 1)
-        assert SEEN == ended == []
+        with Guard():
+            gc.set_threshold(1)
+            made = [[n] for n in range(1000)]
+            within = SEEN + ended
     finally:
         gc.set_threshold(*thresholds)
+    assert (len(made), within) == (1000, [])
     assert gc.isenabled()
     gc.collect()
     assert (SEEN, ended) == (["end"], [1])
