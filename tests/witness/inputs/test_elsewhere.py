@@ -551,7 +551,7 @@ def test_what_others_have_for_the_end_of_their_objects_is_not_stopped() -> None:
     try:
         with Guard():
             gc.set_threshold(1)
-            made = [[n] for n in range(1000)]
+            made = list(zip(range(1000), range(1000), strict=True))
             within = SEEN + ended
     finally:
         gc.set_threshold(*thresholds)
