@@ -284,14 +284,15 @@ class InputsAudit:
         classes, declared = self._class_of(frame.target)
         if frame.opaque:
             verdicts = ["unused" if ignores(frame.target, leaf.name) else "used" for leaf in frame.leaves]
+        excuses: list[str | None] = [None] * len(verdicts)
         if self._known or self._declared:
             self._note(frame, classes)
-        keys = [keys_of(classes, leaf.argument, leaf.name) for leaf in frame.leaves]
-        excuses = [
-            self._excuse(frame, leaf, names, verdict, declared)
-            for leaf, names, verdict in zip(frame.leaves, keys, verdicts, strict=True)
-        ]
-        again = self._again(frame)
+        if self._known or self._declared or declared:
+            excuses = [
+                self._excuse(frame, leaf, keys_of(classes, leaf.argument, leaf.name), verdict, declared)
+                for leaf, verdict in zip(frame.leaves, verdicts, strict=True)
+            ]
+        again = self._again(frame) if frame.twice or not BLAMED.isdisjoint(verdicts) else None
         for index, leaf in enumerate(frame.leaves):
             together = index in frame.twice and verdicts[index] not in BLAMED
             if together and not (proof := self._told_apart(frame, leaf, again)):

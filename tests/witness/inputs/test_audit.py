@@ -604,11 +604,12 @@ def test_an_error_of_the_audit_s_own_does_not_break_the_run_and_is_shown(place: 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError("of our own")
 
-    audit = audit_inputs(module)
+    declared = {"Absent.mask": "so that declarations are looked at"}
+    audit = audit_inputs(module, whitelist=declared)
     with monkeypatch.context() as patch:
         patch.setattr(INNER + place, broken)
         if place.startswith("audit.InputsAudit."):
-            audit = audit_inputs(module)  # which takes its methods along
+            audit = audit_inputs(module, whitelist=declared)  # which takes its methods along
         audit.__enter__()
         assert torch.equal(module(t(), t()), plainly)
         assert torch.equal(module(t(), t()), plainly)
