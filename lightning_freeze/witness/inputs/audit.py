@@ -323,8 +323,9 @@ class InputsAudit:
             result: tuple[Verdict, str | None] = (verdict, "replay" if answer else None)
             if answer is False:
                 result = "used", None
-            elif answer and verdict == "unused" and not again.indifferent(leaf):
-                result = "metadata", "replay"
+            elif answer and verdict == "unused":
+                other = again.indifferent(leaf)
+                result = ("metadata", "replay") if other is False else (verdict, "replay" if other else None)
             self._answers[key] = result
         return self._answers.get(key, (verdict, None))
 
