@@ -313,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Drift]]:
     if options.steps < 2:
         parser.error(f"--steps is {options.steps}, but the second step is the first frozen one. Give at least 2.")
     if find_spec("matplotlib") is None:  # said before the measurement, not after it
-        parser.error("the picture needs matplotlib: pip install 'lightning-freeze[demo,plot]'.")
+        parser.error("the picture needs matplotlib: pip install -c constraints.txt -e '.[demo,plot]'.")
     drifts = measure(options.steps)
     Console().print(make_table(drifts, options.steps))
     draw(drifts, options.steps, options.out)
