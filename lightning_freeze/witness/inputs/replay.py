@@ -142,7 +142,7 @@ class Replay:
                 return ask()
         except OtherThreadsError:
             return False  # so nothing can be said against an input
-        except Exception:
+        except (Exception, WriteError):
             return None
 
     def _unaffected(self, leaves: Sequence[Leaf]) -> bool | None:

@@ -2101,3 +2101,19 @@ def test_two_replays_at_once_leave_the_streams_and_loggers_as_they_were() -> Non
     assert (sys.stdout, sys.stderr, logging.Logger.handle, warnings._showwarnmsg) == before  # type: ignore[attr-defined]
     assert audit.failure is None
     assert [(f.kind, f.confirmed) for f in audit.findings] == [("dead", True)] * 2
+
+
+def test_a_run_that_is_profiled_is_not_replayed_and_stays_profiled() -> None:
+    import cProfile
+
+    def scenario(run: Run) -> Any:
+        profile = cProfile.Profile()
+        with profile:
+            result = twice(run, Unused(lambda self, x: x * 2))
+        return [result, sys.getprofile() is None]
+
+    check(scenario)
+    run = Run(True)
+    with cProfile.Profile():
+        scenario(run)
+    assert [(f.kind, f.confirmed) for audit in run.audits for f in audit.findings] == [("dead", False)]
