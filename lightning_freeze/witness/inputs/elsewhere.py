@@ -23,6 +23,7 @@ import sys
 import textwrap
 import threading
 import types
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ class Guard:
         self._idents = set() if idents is None else idents
         self._watch = self._look
         self._collects = False
+        self._nested: set[types.CodeType] = set()  # functions within others that were judged as a part of these
 
     def __enter__(self) -> Guard:
         if sys.getprofile() is not None:
@@ -133,7 +135,7 @@ class Guard:
     def _look(self, frame: types.FrameType, event: str, called: Any) -> None:
         if event == "call":
             starts = frame.f_code is threading.Thread.start.__code__
-            dangerous = not self._adopted(_first(frame)) if starts else _dangerous(frame)
+            dangerous = not self._adopted(_first(frame)) if starts else _dangerous(frame, self._nested)
             name = frame.f_code.co_qualname
         elif event == "c_call":
             dangerous = _leads_out(called)
@@ -194,7 +196,7 @@ def _leads_out(called: Any) -> bool:
     return name in ("tofile", "dump") or type(owner).__module__ in ("_socket", "mmap", "_sqlite3")
 
 
-def _dangerous(frame: types.FrameType) -> bool:
+def _dangerous(frame: types.FrameType, nested: set[types.CodeType]) -> bool:
     """Whether a Python function that is about to run may write elsewhere itself."""
     code = frame.f_code
     package, name = str(frame.f_globals.get("__name__")), code.co_name
@@ -208,25 +210,23 @@ def _dangerous(frame: types.FrameType) -> bool:
         return name not in HARMLESS | _ENVIRONMENT
     if package == "threading":
         return name == "_register_atexit"
-    if code in _NESTED:
+    if code in nested:
         return False
     if code.co_filename == "<string>" and name.startswith("__") and _is_dataclass(frame):
         return False  # it does no more than fill or compare fields
-    around = {}
-    if code.co_freevars:
-        held = frame.f_locals
-        around = {variable: held.get(variable) for variable in code.co_freevars}
-    reading = None if around else _KNOWN.get(code)
+    reading = _KNOWN.get(code)
     if reading is None:
-        reading = _KNOWN[code] = _Reader(code, frame.f_globals, around)
-        if not reading.writes:
-            _NESTED.update(_within(code))
-    return reading.writes or _changes_its_class(frame, reading.changed)
+        held = frame.f_locals if code.co_freevars else {}
+        reader = _Reader(code, frame.f_globals, {variable: held.get(variable) for variable in code.co_freevars})
+        reading = reader.writes, frozenset(reader.changed)
+        if not code.co_freevars:  # what it closes over may be another thing the next time
+            _KNOWN[code] = reading
+    writes, changed = reading
+    nested.update(_within(code))
+    return writes or _changes_its_class(frame, changed)
 
 
-_KNOWN: dict[types.CodeType, _Reader] = {}
-_NESTED: set[types.CodeType] = set()
-"""Functions within others that were judged as a part of these."""
+_KNOWN: dict[types.CodeType, tuple[bool, frozenset[str]]] = {}
 
 
 def _within(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -246,7 +246,7 @@ def _is_dataclass(frame: types.FrameType) -> bool:
     return dataclasses.is_dataclass(_first(frame))
 
 
-def _changes_its_class(frame: types.FrameType, changed: set[str]) -> bool:
+def _changes_its_class(frame: types.FrameType, changed: frozenset[str]) -> bool:
     """Whether a method changes a container that its class holds for all objects, or is cached for all of them."""
     owner = _first(frame)
     kind = owner if isinstance(owner, type) else type(owner)
@@ -282,7 +282,7 @@ class _Reader:
     """
 
     def __init__(self, code: types.CodeType, space: Mapping[str, Any], around: Mapping[str, Any]) -> None:
-        self._around = {**vars(builtins), **space, **around}
+        self._around = ChainMap[str, Any](dict(around), dict(space), vars(builtins))
         self._own = _names(code) - set(code.co_freevars)
         self._parents: dict[ast.AST, ast.AST] = {}
         self.changed: set[str] = set()  # names of attributes that it does more with than look
