@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from lightning_freeze.input_audit import InputAudit
     from lightning_freeze.plan.every import Every
     from lightning_freeze.plan.groups import SelectionError, resolve_groups
-    from lightning_freeze.plan.phases import Phase, Phases
+    from lightning_freeze.plan.phase import Phase
+    from lightning_freeze.plan.phases import Phases
+    from lightning_freeze.plan.pick import Pick
     from lightning_freeze.plan.schedule import Schedule, ScheduleError
+    from lightning_freeze.plan.suggest import suggest_groups
+    from lightning_freeze.plan.until import Until
     from lightning_freeze.report.findings import Finding, FreezeViolation
     from lightning_freeze.witness.fingerprint import fingerprint
     from lightning_freeze.witness.inputs.audit import audit_inputs as audit_inputs
@@ -35,10 +39,13 @@ _HOME = {
     "Every": "plan.every",
     "SelectionError": "plan.groups",
     "resolve_groups": "plan.groups",
-    "Phase": "plan.phases",
+    "Phase": "plan.phase",
     "Phases": "plan.phases",
+    "Pick": "plan.pick",
     "Schedule": "plan.schedule",
     "ScheduleError": "plan.schedule",
+    "suggest_groups": "plan.suggest",
+    "Until": "plan.until",
     "Finding": "report.findings",
     "FreezeViolation": "report.findings",
     "fingerprint": "witness.fingerprint",
@@ -57,14 +64,17 @@ __all__ = [
     "OptimizerTraits",
     "Phase",
     "Phases",
+    "Pick",
     "Schedule",
     "ScheduleError",
     "SelectionError",
     "UnsupportedError",
+    "Until",
     "audit_inputs",
     "fingerprint",
     "probe_optimizer",
     "resolve_groups",
+    "suggest_groups",
 ]
 
 

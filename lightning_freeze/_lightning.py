@@ -76,15 +76,20 @@ def redirects(module: object) -> bool:
     return "_ForwardRedirection" in getattr(forward, "__qualname__", "")
 
 
-def save_before_stopping(trainer: Trainer, what: str) -> str | None:
-    """Save a run that a violation is about to stop; where that fails, say so and return None."""
+def save_before_stopping(trainer: Trainer, why: str) -> str | None:
+    """Save a run that is about to be stopped; where that fails, say so and return None.
+
+    Args:
+        trainer: The run's.
+        why: The beginning of the checkpoint's name.
+    """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    name = f"{what}-violation-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
+    name = f"{why}-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
     path = str(log_directory(trainer) / name)
     try:
         trainer.save_checkpoint(path)
-    except Exception as error:  # the violation is what must be told; that it could not be saved is said with it
+    except Exception as error:  # why it stops is what must be told; that it could not be saved is said with it
         rank_zero_warn(f"the run could not be saved to {path!r} before it stops: {type(error).__name__}: {error}")
         return None
     return path

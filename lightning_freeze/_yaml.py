@@ -111,9 +111,21 @@ def read(path: Path, named_by: Place | None = None, mend: str = "") -> Place:
     if node is None:
         raise ConfigError(f"{path}: the file is empty.")
     root = Place(path, "", node)
+    _refuse_endless(root, ())
     for place in root.walk():
         _refuse_twice(place)
     return root
+
+
+def _refuse_endless(place: Place, above: tuple[int, ...]) -> None:
+    """Refuse a value that an alias puts inside itself."""
+    if id(place.node) in above:
+        raise place.error(
+            "the value contains itself, by an alias (`*name`) of what it stands in, so it has no end. Write it out; phases "
+            "are repeated by `repeat: 10`."
+        )
+    for child in (*place.items().values(), *place.elements()):
+        _refuse_endless(child, (*above, id(place.node)))
 
 
 def _refuse_twice(place: Place) -> None:

@@ -56,7 +56,7 @@ class Auditor(Callback):
             return
         switched = self.asked_by == "switch"
         keeps = bool(trainer.checkpoint_callbacks) or not switched
-        saved = save_before_stopping(trainer, what) if keeps and trainer.state.fn == "fit" else None
+        saved = save_before_stopping(trainer, f"{what}-violation") if keeps and trainer.state.fn == "fit" else None
         raise FreezeViolation(
             errors,
             saved,

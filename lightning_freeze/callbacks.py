@@ -19,15 +19,18 @@ from lightning_freeze._lightning import (
     rank_zero_only,
     rank_zero_warn,
     resumes,
+    save_before_stopping,
     say,
     suspects,
 )
 from lightning_freeze.auditor import Auditor, OnFinding
-from lightning_freeze.controller import FreezeController
+from lightning_freeze.controller import FreezeController, OnScheduleChange
 from lightning_freeze.gate.optimizers import refuse_strategy
 from lightning_freeze.input_audit import InputAudit, InputWatch
+from lightning_freeze.metrics_heard import Heard, logs_later, unlogged
 from lightning_freeze.plan.every import Every
-from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.phase import Phase
+from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, one_of, whole_number
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.metrics import over_ranks
@@ -213,9 +216,12 @@ class FreezeScheduler(_Audited):
         frozen_modules: ``eval`` holds frozen modules in eval mode: batch-norm statistics and dropout stand still too.
         audit: Whether to audit, or a `FreezeAudit` that says how.
         on_finding: Whether something frozen that moved stops the run at the epoch's end, after saving it, or warns.
+        on_schedule_change: Whether a checkpoint of another schedule, or of other groups, is refused (``raise``), or the
+            run goes on from it (``continue``): with its counts, by the names of groups, and its place in the row of
+            phases.
 
     Raises:
-        ScheduleError: The schedule cannot be run.
+        ScheduleError: The schedule cannot be run, or hangs on a metric that was not logged.
         SelectionError: The groups cannot be resolved.
         UnsupportedError: The optimizer or the strategy cannot hold a parameter still.
         FreezeViolation: Something frozen moved.
@@ -233,6 +239,7 @@ class FreezeScheduler(_Audited):
         frozen_modules: Literal["train", "eval"] = "train",
         audit: bool | FreezeAudit = True,
         on_finding: OnFinding = "raise",
+        on_schedule_change: OnScheduleChange = "raise",
     ) -> None:
         if not isinstance(schedule, Schedule):
             raise ScheduleError(
@@ -248,6 +255,7 @@ class FreezeScheduler(_Audited):
             )
         one_of("rest", rest, ("train", "freeze", "error"))
         one_of("frozen_modules", frozen_modules, ("train", "eval"))
+        one_of("on_schedule_change", on_schedule_change, ("raise", "continue"))
         how = audit if isinstance(audit, FreezeAudit) else None
         super().__init__(
             how.on_finding if how is not None and how.on_finding is not None else on_finding,
@@ -259,6 +267,8 @@ class FreezeScheduler(_Audited):
         self._rest = rest
         self._frozen_modules = frozen_modules
         self._audit = bool(audit)
+        self._on_schedule_change = on_schedule_change
+        self._heard = Heard()
         self._controller: FreezeController | None = None
         self._resume: dict[str, Any] | None = None
         self._scaled = False
@@ -312,10 +322,12 @@ class FreezeScheduler(_Audited):
             self._rest,
             frozen_modules=self._frozen_modules,
             audit=self._audit,
+            on_schedule_change=self._on_schedule_change,
             suspects=suspects(trainer),
             say=lambda text: say(trainer, text),
             record=self._record,
         )
+        self._heard = Heard()
         self._scaled = has_scaler(trainer)
         self._controller.attach(*trainer.optimizers, scaler=self._scaled)
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
@@ -346,6 +358,47 @@ class FreezeScheduler(_Audited):
             trainer, "train", lambda: "+".join(sorted(self.trainable)[:3]) + "…" * (len(self.trainable) > 3)
         )
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A batch begins; what the model logged at the last epoch's end, after our part of it, is heard before."""
+        if self._controller is not None and self._controller.unheard is not None:
+            self._hear(trainer)
+            self._refuse_unlogged(trainer, self._controller, self._controller.epoch - 1)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on, what validation logs has been logged."""
+        self._heard.validated |= not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The metrics that end phases are heard, then the epoch ends."""
+        controller = self._controller
+        if controller is not None and controller.epoch <= trainer.current_epoch:
+            self._hear(trainer)
+            if controller.metrics and not logs_later(pl_module):
+                self._refuse_unlogged(trainer, controller, controller.epoch)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def _hear(self, trainer: Trainer) -> None:
+        if self._controller is not None and self._controller.metrics:
+            self._controller.hear(self._heard.fresh(trainer, self._controller.metrics))
+
+    def _refuse_unlogged(self, trainer: Trainer, controller: FreezeController, epoch: int) -> None:
+        """Stop a run whose present phase waits for a metric that nobody logs; warn of what a later one will wait for."""
+        missing = {} if self._heard.may_come(trainer) else self._heard.missing(controller.metrics)
+        for metric, key in missing.items():
+            text = unlogged(metric, key, epoch, trainer)
+            if metric == controller.awaits:
+                saved = save_before_stopping(trainer, "freeze-stopped")
+                mend = f" The run was saved to {saved!r}: go on from there with the mended schedule, by "
+                raise ScheduleError(
+                    text + (f"{mend}`on_schedule_change: continue`." if saved is not None else ""),
+                    key=key,
+                    value=metric,
+                )
+            if metric not in self._heard.told:
+                self._heard.told.add(metric)
+                rank_zero_warn(f"{text} The run will stop when that phase has had its first epoch.")
+
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under a scaler, an infinity in a frozen gradient must not skip the step of what trains."""
         if self._scaled and self._controller is not None:
@@ -358,6 +411,10 @@ class FreezeScheduler(_Audited):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; what is found stays in the checkpoint until an epoch's end has judged it."""
+        if self._controller is not None and trainer.training and self._controller.metrics:
+            self._hear(trainer)  # a checkpoint of after validation, or after the epoch's end, has heard of it
+            if self.state_key in checkpoint.get("callbacks", {}):
+                checkpoint["callbacks"][self.state_key] = self.state_dict()
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         saved = checkpoint.get("callbacks", {}).get(self.state_key)
         if saved:
@@ -389,7 +446,7 @@ class AlternatingFreeze(FreezeScheduler):
         every: How many updates of ``fast`` go with one of ``slow``.
         together: Whether the two are updated in one step (`Every`), or in turn: ``fast`` alone N times, then ``slow``
             alone once (`Phases`).
-        rest, frozen_modules, audit, on_finding: As for `FreezeScheduler`.
+        rest, frozen_modules, audit, on_finding, on_schedule_change: As for `FreezeScheduler`.
 
     Raises:
         ScheduleError: ``every`` is no whole number of at least 1.
@@ -409,6 +466,7 @@ class AlternatingFreeze(FreezeScheduler):
         frozen_modules: Literal["train", "eval"] = "train",
         audit: bool | FreezeAudit = True,
         on_finding: OnFinding = "raise",
+        on_schedule_change: OnScheduleChange = "raise",
     ) -> None:
         whole_number(every, "every", "`slow` is updated once for that many updates of `fast`")
         schedule: Schedule = (
@@ -416,7 +474,9 @@ class AlternatingFreeze(FreezeScheduler):
             if together
             else Phases([Phase(["fast"], updates=every), Phase(["slow"], updates=1)], repeat=True)
         )
-        super().__init__(schedule, {"slow": slow, "fast": fast}, rest, frozen_modules, audit, on_finding)
+        super().__init__(
+            schedule, {"slow": slow, "fast": fast}, rest, frozen_modules, audit, on_finding, on_schedule_change
+        )
 
 
 class FreezeAudit(_Audited):

@@ -31,14 +31,18 @@ from lightning_freeze.gate.optimizers import UnsupportedError
 from lightning_freeze.input_audit import InputAudit, place_of, read_declarations, write_declarations
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.groups import SelectionError, check_selector
-from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.phase import Phase
+from lightning_freeze.plan.phases import Phases
+from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest
+from lightning_freeze.plan.until import Until
 from lightning_freeze.report.findings import FreezeViolation
 from lightning_freeze.report.table import print_inputs
 from lightning_freeze.witness.inputs.whitelist import DeclarationError
 
 _CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit, InputAudit)}
 _SCHEDULES: dict[str, type] = {"Every": Every, "Phases": Phases}
+_PARTS: dict[str, type] = {"until": Until, "pick": Pick}
 _OURS = "lightning_freeze."
 _WHITELIST = re.compile(r".*callbacks\[\d+\]\.init_args\.whitelist")
 _OTHERS = ("torch", "pytorch_lightning", "lightning.")
@@ -384,7 +388,13 @@ def _element(place: Place) -> Phase | Phases:
     if "phases" in items:
         return _phases(place)
     _check_keys(place, items, Phase)
-    phase: Phase = _built(place, Phase, place.plain())
+    values = place.plain()
+    for key, kind in _PARTS.items():
+        if key in items and items[key].items():
+            _check_keys(items[key], items[key].items(), kind)
+            _check_arguments(items[key], kind, items[key].plain())
+            values[key] = _built(place, kind, items[key].plain())
+    phase: Phase = _built(place, Phase, values)
     return phase
 
 
@@ -404,10 +414,7 @@ def _built(place: Place, kind: Callable[..., Any], values: Any) -> Any:
     """What a class makes of values; an error of its is put where the key at fault stands."""
     if not isinstance(values, dict):
         raise place.error(f"the value is {values!r}, but must be a mapping of the arguments of {kind.__name__}.")
-    try:
-        inspect.signature(kind).bind(**values)
-    except TypeError as error:
-        raise place.error(f"{kind.__name__} cannot be made of this: {error}. Add the key.") from error
+    _check_arguments(place, kind, values)
     try:
         return kind(**values)
     except DeclarationError as error:
@@ -415,6 +422,13 @@ def _built(place: Place, kind: Callable[..., Any], values: Any) -> Any:
     except (ScheduleError, SelectionError, ValueError) as error:
         key = f"{place.key}.{getattr(error, 'key', None)}".removeprefix(".")
         raise next((below for below in place.walk() if below.key == key), place).error(str(error)) from error
+
+
+def _check_arguments(place: Place, kind: Callable[..., Any], values: dict[str, Any]) -> None:
+    try:
+        inspect.signature(kind).bind(**values)
+    except TypeError as error:
+        raise place.error(f"{kind.__name__} cannot be made of this: {error}. Add the key.") from error
 
 
 def _class_name(place: Place | None) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import yaml
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze.audited import AuditedRun, size_of
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.modes import EvalModes
-from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers
+from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
 from lightning_freeze.plan.groups import (
     Member,
     Rest,
@@ -39,6 +39,7 @@ _STATE_VERSION = 1
 _KEPT_SETS = 64
 
 
+OnScheduleChange = Literal["raise", "continue"]
 Sets = tuple[frozenset[str], ...]
 """For each optimizer, the groups that it trains."""
 
@@ -72,6 +73,8 @@ class FreezeController(AuditedRun):
         rest: What becomes of the parameters outside the groups: ``train``, ``freeze`` or ``error``.
         frozen_modules: ``eval`` holds frozen modules in eval mode, so that batch-norm statistics stand still too.
         audit: Whether frozen weights are fingerprinted and moving ones checked.
+        on_schedule_change: What becomes of a state that was saved under another schedule or other groups: ``raise``, or
+            ``continue`` with its counts, by the names of groups, and its place in the row of phases.
         suspects: Names of what else in the run writes to weights, for the audit's explanations.
         say: Called with what is to be said once, as a line.
         record: Called with each record of the run.
@@ -114,6 +117,7 @@ class FreezeController(AuditedRun):
         *,
         frozen_modules: Literal["train", "eval"] = "train",
         audit: bool = True,
+        on_schedule_change: OnScheduleChange = "raise",
         suspects: Sequence[str] = (),
         say: Callable[[str], None] = _LOG.info,
         record: Callable[[Record], None] = lambda record: None,
@@ -123,6 +127,7 @@ class FreezeController(AuditedRun):
         self._module = module
         self._eval = frozen_modules == "eval"
         self._audit = audit
+        self._on_change = on_schedule_change
         self._say = say
         self.groups = group_parameters(module, selectors_for(module, dict(groups or {}), schedule), rest)
         self._modes = EvalModes()
@@ -136,6 +141,7 @@ class FreezeController(AuditedRun):
         self._at = Position()
         self._steps = Steps()
         self._sets: Sets = ()
+        self._rates: dict[str, float] = {}
         self._steady_until = 0
         self._told: tuple[frozenset[str], frozenset[str]] | None = None
         self._watched_sets: Sets = ()
@@ -185,6 +191,8 @@ class FreezeController(AuditedRun):
         if self.groups.rest == "freeze":
             scheduled += [member.parameter for member in self.groups.members.get(REST, ())]
         refuse_optimizers(optimizers, scheduled)
+        if self._plan.scales:
+            refuse_without_rate(optimizers)
         lanes = [Lane(index, optimizer, self._held_by(optimizer)) for index, optimizer in enumerate(optimizers)]
         for lane in lanes:
             idle = self._plan.may_idle(lane.index) if scaler and lane.members else None
@@ -210,6 +218,7 @@ class FreezeController(AuditedRun):
         self._held_groups = [sorted(lane.members) for lane in lanes]
         self._make_units()
         self._sets = self._watched_sets = ()
+        self._rates = {}
         self._at = self._plan.start(epoch)
         self._decide()
         self._gate.attach()
@@ -266,6 +275,7 @@ class FreezeController(AuditedRun):
         self._begun = True
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
+            self._say_why()
         if self._sets is not self._watched_sets:
             self._watch()
         if self._eval:
@@ -300,6 +310,38 @@ class FreezeController(AuditedRun):
             lane.attempted = True
             lane.hold()
 
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Each metric that a phase's end hangs on, with the first key in the schedule that names it."""
+        return {metric: key for key, metric in reversed(self.schedule.metrics())}
+
+    @property
+    def awaits(self) -> str | None:
+        """The metric that is to end the present phase, where one is."""
+        return self._plan.awaits(self._at) if self._plan is not None else None
+
+    @property
+    def unheard(self) -> str | None:
+        """The metric for which the last epoch's end still waits, because it was not logged by then."""
+        return self._at.unheard
+
+    def hear(self, metrics: Mapping[str, float]) -> None:
+        """Metrics were logged: in the epoch, or right after its end, before the next epoch's first step.
+
+        Args:
+            metrics: Name to value, of those that end phases; others are passed over.
+        """
+        wanted = self.metrics
+        if self._require_plan().hear(self._at, {name: value for name, value in metrics.items() if name in wanted}):
+            self._decide()
+        self._say_why()
+
+    def _say_why(self) -> None:
+        if self._at.why:
+            now = ", ".join(sorted(self.trainable))
+            self._say(f"freeze, epoch {max(0, self._at.epoch - 1)}: {self._at.why}. Now training: {now}.")
+            self._at.why = ""
+
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
         plan, epoch = self._require_plan(), self._at.epoch
@@ -313,6 +355,7 @@ class FreezeController(AuditedRun):
         self._record(self.counts())
         plan.end_epoch(self._at)
         self._decide()
+        self._say_why()
         self._begin_epoch()
         return found
 
@@ -357,23 +400,47 @@ class FreezeController(AuditedRun):
                 f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads "
                 f"{_STATE_VERSION}. Resume with the release of lightning-freeze that wrote it."
             )
-        for what, found, mine in (
-            ("schedule", "another schedule", self.schedule.describe()),
-            ("groups", "other groups", self.groups.names()),
-            ("rest", "another `rest`", self.groups.rest),
-            ("optimizers", "optimizers that hold other groups", self._held_groups),
-        ):
-            if state[what] != mine:
-                raise ScheduleError(
-                    f"the checkpoint was made under {found}, so its counts mean something else here:\n"
-                    f"{_difference(state[what], mine)}\nResume with the checkpoint's own {what}, or begin a new run from "
-                    "its weights alone (load_from_checkpoint, then fit without ckpt_path)."
-                )
-        self._at = Position.from_dict(state["position"])
+        differences = [
+            f"{found}:\n{_difference(state[what], mine)}"
+            for what, found, mine in (
+                ("schedule", "another schedule", self.schedule.describe()),
+                ("groups", "other groups", self.groups.names()),
+                ("rest", "another `rest`", self.groups.rest),
+                ("optimizers", "optimizers that hold other groups", self._held_groups),
+            )
+            if state[what] != mine
+        ]
+        if differences and self._on_change == "raise":
+            raise ScheduleError(
+                f"the checkpoint was made under {differences[0]}\nso its counts mean something else here. Resume with the "
+                "checkpoint's own; or go on with its counts and its place in the schedule, by "
+                "`on_schedule_change: continue`; or begin a new run from its weights alone (load_from_checkpoint, then fit "
+                "without ckpt_path)."
+            )
+        position = Position.from_dict(state["position"])
+        if differences:
+            self._carry_over(position)
+            warnings.warn(
+                f"the checkpoint was made under {' and '.join(differences)}\nBy `on_schedule_change: continue` the run goes on"
+                f" with its counts: {', '.join(f'{group} {count}' for group, count in position.updates.items())}.",
+                stacklevel=2,
+            )
+        self._at = position
         self._steps = Steps.from_dict(state["steps"])
-        self._epoch_updates = dict(state["epoch_updates"])
+        self._epoch_updates = {group: state["epoch_updates"].get(group, 0) for group in position.updates}
         self._last_check = self._at.total
+        self._rates = {}
         self._decide()
+
+    def _carry_over(self, position: Position) -> None:
+        """Fit a position that was made under another schedule, or other groups, to this one."""
+        plan = self._require_plan()
+        fresh = plan.start(position.epoch).updates
+        position.updates = {group: position.updates.get(group, count) for group, count in fresh.items()}
+        position.thawed = {group: count for group, count in position.thawed.items() if group in fresh}
+        lanes = range(len(self._require_gate().lanes))
+        position.done = {lane: count for lane, count in position.done.items() if lane in lanes}
+        plan.settle(position)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -392,6 +459,7 @@ class FreezeController(AuditedRun):
         self._plan = self.schedule.bind(self.groups.layout(optimizers))
         for lane in lanes:
             lane.rebind(self._held_by(lane.optimizer))
+        self._rates = {}
         if self._witness is not None:
             self._witness.rebind(optimizers)
             for units in self._units.values():
@@ -413,6 +481,10 @@ class FreezeController(AuditedRun):
             )
         sets = tuple([plan.trains(self._at, lane.index) for lane in lanes])
         self._steady_until = self._at.total + plan.steady_for(self._at)
+        if plan.scales and (rates := plan.rates(self._at)) != self._rates:
+            self._rates = rates
+            for lane in lanes:
+                lane.rate(rates)
         if sets == self._sets:
             return
         self._sets = sets
@@ -526,6 +598,10 @@ class FreezeController(AuditedRun):
 
 
 def _difference(theirs: object, mine: object) -> str:
-    before, after = (json.dumps(what, indent=1, sort_keys=True).splitlines() for what in (theirs, mine))
+    """What differs between two parts of a configuration, in lines as one would write them in YAML."""
+    before, after = (
+        yaml.safe_dump(what, default_flow_style=None, sort_keys=False, width=10_000).splitlines()
+        for what in (theirs, mine)
+    )
     lines = difflib.unified_diff(before, after, "checkpoint", "this run", lineterm="", n=1)
     return "\n".join(line for line in lines if not line.startswith("@@"))

@@ -109,6 +109,10 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
         callback("schedule: {phases: [{train: [all]}]}\non_finding: rise"),
         [f"line 7, {ARGS}.on_finding", "'rise'", "Nearest: 'raise'"],
     ),
+    "on_schedule_change: go on": (
+        callback("schedule: {phases: [{train: [all]}]}\non_schedule_change: go on"),
+        [f"line 7, {ARGS}.on_schedule_change", "'go on'", "'raise', 'continue'"],
+    ),
     "frozen_modules: evaluate": (
         callback("schedule: {phases: [{train: [all]}]}\nfrozen_modules: evaluate"),
         [f"line 7, {ARGS}.frozen_modules", "'evaluate'", "Nearest: 'eval'"],
@@ -220,11 +224,11 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     "repeat a string": (phases("{train: [all], updates: 1}", ", repeat: ever"), [".schedule.repeat", "'ever'", "true"]),
     "open-ended and not last": (
         phases("{train: [head]}, {train: [all]}"),
-        [".schedule.phases[0].train", "`train: ['head']`", "is not the last", "`updates:` or `epochs:`"],
+        [".schedule.phases[0].train", "`train: ['head']`", "is not the last", "`updates:`, `epochs:` or `until:`"],
     ),
     "open-ended and repeated": (
         phases("{train: [all]}", ", repeat: true"),
-        [".schedule.phases[0].train", "`train: ['all']`", "inside a `repeat`", "`updates:` or `epochs:`"],
+        [".schedule.phases[0].train", "`train: ['all']`", "inside a `repeat`", "`updates:`, `epochs:` or `until:`"],
     ),
     "nested for ever": (
         phases("{repeat: true, phases: [{train: [all], updates: 1}]}"),
@@ -234,6 +238,113 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
         phases("{train: [a], updates: 1}, {repeat: 3, phases: [{train: [a], updates: 1}, {train: [b], updates: 0}]}"),
         [".schedule.phases[1].phases[1].updates", "is 0", "value is 1"],
     ),
+    "phases that contain themselves": (
+        phases("&turn {repeat: 2, phases: [{train: [all], updates: 1}, *turn]}"),
+        [".schedule.phases[0].phases[1]", "contains itself", "`*name`", "`repeat: 10`"],
+    ),
+    "nested seed": (
+        phases("{repeat: 2, seed: 3, phases: [{train: [all], updates: 1}]}"),
+        [".schedule.phases[0].seed", "is 3", "one seed", "outermost", "Move it there"],
+    ),
+    "seed negative": (phases("{train: [all]}", ", seed: -1"), [".schedule.seed", "is -1", "value is 0"]),
+    "three ends": (
+        phases("{train: [all], updates: 3, epochs: 2, until: {metric: loss}}"),
+        [".phases[0].until", "three ends", "`updates: 3` and `epochs: 2` and `until: Until(metric='loss'", "max_epochs"],
+    ),
+    # --- picks
+    "an order that is none": (
+        phases("{train: [all], pick: {family: layers, order: forwards}}"),
+        [".phases[0].pick.order", "'forwards'", "'shuffle'", "Nearest: 'forward'"],
+    ),
+    "pick of none": (
+        phases("{train: [all], pick: {family: layers, count: 0}}"),
+        [".phases[0].pick.count", "is 0", "value is 1"],
+    ),
+    "pick without a family": (
+        phases("{train: [all], pick: {count: 2}}"),
+        [".phases[0].pick", "'family'", "Add the key"],
+    ),
+    "misspelt key of a pick": (
+        phases("{train: [all], pick: {famly: layers}}"),
+        [".phases[0].pick.famly", "no key of Pick", "Nearest: 'family'"],
+    ),
+    "pick a word": (
+        phases("{train: [all], pick: layers}"),
+        [".phases[0].pick", "is 'layers'", "`pick: {family: layers, count: 1"],
+    ),
+    "family a list": (
+        phases("{train: [all], pick: {family: [a, b]}}"),
+        [".phases[0].pick.family", "['a', 'b']", "name of one family", "each:"],
+    ),
+    "weights with another order": (
+        phases("{train: [all], pick: {family: layers, order: shuffle, weights: [1, 2]}}"),
+        [".phases[0].pick.weights", "`order: random`", "'shuffle'"],
+    ),
+    "weights negative": (
+        phases("{train: [all], pick: {family: layers, weights: [1, -2]}}"),
+        [".phases[0].pick.weights", "holds -2 in place 1", "value is 0"],
+    ),
+    "weights too few above zero": (
+        phases("{train: [all], pick: {family: layers, count: 2, weights: [1, 0, 0]}}"),
+        [".phases[0].pick.weights", "1 number(s) above 0", "2 different groups", "Lower `count`"],
+    ),
+    "weights a number": (
+        phases("{train: [all], pick: {family: layers, weights: 3}}"),
+        [".phases[0].pick.weights", "is 3", "`weights: [1, 1, 2, 4]`"],
+    ),
+    "keep under random": (
+        phases("{train: [all], pick: {family: layers, keep: true}}"),
+        [".phases[0].pick.keep", "`order: random`", "Use `order: shuffle`"],
+    ),
+    "keep a number": (
+        phases("{train: [all], pick: {family: layers, order: forward, keep: 2}}"),
+        [".phases[0].pick.keep", "is 2", "true or false"],
+    ),
+    "drawn: thaw": (
+        phases("{train: [all], pick: {family: layers, drawn: thaw}}"),
+        [".phases[0].pick.drawn", "'thaw'", "'train', 'freeze'"],
+    ),
+    # --- until
+    "until without a metric": (phases("{train: [all], until: {patience: 3}}"), [".until", "'metric'", "Add the key"]),
+    "until a word": (
+        phases("{train: [all], until: val_loss}"),
+        [".phases[0].until", "is 'val_loss'", "`until: {metric: val_loss, patience: 3}`"],
+    ),
+    "until in a mode that is none": (
+        phases("{train: [all], until: {metric: loss, mode: minimum}}"),
+        [".phases[0].until.mode", "'minimum'", "'min', 'max'", "Nearest: 'min'"],
+    ),
+    "until with a misspelt key": (
+        phases("{train: [all], until: {metric: loss, patients: 3}}"),
+        [".phases[0].until.patients", "no key of Until", "Nearest: 'patience'"],
+    ),
+    "patience negative": (
+        phases("{train: [all], until: {metric: loss, patience: -1}}"),
+        [".phases[0].until.patience", "is -1", "value is 0"],
+    ),
+    "min_delta negative": (
+        phases("{train: [all], until: {metric: loss, min_delta: -0.1}}"),
+        [".phases[0].until.min_delta", "is -0.1", "value is 0"],
+    ),
+    "min_epochs zero": (
+        phases("{train: [all], until: {metric: loss, min_epochs: 0}}"),
+        [".phases[0].until.min_epochs", "is 0", "value is 1"],
+    ),
+    "max_epochs below min_epochs": (
+        phases("{train: [all], until: {metric: loss, min_epochs: 5, max_epochs: 3}}"),
+        [".phases[0].until.max_epochs", "is 3", "`min_epochs` (5)", "value is 5"],
+    ),
+    "metric a number": (phases("{train: [all], until: {metric: 3}}"), [".until.metric", "is 3", "'val_loss'"]),
+    # --- rates
+    "lr a number": (phases("{train: [all], lr: 0.1}"), [".phases[0].lr", "is 0.1", "`lr: {backbone: 0.1}`"]),
+    "lr zero": (phases("{train: [all], lr: {a: 0}}"), [".phases[0].lr.a", "is 0", "leave the group out of `train`"]),
+    "lr negative": (phases("{train: [all], lr: {a: -1}}"), [".phases[0].lr.a", "is -1", "number above 0"]),
+    "lr with another key than decay": (
+        phases("{train: [all], lr: {a: {deacy: 0.5}}}"),
+        [".phases[0].lr.a", "{'deacy': 0.5}", "`decay`"],
+    ),
+    "lr with a zero in a list": (phases("{train: [all], lr: {a: [1, 0]}}"), [".phases[0].lr.a", "is 0", "above 0"]),
+    "ramp zero": (phases("{train: [all], ramp: 0}"), [".phases[0].ramp", "is 0", "value is 1"]),
     # --- groups
     "selector with an unknown key": (
         groups("head: {selct: layer2}"),

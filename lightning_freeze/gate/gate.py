@@ -10,6 +10,8 @@ from typing import Any
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_freeze.gate.rates import SplitGroups
+
 _KEPT_SETS = 64
 
 
@@ -43,6 +45,8 @@ class Lane:
     _sides: dict[frozenset[str], _Sides] = field(default_factory=dict, repr=False)
     _now: _Sides = field(default=_Sides(frozenset(), (), (), ()), repr=False)
     _updated: frozenset[str] = field(default=frozenset(), repr=False)
+    _factors: dict[int, float] = field(default_factory=dict, repr=False)
+    _split: SplitGroups | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.param_groups = len(self.optimizer.param_groups)
@@ -69,6 +73,25 @@ class Lane:
             )
             self._sides[groups] = sides
         self._now = sides
+
+    def rate(self, rates: Mapping[str, float]) -> None:
+        """From here on the learning rates of these groups are multiplied at each step.
+
+        Args:
+            rates: Group to factor, where that is not 1.
+        """
+        self._factors = {id(p): factor for group, factor in rates.items() for p in self.members.get(group, ())}
+
+    def split(self) -> None:
+        """Right before a step, give each group its own learning rate."""
+        if self._factors and self._split is None:  # a step may call its closure more than once
+            self._split = SplitGroups(self.optimizer, self._factors)
+
+    def merge(self) -> None:
+        """After a step, or after one that failed: the param groups as the optimizer's owner made them."""
+        if self._split is not None:
+            self._split.merge()
+            self._split = None
 
     @property
     def training(self) -> frozenset[str]:
@@ -148,6 +171,8 @@ class Gate:
         """Take every hook out again."""
         while self._hooks:
             self._hooks.pop().remove()
+        for lane in self.lanes:
+            lane.merge()
 
     def _pre_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -170,15 +195,18 @@ class Gate:
 
     def _last_moment(self, lane: Lane) -> None:
         lane.attempted = True
+        lane.merge()  # where the step before failed
         if len(lane.optimizer.param_groups) != lane.param_groups:
             self._changed()
         self._before_step(lane)
         if self.last_moment:
             lane.hold()
         lane.note_gradients()
+        lane.split()
 
     def _post_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         lane = self._by_optimizer[id(optimizer)]
+        lane.merge()
         updated = lane.take_updated()
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is not None and float(found_inf) != 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,7 @@ def _skips(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     like: Tensor = group["params"][0]
     shape = (2,) * min(like.dim(), 4)
     moving, frozen = (torch.nn.Parameter(torch.full(shape, value, dtype=like.dtype)) for value in (0.5, 0.75))
-    twin = type(optimizer).__new__(type(optimizer))
-    Optimizer.__init__(twin, [{**_options(group), "params": [moving, frozen]}], dict(optimizer.defaults))
-    for key, value in vars(optimizer).items():
-        # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
-        if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
-            setattr(twin, key, copy.copy(value))
+    twin = twin_of(optimizer, group, [moving, frozen])
     for _ in range(3):
         for parameter in (moving, frozen):
             parameter.grad = torch.full_like(parameter, 0.25)
@@ -80,7 +75,24 @@ def _skips(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     return bool(torch.equal(before[0], frozen.detach())) and _same(before[1], twin.state.get(frozen))
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
+def twin_of(optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
+    """The optimizer's class once more, with a group's hyper-parameters, over parameters of the caller's own.
+
+    Args:
+        optimizer: Left as it is.
+        group: One of its parameter groups.
+        parameters: What the twin holds instead of the group's parameters.
+    """
+    twin = type(optimizer).__new__(type(optimizer))
+    Optimizer.__init__(twin, [{**_options(group), "params": list(parameters)}], dict(optimizer.defaults))
+    for key, value in vars(optimizer).items():
+        # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
+        if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
+            setattr(twin, key, copy.copy(value))
+    return twin
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: copy.copy(value) for key, value in group.items() if key not in ("params", "param_names")}
 
 
@@ -125,6 +137,22 @@ def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tenso
                 "last moment before its step. Call `super().__init__(params, defaults)` in its constructor, as "
                 "torch.optim.Optimizer asks for."
             )
+
+
+def refuse_without_rate(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse factors on learning rates where there is none.
+
+    Raises:
+        UnsupportedError: A param group has no ``lr``, or none that is a number.
+    """
+    for index, optimizer in enumerate(optimizers):
+        for group in optimizer.param_groups:
+            if not isinstance(group.get("lr"), (int, float, Tensor)):
+                raise UnsupportedError(
+                    f"the schedule sets learning rates (`lr` or `ramp`), and optimizer {index} "
+                    f"({type(optimizer).__qualname__}) has `lr`: {group.get('lr')!r} in a param group, which is no number. "
+                    "Give the optimizer a learning rate, or take `lr` and `ramp` out of the schedule."
+                )
 
 
 def refuse_idle(optimizer: Optimizer, index: int, why: str) -> None:

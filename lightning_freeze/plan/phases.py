@@ -2,78 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_freeze.plan.phase import Phase, Rate
+from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule, ScheduleError, whole_number
 
 _LONG = 1 << 62
-_ENDS = {
-    "updates": "the phase ends after that many updates",
-    "epochs": "the phase ends with that training epoch's end",
-}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One set of groups that train together until the phase ends.
-
-    Args:
-        train: Groups, families, globs over groups, selectors, or ``all`` (every named group).
-        updates: The phase ends when every optimizer that holds one of its groups has made this many updates in it. An
-            optimizer that has made its share waits, frozen, for the others.
-        epochs: The phase ends with the nth training epoch's end, the epoch of its first step being the first.
-
-    With neither end the phase stays for good: then it is the last, and nothing repeats.
-
-    Raises:
-        ScheduleError: Two ends, an end below 1, or a ``train`` that is no list of names.
-
-    Example:
-        >>> Phase(train=["head"], updates=4)
-        Phase(train=['head'], updates=4, epochs=None)
-    """
-
-    train: list[str]
-    updates: int | None = None
-    epochs: int | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.train, str) or not isinstance(self.train, Sequence):
-            raise ScheduleError(
-                f"`train` is {self.train!r}, but must be a list of groups: `train: [{self.train}]`.",
-                key="train",
-                value=self.train,
-            )
-        for name in self.train:
-            if not isinstance(name, str) or not name:
-                raise ScheduleError(
-                    f"`train` holds {name!r}, but must hold names of groups: `train: [head, backbone]`.",
-                    key="train",
-                    value=name,
-                )
-        object.__setattr__(self, "train", list(self.train))
-        if self.updates is not None and self.epochs is not None:
-            raise ScheduleError(
-                f"the phase with `train: {self.train}` has two ends, `updates: {self.updates}` and `epochs: "
-                f"{self.epochs}`; a phase has at most one. Keep the one you mean.",
-                key="epochs",
-                value=self.epochs,
-            )
-        for key, meaning in _ENDS.items():
-            if getattr(self, key) is not None:
-                object.__setattr__(self, key, whole_number(getattr(self, key), key, meaning))
-
-    def describe(self) -> dict[str, Any]:
-        """The phase as one would write it in YAML."""
-        ends = {"updates": self.updates, "epochs": self.epochs}
-        return {"train": list(self.train), **{key: value for key, value in ends.items() if value is not None}}
-
-    @property
-    def open_ended(self) -> bool:
-        """Whether the phase has no end of its own."""
-        return self.updates is None and self.epochs is None
 
 
 class Phases(Schedule):
@@ -83,9 +20,12 @@ class Phases(Schedule):
         phases: `Phase` objects and nested `Phases`, in order.
         repeat: How often the row is run: ``False`` (once), ``True`` (for ever, outermost only) or a number. When a
             schedule runs out, its last set stays trainable.
+        seed: What the draws of every `Pick` follow from, of at least 0; of the outermost phases alone. It is not
+            Lightning's ``seed_everything``, so that processes with other global seeds draw alike.
 
     Raises:
-        ScheduleError: No phases, a repeat below 1, an open-ended phase that is not the last or is repeated.
+        ScheduleError: No phases, a repeat below 1, an open-ended phase that is not the last or is repeated, phases that
+            contain themselves.
 
     Example:
         >>> Phases([Phase(["head"], epochs=1), Phases([Phase(["head"], updates=1), Phase(["backbone"], updates=4)], 10),
@@ -93,7 +33,7 @@ class Phases(Schedule):
         False
     """
 
-    def __init__(self, phases: list[Phase | Phases], repeat: bool | int = False) -> None:
+    def __init__(self, phases: list[Phase | Phases], repeat: bool | int = False, seed: int = 0) -> None:
         if isinstance(phases, (str, Phase, Phases)) or not isinstance(phases, Sequence):
             raise ScheduleError(
                 f"`phases` is {phases!r}, but must be a list: `phases: [{{train: [head], updates: 10}}, …]`.",
@@ -122,17 +62,25 @@ class Phases(Schedule):
                     key=f"phases[{index}].repeat",
                     value=True,
                 )
+            if isinstance(phase, Phases) and phase.seed != 0:
+                raise ScheduleError(
+                    f"`phases[{index}].seed` is {phase.seed}, but a schedule has one seed, which stands with its outermost "
+                    "phases. Move it there: draws of different phases are independent of each other already.",
+                    key=f"phases[{index}].seed",
+                    value=phase.seed,
+                )
         if not isinstance(repeat, bool):
             repeat = whole_number(repeat, "repeat", "the phases are run that many times (or true: for ever)")
         self.phases: list[Phase | Phases] = list(phases)
         self.repeat: bool | int = repeat
+        self.seed: int = whole_number(seed, "seed", "what every draw follows from", 0)
         leaves = list(_leaves(self))
         for number, (key, leaf) in enumerate(leaves):
             if leaf.open_ended and (number < len(leaves) - 1 or self._repeats()):
                 why = "is not the last one" if number < len(leaves) - 1 else "is inside a `repeat`"
                 raise ScheduleError(
                     f"the phase with `train: {leaf.train}` has no end and {why}, so what comes after it would never "
-                    "begin. Give it `updates:` or `epochs:`, or move it to the end.",
+                    "begin. Give it `updates:`, `epochs:` or `until:`, or move it to the end.",
                     key=f"{key}.train",
                     value=leaf.train,
                 )
@@ -145,34 +93,81 @@ class Phases(Schedule):
         """Each (key, name) that stands for a group."""
         return tuple((f"{key}.train", name) for key, leaf in _leaves(self) for name in leaf.train)
 
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """Each (key, metric) that a phase's end hangs on."""
+        ends = ((key, leaf.until) for key, leaf in _leaves(self))
+        return tuple((f"{key}.until.metric", until.metric) for key, until in ends if until is not None)
+
     def describe(self) -> dict[str, Any]:
         """The schedule as one would write it in YAML."""
         phases = [p.describe() if isinstance(p, Phase) else p.describe()["init_args"] for p in self.phases]
-        return {"class_path": "Phases", "init_args": {"phases": phases, "repeat": self.repeat}}
+        seed = {"seed": self.seed} if self.seed else {}
+        return {"class_path": "Phases", "init_args": {"phases": phases, "repeat": self.repeat, **seed}}
 
     def bind(self, layout: Layout) -> Plan:
         """The plan over a model's groups."""
         return _PhasesPlan(layout, self)
 
 
-def _leaves(schedule: Phases, prefix: str = "") -> Iterator[tuple[str, Phase]]:
+def _leaves(schedule: Phases, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Phase]]:
     """Each phase as written, once, with its key."""
     for index, child in enumerate(schedule.phases):
         key = f"{prefix}phases[{index}]"
         if isinstance(child, Phase):
             yield key, child
+        elif id(child) in (*above, id(schedule)):
+            raise ScheduleError(
+                f"`{key}` contains itself, so the schedule would never come to an end. Write the phases out; `repeat: 10` "
+                "repeats them.",
+                key=key,
+            )
         else:
-            yield from _leaves(child, f"{key}.")
+            yield from _leaves(child, f"{key}.", (*above, id(schedule)))
+
+
+@dataclass(frozen=True)
+class _Now:
+    """The phase that a run is in, with its names resolved and its groups drawn.
+
+    Args:
+        groups: What it trains.
+        lanes: The optimizers that hold a group of it, and must make its updates.
+        written: The phase as written.
+        rates: Group to the factor on its learning rate, where that is not 1.
+    """
+
+    groups: frozenset[str]
+    lanes: frozenset[int]
+    written: Phase
+    rates: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A phase with its names resolved: its groups and the optimizers that must make its updates."""
+    """A phase over a model's groups.
 
-    groups: frozenset[str]
-    lanes: frozenset[int]
-    updates: int | None
-    epochs: int | None
+    Args:
+        key: Its place in the schedule.
+        always: The groups that it trains whatever is drawn.
+        family: The groups that are drawn from.
+        least: How many of the family train at the least.
+        written: The phase as written.
+        rates: Group to factor, where that is not 1.
+    """
+
+    key: str
+    always: frozenset[str]
+    family: tuple[str, ...]
+    least: int
+    written: Phase
+    rates: Mapping[str, float]
+
+    def groups(self, visit: int, stage: int, seed: int) -> frozenset[str]:
+        """What it trains when it is entered for the ``visit``-th time."""
+        pick = self.written.pick
+        if pick is None:
+            return self.always
+        return self.always | pick.draw(self.family, visit, stage, seed=seed, key=self.key)
 
 
 @dataclass(frozen=True)
@@ -180,119 +175,280 @@ class _Row:
     """A row of leaves and rows; ``length`` is the number of phases that one run of it, repeats included, enters."""
 
     children: tuple[_Leaf | _Row, ...]
-    repeat: int
+    repeat: int | None  # None: for ever
 
     @property
     def once(self) -> int:
-        return sum(1 if isinstance(child, _Leaf) else child.once * child.repeat for child in self.children)
+        return sum(_length(child) for child in self.children)
 
-    def leaf(self, number: int) -> _Leaf:
-        """The phase that is entered as the ``number``-th of an endless repetition of this row."""
-        number %= self.once
+    def leaf(self, number: int) -> tuple[_Leaf, int, int]:
+        """The phase entered as the ``number``-th of an endless repetition of this row.
+
+        Returns:
+            The phase, how often it was entered before, and how often of these since the row was begun.
+        """
+        cycle, number = divmod(number, self.once)
         for child in self.children:
-            length = 1 if isinstance(child, _Leaf) else child.once * child.repeat
+            length = _length(child)
             if number < length:
-                return child if isinstance(child, _Leaf) else child.leaf(number)
+                if isinstance(child, _Row):
+                    return child.leaf(cycle * length + number)
+                return child, cycle, cycle if self.repeat is None else cycle % self.repeat
             number -= length
         raise AssertionError("a number below the row's length lies in one of its children")
+
+
+def _length(child: _Leaf | _Row) -> int:
+    """How many phases one run of it enters."""
+    return 1 if isinstance(child, _Leaf) else child.once * (child.repeat or 1)
 
 
 class _PhasesPlan(Plan):
     def __init__(self, layout: Layout, schedule: Phases) -> None:
         self.layout = layout
+        self._seed = schedule.seed
         self._row = self._resolve(schedule, "")
-        self._length = None if schedule.repeat is True else self._row.once * self._row.repeat
-        self._at: tuple[int, _Leaf] = (0, self._row.leaf(0))
+        self._length = None if self._row.repeat is None else _length(self._row)
+        self._leaves = list(_flatten(self._row))
+        self.scales = any(leaf.rates or leaf.written.ramp for leaf in self._leaves)
+        self._at: tuple[int, _Now] | None = None
 
     def _resolve(self, schedule: Phases, prefix: str) -> _Row:
         children: list[_Leaf | _Row] = []
+        repeat = None if schedule.repeat is True else int(schedule.repeat) or 1
         for index, child in enumerate(schedule.phases):
             key = f"{prefix}phases[{index}]"
-            if isinstance(child, Phases):
-                children.append(self._resolve(child, f"{key}."))
-                continue
-            groups = frozenset(g for name in child.train for g in self.layout.expand(name, f"{key}.train"))
-            if not groups and not self.layout.rest_trains:
-                raise ScheduleError(
-                    f"`{key}.train` is empty and no other parameter trains, so nothing would be trainable in this "
-                    "phase. Name a group, or set `rest: train` if parameters outside the groups should train.",
-                    key="train",
-                    value=child.train,
-                )
-            counted: Iterable[str] = groups or {REST}
-            lanes = frozenset().union(*(self.layout.optimizers.get(g, frozenset({0})) for g in counted))
-            children.append(_Leaf(groups, lanes, child.updates, child.epochs))
-        return _Row(tuple(children), int(schedule.repeat) or 1)
+            row = isinstance(child, Phases)
+            children.append(self._resolve(child, f"{key}.") if row else self._resolve_phase(child, key, repeat))  # type: ignore[arg-type]
+        return _Row(tuple(children), repeat)
 
-    def _leaf(self, at: Position) -> _Leaf:
-        number, leaf = self._at
-        if number != at.phase:
+    def _resolve_phase(self, phase: Phase, key: str, repeat: int | None) -> _Leaf:
+        always = frozenset(g for name in phase.train for g in self.layout.expand(name, f"{key}.train"))
+        family = self._family(phase.pick, always, f"{key}.pick") if phase.pick is not None else ()
+        least = phase.pick.least(len(family), repeat) if phase.pick is not None else 0
+        if not always and not least and not self.layout.rest_trains:
+            said = f"`{key}.train` is empty"
+            if phase.pick is not None:
+                said += f" and `{key}.pick` can leave all of {phase.pick.family!r} frozen"
+            raise ScheduleError(
+                f"{said} and no other parameter trains, so nothing would be trainable in this phase. Name a group, or "
+                "set `rest: train` if parameters outside the groups should train.",
+                key=f"{key}.train",
+                value=phase.train,
+            )
+        rates = self._rates(phase, always.union(family), key)
+        return _Leaf(key, always, family, least, phase, {g: rate for g, rate in rates.items() if rate != 1.0})
+
+    def _family(self, pick: Pick, always: frozenset[str], key: str) -> tuple[str, ...]:
+        family = tuple(dict.fromkeys(self.layout.expand(pick.family, f"{key}.family")))
+        if pick.family in self.layout.groups:
+            families = list(self.layout.families)
+            raise ScheduleError(
+                f"`{key}.family` is {pick.family!r}, which is one group and no family: there is nothing to draw. "
+                + (
+                    f"Nearest: {', '.join(map(repr, families[:3]))}."
+                    if families
+                    else f'A family is made by `each:`, as in `groups: {{{pick.family}: {{each: "model.layers.*"}}}}`.'
+                ),
+                key=f"{key}.family",
+                value=pick.family,
+            )
+        pick.refuse(family, key)
+        if always.issuperset(family):
+            raise ScheduleError(
+                f"`{key}.family` is {pick.family!r}, all of which the phase trains anyway (`train: {sorted(always)[:4]}`), "
+                "so the draw would change nothing. Take it out of `train`.",
+                key=f"{key}.family",
+                value=pick.family,
+            )
+        return family
+
+    def _rates(self, phase: Phase, groups: frozenset[str], key: str) -> dict[str, float]:
+        factors: dict[str, float] = {}
+        for name, rate in (phase.lr or {}).items():
+            place = f"{key}.lr.{name}"
+            rest = name == REST and self.layout.rest_trains
+            found = (REST,) if rest else self.layout.expand(name, place)
+            idle = [] if rest else [group for group in found if group not in groups]
+            if len(idle) == len(found) and not rest:
+                raise ScheduleError(
+                    f"`{place}` sets a rate for {name!r}, which does not train in this phase (`train: {phase.train}`). "
+                    "Take it out of `lr`, or into `train`.",
+                    key=place,
+                    value=rate,
+                )
+            for group, factor in zip(found, _factors(rate, found, place), strict=True):
+                if factors.setdefault(group, factor) != factor:
+                    raise ScheduleError(
+                        f"`{key}.lr` gives {group!r} two factors, {factors[group]:g} and (as {name!r}) {factor:g}. Name "
+                        "each group once.",
+                        key=place,
+                        value=rate,
+                    )
+        return factors
+
+    def _now(self, at: Position) -> _Now:
+        if self._at is None or self._at[0] != at.phase:
             last = at.phase if self._length is None else min(at.phase, self._length - 1)
-            leaf = self._row.leaf(last)
-            self._at = (at.phase, leaf)
-        return leaf
+            leaf, visit, stage = self._row.leaf(last)
+            groups = leaf.groups(visit, stage, self._seed)
+            self._at = (at.phase, _Now(groups, self._lanes(groups), leaf.written, leaf.rates))
+        return self._at[1]
+
+    def _lanes(self, groups: frozenset[str]) -> frozenset[int]:
+        counted: Iterable[str] = groups or {REST}
+        return frozenset().union(*(self.layout.optimizers.get(g, frozenset({0})) for g in counted))
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
-        leaf = self._leaf(at)
-        waiting = leaf.updates is not None and at.done.get(optimizer, 0) >= leaf.updates
-        return self._rest() if waiting else leaf.groups | self._rest()
+        now = self._now(at)
+        waiting = now.written.updates is not None and at.done.get(optimizer, 0) >= now.written.updates
+        return self._rest() if waiting else now.groups | self._rest()
+
+    def rates(self, at: Position) -> dict[str, float]:
+        now = self._now(at)
+        rates = {group: rate for group, rate in now.rates.items() if group in now.groups or group == REST}
+        ramp = now.written.ramp or 0
+        for group, thawed in at.thawed.items():
+            made = at.updates.get(group, 0) - thawed
+            if made < ramp:
+                rates[group] = rates.get(group, 1.0) * (made + 1) / (ramp + 1)
+        return rates
 
     def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
-        leaf = self._leaf(at)
-        if optimizer not in leaf.lanes or (leaf.groups and not leaf.groups & groups):
+        now = self._now(at)
+        if optimizer not in now.lanes or (now.groups and not now.groups & groups):
             return
         at.entered = True  # perhaps by another optimizer's step, earlier in this very batch
-        if leaf.updates is None or self.ran_out(at):
+        if now.written.updates is None or self.ran_out(at):
             return
         at.done[optimizer] = at.done.get(optimizer, 0) + 1
-        if all(at.done.get(lane, 0) >= leaf.updates for lane in leaf.lanes):
+        self.settle(at)
+
+    def settle(self, at: Position) -> None:
+        now = self._now(at)
+        updates = now.written.updates
+        if updates is not None and not self.ran_out(at) and all(at.done.get(lane, 0) >= updates for lane in now.lanes):
             self._next(at)
 
     def end_epoch(self, at: Position) -> None:
+        at.unheard = None
         super().end_epoch(at)
-        leaf = self._leaf(at)
-        if leaf.epochs is None or not at.entered or self.ran_out(at):
+        now = self._now(at)
+        if self.ran_out(at) or not at.entered:
+            at.heard.clear()
             return
         at.epochs += 1
-        if at.epochs >= leaf.epochs:
+        if now.written.epochs is not None and at.epochs >= now.written.epochs:
+            self._next(at)
+        elif now.written.until is not None:
+            at.unheard = now.written.until.metric
+            self._judge(at)
+            if at.unheard is not None and now.written.until.max_epochs == at.epochs:
+                self._next(at)
+        at.heard.clear()
+
+    def hear(self, at: Position, metrics: Mapping[str, float]) -> bool:
+        at.heard.update(metrics)
+        phase = at.phase
+        if at.unheard is not None:
+            self._judge(at)
+            at.heard.clear()
+        return at.phase != phase
+
+    def _judge(self, at: Position) -> None:
+        """Let the metric that has been waited for say whether the phase is over."""
+        until = self._now(at).written.until
+        if until is None or until.metric not in at.heard:
+            return
+        at.unheard = None
+        found = until.judge(at.best, at.wait, at.heard[until.metric])
+        at.best, at.wait = found.best, found.wait
+        if (found.over and at.epochs >= until.min_epochs) or at.epochs == until.max_epochs:
+            why = found.over if found.over and at.epochs >= until.min_epochs else f"it has had {at.epochs} epochs"
+            trained = ", ".join(sorted(self._now(at).groups)) or REST
+            at.why = f"the phase that trains {trained} is over: {why}"
             self._next(at)
 
-    @staticmethod
-    def _next(at: Position) -> None:
+    def _next(self, at: Position) -> None:
+        before = self._now(at).groups
         at.phase += 1
         at.entered = False
         at.done.clear()
         at.epochs = 0
+        at.best, at.wait, at.unheard = None, 0, None
+        now = self._now(at)
+        ramps = now.written.ramp is not None and not self.ran_out(at)
+        at.thawed = {group: at.updates.get(group, 0) for group in sorted(now.groups - before)} if ramps else {}
 
     def ran_out(self, at: Position) -> bool:
         return self._length is not None and at.phase >= self._length
 
+    def awaits(self, at: Position) -> str | None:
+        until = self._now(at).written.until
+        return until.metric if until is not None and not self.ran_out(at) else None
+
     def never_freezes(self) -> bool:
-        named = frozenset(self.layout.groups)
-        waits = any(leaf.updates is not None and len(leaf.lanes) > 1 for leaf in _flatten(self._row))
-        return not waits and all(leaf.groups == named for leaf in _flatten(self._row))
+        waits = any(leaf.written.updates is not None and len(self._possible(leaf)) > 1 for leaf in self._leaves)
+        return not waits and all(self._surely(leaf) == frozenset(self.layout.groups) for leaf in self._leaves)
+
+    def _surely(self, leaf: _Leaf) -> frozenset[str]:
+        """The groups that a phase trains whatever is drawn."""
+        return leaf.always.union(leaf.family) if leaf.least == len(leaf.family) else leaf.always
+
+    def _possible(self, leaf: _Leaf) -> frozenset[int]:
+        """The optimizers that may have to make its updates."""
+        return self._lanes(leaf.always.union(leaf.family))
+
+    def _steps(self, leaf: _Leaf, optimizer: int) -> bool:
+        """Whether an optimizer has something to train in a phase, whatever is drawn."""
+        if not leaf.family:
+            return optimizer in self._lanes(leaf.always)
+        others = sum(optimizer not in self.layout.optimizers.get(group, frozenset({0})) for group in leaf.family)
+        return leaf.least > others or (bool(leaf.always) and optimizer in self._lanes(leaf.always))
 
     def steady_for(self, at: Position) -> int:
-        leaf = self._leaf(at)
-        if leaf.updates is None or self.ran_out(at):
+        now = self._now(at)
+        if any(at.updates.get(group, 0) - thawed <= (now.written.ramp or 0) for group, thawed in at.thawed.items()):
+            return 0
+        if now.written.updates is None or self.ran_out(at):
             return _LONG
-        return min(leaf.updates - at.done.get(lane, 0) for lane in self.waits_for(at)) - 1
+        return min(now.written.updates - at.done.get(lane, 0) for lane in self.waits_for(at)) - 1
 
     def waits_for(self, at: Position) -> frozenset[int]:
-        leaf = self._leaf(at)
-        if leaf.updates is None or self.ran_out(at):
+        now = self._now(at)
+        updates = now.written.updates
+        if updates is None or self.ran_out(at):
             return frozenset()
-        return frozenset(lane for lane in leaf.lanes if at.done.get(lane, 0) < leaf.updates)
+        return frozenset(lane for lane in now.lanes if at.done.get(lane, 0) < updates)
 
     def may_idle(self, optimizer: int) -> str | None:
         if self._rest_in(optimizer):
             return None
-        for leaf in _flatten(self._row):
-            if optimizer not in leaf.lanes:
-                return f"in the phase that trains {sorted(leaf.groups)} all its groups are frozen"
-            if leaf.updates is not None and len(leaf.lanes) > 1:
-                return f"in the phase that trains {sorted(leaf.groups)} it waits, frozen, for the other optimizer"
+        for leaf in self._leaves:
+            trained = sorted(leaf.always)
+            if leaf.written.pick is not None:
+                trained.append(f"a draw from {leaf.written.pick.family}")
+            if not self._steps(leaf, optimizer):
+                return f"in the phase that trains {trained} all its groups {'can be' if leaf.family else 'are'} frozen"
+            if leaf.written.updates is not None and len(self._possible(leaf)) > 1:
+                return f"in the phase that trains {trained} it waits, frozen, for the other optimizer"
         return None
+
+
+def _factors(rate: Rate, groups: Sequence[str], key: str) -> list[float]:
+    """The factor of each group that a name in ``lr`` stands for."""
+    if isinstance(rate, dict):
+        return [rate["decay"] ** (len(groups) - 1 - number) for number in range(len(groups))]
+    if isinstance(rate, list):
+        if len(rate) != len(groups):
+            raise ScheduleError(
+                f"`{key}` has {len(rate)} factor(s) for {len(groups)} group(s) ({', '.join(groups[:4])}"
+                f"{', …' if len(groups) > 4 else ''}). Give each one, in that order, or one for all.",
+                key=key,
+                value=rate,
+            )
+        return list(rate)
+    return [rate] * len(groups)
 
 
 def _flatten(row: _Row) -> Iterator[_Leaf]:

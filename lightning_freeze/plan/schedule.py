@@ -103,6 +103,11 @@ class Layout:
         )
 
 
+_PASSING = {"window", "why"}
+# What a position has had since phases can end by metrics and rise; states that were saved before have none of it.
+_SINCE_METRICS = {"best", "wait", "heard", "unheard", "thawed"}
+
+
 @dataclass
 class Position:
     """Where a run stands in its plan: update counts and a small cursor. All of a schedule's state.
@@ -115,6 +120,12 @@ class Position:
         entered: Whether a step has begun in the present phase.
         done: Optimizer index to its updates in the present phase.
         epochs: Training epochs that ended in the present phase.
+        best: The best value so far of the metric that ends the present phase.
+        wait: The values of it since then that were no improvement.
+        heard: Metrics logged since the last epoch's end, by name, of those that end phases.
+        unheard: The metric for which the last epoch's end still waits.
+        thawed: Group to its updates when it thawed with the present phase, where its rate then rises.
+        why: Why a metric ended the last phase; not saved, it is said and forgotten.
         window: The groups updated since the present batch began; not saved, a resumed run begins a batch.
     """
 
@@ -125,12 +136,17 @@ class Position:
     entered: bool = False
     done: dict[int, int] = field(default_factory=dict)
     epochs: int = 0
+    best: float | None = None
+    wait: int = 0
+    heard: dict[str, float] = field(default_factory=dict)
+    unheard: str | None = None
+    thawed: dict[str, int] = field(default_factory=dict)
+    why: str = ""
     window: set[str] = field(default_factory=set)
 
     def as_dict(self) -> dict[str, Any]:
         """The position as builtins alone, fit for JSON and for ``torch.load(weights_only=True)``."""
-        plain = asdict(self)
-        del plain["window"]
+        plain = {key: value for key, value in asdict(self).items() if key not in _PASSING}
         plain["done"] = [[index, count] for index, count in sorted(self.done.items())]
         return plain
 
@@ -141,12 +157,11 @@ class Position:
         Raises:
             ScheduleError: A key is missing or unknown.
         """
-        known = {f.name for f in fields(cls)} - {"window"}
-        if plain.keys() != known:
+        known = {f.name for f in fields(cls)} - _PASSING
+        if plain.keys() - known or known - plain.keys() - _SINCE_METRICS:
             odd = sorted(plain.keys() ^ known)
             raise ScheduleError(f"a saved position has other keys than this version writes: {', '.join(odd)}")
-        values = dict(plain)
-        values["updates"] = dict(plain["updates"])
+        values = copy.deepcopy(dict(plain))
         values["done"] = {int(index): int(count) for index, count in plain["done"]}
         return cls(**values)
 
@@ -161,6 +176,8 @@ class Plan(ABC):
     layout: Layout
     pairs_within_a_window = False
     """Whether what trains depends on what was updated earlier in the same batch."""
+    scales = False
+    """Whether some phase has factors on learning rates."""
 
     def start(self, epoch: int = 0) -> Position:
         """The position before the first step."""
@@ -178,6 +195,7 @@ class Plan(ABC):
             self.end_epoch(at)
         at.window.clear()
         at.entered = True
+        at.unheard = None  # what was not logged by now will not be
         return changed
 
     def update(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
@@ -228,6 +246,25 @@ class Plan(ABC):
         """Whether the schedule has ended; its last set stays trainable."""
         return False
 
+    def rates(self, at: Position) -> dict[str, float]:
+        """Group to the factor on its learning rate at the next update, where that is not 1."""
+        return {}
+
+    def awaits(self, at: Position) -> str | None:
+        """The metric that is to end the present phase."""
+        return None
+
+    def hear(self, at: Position, metrics: Mapping[str, float]) -> bool:
+        """Metrics were logged, during the epoch or right after its end.
+
+        Returns:
+            Whether they ended a phase that had waited for them.
+        """
+        return False
+
+    def settle(self, at: Position) -> None:  # noqa: B027 - only phases have a cursor that can lie past an end
+        """Move a position that was made under another schedule on to where something is left to do."""
+
     def _rest(self) -> frozenset[str]:
         return frozenset({REST}) if self.layout.rest_trains else frozenset()
 
@@ -245,6 +282,10 @@ class Schedule(ABC):
     @abstractmethod
     def names(self) -> tuple[tuple[str, str], ...]:
         """Each (key, name) that the schedule uses for a group, in the order written."""
+
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """Each (key, metric) that the schedule waits for."""
+        return ()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

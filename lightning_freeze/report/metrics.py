@@ -43,3 +43,41 @@ def over_ranks(
     # torchmetrics makes a scalar of what has one element.
     all_updates, all_findings = (value.reshape(-1).tolist() for value in metric.compute())
     return dict(zip(updates, all_updates, strict=True)), dict(zip(findings, all_findings, strict=True))
+
+
+class _Mean(Metric):
+    """The mean of each metric over the ranks that have it; not finite where one of them is not."""
+
+    full_state_update = False
+    sums: torch.Tensor
+    counts: torch.Tensor
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(number, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(number, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: torch.Tensor, present: torch.Tensor) -> None:
+        self.sums += values
+        self.counts += present
+
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.sums, self.counts
+
+
+def mean_over_ranks(values: Mapping[str, float | None], device: torch.device) -> dict[str, float | None]:
+    """Each metric's mean over the ranks that have it, so that all ranks go on with the same number.
+
+    Args:
+        values: The same names, in the same order, on every rank; None where this rank has no value.
+        device: Where the strategy communicates.
+    """
+    metric = _Mean(len(values)).to(device)
+    metric.update(
+        torch.tensor(
+            [0.0 if value is None else value for value in values.values()], dtype=torch.float64, device=device
+        ),
+        torch.tensor([value is not None for value in values.values()], dtype=torch.float64, device=device),
+    )
+    sums, counts = (value.reshape(-1).tolist() for value in metric.compute())
+    return {name: total / count if count else None for name, total, count in zip(values, sums, counts, strict=True)}

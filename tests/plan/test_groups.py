@@ -22,7 +22,8 @@ from lightning_freeze.plan.groups import (
     resolve_groups,
     selectors_for,
 )
-from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.phase import Phase
+from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.schedule import REST, ScheduleError
 
 

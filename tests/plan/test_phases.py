@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.phase import Phase
+from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.preview import preview
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, ScheduleError
 
@@ -330,7 +331,7 @@ def test_a_bad_phase_is_refused(arguments: dict[str, Any], text: str, key: str) 
     assert caught.value.key.rpartition(".")[2] == key
 
 
-OPEN = "has no end and {why}, so what comes after it would never begin. Give it `updates:` or `epochs:`, or move it to"
+OPEN = "has no end and {why}, so what comes after it would never begin. Give it `updates:`, `epochs:` or `until:`, or move it to"
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ OPEN = "has no end and {why}, so what comes after it would never begin. Give it 
         (
             Phase(["a"]),
             False,
-            "`phases` is Phase(train=['a'], updates=None, epochs=None), but must be a list",
+            "`phases` is Phase(train=['a']), but must be a list",
             "phases",
         ),
         ([{"train": ["a"]}], False, "`phases[0]` is {'train': ['a']}, which is neither a Phase nor Phases.", "phases"),

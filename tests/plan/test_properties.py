@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_freeze.plan.every import Every
-from lightning_freeze.plan.phases import Phase, Phases
+from lightning_freeze.plan.phase import Phase
+from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.preview import preview
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position
 

@@ -1,0 +1,171 @@
+"""`Phase`: one set of groups that train together, at which rates, and until when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lightning_freeze.plan.pick import Pick
+from lightning_freeze.plan.schedule import ScheduleError, whole_number
+from lightning_freeze.plan.until import Until
+
+_ENDS = {
+    "updates": "the phase ends after that many updates",
+    "epochs": "the phase ends with that training epoch's end",
+}
+
+Rate = float | list[float] | dict[str, float]
+"""A factor for a group; a list of them for the groups of a family; or ``{decay: d}``."""
+
+
+@dataclass(frozen=True, repr=False)
+class Phase:
+    """One set of groups that train together until the phase ends.
+
+    Args:
+        train: Groups, families, globs over groups, selectors, or ``all`` (every named group).
+        updates: The phase ends when every optimizer that holds one of its groups has made this many updates in it. An
+            optimizer that has made its share waits, frozen, for the others.
+        epochs: The phase ends with the nth training epoch's end, the epoch of its first step being the first.
+        until: The phase ends when a metric stops improving.
+        pick: Groups of a family that train beside ``train``, drawn anew each time that the phase is entered.
+        lr: Group (or family, glob, ``all``, ``rest``) to the factor on the learning rate that the optimizer's groups
+            have at each step, whatever scheduler sets it; it ends with the phase. A list gives each group of a family
+            its own; ``{decay: 0.4}`` gives a family's last group 1 and each before it 0.4 of the one after it.
+        ramp: A group that thaws with this phase makes its first so many updates at a rate that rises evenly to its own.
+
+    With no end the phase stays for good: then it is the last, and nothing repeats.
+
+    Raises:
+        ScheduleError: Two ends, an end below 1, a ``train`` that is no list of names, a factor that is not above 0.
+
+    Example:
+        >>> Phase(train=["head"], updates=4)
+        Phase(train=['head'], updates=4)
+
+    Discriminative rates and unfreezing from the top are ULMFiT's (arXiv 1801.06146).
+    """
+
+    train: list[str]
+    updates: int | None = None
+    epochs: int | None = None
+    until: Until | None = None
+    pick: Pick | None = None
+    lr: dict[str, float | list[float] | dict[str, float]] | None = None
+    ramp: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train, str) or not isinstance(self.train, Sequence):
+            raise ScheduleError(
+                f"`train` is {self.train!r}, but must be a list of groups: `train: [{self.train}]`.",
+                key="train",
+                value=self.train,
+            )
+        for name in self.train:
+            if not isinstance(name, str) or not name:
+                raise ScheduleError(
+                    f"`train` holds {name!r}, but must hold names of groups: `train: [head, backbone]`.",
+                    key="train",
+                    value=name,
+                )
+        object.__setattr__(self, "train", list(self.train))
+        self._check_parts()
+        ends = {key: getattr(self, key) for key in ("updates", "epochs", "until")}
+        given = {key: value for key, value in ends.items() if value is not None}
+        if len(given) > 1:
+            raise ScheduleError(
+                f"the phase with `train: {self.train}` has {'two' if len(given) == 2 else 'three'} ends, "
+                f"{' and '.join(f'`{key}: {value}`' for key, value in given.items())}; a phase has at most one. Keep the "
+                "one you mean" + (" (`until` has its own `max_epochs`)." if "until" in given else "."),
+                key=list(given)[-1],
+                value=list(given.values())[-1],
+            )
+        for key, meaning in _ENDS.items():
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, whole_number(getattr(self, key), key, meaning))
+        if self.ramp is not None:
+            meaning = "a group that thaws makes that many updates at a rising rate"
+            object.__setattr__(self, "ramp", whole_number(self.ramp, "ramp", meaning))
+        if self.lr is not None:
+            object.__setattr__(self, "lr", _checked_rates(self.lr))
+
+    def _check_parts(self) -> None:
+        for key, kind, example in (
+            ("until", Until, "{metric: val_loss, patience: 3}"),
+            ("pick", Pick, "{family: layers, count: 1, order: shuffle}"),
+        ):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, kind):
+                raise ScheduleError(
+                    f"`{key}` is {value!r}, but must be a mapping such as `{key}: {example}`; in Python, "
+                    f"{kind.__name__}(…).",
+                    key=key,
+                    value=value,
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """The phase as one would write it in YAML."""
+        plain: dict[str, Any] = {"train": list(self.train)}
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value is not None:
+                plain[field.name] = value.describe() if isinstance(value, (Until, Pick)) else _plain(value)
+        return plain
+
+    def __repr__(self) -> str:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return f"Phase({', '.join(f'{key}={value!r}' for key, value in given.items() if value is not None)})"
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the phase has no end of its own."""
+        return self.updates is None and self.epochs is None and self.until is None
+
+
+def _plain(value: Any) -> Any:
+    return {key: _plain(below) for key, below in value.items()} if isinstance(value, Mapping) else value
+
+
+def _checked_rates(lr: object) -> dict[str, Rate]:
+    if not isinstance(lr, Mapping) or not lr:
+        raise ScheduleError(
+            f"`lr` is {lr!r}, but must map groups to factors on the learning rate: `lr: {{backbone: 0.1}}`.",
+            key="lr",
+            value=lr,
+        )
+    rates: dict[str, Rate] = {}
+    for group, rate in lr.items():
+        key = f"lr.{group}"
+        if isinstance(rate, Mapping):
+            if list(rate) != ["decay"]:
+                raise ScheduleError(
+                    f"`{key}` is {dict(rate)!r}, but a mapping there has the one key `decay`: `lr: {{{group}: {{decay: "
+                    "0.4}}}`, the last group of a family at 1 and each before it at 0.4 of the one after it.",
+                    key=key,
+                    value=rate,
+                )
+            rates[group] = {"decay": _factor(f"{key}.decay", rate["decay"])}
+        elif isinstance(rate, Sequence) and not isinstance(rate, str):
+            rates[group] = [_factor(key, one) for one in rate]
+        else:
+            rates[group] = _factor(key, rate)
+    return rates
+
+
+def _factor(key: str, value: object) -> float:
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not plain or value <= 0:  # type: ignore[operator]
+        zero = plain and value == 0
+        raise ScheduleError(
+            f"`{key}` is {value!r}, but must be a number above 0: a factor on the learning rate. "
+            + (
+                "A rate of 0 freezes nothing (optimizer state goes on): leave the group out of `train`."
+                if zero
+                else "The nearest valid value that changes nothing is 1."
+            ),
+            key=key,
+            value=value,
+        )
+    return float(value)  # type: ignore[arg-type]

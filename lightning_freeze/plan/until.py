@@ -1,0 +1,116 @@
+"""`Until`: a phase that lasts until a metric stops improving."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from lightning_freeze.plan.schedule import ScheduleError, one_of, whole_number
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one value of a metric made of a phase.
+
+    Args:
+        best: The best value so far.
+        wait: Values since then that were no improvement.
+        over: Why the phase is over, or nothing.
+    """
+
+    best: float | None
+    wait: int
+    over: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Until:
+    """Ends a phase when a logged metric has stopped improving, as Lightning's `EarlyStopping` ends a run.
+
+    The metric is looked at once an epoch, at the training epoch's end; an epoch in which it was not logged (no
+    validation in it) says nothing, and counts only towards ``min_epochs`` and ``max_epochs``. A value that is not finite
+    ends the phase. Each time that the phase is entered it begins anew.
+
+    Args:
+        metric: The name under which the model logs it, such as ``val_loss``.
+        mode: Whether less (``min``) or more (``max``) is better.
+        patience: The phase ends with that many values in a row that were no improvement.
+        min_delta: By how much a value must be better than the best so far to be an improvement, in the metric's unit.
+        min_epochs: It lasts at least that many training epochs, the one it was entered in included.
+        max_epochs: It lasts no more than that many.
+
+    Raises:
+        ScheduleError: A mode that is none, a count below its least, or ``max_epochs`` below ``min_epochs``.
+
+    Example:
+        >>> Until("val_loss", patience=2).judge(best=0.5, wait=1, value=0.6).over
+        "'val_loss' (0.6) has not been better than 0.5 for 2 epochs"
+    """
+
+    metric: str
+    mode: Literal["min", "max"] = "min"
+    patience: int = 3
+    min_delta: float = 0.0
+    min_epochs: int = 1
+    max_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.metric, str) or not self.metric:
+            raise ScheduleError(
+                f"`metric` is {self.metric!r}, but must be the name of a metric that the model logs, such as 'val_loss'.",
+                key="until.metric",
+                value=self.metric,
+            )
+        one_of("until.mode", self.mode, ("min", "max"))
+        whole = {
+            "patience": (0, "the phase ends with that many values in a row that were no improvement"),
+            "min_epochs": (1, "the phase lasts at least that many training epochs"),
+            "max_epochs": (1, "the phase lasts no more than that many training epochs"),
+        }
+        for key, (least, meaning) in whole.items():
+            if getattr(self, key) is not None or key != "max_epochs":
+                object.__setattr__(self, key, whole_number(getattr(self, key), f"until.{key}", meaning, least))
+        plain = isinstance(self.min_delta, (int, float)) and not isinstance(self.min_delta, bool)
+        if not plain or not math.isfinite(self.min_delta) or self.min_delta < 0:
+            raise ScheduleError(
+                f"`until.min_delta` is {self.min_delta!r}, but must be a number of at least 0: by how much a value must "
+                "be better than the best so far. The nearest valid value is 0.",
+                key="until.min_delta",
+                value=self.min_delta,
+            )
+        object.__setattr__(self, "min_delta", float(self.min_delta))
+        if self.max_epochs is not None and self.max_epochs < self.min_epochs:
+            raise ScheduleError(
+                f"`until.max_epochs` is {self.max_epochs}, below `min_epochs` ({self.min_epochs}). The nearest valid "
+                f"value is {self.min_epochs}.",
+                key="until.max_epochs",
+                value=self.max_epochs,
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """The end as one would write it in YAML."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        always = ("metric", "mode", "patience")
+        return {f.name: plain[f.name] for f in fields(self) if f.name in always or plain[f.name] != f.default}
+
+    def __repr__(self) -> str:
+        return f"Until({', '.join(f'{key}={value!r}' for key, value in self.describe().items())})"
+
+    def judge(self, best: float | None, wait: int, value: float) -> Judgement:
+        """What a new value makes of the phase.
+
+        Args:
+            best: The best value so far in the phase, None before the first.
+            wait: Values since then that were no improvement.
+            value: The value at this epoch's end.
+        """
+        if not math.isfinite(value):
+            return Judgement(best, wait, f"{self.metric!r} is {value}, which is not finite")
+        gained = self.min_delta if self.mode == "min" else -self.min_delta
+        if best is None or (value + gained < best if self.mode == "min" else value + gained > best):
+            return Judgement(value, 0)
+        waited = f"for {wait + 1} epoch{'s' * (wait > 0)}"
+        patient = wait + 1 < self.patience
+        over = f"{self.metric!r} ({value:.6g}) has not been better than {best:.6g} {waited}"
+        return Judgement(best, wait + 1, "" if patient else over)
