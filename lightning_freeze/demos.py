@@ -76,6 +76,116 @@ class TwoLayerNet(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
+class LoRALinear(nn.Linear):
+    """A linear layer that stands still, and a low-rank update of it that learns: W + B A (arXiv 2106.09685).
+
+    Args:
+        features: Size of an input.
+        out: Size of an output.
+        rank: Rows of A and columns of B.
+    """
+
+    def __init__(self, features: int, out: int, rank: int) -> None:
+        super().__init__(features, out)
+        self.requires_grad_(False)
+        self.lora_a = nn.Parameter(torch.randn(rank, features) / features**0.5)
+        self.lora_b = nn.Parameter(torch.zeros(out, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of shape (…, out) for inputs of shape (…, features)."""
+        return super().forward(x) + x @ self.lora_a.T @ self.lora_b.T
+
+
+class MixerBlock(nn.Module):
+    """Mixes tokens, then channels, each by a small network beside a skip connection.
+
+    Args:
+        tokens: Number of tokens.
+        width: Number of channels.
+        lora: Rank of the updates that learn while the weights stand still; 0 for none.
+    """
+
+    def __init__(self, tokens: int, width: int, lora: int = 0) -> None:
+        super().__init__()
+
+        def mlp(size: int) -> nn.Sequential:
+            layers = [
+                LoRALinear(*shape, lora) if lora else nn.Linear(*shape)
+                for shape in ((size, 2 * size), (2 * size, size))
+            ]
+            return nn.Sequential(layers[0], nn.GELU(), layers[1])
+
+        self.norm1 = nn.LayerNorm(width)
+        self.tokens = mlp(tokens)
+        self.norm2 = nn.LayerNorm(width)
+        self.channels = mlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens of shape (batch, tokens, width) for such."""
+        x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        mixed: Tensor = x + self.channels(self.norm2(x))
+        return mixed
+
+
+class DigitsMixer(pl.LightningModule):
+    """An MLP-Mixer (arXiv 2105.01601) of eight blocks that reads digits: deep enough to freeze layer by layer.
+
+    Its parts are called ``embed`` and ``position``, ``blocks``, ``norm`` and ``head``.
+
+    Args:
+        width: Number of channels.
+        depth: Number of blocks.
+        lr: Learning rate of AdamW.
+        lora: Rank of low-rank updates in the blocks, whose own weights then stand still; 0 for none.
+
+    Example:
+        >>> DigitsMixer(depth=2)(torch.zeros(3, 8, 8)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(self, width: int = 32, depth: int = 8, lr: float = 2e-3, lora: int = 0) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, width)
+        self.position = nn.Parameter(torch.zeros(16, width))
+        self.blocks = nn.ModuleList(MixerBlock(16, width, lora) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+        self.lr = lr
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape (batch, 10) for images of shape (batch, 8, 8)."""
+        patches = images.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3).flatten(1, 2)
+        x: Tensor = self.embed(patches) + self.position
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x).mean(1))
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The cross-entropy of a batch, logged as ``train_loss``."""
+        loss = functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs ``val_loss`` and ``val_accuracy``."""
+        images, labels = batch
+        logits = self(images)
+        self.log("val_loss", functional.cross_entropy(logits, labels))
+        self.log("val_accuracy", (logits.argmax(1) == labels).float().mean(), prog_bar=True)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The most likely class of each image."""
+        prediction: Tensor = self(batch[0]).argmax(1)
+        return prediction
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over everything that learns."""
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
 class DigitsGAN(pl.LightningModule):
     """A small GAN in manual optimization: the discriminator steps first, then the generator.
 

@@ -62,8 +62,8 @@ class SplitGroups:
         """
         self._optimizer.param_groups = self._whole
         for group, parts in self._parts:
-            active = [pair for pair in parts if any(p.grad is not None for p in pair[0]["params"])]
-            for part, before in reversed([*active, *(pair for pair in parts if pair not in active)]):
+            idle_first = sorted(reversed(parts), key=lambda pair: any(p.grad is not None for p in pair[0]["params"]))
+            for part, before in idle_first:
                 for key, value in part.items():
                     if key not in _OF_A_PART and not (key in before and _same(before[key], value)):
                         _write(group, key, value)

@@ -40,11 +40,11 @@ def suggest_groups(module: nn.Module) -> dict[str, Selector]:
         SelectionError: The model has no parameters that could train.
 
     Example:
-        >>> layer = torch.nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-        >>> model = torch.nn.ModuleDict({
-        ...     "embed": torch.nn.Embedding(9, 4),
-        ...     "encoder": torch.nn.TransformerEncoder(layer, num_layers=3),
-        ...     "head": torch.nn.Linear(4, 9),
+        >>> layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        >>> model = nn.ModuleDict({
+        ...     "embed": nn.Embedding(9, 4),
+        ...     "encoder": nn.TransformerEncoder(layer, num_layers=3),
+        ...     "head": nn.Linear(4, 9),
         ... })
         >>> suggest_groups(model)
         {'embeddings': 'embed', 'layers': {'each': 'encoder.layers.*'}, 'head': 'head'}

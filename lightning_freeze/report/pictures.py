@@ -162,7 +162,7 @@ def _figure(
     if not trained:
         raise ValueError("there is no update to draw: `trained` is empty. Preview at least one.")
     timeline = over_time(trained, sizes)
-    counts, shares, starts = _shares(trained, sizes)
+    counts, shares, edges = _shares(trained, sizes)
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))
     tops = [0.62 if title else 0.3]  # of the three panels, from the top
     tops.append(tops[0] + row * len(sizes) + _GAP)
@@ -171,11 +171,12 @@ def _figure(
     figure = Figure(figsize=(_WIDTH, height), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     panels = [figure.add_axes((0.1, 0.1, 0.8, 0.1), label=name) for name in ("groups", "elements", "memory")]
-    labels = _draw_groups(panels[0], list(sizes), counts, shares, starts, row)
-    _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), starts)
-    _draw_memory(panels[2], timeline, starts)
+    labels = _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
+    _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), edges)
+    _draw_memory(panels[2], timeline, edges)
     _draw_epochs(panels, epochs, len(trained))
-    panels[2].set_xlabel("updates made", color=_INK, fontsize=8.5)
+    binned = f" (a column is a bin of {edges[1]:,})" if edges[1] > 1 else ""
+    panels[2].set_xlabel(f"updates made{binned}", color=_INK, fontsize=8.5)
     # The names decide where the axes begin.
     longest = max(label.get_window_extent().width for label in labels) / figure.dpi
     left = max(0.85, longest + 0.2)
@@ -281,8 +282,8 @@ def _short(name: str, most: int = 36) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
-def _percent(count: int, total: int) -> str:
-    share = 100 * count / total
+def _percent(part: float, total: int) -> str:
+    share = 100 * part / (total or 1)
     if 0 < share < 0.5:
         return "<1 %"
     return ">99 %" if 99.5 <= share < 100 else f"{share:.0f} %"
@@ -303,13 +304,13 @@ def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: ndarr
     _scale(axes, top, 1000, _NUMBERS)
     axes.set_xlim(0, float(edges[-1]))
     axes.tick_params(labelbottom=False)
-    most = f"at most {_human(high.max(), 1000, _NUMBERS)} of {_human(total, 1000, _NUMBERS)}"
+    most = f"at most {_human(high.max(), 1000, _NUMBERS)} of {_human(total, 1000, _NUMBERS)} ({_percent(high.max(), total)})"
     binned = "; line: mean of a bin, band: its range" if edges[1] > 1 else ""
     _head(axes, "trainable parameters", most + binned)
     percent = axes.twinx()
     percent.set_ylim(0, 100 * axes.get_ylim()[1] / (total or 1))
     percent.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    percent.locator_params(axis="y", nbins=3)
+    percent.locator_params(axis="y", nbins=4)
     _bare(percent)
     percent.spines[["left", "bottom"]].set_visible(False)
 

@@ -438,3 +438,66 @@ def test_lists_of_equal_length_are_families_by_their_whole_path() -> None:
     checked(model, suggested)
     model.net["mid"] = nn.ModuleList(Block() for _ in range(3))
     assert suggest_groups(model) == {"mid": {"each": "net.mid.*"}}, "a ModuleList is made to be a list"
+
+
+class Answers(nn.Module):
+    """Says which modules take the input and give the output, as transformers does, by names that do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entry = nn.Linear(2, 4)
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.exit = nn.Linear(4, 2)
+        self.critic = nn.Linear(4, 1)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.entry
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.exit
+
+
+class Silent(Answers):
+    def get_input_embeddings(self) -> nn.Module:
+        raise NotImplementedError
+
+    def get_output_embeddings(self) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (Answers, {"embeddings": "entry", "layers": {"each": "layers.*"}, "head": "exit"}),
+        (Silent, {"layers": {"each": "layers.*"}, "head": "critic"}),
+    ],
+)
+def test_a_model_is_asked_for_its_embeddings_and_its_head(build: type[nn.Module], expected: object) -> None:
+    assert suggest_groups(build()) == expected
+    wrapped = suggest_groups(nn.ModuleDict({"net": build()}))
+    assert list(wrapped) == list(expected)  # type: ignore[call-overload]
+
+
+class PreNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.mixer = nn.Linear(4, 4)
+
+
+def test_a_module_that_holds_a_norm_and_more_is_no_norm() -> None:
+    model = nn.ModuleDict({"layers": encoder(2).layers, "tail": PreNorm(), "exit": nn.Linear(4, 2)})
+    assert suggest_groups(model) == {"layers": {"each": "layers.*"}, "head": "exit", "norms": "tail.norm"}
+
+
+def test_what_belongs_elsewhere_is_excepted_only_where_that_is_shorter() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(2, 4), "layers": encoder(2).layers, "head": nn.Linear(4, 2)})
+    model["head"].weight = model["embed"].weight
+    assert suggest_groups(model)["head"] == "head.bias"
+
+
+def test_a_longer_stem_of_convolutions_does_not_decide() -> None:
+    model = nn.ModuleDict({"patch_embed": nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(5))), "net": encoder(2)})
+    suggested = suggest_groups(model)
+    assert suggested == {"embeddings": "patch_embed", "layers": {"each": "net.layers.*"}, "norms": "net.norm"}
+    checked(model, suggested)

@@ -1,0 +1,223 @@
+"""The picture of a plan: what it says over time, exactly, and that the axes show it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+from lightning_freeze.report import pictures
+from lightning_freeze.report.pictures import Size, Timeline, draw_plan, human_bytes, over_time
+
+SIZES = {"head": Size(10, 40, 84), "body": Size(1000, 2000, 8000), "rest": Size(100, 400, 0)}
+HEAD, BODY, ALL = frozenset({"head"}), frozenset({"body", "rest"}), frozenset(SIZES)
+
+
+def matrix(trained: Sequence[frozenset[str]], groups: Sequence[str]) -> Any:
+    """The oracle: a row a group, a column an update."""
+    return np.array([[group in names for names in trained] for group in groups], dtype=float)
+
+
+def drawn(figure: Any) -> Any:
+    """What the picture holds for each row of groups."""
+    return np.concatenate([np.asarray(image.get_array()) for image in figure.axes[0].images])
+
+
+def texts(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+TIMELINES = {
+    "rest trains with the body": ([HEAD, BODY, HEAD], Timeline([10, 1100, 10], [40, 2400, 40], [84, 8084, 8084])),
+    "all at once": ([ALL, HEAD], Timeline([1110, 10], [2440, 40], [8084, 8084])),
+    "an update of nothing": ([frozenset(), HEAD], Timeline([0, 10], [0, 40], [0, 84])),
+    "sets that overlap": (
+        [HEAD, HEAD | {"rest"}, HEAD | {"body"}],
+        Timeline([10, 110, 1010], [40, 440, 2040], [84, 84, 8084]),
+    ),
+    "nothing": ([], Timeline([], [], [])),
+}
+
+
+@pytest.mark.parametrize(("trained", "expected"), TIMELINES.values(), ids=TIMELINES)
+def test_what_a_run_asks_for(trained: list[frozenset[str]], expected: Timeline) -> None:
+    assert over_time(trained, SIZES) == expected
+
+
+@pytest.mark.parametrize("call", [over_time, pictures._figure])
+def test_a_group_without_a_size(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"updates train 'haed', but `sizes` knows only 'head', 'body', 'rest'. Give"):
+        call([HEAD, frozenset({"haed"})], SIZES)
+
+
+def test_no_update_is_no_picture() -> None:
+    with pytest.raises(ValueError, match="there is no update to draw: `trained` is empty"):
+        pictures._figure([], SIZES)
+
+
+BYTES = {
+    0: "0 B",
+    1: "1 B",
+    1023: "1023 B",
+    1024: "1 KiB",
+    1536: "1.5 KiB",
+    1290: "1.26 KiB",
+    12_700: "12.4 KiB",
+    100 * 1024: "100 KiB",
+    2**20 - 1: "1 MiB",
+    2**20: "1 MiB",
+    640 * 2**20: "640 MiB",
+    2**30 * 5 // 4: "1.25 GiB",
+    2**40: "1 TiB",
+    2000 * 2**50: "2000 PiB",
+}
+
+
+@pytest.mark.parametrize("number", BYTES)
+def test_bytes_for_people(number: int) -> None:
+    assert human_bytes(number) == BYTES[number]
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "said"),
+    [(0, 9, "0 %"), (1, 1000, "<1 %"), (1, 8, "12 %"), (999, 1000, ">99 %"), (7, 7, "100 %"), (0, 0, "0 %")],
+)
+def test_shares_for_people(count: int, total: int, said: str) -> None:
+    assert pictures._percent(count, total) == said
+
+
+@pytest.mark.parametrize("name", ["plan.png", "deep/er/plan.png"])
+def test_a_file_is_written(name: str, tmp_path: Path) -> None:
+    draw_plan(tmp_path / name, [HEAD, BODY, HEAD], SIZES, epochs=[2], title="A $title")
+    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_a_suffix_says_what_is_written(tmp_path: Path) -> None:
+    draw_plan(tmp_path / "plan.svg", [HEAD, BODY, HEAD], SIZES)
+    assert "<svg" in (tmp_path / "plan.svg").read_text(encoding="utf-8")
+
+
+def test_a_short_run_is_drawn_update_by_update() -> None:
+    trained = [(HEAD, BODY, ALL, frozenset[str]())[u // 3 % 4 if u % 7 else 3] for u in range(137)]
+    figure = pictures._figure(trained, SIZES, epochs=[50, 100])
+    groups, elements, memory, percent = figure.axes
+    assert np.array_equal(drawn(figure), matrix(trained, list(SIZES)))
+    assert {tuple(image.get_extent()[:2]) for image in groups.images} == {(0, 137)}
+    assert [axes.get_xlim() for axes in figure.axes] == [(0, 137)] * 4
+    timeline = over_time(trained, SIZES)
+    (line,) = elements.lines[:1]
+    assert list(line.get_ydata()[:-1]) == timeline.elements
+    state, gradient = (shape.get_paths()[0].vertices for shape in memory.collections)
+    assert state[:, 1].max() == 8084
+    assert gradient[:, 1].max() == 8084 + 2440
+    assert percent.get_ylim()[1] == pytest.approx(100 * elements.get_ylim()[1] / 1110)
+
+
+def test_labels_shares_and_counts_stand_beside_their_rows() -> None:
+    figure = pictures._figure([HEAD, HEAD, HEAD, BODY], SIZES)
+    rows = [["head", "75 %", "3"], ["body", "25 %", "1"], ["rest", "25 %", "1"]]
+    assert texts(figure.axes[0]) == [*(text for row in rows for text in row), "share", "updates"]
+    assert texts(figure.axes[1])[1] == "at most 1.1 K of 1.11 K (99 %)"
+    assert texts(figure.axes[2])[1] == f"at most {human_bytes(8084 + 2400)}"
+
+
+def test_a_long_run_is_drawn_in_bins() -> None:
+    trained = [HEAD if u % 5 else BODY for u in range(20_003)]  # bins of 11, the last of 5
+    figure = pictures._figure(trained, SIZES)
+    shares = drawn(figure)
+    assert shares.shape == (3, 1819)
+    lengths = np.array([11] * 1818 + [5])
+    exact = matrix(trained, list(SIZES))
+    assert (shares * lengths).sum(axis=1) == pytest.approx(exact.sum(axis=1))
+    for column in (0, 7, 1818):
+        assert shares[:, column] == pytest.approx(exact[:, 11 * column : 11 * column + 11].mean(axis=1))
+    assert figure.axes[0].get_xlim() == (0, 20_003)
+    assert figure.axes[0].images[0].get_extent()[1] == 1819 * 11
+    assert "a column is a bin of 11" in figure.axes[2].get_xlabel()
+    band = figure.axes[1].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (10, 1100)
+
+
+@pytest.mark.parametrize(("updates", "columns"), [(1, 1), (2000, 2000), (2001, 1001), (100_000, 2000)])
+def test_never_more_than_two_thousand_columns(updates: int, columns: int) -> None:
+    _, shares, edges = pictures._shares([ALL] * updates, SIZES)
+    assert shares.shape == (3, columns)
+    assert (shares == 1).all()
+    assert (edges[0], edges[-1]) == (0, updates)
+
+
+def test_what_trains_seldom_is_told_from_what_never_trains() -> None:
+    figure = pictures._figure([BODY if u == 77 else HEAD for u in range(100_000)], SIZES)
+    image = figure.axes[0].images[1]
+    seldom, never = image.to_rgba(image.get_array())[0, [1, 0]]
+    assert image.get_array()[0, 1] == pytest.approx(1 / 50)
+    assert tuple(never) == pytest.approx(to_rgba(pictures._NEVER))
+    assert np.abs(seldom - never).max() > 0.2
+
+
+def test_epochs_are_lines_labelled_sparsely() -> None:
+    few = pictures._figure([HEAD] * 40, SIZES, epochs=[10, 20, 30, 40])  # with update 40 there is none
+    assert [t for t in texts(few.axes[0]) if t not in ("head", "body", "rest")][-3:] == ["epoch 1", "2", "3"]
+    for panel in few.axes[:3]:
+        assert [line.get_xdata()[0] for line in panel.lines if len(line.get_xdata()) == 2] == [10, 20, 30]
+    many = pictures._figure([HEAD] * 1000, SIZES, epochs=range(5, 1000, 5))
+    assert [t for t in texts(many.axes[0]) if t.startswith("epoch")] == ["epoch 20"]
+    assert [line.get_xdata()[0] for line in many.axes[0].lines] == list(range(100, 1000, 100))
+
+
+@pytest.mark.parametrize("count", [1, 2, 20, 60, 90, 200])
+def test_labels_have_room(count: int) -> None:
+    """No two names of rows overlap, none is clipped, and those outside families come first."""
+    names = [f"a_rather_long_name_of_a_family_of_layers_of_a_model/{i}" for i in range(count)] + ["head"]
+    figure = pictures._figure([frozenset({name}) for name in names], {name: Size(1, 4, 8) for name in names}, title="T")
+    shown = [t for t in figure.axes[0].texts if t.get_ha() == "right" and t.xy[0] == 0]
+    boxes = [t.get_window_extent() for t in shown]
+    assert shown[-1].get_text() == "head"
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
+    page = figure.bbox
+    every = [t.get_window_extent() for axes in figure.axes for t in axes.texts]
+    assert all(box.x0 >= 0 and box.x1 <= page.x1 and box.y0 >= 0 and box.y1 <= page.y1 for box in every)
+    assert len(shown) == count + 1 or (count > 60 and len(shown) >= 30)
+    assert figure.get_size_inches()[1] < 14
+
+
+def test_a_name_is_no_formula() -> None:
+    names = ["re:.*$a_b$.*", "_hidden", "a\\frac"]
+    figure = pictures._figure([frozenset(names)], {name: Size(1, 1, 1) for name in names}, title="$x")
+    figure.canvas.draw()
+    assert [t for t in texts(figure.axes[0]) if t in names] == names
+
+
+def test_a_model_of_nothing_can_be_drawn() -> None:
+    pictures._figure([frozenset({"all"})], {"all": Size(0, 0, 0)}).canvas.draw()
+
+
+def test_a_hundred_thousand_updates_of_34_groups_take_little(tmp_path: Path) -> None:
+    names = [f"layers/{i}" for i in range(34)]
+    trained = [frozenset({names[u // 50 % 34], names[u * 7 // 50 % 34]}) for u in range(100_000)]
+    began = time.process_time()
+    draw_plan(tmp_path / "long.png", trained, {name: Size(100, 400, 800) for name in names})
+    assert time.process_time() - began < 10  # about 1.5 s on a quiet core
+    counts, _, _ = pictures._shares(trained, names)
+    assert dict(zip(names, counts, strict=True)) == Counter(name for each in trained for name in each)
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError) as error:
+        draw_plan(tmp_path / "plan.png", [HEAD], SIZES)
+    assert str(error.value) == (
+        "a picture of a plan needs matplotlib, the extra `plot`: pip install 'lightning-freeze[plot]' (in a checkout: "
+        "pip install -c constraints.txt -e '.[plot]')."
+    )
+    assert not list(tmp_path.iterdir())
