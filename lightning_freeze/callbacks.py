@@ -57,7 +57,12 @@ class _Audited(Auditor):
         self._running = False
         self._bar: BarText | None = None
         self._audits_inputs = inputs
+        self._writes = True
         self._inputs: InputWatch | None = None
+
+    def only_look(self) -> None:
+        """Leave no file behind, and let the inputs be: this fit is only looked at."""
+        self._writes = self._audits_inputs = False
 
     @property
     def findings(self) -> list[Finding]:
@@ -141,7 +146,7 @@ class _Audited(Auditor):
         self._judged = 0
         directory = log_directory(trainer)  # on every rank: it may be broadcast
         here = trainer.is_global_zero and not trainer.fast_dev_run and self.asked_by != "switch"  # type: ignore[attr-defined]
-        self._recorder = Recorder(directory / FILE_NAME) if here else None
+        self._recorder = Recorder(directory / FILE_NAME) if here and self._writes else None
 
     def _record(self, record: Record) -> None:
         # For the table: not the steps of every epoch, which are as long as the run, and of the counts only the last.
@@ -283,6 +288,11 @@ class FreezeScheduler(_Audited):
     def updates(self) -> dict[str, int]:
         """Group to the optimizer steps that truly ran for it."""
         return self._controller.updates if self._controller is not None else {}
+
+    @property
+    def controller(self) -> FreezeController | None:
+        """What ties the schedule to the model and its optimizers; None before the first fit."""
+        return self._controller
 
     @property
     def trainable(self) -> frozenset[str]:

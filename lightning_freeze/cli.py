@@ -7,28 +7,25 @@ what a stock LightningCLI lets pass (a key that stands twice) and what it cannot
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from rich.console import Console
 
 from lightning_freeze import __all__ as public_names
 from lightning_freeze import __version__
 from lightning_freeze._yaml import ConfigError, Place, read
 from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
+from lightning_freeze.commands import Command, InputsCommand, command_of
 from lightning_freeze.demos import MissingPackageError
 from lightning_freeze.gate.optimizers import UnsupportedError
-from lightning_freeze.input_audit import InputAudit, place_of, read_declarations, write_declarations
+from lightning_freeze.input_audit import InputAudit, place_of, read_declarations
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.groups import SelectionError, check_selector
 from lightning_freeze.plan.phase import Phase
@@ -37,7 +34,6 @@ from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest
 from lightning_freeze.plan.until import Until
 from lightning_freeze.report.findings import FreezeViolation
-from lightning_freeze.report.table import print_inputs
 from lightning_freeze.witness.inputs.whitelist import DeclarationError
 
 _CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit, InputAudit)}
@@ -60,29 +56,27 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments; by default those of the process.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    inputs = _InputsCommand.of(arguments)
-    if inputs is not None:
-        arguments = inputs.as_fit
+    command = command_of(arguments)
+    if command is not None:
+        arguments = command.as_fit
         args, sys.argv = (None, [sys.argv[0], *arguments]) if args is None else (arguments, sys.argv)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
     FreezeCLI.roots = roots = []
-    FreezeCLI.inputs = inputs
+    FreezeCLI.command = command
     try:
-        roots += check_files(arguments, inputs.out if inputs is not None else None)
-        cli = FreezeCLI(
+        roots += check_files(arguments, _whitelist_of(command))
+        FreezeCLI(
             LightningModule,
             None,  # any LightningDataModule, or none where the model brings its own data
             subclass_mode_model=True,
             parser_class=_Parser,
             parser_kwargs={"version": f"lightning-freeze {__version__}"},
             save_config_kwargs={"overwrite": True},
-            save_config_callback=SaveConfigCallback if inputs is None else None,
-            trainer_defaults={} if inputs is None else {"callbacks": [inputs.audit]},
+            save_config_callback=SaveConfigCallback if command is None else None,
+            trainer_defaults={} if command is None else {"callbacks": command.callbacks},
             args=None if args is None else arguments,
         )
-        if inputs is not None:
-            inputs.finish(cli.trainer)
     except ConfigError as error:
         raise SystemExit(f"lightning-freeze: error: {error}") from error
     except FreezeViolation as error:
@@ -117,74 +111,22 @@ def _where_class(name: str, roots: Sequence[Place]) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _InputsCommand:
-    """``lightning-freeze inputs``: a fit of a batch or a few under the input audit, and a whitelist of what it found.
-
-    Args:
-        rest: The arguments of the fit.
-        out: The whitelist's file.
-        batches: How many batches to run.
-        audit: The callback; it stands back where the configuration brings its own. Either is silent: the table tells.
-    """
-
-    rest: list[str]
-    out: Path
-    batches: int
-    audit: InputAudit
-
-    @classmethod
-    def of(cls, arguments: list[str]) -> _InputsCommand | None:
-        """The command that the arguments give, if it is this one."""
-        if arguments[:1] != ["inputs"]:
-            return None
-        parser = argparse.ArgumentParser(
-            "lightning-freeze inputs",
-            description="Run a batch of training and one of validation under the input audit, print what modules are "
-            "handed and do not use, and write a whitelist of it, so that an old project starts clean and only what is "
-            "new is found. Everything else is as for `lightning-freeze fit`.",
-        )
-        parser.add_argument("--out", type=Path, default=Path("inputs.yaml"), help="the file to write, or to add to")
-        parser.add_argument(
-            "--batches", type=int, default=1, help="batches to run and to watch, of training and then of validation"
-        )
-        given, rest = parser.parse_known_args(arguments[1:])
-        if given.batches < 1:
-            parser.error(f"--batches is {given.batches}, but must be at least 1.")
-        return cls(rest, given.out, given.batches, InputAudit.for_the("command", batches=given.batches))
-
-    @property
-    def as_fit(self) -> list[str]:
-        """The arguments of the fit."""
-        return ["fit", *self.rest, f"--trainer.fast_dev_run={self.batches}"]
-
-    def finish(self, trainer: Trainer) -> None:
-        """Print what was found, and write it down."""
-        callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        own = [c for c in callbacks if isinstance(c, InputAudit) and c.asked_by == "user"]
-        findings = (own[0] if own else self.audit).findings
-        new = write_declarations(self.out, findings, datetime.date.today().isoformat())
-        console = Console()
-        if findings:
-            print_inputs(console, findings)
-        if new:
-            said = f"{new} new {'entry' if new == 1 else 'entries'} written to {self.out}. Judge each; then keep it so:"
-        elif any(finding.kind != "stale" for finding in findings):
-            said = f"Nothing new: {self.out} lists all of it already. To keep it so:"
-        else:
-            said = "Nothing was found: every input is used, or declared. To keep it so:"
-        keep = f"  InputAudit(on_finding='raise', whitelist={str(self.out)!r})"
-        console.print(f"{said}\n{keep}", markup=False, highlight=False, soft_wrap=True)
-
-
 class FreezeCLI(LightningCLI):
     """Lightning's own command line over any model and data class."""
 
     roots: Sequence[Place] = ()
-    inputs: _InputsCommand | None = None
+    command: Command | None = None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run Lightning's subcommand, or our own, which fits only as far as it needs."""
+        if self.command is None:
+            return super()._run_subcommand(subcommand)
+        self.command.run(self.trainer, self.model, lambda: super(FreezeCLI, self)._run_subcommand(subcommand))
 
     def before_instantiate_classes(self) -> None:
         """A whitelist's file is found beside the configuration that names it, as a schedule's is."""
+        if self.command is not None:
+            self.command.configure(self.config[self.subcommand]["trainer"])
         found = {
             str(at.plain()): at.file() for root in self.roots for at in root.walk() if _WHITELIST.fullmatch(at.key)
         }
@@ -192,8 +134,13 @@ class FreezeCLI(LightningCLI):
             arguments = callback.get("init_args") or {}
             path = found.get(str(arguments.get("whitelist")))
             if path is not None and callback["class_path"].rpartition(".")[2] == InputAudit.__name__:
-                written = self.inputs is None or not _to_be_written(path, self.inputs.out)
+                written = not _to_be_written(path, _whitelist_of(self.command))
                 arguments["whitelist"] = str(path.resolve()) if written else None
+
+
+def _whitelist_of(command: Command | None) -> Path | None:
+    """The whitelist that a command will write."""
+    return command.out if isinstance(command, InputsCommand) else None
 
 
 def _to_be_written(path: Path, out: Path | None) -> bool:
@@ -208,14 +155,14 @@ class _Parser(LightningArgumentParser):
         """End with the message, led by where in the configuration files it comes from."""
         where = locate(message, FreezeCLI.roots)
         for parser in (self, getattr(ex, "subcommand_parser", None)):
-            if FreezeCLI.inputs is not None and parser is not None:
-                parser.prog = parser.prog.replace(" fit", " inputs")  # what was typed
+            if FreezeCLI.command is not None and parser is not None:
+                parser.prog = parser.prog.replace(" fit", f" {FreezeCLI.command.name}")  # what was typed
         super().error(f"{where}{message}{self._mend(message)}", ex)
         raise AssertionError("the parser's own error does not return")
 
     def print_usage(self, file: Any = None) -> None:
         """One line instead of every option, so that an error stays on the screen."""
-        print("usage: lightning-freeze fit|validate|test|predict|inputs --config FILE [options]", file=file)
+        print("usage: lightning-freeze fit|validate|test|predict|plan|groups|inputs --config FILE [options]", file=file)
 
     def _mend(self, message: str) -> str:
         """The names nearest to one that is not accepted."""

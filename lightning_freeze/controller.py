@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.audited import AuditedRun, size_of
 from lightning_freeze.gate.gate import Gate, Lane
+from lightning_freeze.gate.memory import state_bytes
 from lightning_freeze.gate.modes import EvalModes
 from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
 from lightning_freeze.plan.groups import (
@@ -27,8 +28,10 @@ from lightning_freeze.plan.groups import (
     group_parameters,
     selectors_for,
 )
+from lightning_freeze.plan.preview import Step, preview
 from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule, ScheduleError, nearest
 from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.pictures import Size
 from lightning_freeze.report.records import Record, Steps
 from lightning_freeze.witness.frozen import Watched
 from lightning_freeze.witness.moved import stalled
@@ -373,6 +376,61 @@ class FreezeController(AuditedRun):
         self._gate = self._witness = None
         self._units.clear()
         self._modules.clear()
+
+    # --- what will be -----------------------------------------------------------------------------------------------
+
+    def preview(
+        self,
+        windows_per_epoch: int | Callable[[int], int],
+        *,
+        windows: int | None = None,
+        start: Position | None = None,
+        epoch: int | None = None,
+        done: int = 0,
+        order: Sequence[int] | None = None,
+        metrics: Mapping[int, Mapping[str, float]] | None = None,
+    ) -> Iterator[Step]:
+        """The optimizer steps to come from where the run stands, by the code that the run itself asks.
+
+        Args:
+            windows_per_epoch: Optimizer windows (a batch, or an accumulation of several) in an epoch, or a function from
+                an epoch to that.
+            windows: How many windows to foresee; without end by default.
+            start: Where to begin; by default where the run stands.
+            epoch: The epoch that the next window belongs to; by default the one that the run is in.
+            done: Windows that this epoch has had.
+            order: The optimizers in the order in which a window steps them; by default as they were attached.
+            metrics: Epoch to the metrics logged in it, for phases that end by one.
+        """
+        plan = self._require_plan()
+        lanes = tuple(lane.index for lane in self._require_gate().lanes) if order is None else order
+        return preview(
+            plan, windows, windows_per_epoch, lanes, start or self._at, epoch=epoch, done=done, metrics=metrics
+        )
+
+    def position(self) -> Position:
+        """A copy of where the run stands in its schedule."""
+        return self._at.copy()
+
+    def sizes(self) -> tuple[dict[str, Size], list[str]]:
+        """What each group asks of memory, and the optimizers of which it cannot be said what state they will hold."""
+        state: dict[int, int] = {}
+        unknown: list[str] = []
+        for lane in self._require_gate().lanes:
+            held = [parameter for parameters in lane.members.values() for parameter in parameters]
+            for parameter, found in zip(held, state_bytes(lane.optimizer, held), strict=True):
+                state[id(parameter)] = state.get(id(parameter), 0) + (found or 0)
+                if found is None and (name := type(lane.optimizer).__qualname__) not in unknown:
+                    unknown.append(name)
+        sizes = {
+            group: Size(
+                sum(m.parameter.numel() for m in members),
+                sum(m.parameter.numel() * m.parameter.element_size() for m in members),
+                sum(state.get(id(m.parameter), 0) for m in members),
+            )
+            for group, members in self.groups.members.items()
+        }
+        return sizes, unknown
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 

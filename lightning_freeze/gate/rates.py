@@ -62,8 +62,8 @@ class SplitGroups:
         """
         self._optimizer.param_groups = self._whole
         for group, parts in self._parts:
-            idle_first = sorted(reversed(parts), key=lambda pair: any(p.grad is not None for p in pair[0]["params"]))
-            for part, before in idle_first:
+            believed = sorted(parts, key=lambda pair: all(p.grad is None for p in pair[0]["params"]))
+            for part, before in reversed(believed):  # the most believed has the last word
                 for key, value in part.items():
                     if key not in _OF_A_PART and not (key in before and _same(before[key], value)):
                         _write(group, key, value)

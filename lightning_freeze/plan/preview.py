@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_freeze.plan.schedule import Plan, Position
@@ -14,9 +14,9 @@ class Step:
 
     Args:
         epoch: The epoch it falls in, from 0.
-        batch: The batch it falls in, counted over the run from 0.
+        batch: The window it falls in, counted from the beginning of the preview.
         optimizer: The optimizer that steps.
-        trained: The groups it updates.
+        trained: The groups it updates; none where all that it holds is frozen.
     """
 
     epoch: int
@@ -26,16 +26,29 @@ class Step:
 
 
 def preview(
-    plan: Plan, batches: int, batches_per_epoch: int, order: Sequence[int] = (0,), start: Position | None = None
+    plan: Plan,
+    batches: int | None,
+    batches_per_epoch: int | Callable[[int], int],
+    order: Sequence[int] = (0,),
+    start: Position | None = None,
+    *,
+    epoch: int | None = None,
+    done: int = 0,
+    metrics: Mapping[int, Mapping[str, float]] | None = None,
 ) -> Iterator[Step]:
     """The optimizer steps that a run would make, if every group had a gradient at each of them.
 
+    A phase that waits for a metric whose values are not given lasts its ``max_epochs``, or for good.
+
     Args:
         plan: A schedule bound to its groups.
-        batches: Optimizer windows to imagine (a window is one batch, or one accumulation of several).
-        batches_per_epoch: Windows in an epoch.
+        batches: Optimizer windows to imagine (a window is one batch, or one accumulation of several); None for no end.
+        batches_per_epoch: Windows in an epoch, or a function from an epoch to that.
         order: The optimizers in the order in which each window steps them.
         start: Where to begin; by default at the plan's start.
+        epoch: The epoch to begin in; by default that of ``start``.
+        done: Windows that the first epoch has had already.
+        metrics: Epoch to the metrics logged in it, by name.
 
     Example:
         >>> from lightning_freeze import Every
@@ -46,11 +59,16 @@ def preview(
     """
     at = plan.start() if start is None else start.copy()
     held = plan.layout.optimizers
-    for batch in range(batches):
-        plan.begin_window(at, at.epoch)
+    logged = metrics or {}
+    in_epoch, batch = done, 0
+    while batches is None or batch < batches:
+        plan.begin_window(at, at.epoch if epoch is None else max(epoch, at.epoch))
         for optimizer in order:
             trained = frozenset(g for g in plan.trains(at, optimizer) if optimizer in held.get(g, frozenset({0})))
             yield Step(at.epoch, batch, optimizer, trained)
             plan.update(at, optimizer, trained)
-        if (batch + 1) % batches_per_epoch == 0:
+        batch, in_epoch = batch + 1, in_epoch + 1
+        if in_epoch >= (batches_per_epoch(at.epoch) if callable(batches_per_epoch) else batches_per_epoch):
+            plan.hear(at, logged.get(at.epoch, {}))
             plan.end_epoch(at)
+            in_epoch = 0

@@ -13,7 +13,7 @@ from lightning_freeze.plan.schedule import ALL, REST
 
 _EMBEDDINGS, _HEAD, _NORMS = "embeddings", "head", "norms"
 # Last segments of names as transformers, timm and torchvision write them.
-_SAYS_EMBEDDING = re.compile(r"(.+_)?emb(ed.*|s)?(_.+)?|wte|wpe|stem|conv_proj|.+_tokens?")
+_SAYS_EMBEDDING = re.compile(r"(.+_)?emb(ed.*|s)?(_.+)?|pos(itions?)?|wte|wpe|stem|conv_proj|.+_tokens?")
 _SAYS_HEAD = re.compile(
     r"(.+_)?(heads?|classifiers?|score|pooler|predictions?|logits)|head_dist|fc|cls|qa_outputs|outputs?|proj_out|unembed"
 )

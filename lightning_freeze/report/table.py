@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.findings import Finding, once_a_class
+from lightning_freeze.report.pictures import Size, human_bytes, over_time
 from lightning_freeze.report.records import Record
 
 _SHOWN = 4
@@ -86,11 +89,159 @@ def print_inputs(console: Console, findings: Sequence[Finding]) -> None:
         console: Where to.
         findings: All findings.
     """
-    table = inputs_table(findings)
-    table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    console.print(table, soft_wrap=True)
+    _print_whole(console, inputs_table(findings))
     for finding in once_a_class(findings):
         console.print(f"- [{finding.severity}] {finding.message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Print a table as wide as its names are."""
+    table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.print(table, soft_wrap=True)
+
+
+_STRIP = 40
+_SHADES = " ░▒▓█"
+_MOST_PHASES = 24
+
+
+def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0) -> Table:
+    """What each group will do in a run: its size, its updates, and when.
+
+    Args:
+        steps: The optimizer steps to come.
+        sizes: Group to what it asks of memory.
+        first: The updates that the run had before.
+    """
+    last = first + len(steps)
+    epochs = _span(steps[0].epoch, steps[-1].epoch, "epoch") if steps else "no epochs"
+    table = Table(
+        title=f"plan: updates {first} to {last - 1}, {epochs}" if steps else "plan: no updates", box=box.SIMPLE
+    )
+    table.add_column("group", no_wrap=True)
+    for name in ("elements", "updates", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("when", no_wrap=True)
+    for group, size in sizes.items():
+        updates = sum(group in step.trained for step in steps)
+        share = f"{updates / len(steps):.0%}" if steps else _NONE
+        table.add_row(group, f"{size.elements:,}", f"{updates:,}", share, _strip([group in s.trained for s in steps]))
+    return table
+
+
+def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0) -> Table:
+    """A run as the sets that train one after the other, with what each asks of memory.
+
+    Where sets change too often for a table, each set stands once, with how often it is entered.
+
+    Args:
+        steps: The optimizer steps to come.
+        sizes: Group to what it asks of memory.
+        first: The updates that the run had before.
+    """
+    timeline = over_time([step.trained for step in steps], sizes)
+    runs: list[tuple[int, int]] = []  # where each set is entered, and where it ends
+    for index, step in enumerate(steps):
+        if index == 0 or step.trained != steps[index - 1].trained:
+            runs.append((index, index))
+        runs[-1] = (runs[-1][0], index)
+    total = sum(size.elements for size in sizes.values())
+    often = len(runs) > _MOST_PHASES
+    table = Table(box=box.SIMPLE)
+    table.add_column("trains", no_wrap=True)
+    columns = ("times", "updates", "first update") if often else ("updates", "from update", "epochs")
+    for name in (*columns, "elements", "of all", "gradients", "optimizer state"):
+        table.add_column(name, justify="right", no_wrap=True)
+    sets: dict[frozenset[str], list[tuple[int, int]]] = {}
+    for run in runs:
+        sets.setdefault(steps[run[0]].trained, []).append(run)
+    rows = list(sets.items()) if often else [(steps[r[0]].trained, [r]) for r in runs]
+    for trained, at in rows[:_MOST_PHASES]:
+        updates = sum(end - begin + 1 for begin, end in at)
+        begin, end = at[0][0], at[-1][1]
+        place = (
+            (f"{len(at):,}", f"{updates:,}", f"{first + begin:,}")
+            if often
+            else (f"{updates:,}", f"{first + begin:,}", _span(steps[begin].epoch, steps[end].epoch))
+        )
+        elements = timeline.elements[begin]
+        table.add_row(
+            escape(_named(trained, sizes)),
+            *place,
+            f"{elements:,}",
+            f"{elements / total:.1%}" if total else _NONE,
+            human_bytes(timeline.gradient[begin]),
+            human_bytes(timeline.state[end]),
+        )
+    if len(rows) > _MOST_PHASES:
+        table.caption = f"and {len(rows) - _MOST_PHASES:,} sets more"
+    return table
+
+
+def print_plan(console: Console, steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0) -> None:
+    """Print what a run will do: by group, and by the sets that train one after the other.
+
+    Args:
+        console: Where to.
+        steps: The optimizer steps to come.
+        sizes: Group to what it asks of memory.
+        first: The updates that the run had before.
+    """
+    _print_whole(console, plan_table(steps, sizes, first))
+    if not steps:
+        return
+    _print_whole(console, phases_table(steps, sizes, first))
+    timeline = over_time([step.trained for step in steps], sizes)
+    total = sum(size.elements for size in sizes.values())
+    mean = sum(timeline.elements) / len(steps)
+    gradients, state = max(timeline.gradient), timeline.state[-1]
+    console.print(
+        f"{_count(len(steps), 'update')}; {mean / total:.1%} of the elements train on average; gradients of what trains need "
+        f"up to {human_bytes(gradients)}, optimizer state {human_bytes(state)} at the end.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _strip(trained: Sequence[bool]) -> str:
+    """When something happens, as a strip of characters; a darker one has more of it."""
+    width = min(_STRIP, len(trained))
+    cells = []
+    for cell in range(width):
+        part = trained[cell * len(trained) // width : (cell + 1) * len(trained) // width]
+        cells.append(_SHADES[math.ceil(sum(part) / len(part) * (len(_SHADES) - 1))])
+    return "".join(cells)
+
+
+def _named(trained: frozenset[str], sizes: Mapping[str, Size]) -> str:
+    """A set of groups, the members of a family in one word each and rows of them as a range."""
+    families: dict[str, list[str]] = {}
+    for group in sizes:
+        family, slash, part = group.partition("/")
+        if group in trained:
+            families.setdefault(family if slash else group, []).append(part)
+    return ", ".join(
+        family if parts == [""] else f"{family}/{_ranges(parts)}" for family, parts in sorted(families.items())
+    )
+
+
+def _ranges(parts: Sequence[str]) -> str:
+    if not all(part.isdigit() for part in parts):
+        return ",".join(parts)
+    rows: list[list[int]] = []
+    for number in sorted(map(int, parts)):
+        if rows and rows[-1][-1] == number - 1:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    return ",".join(str(row[0]) if len(row) == 1 else f"{row[0]}–{row[-1]}" for row in rows)
+
+
+def _span(first: int, last: int, what: str = "") -> str:
+    if not what:
+        return str(first) if first == last else f"{first}–{last}"
+    return f"{what} {first}" if first == last else f"{what}s {first} to {last}"
 
 
 def _count(number: int, what: str) -> str:
