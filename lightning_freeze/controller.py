@@ -247,6 +247,7 @@ class FreezeController(AuditedRun):
         """
         if state is not None:
             self.load_state_dict(state)
+            self._warn_of_lost_value(self._at.epoch if epoch is None else epoch)
         elif epoch is not None:
             self._at.epoch = epoch
         if self._witness is not None:
@@ -489,6 +490,16 @@ class FreezeController(AuditedRun):
         self._last_check = self._at.total
         self._rates = {}
         self._decide()
+
+    def _warn_of_lost_value(self, epoch: int) -> None:
+        """Say that an epoch's value of a metric is lost to a checkpoint that was saved just before it was logged."""
+        if self._at.epoch < epoch and self.awaits is not None and self.awaits not in self._at.heard:
+            warnings.warn(
+                f"the checkpoint was saved after the last batch of epoch {self._at.epoch} and before {self.awaits!r} was "
+                f"logged, and Lightning goes on with epoch {epoch}: the phase that waits for it does without the value of "
+                "that epoch. Checkpoints of after validation (ModelCheckpoint's default) have it.",
+                stacklevel=2,
+            )
 
     def _carry_over(self, position: Position) -> None:
         """Fit a position that was made under another schedule, or other groups, to this one."""

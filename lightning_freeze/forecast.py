@@ -85,15 +85,14 @@ class _Look(Callback):
         self._accumulation = accumulation
         self._start = Position()
         self._epoch = 0
-        self._batches_done = 0
+        self._done = 0
         self._order: list[int] = []
         self.seen: Forecast | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything is there."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Everything is there, and Lightning has found out where a resumed run goes on."""
         self._start = self._controller.position()
-        self._epoch = trainer.current_epoch
-        self._batches_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        self._epoch, self._done = trainer.current_epoch, batch_idx
         if pl_module.automatic_optimization or len(trainer.optimizers) < 2:
             self._order = [0]
             self._foresee(trainer, pl_module)
@@ -134,17 +133,15 @@ class _Look(Callback):
                 f"No values of {', '.join(map(repr, sorted(metrics)))} are given (--metrics), so a phase that waits for "
                 "them is taken to last its max_epochs, or to the end."
             )
-        done = self._batches_done if self._batches_done < batches else 0
-        epoch = self._epoch + (self._batches_done >= batches)
         coming = self._controller.preview(
             windows,
             start=self._start,
-            epoch=epoch,
-            done=done // accumulated(epoch),
+            epoch=self._epoch,
+            done=self._done // accumulated(self._epoch),
             order=self._order,
             metrics=horizon.metrics,
         )
-        steps = self._until_the_end(coming, epoch, trainer)
+        steps = self._until_the_end(coming, trainer)
         sizes, unknown = self._controller.sizes()
         if unknown:
             notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
@@ -166,17 +163,17 @@ class _Look(Callback):
             notes.append(f"{self._horizon.world} processes share the data: {found} batches each in an epoch.")
         return int(found)
 
-    def _until_the_end(self, coming: Iterator[Step], epoch: int, trainer: Trainer) -> list[Step]:
+    def _until_the_end(self, coming: Iterator[Step], trainer: Trainer) -> list[Step]:
         epochs, updates = self._horizon.epochs, self._horizon.updates
         if epochs is None and updates is None:
-            epochs = trainer.max_epochs - epoch if trainer.max_epochs not in (None, -1) else None
+            epochs = trainer.max_epochs - self._epoch if trainer.max_epochs not in (None, -1) else None
             updates = trainer.max_steps - trainer.global_step if trainer.max_steps != -1 else None
             if epochs is None and updates is None:
                 raise ScheduleError(
                     "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N."
                 )
         steps: list[Step] = []
-        for step in takewhile(lambda step: epochs is None or step.epoch < epoch + epochs, islice(coming, _MOST)):
+        for step in takewhile(lambda step: epochs is None or step.epoch < self._epoch + epochs, islice(coming, _MOST)):
             if updates is not None and len(steps) >= updates:
                 break
             if step.trained:

@@ -1,7 +1,8 @@
-"""Two real processes on gloo: frozen bits hold on each, and a violation on one stops both."""
+"""Two real processes on gloo: frozen bits hold on each, a violation on one stops both, and both draw the same groups."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +52,81 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes(tmp_path: Path) -> None:
+DRAWS = """
+import json, random, sys
+from pathlib import Path
+import torch
+import pytorch_lightning as pl
+from torch import nn
+from lightning_freeze import FreezeScheduler, Phase, Phases, Pick, Until
+from tests.conftest import Net, batches, make_trainer
+
+root = Path(sys.argv[1])
+
+class Deep(Net):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return super().forward(x)
+
+    def training_step(self, batch, batch_idx):
+        # Each rank logs another value, and rank 1 alone one that gets no better.
+        worse = 1.0 if self.trainer.global_rank else -1.5 * self.trainer.current_epoch
+        self.log("score", worse, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+class Trace(pl.Callback):
+    seen = []
+    def on_train_start(self, trainer, module):
+        for seed in (random.seed, torch.manual_seed):
+            seed(100 + trainer.global_rank)
+    def on_train_batch_end(self, trainer, module, *rest):
+        self.seen.append(sorted(scheduler.trainable))
+
+if __name__ == "__main__":
+    schedule = Phases([
+        Phases([Phase(["ends"], updates=2, pick=Pick("blocks", count=2))], repeat=8),
+        Phase(["ends"], until=Until("score", patience=1, max_epochs=3)),
+        Phase(["ends"], pick=Pick("blocks", order="shuffle")),
+    ])
+    scheduler = FreezeScheduler(schedule, {"blocks": {"each": "blocks.*"}, "ends": ["layer1", "layer2"]}, rest="error")
+    trace = Trace()
+    trainer = make_trainer(root, scheduler, trace, strategy="ddp", devices=2, max_epochs=8)
+    trainer.fit(Deep(), batches(12))
+    weights = [float(p.double().sum()) for p in trainer.model.parameters()]
+    Path(root, f"{trainer.global_rank}.json").write_text(json.dumps([trace.seen, weights]))
+"""
+
+
+def test_two_processes_with_different_global_seeds_draw_the_same_groups(tmp_path: Path) -> None:
+    """And end a phase together, by the mean of what they logged, where they logged different values."""
+    run(DRAWS, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    sets, _ = first
+    assert len({tuple(groups) for groups in sets[:16]}) >= 5, "the draws differ from each other"
+    # The phase of the metric begins after 16 updates, in epoch 2 of six batches, and the mean sinks: it lasts its three
+    # epochs, which it would not if rank 1 were heard alone.
+    assert sets[15:30] == [["ends"]] * 15
+    assert len(sets[14]) == 3
+    assert len(sets[30]) == 2
+    assert len(sets[-1]) == 2
+
+
+def run(code: str, tmp_path: Path) -> None:
     here = Path(__file__).resolve().parents[1]
     program = tmp_path / "program.py"
-    program.write_text(f"import sys; sys.path.insert(0, {str(here)!r})\n{PROGRAM}")
+    program.write_text(f"import sys; sys.path.insert(0, {str(here)!r})\n{code}")
     command = [sys.executable, "-W", "ignore", str(program), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=270, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    run(PROGRAM, tmp_path)
     assert {path.name for path in tmp_path.glob("*-?")} == {"False-0", "False-1", "True-0", "True-1"}

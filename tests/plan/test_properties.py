@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
+from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.preview import preview
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position
+from lightning_freeze.plan.until import Until
 
 GROUPS = ("a", "b", "c")
 LAYOUTS = st.sampled_from(
@@ -263,3 +265,121 @@ def test_nothing_changes_while_a_plan_says_that_it_is_steady(data: st.DataObject
         updated = frozenset(data.draw(st.lists(st.sampled_from(mine), unique=True))) if mine else frozenset()
         plan.update(at, lane, updated)
         steady -= bool(updated)
+
+
+# --- with picks, metrics, factors and ramps --------------------------------------------------------------------------
+
+FAMILY = ("f/0", "f/1", "f/2")
+DRAWN = st.one_of(
+    st.builds(
+        Pick, st.just("f"), st.integers(1, 3), st.sampled_from(["forward", "backward", "shuffle"]), keep=st.booleans()
+    ),
+    st.builds(Pick, st.just("f"), st.integers(1, 3), drawn=st.sampled_from(["train", "freeze"])),
+    st.builds(Pick, st.just("f"), st.integers(1, 2), weights=st.sampled_from([[1, 2, 4], [3, 0, 1]])),
+)
+UNTIL = st.builds(
+    Until, st.sampled_from(["x", "y"]), st.sampled_from(["min", "max"]), st.integers(0, 2), max_epochs=st.integers(1, 3)
+)
+FULL = st.one_of(
+    st.builds(Phase, st.just(["a"]), updates=st.integers(1, 4), pick=DRAWN, ramp=st.none() | st.integers(1, 5)),
+    st.builds(
+        Phase, st.just(["all"]), updates=st.integers(1, 4), lr=st.sampled_from([{"f": {"decay": 0.5}}, {"a": 2}])
+    ),
+    st.builds(Phase, NAMES.filter(lambda names: set(names) <= {"a", "b"}), until=UNTIL, ramp=st.integers(1, 5)),
+    st.builds(Phase, st.just(["b"]), epochs=st.integers(1, 2), pick=DRAWN, lr=st.just({"f": [0.5, 2, 1]})),
+)
+FULL_LAYOUTS = st.sampled_from(
+    [
+        Layout(("a", "b", *FAMILY), {"f": FAMILY}, dict(zip(("a", "b", *FAMILY, REST), map(frozenset, held), strict=True)), rest)
+        for held, rest in (
+            (([0], [0], [0], [0], [0], [0]), True),
+            (([0], [1], [0], [1], [1], [2]), True),
+            (([0], [0, 1], [2], [1], [0, 2], []), False),
+        )
+    ]
+)
+HEARD = st.dictionaries(st.sampled_from("xy"), st.sampled_from([0.0, 1.0, 2.0, math.nan]))
+
+
+@FEW
+@given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, st.lists(st.integers(0, 3) | HEARD, max_size=40))
+def test_every_kind_of_phase_survives_being_saved_between_any_two_calls(
+    schedule: Phases, layout: Layout, calls: list[int | dict[str, float]]
+) -> None:
+    """0 to 2 is a step of that optimizer, 3 an epoch's end and a new batch, a mapping what was logged."""
+    plan, resumed = schedule.bind(layout), schedule.bind(layout)
+    kept, saved = plan.start(), resumed.start()
+    for call in calls:
+        saved = Position.from_dict(json.loads(json.dumps(saved.as_dict())))
+        for one, at in ((plan, kept), (resumed, saved)):
+            if isinstance(call, dict):
+                one.hear(at, call)
+            elif call == 3:
+                one.end_epoch(at)
+                one.begin_window(at, at.epoch)
+            else:
+                one.update(at, call, held(one, call, one.trains(at, call)))
+        assert repr(saved.as_dict()) == repr(kept.as_dict())
+        assert [resumed.trains(saved, lane) for lane in range(3)] == [plan.trains(kept, lane) for lane in range(3)]
+        assert resumed.rates(saved) == plan.rates(kept)
+
+
+@FEW
+@given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, ORDERS, st.integers(1, 5), st.integers(0, 20))
+def test_a_preview_of_draws_comes_true(
+    schedule: Phases, layout: Layout, order: list[int], per_epoch: int, batches: int
+) -> None:
+    foreseen = [
+        (s.epoch, s.batch, s.optimizer, s.trained) for s in preview(schedule.bind(layout), batches, per_epoch, order)
+    ]
+    plan = schedule.bind(layout)
+    assert foreseen == list(by_hand(plan, plan.start(), 0, batches, per_epoch, order))
+
+
+@FEW
+@given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, st.lists(st.integers(0, 2), min_size=1, max_size=40))
+def test_nothing_changes_while_any_plan_says_that_it_is_steady(
+    schedule: Phases, layout: Layout, lanes: list[int]
+) -> None:
+    """Neither sets nor rates."""
+    plan = schedule.bind(layout)
+    at, steady, before = plan.start(), 0, None
+    plan.begin_window(at, 0)
+    for lane in lanes:
+        now = [plan.trains(at, index) for index in range(3)], plan.rates(at)
+        assert steady <= 0 or now == before
+        steady, before = max(steady, plan.steady_for(at) + 1), now
+        updated = held(plan, lane, plan.trains(at, lane))
+        plan.update(at, lane, updated)
+        steady -= bool(updated)
+
+
+@FEW
+@given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, ORDERS)
+def test_rates_are_of_what_trains_and_above_zero(schedule: Phases, layout: Layout, order: list[int]) -> None:
+    plan = schedule.bind(layout)
+    at = plan.start()
+    for _ in by_hand(plan, at, 0, 12, 3, order):
+        rates = plan.rates(at)
+        assert all(rate > 0 for rate in rates.values())
+        assert plan.scales or not rates
+
+
+@FEW
+@given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, ORDERS)
+def test_an_optimizer_that_may_not_idle_never_does(schedule: Phases, layout: Layout, order: list[int]) -> None:
+    plan = schedule.bind(layout)
+    never = {lane for lane in range(3) if plan.may_idle(lane) is None}
+    holds = {lane for lane in range(3) if any(lane in layout.optimizers[group] for group in layout.optimizers)}
+    for step in preview(plan, 15, 4, order):
+        assert step.trained or step.optimizer not in never & holds
+
+
+@FEW
+@given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, ORDERS)
+def test_a_plan_that_never_freezes_never_does(schedule: Phases, layout: Layout, order: list[int]) -> None:
+    plan = schedule.bind(layout)
+    if plan.never_freezes():
+        assert all(
+            step.trained >= held(plan, step.optimizer, frozenset(layout.groups)) for step in preview(plan, 15, 4, order)
+        )
