@@ -90,11 +90,15 @@ class Turns:
 
     Args:
         names: Who takes part, in order.
+
+    Attributes:
+        stopped: Whether one of them has failed, so that the others need not go on.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._order = deque(names)
         self._changed = Condition()
+        self.stopped = False
 
     def take(self, name: str) -> None:
         """Wait for one's turn."""
@@ -139,6 +143,7 @@ class Measure(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._turns.give(self._way, stays=True)
         self._turns.take(self._way)
+        trainer.should_stop |= self._turns.stopped
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         state = [value for held in trainer.optimizers[0].state.values() for value in held.values()]
@@ -188,6 +193,9 @@ def run_way(way: str, seed: int, epochs: int, batches: int | None, turns: Turns)
             )
             trainer.fit(model, loader, data.val_dataloader())
         return measure.run
+    except BaseException:
+        turns.stopped = True
+        raise
     finally:
         turns.give(way, stays=False)
 
@@ -204,8 +212,12 @@ def measure(seeds: Sequence[int], epochs: int, batches: int | None = None) -> Re
         turns = Turns(order)
         with _quiet(), ThreadPoolExecutor(len(ways)) as pool:
             futures = {way: pool.submit(run_way, way, seed, epochs, batches, turns) for way in order}
-            for way, future in futures.items():
-                results[way].append(future.result())
+            try:
+                for way, future in futures.items():
+                    results[way].append(future.result())
+            except BaseException:  # Ctrl-C reaches this thread alone
+                turns.stopped = True
+                raise
         screen.print(f"seed {seed}: {time.perf_counter() - begun:.0f} s for {len(ways)} runs", highlight=False)
     return results
 
@@ -333,9 +345,9 @@ def make_table(results: Results) -> Table:
     table = Table(
         title=f"{TITLE}, {_seeds(results)}",
         caption=(
-            "Accuracy on the held-out digits after the last epoch. Trainable share: of the parameters' elements, averaged "
+            "Accuracy on the held-out digits after the last epoch. Share trained: of the parameters' elements, averaged "
             "over the steps. Step time: from a batch's start to its end, beside the median step of full training in the "
-            "same epoch and seed; median and quartiles over all steps."
+            "same epoch and seed; median and quartiles over all steps. State: the optimizer's, at the end."
         ),
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -347,10 +359,10 @@ def make_table(results: Results) -> Table:
         "way",
         "accuracy, %\nmean ± sd\nmin–max",
         "steps",
-        "trainable\nshare",
-        "optimizer\nstate, KiB",
+        "share\ntrained",
+        "state,\nKiB",
         "step time\n÷ full\nquartiles",
-        "all steps\n÷ full",
+        "sum\n÷ full",
     ):
         table.add_column(heading, justify="left" if heading == "way" else "right", no_wrap=True)
     for way, accuracy, extremes, steps, share, state, ratio, quartiles, total in rows(results):
@@ -415,8 +427,8 @@ def draw(results: Results, epochs: int, path: Path) -> None:
 
     figure = Figure(figsize=(11, 5.2), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    curves = figure.add_axes((0.06, 0.17, 0.46, 0.66))
-    dots = figure.add_axes((0.75, 0.17, 0.23, 0.66))
+    curves = figure.add_axes((0.06, 0.19, 0.46, 0.64))
+    dots = figure.add_axes((0.75, 0.19, 0.23, 0.64))
     numbers = range(1, epochs + 1)
     ways = sorted(results, key=lambda way: -statistics.fmean(finals(results[way])))
     curves.set_yscale("logit")
