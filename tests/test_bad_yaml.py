@@ -249,7 +249,12 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     "seed negative": (phases("{train: [all]}", ", seed: -1"), [".schedule.seed", "is -1", "value is 0"]),
     "three ends": (
         phases("{train: [all], updates: 3, epochs: 2, until: {metric: loss}}"),
-        [".phases[0].until", "three ends", "`updates: 3` and `epochs: 2` and `until: Until(metric='loss'", "max_epochs"],
+        [
+            ".phases[0].until",
+            "three ends",
+            "`updates: 3` and `epochs: 2` and `until: Until(metric='loss'",
+            "max_epochs",
+        ],
     ),
     # --- picks
     "an order that is none": (

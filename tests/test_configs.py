@@ -127,12 +127,8 @@ PROMISES: dict[str, tuple[Callable[[list[Step]], None], int]] = {
     "gradual_unfreezing.yaml": (by_epoch({"head"}, {"head", *BLOCKS[7:]}, {"head", *BLOCKS[6:]}), 3),
     "unfreezing_on_plateau.yaml": (in_stages, 9),
     "progressive_freezing.yaml": (
-        by_epoch(
-            *[{*BLOCKS, "stem", "rest"}] * 2,
-            *[{*BLOCKS[n:], "rest"} for n in range(1, 9)],
-            {*BLOCKS, "stem", "rest"},
-        ),
-        11,
+        by_epoch(*[{*BLOCKS, "stem", "rest"}] * 2, *[{*BLOCKS[n:], "rest"} for n in (1, 2)]),
+        4,
     ),
     "probe_then_finetune.yaml": (by_epoch({"head"}, {"head"}, {"head"}, {"head", "body"}), 4),
     "alternate_epochs.yaml": (by_epoch({"body"}, {"body"}, {"head"}, {"body"}), 4),

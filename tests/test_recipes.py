@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 
-from lightning_freeze import FreezeScheduler, Phases, ScheduleError
+from lightning_freeze import Phases, ScheduleError
 from lightning_freeze.forecast import Forecast, Horizon, forecast
 from lightning_freeze.report.records import read_records, steps_of
 from tests.conftest import make_trainer
 from tests.gate.test_optim_db import same
 from tests.recipes import CONFIGS, RECIPES, data, model_of, scheduler_of
+from tests.test_resume import Trace
 
 EPOCHS, BATCHES = 4, 4
 METRICS = {epoch: {"val_loss": float(epoch // 2)} for epoch in range(EPOCHS)}  # what the models of tests/recipes.py log
@@ -29,20 +29,6 @@ pytestmark = [
     # a group whose turn is a few updates long may be warned of where its gradients are zeros; none of these tests' matter
     pytest.mark.filterwarnings("ignore:.*and did not move.*"),
 ]
-
-
-class Trace(pl.Callback):
-    """What trained and at which rates, batch by batch, and a checkpoint of each."""
-
-    def __init__(self, scheduler: FreezeScheduler, folder: Path | None = None) -> None:
-        self.scheduler, self.folder = scheduler, folder
-        self.seen: dict[tuple[int, int], Any] = {}
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        here = (trainer.current_epoch, batch_idx)
-        self.seen[here] = (sorted(self.scheduler.trainable), self.scheduler.updates)
-        if self.folder is not None:
-            trainer.save_checkpoint(self.folder / f"{here[0]}-{here[1]}.ckpt")
 
 
 def accumulates(name: str) -> int:
@@ -88,7 +74,9 @@ def test_resumed_at_every_update_it_draws_and_moves_alike(name: str, tmp_path: P
 
 def test_a_value_that_a_checkpoint_was_saved_before_is_lost_and_this_is_said(tmp_path: Path) -> None:
     _, straight, _ = fit("unfreezing_on_plateau", tmp_path, save=True)
-    with pytest.warns(UserWarning, match="after the last batch of epoch 0 and before 'val_loss' was logged, and Lightning"):
+    with pytest.warns(
+        UserWarning, match="after the last batch of epoch 0 and before 'val_loss' was logged, and Lightning"
+    ):
         _, resumed, _ = fit("unfreezing_on_plateau", tmp_path / "resumed", tmp_path / f"0-{BATCHES - 1}.ckpt")
     assert resumed[1, 0] == straight[1, 0]
 
@@ -118,6 +106,18 @@ def test_something_trains_and_something_is_frozen_in_every_recipe(name: str, tmp
     assert any(step.trained != everything for step in planned.steps)
     assert planned.trained == [step.trained for step in planned.steps]
     assert len(planned.epochs) == 11
+
+
+def test_progressive_freezing_is_undone_at_the_end_and_gradual_unfreezing_arrives(tmp_path: Path) -> None:
+    blocks = [f"blocks/{i}" for i in range(8)]
+    for name, expected in {
+        "progressive_freezing": [{*blocks, "stem", "rest"}] * 2
+        + [{*blocks[n:], "rest"} for n in range(1, 9)]
+        + [{*blocks, "stem", "rest"}] * 2,
+        "gradual_unfreezing": [{*blocks[8 - n :], "head"} for n in range(9)] + [{*blocks, "head", "stem"}] * 3,
+    }.items():
+        planned = foresee(name, tmp_path, max_epochs=12)
+        assert [set(step.trained) for step in planned.steps] == [groups for groups in expected for _ in range(BATCHES)]
 
 
 def test_a_plan_of_another_seed_is_another(tmp_path: Path) -> None:

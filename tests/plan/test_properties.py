@@ -290,7 +290,12 @@ FULL = st.one_of(
 )
 FULL_LAYOUTS = st.sampled_from(
     [
-        Layout(("a", "b", *FAMILY), {"f": FAMILY}, dict(zip(("a", "b", *FAMILY, REST), map(frozenset, held), strict=True)), rest)
+        Layout(
+            ("a", "b", *FAMILY),
+            {"f": FAMILY},
+            dict(zip(("a", "b", *FAMILY, REST), map(frozenset, held), strict=True)),
+            rest,
+        )
         for held, rest in (
             (([0], [0], [0], [0], [0], [0]), True),
             (([0], [1], [0], [1], [1], [2]), True),
