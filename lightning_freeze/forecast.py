@@ -18,7 +18,7 @@ from lightning_freeze.callbacks import FreezeScheduler
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.plan.schedule import Position, ScheduleError
-from lightning_freeze.report.pictures import Size
+from lightning_freeze.report.pictures import Size, human_bytes
 
 _MOST = 10_000_000
 
@@ -143,6 +143,12 @@ class _Look(Callback):
         )
         steps = self._until_the_end(coming, trainer)
         sizes, unknown = self._controller.sizes()
+        every = sum(size.gradient for size in sizes.values())
+        if any(len(step.trained) < len(sizes) for step in steps):
+            notes.append(
+                f"Until each step, backward still makes the gradients of all groups ({human_bytes(every)}): its work for "
+                "frozen ones is not skipped yet."
+            )
         if unknown:
             notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
         self.seen = Forecast(steps, sizes, self._start.total, notes)

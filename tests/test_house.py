@@ -58,7 +58,7 @@ def test_a_room_knows_no_later_room_but_findings(name: str) -> None:
         assert {k for k in known if k.partition("/")[0] in later and k != "report/findings.py"} == set()
         assert not known & {"controller.py", "callbacks.py", "cli.py", "_lightning.py", "demos.py"}
     elif name == "controller.py":
-        assert not known & {"callbacks.py", "cli.py", "_lightning.py", "demos.py"}
+        assert not known & {"callbacks.py", "cli.py", "commands.py", "forecast.py", "_lightning.py", "demos.py"}
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.partition("/")[0] in ROOMS or n == "controller.py"])
@@ -66,7 +66,7 @@ def test_nothing_below_the_callbacks_knows_lightning(name: str) -> None:
     assert knows_torch_or_lightning(FILES[name]) <= {"torch"}
 
 
-@pytest.mark.parametrize("name", ["schedule", "every", "phases", "preview"])
+@pytest.mark.parametrize("name", ["schedule", "every", "pick", "until", "phase", "phases", "preview"])
 def test_schedules_know_no_torch(name: str) -> None:
     assert knows_torch_or_lightning(FILES[f"plan/{name}.py"]) == set()
 
@@ -89,7 +89,7 @@ def test_importing_the_package_loads_neither_torch_nor_lightning() -> None:
 
 
 def test_schedules_can_be_used_without_torch() -> None:
-    assert "torch" not in loaded_after("from lightning_freeze import Every, Phases, Phase, Schedule, ScheduleError")
+    assert "torch" not in loaded_after("from lightning_freeze import Every, Phases, Phase, Pick, Until, Schedule, ScheduleError")
 
 
 def test_every_public_name_is_there_and_documented() -> None:
