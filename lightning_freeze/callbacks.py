@@ -274,6 +274,7 @@ class FreezeScheduler(_Audited):
         self._audit = bool(audit)
         self._on_schedule_change = on_schedule_change
         self._heard = Heard()
+        self._listened = -1
         self._controller: FreezeController | None = None
         self._resume: dict[str, Any] | None = None
         self._scaled = False
@@ -337,7 +338,7 @@ class FreezeScheduler(_Audited):
             say=lambda text: say(trainer, text),
             record=self._record,
         )
-        self._heard = Heard()
+        self._heard, self._listened = Heard(), -1
         self._scaled = has_scaler(trainer)
         self._controller.attach(*trainer.optimizers, scaler=self._scaled)
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
@@ -370,9 +371,11 @@ class FreezeScheduler(_Audited):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A batch begins; what the model logged at the last epoch's end, after our part of it, is heard before."""
-        if self._controller is not None and self._controller.unheard is not None:
-            self._hear(trainer)
-            self._refuse_unlogged(trainer, self._controller, self._controller.epoch - 1)
+        controller = self._controller
+        if controller is not None and controller.metrics and self._listened != trainer.current_epoch:
+            self._hear_late(trainer, controller)
+            self._heard.begin_epoch(trainer)
+            self._listened = trainer.current_epoch
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -384,9 +387,22 @@ class FreezeScheduler(_Audited):
         controller = self._controller
         if controller is not None and controller.epoch <= trainer.current_epoch:
             self._hear(trainer)
-            if controller.metrics and not logs_later(pl_module):
+            if controller.metrics and not logs_later(trainer, pl_module, self):
                 self._refuse_unlogged(trainer, controller, controller.epoch)
         super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What was logged after our part of the last epoch's end is heard; then a last comparison, and the table."""
+        if self._controller is not None and self._controller.metrics:
+            self._hear_late(trainer, self._controller)
+        super().on_train_end(trainer, pl_module)
+
+    def _hear_late(self, trainer: Trainer, controller: FreezeController) -> None:
+        """Hear what was logged for an epoch that has ended; whoever waits for a metric still does so in vain."""
+        waited = controller.unheard is not None
+        self._hear(trainer)
+        if waited:
+            self._refuse_unlogged(trainer, controller, controller.epoch - 1)
 
     def _hear(self, trainer: Trainer) -> None:
         if self._controller is not None and self._controller.metrics:
@@ -394,8 +410,9 @@ class FreezeScheduler(_Audited):
 
     def _refuse_unlogged(self, trainer: Trainer, controller: FreezeController, epoch: int) -> None:
         """Stop a run whose present phase waits for a metric that nobody logs; warn of what a later one will wait for."""
-        missing = {} if self._heard.may_come(trainer) else self._heard.missing(controller.metrics)
-        for metric, key in missing.items():
+        if self._heard.may_come(trainer):
+            return
+        for metric, key in controller.unlogged.items():
             text = unlogged(metric, key, epoch, trainer)
             if metric == controller.awaits:
                 saved = save_before_stopping(trainer, "freeze-stopped")
@@ -421,7 +438,7 @@ class FreezeScheduler(_Audited):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; what is found stays in the checkpoint until an epoch's end has judged it."""
-        if self._controller is not None and trainer.training and self._controller.metrics:
+        if self._controller is not None and self._running and self._controller.metrics:
             self._hear(trainer)  # a checkpoint of after validation, or after the epoch's end, has heard of it
             if self.state_key in checkpoint.get("callbacks", {}):
                 checkpoint["callbacks"][self.state_key] = self.state_dict()

@@ -144,11 +144,13 @@ class FreezeController(AuditedRun):
         self._at = Position()
         self._steps = Steps()
         self._sets: Sets = ()
-        self._rates: dict[str, float] = {}
+        self._rates: dict[str, float] | None = None  # not told to the lanes yet
+        self._logged: set[str] = set()
         self._steady_until = 0
         self._told: tuple[frozenset[str], frozenset[str]] | None = None
         self._watched_sets: Sets = ()
         self._over = False
+        self._continued = False
 
     # --- what a user reads ------------------------------------------------------------------------------------------
 
@@ -221,7 +223,7 @@ class FreezeController(AuditedRun):
         self._held_groups = [sorted(lane.members) for lane in lanes]
         self._make_units()
         self._sets = self._watched_sets = ()
-        self._rates = {}
+        self._rates = None
         self._at = self._plan.start(epoch)
         self._decide()
         self._gate.attach()
@@ -247,7 +249,8 @@ class FreezeController(AuditedRun):
         """
         if state is not None:
             self.load_state_dict(state)
-            self._warn_of_lost_value(self._at.epoch if epoch is None else epoch)
+            if state["schedule"] == self.schedule.describe():
+                self._warn_of_lost_value(self._at.epoch if epoch is None else epoch)
         elif epoch is not None:
             self._at.epoch = epoch
         if self._witness is not None:
@@ -329,14 +332,20 @@ class FreezeController(AuditedRun):
         """The metric for which the last epoch's end still waits, because it was not logged by then."""
         return self._at.unheard
 
+    @property
+    def unlogged(self) -> dict[str, str]:
+        """Those of `metrics` that were not logged so far, in this fit or in one that it goes on from."""
+        return {metric: key for metric, key in self.metrics.items() if metric not in self._logged}
+
     def hear(self, metrics: Mapping[str, float]) -> None:
         """Metrics were logged: in the epoch, or right after its end, before the next epoch's first step.
 
         Args:
             metrics: Name to value, of those that end phases; others are passed over.
         """
-        wanted = self.metrics
-        if self._require_plan().hear(self._at, {name: value for name, value in metrics.items() if name in wanted}):
+        heard = {name: value for name, value in metrics.items() if name in self.metrics}
+        self._logged.update(heard)
+        if self._require_plan().hear(self._at, heard):
             self._decide()
         self._say_why()
 
@@ -446,6 +455,7 @@ class FreezeController(AuditedRun):
             "position": self._at.as_dict(),
             "steps": self._steps.as_dict(),
             "epoch_updates": dict(self._epoch_updates),
+            "logged": sorted(self._logged),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -477,8 +487,12 @@ class FreezeController(AuditedRun):
                 "without ckpt_path)."
             )
         position = Position.from_dict(state["position"])
+        position.unheard = None  # what was not logged by then will not be
+        self._logged = set(state.get("logged", ()))
         if differences:
             self._carry_over(position)
+        if differences and not self._continued:  # a state is read again when training starts
+            self._continued = True
             warnings.warn(
                 f"the checkpoint was made under {' and '.join(differences)}\nBy `on_schedule_change: continue` the run goes on"
                 f" with its counts: {', '.join(f'{group} {count}' for group, count in position.updates.items())}.",
@@ -488,7 +502,7 @@ class FreezeController(AuditedRun):
         self._steps = Steps.from_dict(state["steps"])
         self._epoch_updates = {group: state["epoch_updates"].get(group, 0) for group in position.updates}
         self._last_check = self._at.total
-        self._rates = {}
+        self._rates = None
         self._decide()
 
     def _warn_of_lost_value(self, epoch: int) -> None:
@@ -528,7 +542,7 @@ class FreezeController(AuditedRun):
         self._plan = self.schedule.bind(self.groups.layout(optimizers))
         for lane in lanes:
             lane.rebind(self._held_by(lane.optimizer))
-        self._rates = {}
+        self._rates = None
         if self._witness is not None:
             self._witness.rebind(optimizers)
             for units in self._units.values():

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
-from lightning_freeze._lightning import LightningModule, Trainer
+from lightning_freeze._lightning import Callback, LightningModule, Trainer
 from lightning_freeze.plan.schedule import nearest
 from lightning_freeze.report.metrics import mean_over_ranks
 
 
 class Heard:
-    """What was logged since it was last asked.
+    """What was logged since an epoch began.
 
-    Lightning keeps a metric's last value for ever; that an epoch logged it anew is told by the tensor's identity. With
-    ``EarlyStopping`` the same question is answered by where its check is called.
+    Lightning keeps a metric's last value for ever; that an epoch logged it anew is told by the tensor being another than
+    at its first batch. With ``EarlyStopping`` the same question is answered by where its check is called.
     """
 
     def __init__(self) -> None:
@@ -23,37 +24,37 @@ class Heard:
         """Whether a validation has ended in this fit."""
         self.told: set[str] = set()
         """The metrics of which it was said that they are not logged."""
-        self._last: dict[str, object] = {}
-        self._logged: set[str] = set()
+        self._before: dict[str, Tensor] = {}
+
+    def begin_epoch(self, trainer: Trainer) -> None:
+        """An epoch begins: what is there now was logged before it."""
+        self._before = dict(trainer.callback_metrics)  # held, so that no other tensor gets their identities
 
     def fresh(self, trainer: Trainer, names: Iterable[str]) -> dict[str, float]:
-        """The values of metrics that were logged since the last call, averaged over ranks. Ranks call it together."""
+        """The values of metrics logged since the epoch began, averaged over ranks. Ranks call it together."""
         logged = trainer.callback_metrics
         found: dict[str, float | None] = {}
         for name in sorted(names):
             value = logged.get(name)
-            found[name] = float(value) if value is not None and value is not self._last.get(name) else None
-            if value is not None:
-                self._last[name] = value  # held, so that no other tensor gets its identity
+            found[name] = float(value) if value is not None and value is not self._before.get(name) else None
         if trainer.world_size > 1:
             found = mean_over_ranks(found, trainer.strategy.root_device)
-        new = {name: value for name, value in found.items() if value is not None}
-        self._logged.update(new)
-        return new
-
-    def missing(self, keys: Mapping[str, str]) -> dict[str, str]:
-        """The metrics, and the keys that name them, that no rank has logged in this fit."""
-        return {name: key for name, key in keys.items() if name not in self._logged}
+        return {name: value for name, value in found.items() if value is not None}
 
     def may_come(self, trainer: Trainer) -> bool:
         """Whether a metric that is not there yet may still be logged by a validation, which is not due in every epoch."""
         return bool(trainer.enable_validation) and not self.validated
 
 
-def logs_later(module: LightningModule) -> bool:
-    """Whether a model has its own ``on_train_epoch_end``, which Lightning calls after those of callbacks."""
-    written = getattr(type(module).on_train_epoch_end, "__module__", "")
-    return not written.startswith(("pytorch_lightning.", "lightning."))
+def logs_later(trainer: Trainer, module: LightningModule, callback: Callback) -> bool:
+    """Whether something may log at an epoch's end after a callback's part of it.
+
+    The model's own ``on_train_epoch_end``, which Lightning calls after those of callbacks, or a callback behind this one.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    behind = callbacks[callbacks.index(callback) + 1 :] if callback in callbacks else []
+    hooks = [type(one).on_train_epoch_end for one in (module, *behind)]
+    return not all(hook.__module__.startswith(("pytorch_lightning.", "lightning.")) for hook in hooks)
 
 
 def unlogged(metric: str, key: str, epoch: int, trainer: Trainer) -> str:

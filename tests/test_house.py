@@ -89,7 +89,9 @@ def test_importing_the_package_loads_neither_torch_nor_lightning() -> None:
 
 
 def test_schedules_can_be_used_without_torch() -> None:
-    assert "torch" not in loaded_after("from lightning_freeze import Every, Phases, Phase, Pick, Until, Schedule, ScheduleError")
+    assert "torch" not in loaded_after(
+        "from lightning_freeze import Every, Phases, Phase, Pick, Until, Schedule, ScheduleError"
+    )
 
 
 def test_every_public_name_is_there_and_documented() -> None:

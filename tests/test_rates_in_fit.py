@@ -17,6 +17,7 @@ from lightning_freeze import Every, FreezeScheduler, Phase, Phases
 from tests.conftest import Net, batches, make_trainer
 from tests.gate.test_optim_db import same
 
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 EPOCHS, BATCHES = 2, 8
 STEPS = EPOCHS * BATCHES
 BOTH = ["layer1", "layer2"]
@@ -350,3 +351,22 @@ def test_where_param_groups_are_added_for_good_schedulers_fail_and_ours_do_not(
         trainer(peer, max_epochs=EPOCHS).fit(Backbone(scheduled), batches(BATCHES))
     row = Phases([Phase(["layer2"], epochs=1), Phase(BOTH, lr={"layer1": 0.1}, ramp=3)])
     trainer(FreezeScheduler(row), max_epochs=EPOCHS).fit(Backbone(scheduled), batches(BATCHES))
+
+
+@pytest.mark.parametrize("first", [{"lr": {"layer1": 0.5}}, {"lr": {"layer1": 0.5, "layer2": 2}}])
+def test_a_factor_does_not_come_back_by_a_resume(first: Any, tmp_path: Path) -> None:
+    both = ["layer1", "layer2"]
+
+    def rates(checkpoint: str | None) -> Any:
+        row = Phases([Phase(both, epochs=1, **first), Phase(both)])
+        saver = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, filename="{epoch}")
+        savers = [] if checkpoint else [saver]
+        trainer = make_trainer(
+            tmp_path, FreezeScheduler(row), *savers, max_epochs=2, enable_checkpointing=not checkpoint
+        )
+        with pytest.warns(UserWarning, match="never freezes"):
+            trainer.fit(Net(Rates), batches(1), ckpt_path=checkpoint)
+        return trainer.optimizers[0].seen
+
+    assert rates(None)[-1] == {"layer1": 0.125, "layer2": 0.125}
+    assert rates(str(tmp_path / "epoch=0.ckpt")) == [{"layer1": 0.125, "layer2": 0.125}]

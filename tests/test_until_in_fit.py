@@ -15,6 +15,7 @@ from lightning_freeze import FreezeScheduler, Phase, Phases, ScheduleError, Unti
 from tests.conftest import Net, batches, make_trainer
 from tests.gate.test_optim_db import same
 
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 BATCHES = 2
 
 
@@ -318,10 +319,7 @@ def test_the_stopped_run_goes_on_under_the_mended_schedule(kind: Any, tmp_path: 
     (saved,) = tmp_path.glob("freeze-stopped-*.ckpt")
     with pytest.raises(ScheduleError, match="made under another schedule"):
         fit(tmp_path, kind, [3, 2, 2, 1], checkpoint=str(saved))
-    with (
-        pytest.warns(UserWarning, match="By `on_schedule_change: continue` the run goes on with its counts: layer1 2"),
-        pytest.warns(UserWarning, match="does without the value of that epoch"),
-    ):
+    with pytest.warns(UserWarning, match="By `on_schedule_change: continue` the run goes on with its counts: layer1 2"):
         seen, _ = fit(tmp_path, kind, [3, 3, 3, 1, 1], checkpoint=str(saved), on_schedule_change="continue")
     # The first epoch's value was heard by nobody: the second's is the first.
     assert seen.epochs == "1122"
@@ -388,3 +386,129 @@ def test_a_changed_schedule_goes_on_with_best_value_and_patience(tmp_path: Path)
             on_schedule_change="continue",
         )
     assert seen.epochs == "112"
+
+
+NONE = -1.0  # not logged in that epoch
+
+
+class Seldom(InTraining):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return (
+            Logs.training_step(self, batch, batch_idx)
+            if self.value == NONE
+            else super().training_step(batch, batch_idx)
+        )
+
+
+class SeldomLate(AtEpochsEnd):
+    def on_train_epoch_end(self) -> None:
+        if self.value != NONE:
+            super().on_train_epoch_end()
+
+
+def saver(root: Path, at_epoch_end: bool = True) -> Any:
+    return Saver(
+        dirpath=root,
+        save_top_k=-1,
+        monitor=None if at_epoch_end else "x",
+        filename="{epoch}",
+        save_on_train_epoch_end=at_epoch_end,
+    )
+
+
+@pytest.mark.parametrize("kind", [Seldom, SeldomLate])
+@pytest.mark.parametrize("saves", [False, True])
+def test_an_epoch_that_does_not_log_says_nothing(kind: Any, saves: bool, tmp_path: Path) -> None:
+    values = [3, NONE, 2, NONE, 2, NONE, 0]
+    assert fit(tmp_path, kind, values, None, *([saver(tmp_path)] if saves else []))[0].epochs == "1111122"
+
+
+def test_saving_does_not_make_a_late_value_count_twice(tmp_path: Path) -> None:
+    assert fit(tmp_path, AtEpochsEnd, [3, 2, 2, 1, 1], None, saver(tmp_path))[0].epochs == "11122"
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_late_value_is_its_own_epochs(saves: bool, tmp_path: Path) -> None:
+    row = [Phase(["layer2"], epochs=1), *THEN_LAYER2]
+    seen, _ = fit(tmp_path, AtEpochsEnd, [0, 5, 4, 4, 4], row, *([saver(tmp_path)] if saves else []))
+    assert seen.epochs == "21112"
+
+
+def test_resumed_from_the_checkpoints_of_after_validation(tmp_path: Path) -> None:
+    straight, weights = fit(tmp_path / "straight", InValidation, VALUES, RESUMED, saver(tmp_path, False))
+    for epoch in range(len(VALUES) - 1):
+        resumed, again = fit(
+            tmp_path / "again", InValidation, VALUES, RESUMED, checkpoint=str(tmp_path / f"epoch={epoch}.ckpt")
+        )
+        assert resumed.batches == {here: what for here, what in straight.batches.items() if here[0] > epoch}, epoch
+        assert same(again, weights), epoch
+
+
+def test_resumed_with_a_metric_logged_late(tmp_path: Path) -> None:
+    straight, weights = fit(tmp_path / "straight", AtEpochsEnd, VALUES, RESUMED, saver(tmp_path))
+    assert straight.epochs == "1112221"
+    for epoch in range(len(VALUES) - 1):
+        resumed, again = fit(
+            tmp_path / "again", AtEpochsEnd, VALUES, RESUMED, checkpoint=str(tmp_path / f"epoch={epoch}.ckpt")
+        )
+        assert resumed.batches == {here: what for here, what in straight.batches.items() if here[0] > epoch}, epoch
+        assert same(again, weights), epoch
+
+
+@pytest.mark.parametrize("kind", [Seldom, SeldomLate])
+def test_resumed_where_epochs_do_not_log(kind: Any, tmp_path: Path) -> None:
+    values = [3, NONE, 2, NONE, 1, 0]
+    fit(tmp_path / "straight", kind, values, None, saver(tmp_path))
+    for epoch in range(len(values) - 1):
+        assert fit(tmp_path / "again", kind, values, checkpoint=str(tmp_path / f"epoch={epoch}.ckpt"))[
+            0
+        ].epochs == "1" * (len(values) - 1 - epoch)
+
+
+def test_the_stopped_run_of_a_late_metric_goes_on(tmp_path: Path) -> None:
+    misspelt = [Phase(["layer1"], until=Until("xx", patience=1)), Phase(["layer2"])]
+    with pytest.raises(ScheduleError):
+        fit(tmp_path, AtEpochsEnd, [3, 2, 2, 1], misspelt)
+    (saved,) = tmp_path.glob("freeze-stopped-*.ckpt")
+    with pytest.warns(UserWarning, match="By `on_schedule_change: continue`"):
+        seen, _ = fit(tmp_path, AtEpochsEnd, [3, 3, 3, 1, 1], checkpoint=str(saved), on_schedule_change="continue")
+    assert seen.epochs == "1122"
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (Until("x", patience=99, max_epochs=3), "122"),
+        (Until("x", "max", patience=1), "111"),
+    ],
+)
+def test_continued_under_another_until(after: Until, expected: str, tmp_path: Path) -> None:
+    values: list[float] = [9, 8, 7, 6]
+    fit(
+        tmp_path,
+        InTraining,
+        values,
+        [Phase(["layer1"], until=Until("x", patience=99)), Phase(["layer2"])],
+        saver(tmp_path),
+    )
+    with pytest.warns(UserWarning, match="By `on_schedule_change: continue`"):
+        seen, _ = fit(
+            tmp_path,
+            InTraining,
+            [*values, 3, 4, 5],
+            [Phase(["layer1"], until=after), Phase(["layer2"])],
+            checkpoint=str(tmp_path / "epoch=3.ckpt"),
+            on_schedule_change="continue",
+        )
+    assert seen.epochs == expected
+
+
+def test_a_later_callbacks_metric_counts_as_well(tmp_path: Path) -> None:
+    class Judge(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            module.log("x", module.value)
+
+    scheduler = FreezeScheduler(Phases(THEN_LAYER2))
+    seen = Seen(scheduler)
+    make_trainer(tmp_path, scheduler, seen, Judge(), max_epochs=4).fit(Logs([3, 2, 2, 1]), batches(BATCHES))
+    assert seen.epochs == "1112"

@@ -40,7 +40,7 @@ class SplitGroups:
 
     def __init__(self, optimizer: Optimizer, factors: Mapping[int, float]) -> None:
         self._optimizer = optimizer
-        self._whole: list[ParamGroup] = optimizer.param_groups
+        self._whole: list[ParamGroup] = list(optimizer.param_groups)
         self._parts: list[tuple[ParamGroup, list[tuple[ParamGroup, ParamGroup]]]] = []
         groups: list[ParamGroup] = []
         for group in self._whole:
@@ -53,14 +53,14 @@ class SplitGroups:
             parts = [_part(group, factor, indices) for factor, indices in sides.items()]
             self._parts.append((group, [(part, dict(part, **_copies(part))) for part in parts]))
             groups += parts
-        optimizer.param_groups = groups
+        optimizer.param_groups[:] = groups  # in place: a wrapper around the optimizer may share the list
 
     def merge(self) -> None:
         """Put the param groups together again, with what the step has changed in them: clocks, estimates.
 
         Where parts changed the same thing, the first part that had a gradient is believed: clocks run alike in each.
         """
-        self._optimizer.param_groups = self._whole
+        self._optimizer.param_groups[:] = self._whole
         for group, parts in self._parts:
             believed = sorted(parts, key=lambda pair: all(p.grad is None for p in pair[0]["params"]))
             for part, before in reversed(believed):  # the most believed has the last word
@@ -80,7 +80,7 @@ def _part(group: ParamGroup, factor: float, indices: list[int]) -> ParamGroup:
 def _copies(group: ParamGroup) -> ParamGroup:
     """What a step could change in place, once for each part."""
     return {
-        key: value.clone() if isinstance(value, Tensor) else copy.copy(value)
+        key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
         for key, value in group.items()
         if key not in _OF_A_PART and isinstance(value, (Tensor, list, dict))
     }
@@ -89,7 +89,16 @@ def _copies(group: ParamGroup) -> ParamGroup:
 def _same(before: object, after: object) -> bool:
     if isinstance(before, Tensor) and isinstance(after, Tensor):
         return before is after or torch.equal(before, after)
-    return type(before) is type(after) and bool(before == after)
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(_same(before[key], after[key]) for key in before)
+    if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
+        return len(before) == len(after) and all(map(_same, before, after))
+    try:
+        return before is after or bool(before == after)
+    except (RuntimeError, ValueError):  # arrays, whose comparison is no single answer
+        return False
 
 
 def _write(group: ParamGroup, key: str, value: object) -> None:

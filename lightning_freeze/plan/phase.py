@@ -142,7 +142,7 @@ def _checked_rates(lr: object) -> dict[str, Rate]:
             if list(rate) != ["decay"]:
                 raise ScheduleError(
                     f"`{key}` is {dict(rate)!r}, but a mapping there has the one key `decay`: `lr: {{{group}: {{decay: "
-                    "0.4}}}`, the last group of a family at 1 and each before it at 0.4 of the one after it.",
+                    "0.4}}`, the last group of a family at 1 and each before it at 0.4 of the one after it.",
                     key=key,
                     value=rate,
                 )

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_freeze.plan.phase import Phase, Rate
 from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule, ScheduleError, whole_number
+from lightning_freeze.plan.until import Until
 
 _LONG = 1 << 62
 
@@ -107,6 +108,10 @@ class Phases(Schedule):
     def bind(self, layout: Layout) -> Plan:
         """The plan over a model's groups."""
         return _PhasesPlan(layout, self)
+
+    def __repr__(self) -> str:
+        seed = f", seed={self.seed}" if self.seed else ""
+        return f"Phases({self.phases!r}, repeat={self.repeat!r}{seed})"
 
 
 def _leaves(schedule: Phases, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Phase]]:
@@ -343,8 +348,8 @@ class _PhasesPlan(Plan):
         elif now.written.until is not None:
             at.unheard = now.written.until.metric
             self._judge(at)
-            if at.unheard is not None and now.written.until.max_epochs == at.epochs:
-                self._next(at)
+            if at.unheard is not None and self._has_had(now.written.until, at):
+                self._end(at, f"it has had {at.epochs} epoch{'s' * (at.epochs > 1)}")
         at.heard.clear()
 
     def hear(self, at: Position, metrics: Mapping[str, float]) -> bool:
@@ -361,24 +366,39 @@ class _PhasesPlan(Plan):
         if until is None or until.metric not in at.heard:
             return
         at.unheard = None
+        judged = f"{until.mode} {until.metric}"
+        if at.judged != judged:  # of another schedule, from which this one goes on
+            at.judged, at.best, at.wait = judged, None, 0
         found = until.judge(at.best, at.wait, at.heard[until.metric])
         at.best, at.wait = found.best, found.wait
-        if (found.over and at.epochs >= until.min_epochs) or at.epochs == until.max_epochs:
-            why = found.over if found.over and at.epochs >= until.min_epochs else f"it has had {at.epochs} epochs"
-            trained = ", ".join(sorted(self._now(at).groups)) or REST
-            at.why = f"the phase that trains {trained} is over: {why}"
-            self._next(at)
+        if found.over and at.epochs >= until.min_epochs:
+            self._end(at, found.over)
+        elif self._has_had(until, at):
+            self._end(at, f"it has had {at.epochs} epoch{'s' * (at.epochs > 1)}")
+
+    @staticmethod
+    def _has_had(until: Until, at: Position) -> bool:
+        return until.max_epochs is not None and at.epochs >= until.max_epochs
+
+    def _end(self, at: Position, why: str) -> None:
+        trained = ", ".join(sorted(self._now(at).groups)) or REST
+        at.why = f"the phase that trains {trained} is over: {why}"
+        self._next(at)
 
     def _next(self, at: Position) -> None:
-        before = self._now(at).groups
+        before, ramp = self._now(at).groups, self._now(at).written.ramp or 0
+        rising = {group: thawed for group, thawed in at.thawed.items() if at.updates.get(group, 0) - thawed < ramp}
         at.phase += 1
         at.entered = False
         at.done.clear()
         at.epochs = 0
-        at.best, at.wait, at.unheard = None, 0, None
+        at.judged, at.best, at.wait, at.unheard = "", None, 0, None
         now = self._now(at)
-        ramps = now.written.ramp is not None and not self.ran_out(at)
-        at.thawed = {group: at.updates.get(group, 0) for group in sorted(now.groups - before)} if ramps else {}
+        at.thawed = {}
+        if now.written.ramp is not None:  # of what trained before, only what was still rising rises on
+            at.thawed = {
+                g: rising.get(g, at.updates.get(g, 0)) for g in sorted(now.groups - before | rising.keys() & now.groups)
+            }
 
     def ran_out(self, at: Position) -> bool:
         return self._length is not None and at.phase >= self._length

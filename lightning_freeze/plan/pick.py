@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -243,7 +243,8 @@ def _weighted(family: Sequence[str], weights: Sequence[float], count: int, draws
 
     In additions and products alone, which every machine rounds alike.
     """
-    left: Mapping[str, float] = {group: weight for group, weight in zip(family, weights, strict=True) if weight > 0}
+    scale = 1.0 if math.isfinite(sum(weights)) else max(weights)
+    left = {group: weight / scale for group, weight in zip(family, weights, strict=True) if weight > 0}
     chosen: list[str] = []
     for fraction, _ in zip(draws.fractions(), range(count), strict=False):
         remaining = {group: weight for group, weight in left.items() if group not in chosen}

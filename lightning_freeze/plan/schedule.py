@@ -105,7 +105,7 @@ class Layout:
 
 _PASSING = {"window", "why"}
 # What a position has had since phases can end by metrics and rise; states that were saved before have none of it.
-_SINCE_METRICS = {"best", "wait", "heard", "unheard", "thawed"}
+_SINCE_METRICS = {"begun", "judged", "best", "wait", "heard", "unheard", "thawed"}
 
 
 @dataclass
@@ -120,6 +120,8 @@ class Position:
         entered: Whether a step has begun in the present phase.
         done: Optimizer index to its updates in the present phase.
         epochs: Training epochs that ended in the present phase.
+        begun: Whether the epoch has had a step.
+        judged: The mode and the name of the metric of which ``best`` is.
         best: The best value so far of the metric that ends the present phase.
         wait: The values of it since then that were no improvement.
         heard: Metrics logged since the last epoch's end, by name, of those that end phases.
@@ -136,6 +138,8 @@ class Position:
     entered: bool = False
     done: dict[int, int] = field(default_factory=dict)
     epochs: int = 0
+    begun: bool = False
+    judged: str = ""
     best: float | None = None
     wait: int = 0
     heard: dict[str, float] = field(default_factory=dict)
@@ -193,6 +197,9 @@ class Plan(ABC):
         changed = (self.pairs_within_a_window and bool(at.window)) or at.epoch < epoch
         while at.epoch < epoch:
             self.end_epoch(at)
+        if not at.begun:
+            at.begun = True
+            at.heard.clear()  # of the epoch before, when no phase waited for it
         at.window.clear()
         at.entered = True
         at.unheard = None  # what was not logged by now will not be
@@ -212,6 +219,7 @@ class Plan(ABC):
     def end_epoch(self, at: Position) -> None:
         """A training epoch ended."""
         at.epoch += 1
+        at.begun = False
 
     def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:  # noqa: B027 - counts may be all
         """Move the cursor after an update; the counts are up to date already."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch.nn import Parameter
@@ -235,6 +236,28 @@ def test_a_clock_ends_as_that_of_a_group_that_was_never_split(kind: Any, idle: t
     assert plain[0] == plain[1]
 
 
+class Estimates(LateClock):
+    """Keeps in the group what it reckons from its gradients: 0 where there are none."""
+
+    def tick(self, group: dict[str, Any]) -> None:
+        super().tick(group)
+        group["size"] = sum(float(p.grad.abs().sum()) for p in group["params"] if p.grad is not None)
+
+
+@pytest.mark.parametrize(("idle", "believed"), [((), 0), ((0,), 1), ((1,), 0), ((0, 1), 2)])
+def test_of_parts_that_disagree_the_first_that_had_a_gradient_is_believed(idle: tuple[int, ...], believed: int) -> None:
+    held = parameters(3)
+    ours = Estimates(held)
+    fill(held)
+    sizes = [float(p.grad.abs().sum()) for p in held if p.grad is not None]
+    for index in idle:
+        held[index].grad = None
+    split = SplitGroups(ours, {id(held[0]): 0.5, id(held[1]): 2.0})
+    ours.step()
+    split.merge()
+    assert ours.param_groups[0]["size"] == sizes[believed]
+
+
 @pytest.mark.parametrize("kind", [TensorClock, RebornClock])
 def test_a_clock_that_is_a_tensor_stays_the_tensor_that_it_was(kind: Any) -> None:
     held = parameters(2)
@@ -403,3 +426,42 @@ def test_an_optimizer_without_a_rate_is_refused() -> None:
         UnsupportedError, match=r"optimizer 1 \(SGD\) has `lr`: None in a param group, which is no number"
     ):
         refuse_without_rate([torch.optim.SGD(parameters(1), lr=0.1), sgd])
+
+
+class Lookahead(torch.optim.Optimizer):
+    """A wrapper that shares its base's param groups, as many do."""
+
+    def __init__(self, base: Optimizer) -> None:
+        super().__init__(base.param_groups, base.defaults)
+        self.base, self.param_groups = base, base.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.base.step(closure)
+
+
+def test_a_wrapper_that_shares_param_groups() -> None:
+    a, b = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
+    a.grad, b.grad = torch.ones(1), torch.ones(1)
+    o = Lookahead(torch.optim.SGD([a, b], lr=1.0))
+    split = SplitGroups(o, {id(a): 0.5})
+    o.step()
+    split.merge()
+    assert (a.item(), b.item()) == (-0.5, -1.0)
+
+
+@pytest.mark.parametrize("value", [numpy.array([0.9, 0.99]), [torch.zeros(2)], {"m": torch.zeros(2)}])
+def test_odd_values_in_groups(value: Any) -> None:
+    a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
+    o = torch.optim.SGD([a, b], lr=1.0)
+    o.param_groups[0]["odd"] = value
+    split = SplitGroups(o, {id(a): 0.5})
+    for group in o.param_groups:
+        odd = group["odd"]
+        if isinstance(odd, list):
+            group["odd"] = [t + 1 for t in odd]
+        elif isinstance(odd, dict):
+            odd["m"].add_(1)
+    split.merge()
+    odd = o.param_groups[0]["odd"]
+    if not isinstance(odd, numpy.ndarray):
+        assert next(iter(odd.values()) if isinstance(odd, dict) else iter(odd)).tolist() == [1, 1]

@@ -459,3 +459,9 @@ def test_an_optimizer_may_idle_where_a_draw_can_pass_it_by() -> None:
     assert idles(2) is None  # one of two is optimizer 0's
     assert idles(1, drawn="freeze") is None
     assert idles(2, drawn="freeze") == said
+
+
+def test_the_mend_of_a_decay_has_its_braces() -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Phase(["a"], lr={"a": {"deacy": 0.4}})
+    assert "`lr: {a: {decay: 0.4}}`," in str(caught.value)

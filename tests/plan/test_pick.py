@@ -408,3 +408,8 @@ def test_a_pick_that_cannot_be_drawn_is_refused(options: dict[str, Any], key: st
         Pick(**{"family": "l", **options})
     assert text in str(caught.value)
     assert caught.value.key == key
+
+
+def test_weights_whose_sum_is_no_number() -> None:
+    drawn = {g for v in range(50) for g in Pick("l", 1, weights=[1e308, 1e308, 1.0]).draw(["a", "b", "c"], v)}
+    assert drawn == {"a", "b"}

@@ -37,6 +37,8 @@ VALUES = st.lists(NEAR | st.floats(width=64), max_size=12)
 @example([1.0, 1.0], "min", 0, 0.0)
 @example([0.5, 0.4, 0.30000000000000004], "min", 1, 0.1)
 @example([0.5, 0.6, 0.7], "max", 1, 0.1)
+@example([0.4, 0.3], "min", 1, 0.1)  # 0.3 + 0.1 is 0.4, but 0.4 - 0.1 is more than 0.3
+@example([0.2, 0.3], "max", 1, 0.1)
 @example([1.7e308, 1.6e308], "min", 2, 5.0)
 def test_it_judges_as_early_stopping_does(values: list[float], mode: Any, patience: int, min_delta: float) -> None:
     stopping = EarlyStopping("x", min_delta=min_delta, patience=patience, mode=mode, check_finite=True)
@@ -168,20 +170,22 @@ def test_a_phase_ends_as_a_plain_loop_with_early_stopping_would(
     assert run(until_then_b(**options), values, late)[0] == loop()
 
 
-def test_each_time_that_it_is_entered_it_begins_anew() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_each_time_that_it_is_entered_it_begins_anew(late: bool) -> None:
     """Neither the best value nor the patience is carried over: the second visit's 9 is its first."""
     plan = Phases([Phase(["a"], until=Until(LOGGED, patience=2)), Phase(["b"], epochs=1)], repeat=True).bind(ONE)
-    assert run(plan, [1, 2, 3, 0, 9, 8, 8, 8, 0, 7, 7, 7])[0] == "aaabaaaabaaa"
+    assert run(plan, [1, 2, 3, 0, 9, 8, 8, 8, 0, 7, 7, 7], late)[0] == "aaabaaaabaaa"
     same = Phases([Phase(["a"], until=Until(LOGGED, patience=1))], repeat=True).bind(ONE)
-    sets, at, _ = run(same, [1, 2, 5, 6, 7])
+    sets, at, _ = run(same, [1, 2, 5, 6, 7], late)
     assert sets == "aaaaa"
     assert (at.phase, at.best, at.wait) == (2, 7, 0)
 
 
-def test_a_value_of_an_epoch_in_which_a_phase_was_not_entered_is_not_its_own() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_value_of_an_epoch_in_which_a_phase_was_not_entered_is_not_its_own(late: bool) -> None:
     """The first phase's last value is forgotten with it, as is one of an epoch that another phase ended in."""
     plan = Phases([Phase(["a"], epochs=1), Phase(["b"], until=Until(LOGGED, patience=1)), Phase(["c"])]).bind(ONE)
-    assert run(plan, [0, 5, 4, 4, 4])[0] == "abbbc"
+    assert run(plan, [0, 5, 4, 4, 4], late)[0] == "abbbc"
 
 
 def test_entered_in_the_middle_of_an_epoch_that_epoch_is_its_first() -> None:
