@@ -65,10 +65,16 @@ class Place:
             loader.dispose()
 
     def walk(self) -> Iterator[Place]:
-        """This value and everything below it."""
+        """This value and everything below it; what an alias names again is walked once."""
+        yield from self._walk(set())
+
+    def _walk(self, seen: set[int]) -> Iterator[Place]:
+        if id(self.node) in seen:
+            return
+        seen.add(id(self.node))
         yield self
         for child in (*self.items().values(), *self.elements()):
-            yield from child.walk()
+            yield from child._walk(seen)
 
     def file(self) -> Path | None:
         """The YAML file that a string value names, as from this file's own folder; None for anything else."""
@@ -111,21 +117,24 @@ def read(path: Path, named_by: Place | None = None, mend: str = "") -> Place:
     if node is None:
         raise ConfigError(f"{path}: the file is empty.")
     root = Place(path, "", node)
-    _refuse_endless(root, ())
+    _refuse_endless(root, (), set())
     for place in root.walk():
         _refuse_twice(place)
     return root
 
 
-def _refuse_endless(place: Place, above: tuple[int, ...]) -> None:
+def _refuse_endless(place: Place, above: tuple[int, ...], fine: set[int]) -> None:
     """Refuse a value that an alias puts inside itself."""
     if id(place.node) in above:
         raise place.error(
             "the value contains itself, by an alias (`*name`) of what it stands in, so it has no end. Write it out; phases "
             "are repeated by `repeat: 10`."
         )
+    if id(place.node) in fine:
+        return
     for child in (*place.items().values(), *place.elements()):
-        _refuse_endless(child, (*above, id(place.node)))
+        _refuse_endless(child, (*above, id(place.node)), fine)
+    fine.add(id(place.node))
 
 
 def _refuse_twice(place: Place) -> None:

@@ -8,6 +8,7 @@ what a stock LightningCLI lets pass (a key that stands twice) and what it cannot
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from lightning_freeze import __all__ as public_names
 from lightning_freeze import __version__
 from lightning_freeze._yaml import ConfigError, Place, read
 from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
-from lightning_freeze.commands import Command, InputsCommand, command_of
+from lightning_freeze.commands import COMMANDS, LIGHTNING_LOGGERS, Command, InputsCommand, command_of
 from lightning_freeze.demos import MissingPackageError
 from lightning_freeze.gate.optimizers import UnsupportedError
 from lightning_freeze.input_audit import InputAudit, place_of, read_declarations
@@ -36,6 +37,11 @@ from lightning_freeze.plan.until import Until
 from lightning_freeze.report.findings import FreezeViolation
 from lightning_freeze.witness.inputs.whitelist import DeclarationError
 
+_ABOUT = (
+    "Lightning's own commands over any model and data that a configuration names (--config FILE), and three more: "
+    + "; ".join(f"{name}: {meaning}" for name, meaning in COMMANDS.items())
+    + ". Each has a --help."
+)
 _CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit, InputAudit)}
 _SCHEDULES: dict[str, type] = {"Every": Every, "Phases": Phases}
 _PARTS: dict[str, type] = {"until": Until, "pick": Pick}
@@ -62,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args, sys.argv = (None, [sys.argv[0], *arguments]) if args is None else (arguments, sys.argv)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
+    levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
     FreezeCLI.roots = roots = []
     FreezeCLI.command = command
     try:
@@ -71,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
             None,  # any LightningDataModule, or none where the model brings its own data
             subclass_mode_model=True,
             parser_class=_Parser,
-            parser_kwargs={"version": f"lightning-freeze {__version__}"},
+            parser_kwargs={"version": f"lightning-freeze {__version__}", "description": _ABOUT},
             save_config_kwargs={"overwrite": True},
             save_config_callback=SaveConfigCallback if command is None else None,
             trainer_defaults={} if command is None else {"callbacks": command.callbacks},
@@ -87,13 +94,22 @@ def main(args: Sequence[str] | None = None) -> None:
         UnsupportedError,
         DeclarationError,
     ) as error:  # found with the model, so where it stands is looked up again
-        where = locate(str(error), roots) or locate("'schedule'", roots)
+        anywhere = isinstance(error, ScheduleError) and error.key is None  # of no configuration's making
+        where = "" if anywhere else locate(str(error), roots) or _at_schedule(error, command, roots)
         raise SystemExit(f"lightning-freeze: error: {where}{error}") from error
     except Exception as error:
         missing = _missing_package(error)
         if missing is None:
             raise
         raise SystemExit(f"lightning-freeze: error: {_where_class(missing.kind, roots)}{missing}") from error
+    finally:
+        for name, level in levels.items():  # which some commands hush
+            logging.getLogger(name).setLevel(level)
+
+
+def _at_schedule(error: Exception, command: Command | None, roots: Sequence[Place]) -> str:
+    """Where the schedule stands, for what is wrong between it and the model; `groups` makes none."""
+    return "" if command is not None and command.name == "groups" else locate("'schedule'", roots)
 
 
 def _missing_package(error: BaseException | None) -> MissingPackageError | None:
@@ -174,6 +190,10 @@ class _Parser(LightningArgumentParser):
             own = [name for name, value in found if not getattr(value, "__module__", "torch").startswith(_OTHERS)]
             close = nearest(absent[2], own)
             return f"\nNearest: {', '.join(map(repr, close))}." if close else ""
+        command = re.search(r"invalid choice: '([^']+)'", message)
+        if command is not None and "predict" in message:
+            every = [*("fit", "validate", "test", "predict"), *COMMANDS]
+            return f"\nNearest: {_near(command[1], every)}. All: {', '.join(every)}."
         wrong = re.search(r"not accept option '([^']+)'", message)
         if wrong is None:
             return ""
@@ -265,15 +285,21 @@ def _check_callback(place: Place, out: Path | None) -> None:
     _built(arguments or place, kind, values)
 
 
-def build_schedule(place: Place) -> Schedule:
+def build_schedule(place: Place, above: tuple[Path, ...] = ()) -> Schedule:
     """The schedule that a value of a YAML file stands for.
+
+    Args:
+        place: The value.
+        above: The files that led to it.
 
     Raises:
         ConfigError: With file, line and key.
     """
     named = place.file()
     if named is not None:
-        return build_schedule(read(named, place))
+        if named.resolve() in above:
+            raise place.error(f"the file {str(named)!r} names itself as its schedule. Write the schedule into it.")
+        return build_schedule(read(named, place), (*above, named.resolve()))
     items = place.items()
     if "class_path" in items:
         name = _class_name(items["class_path"])
@@ -334,6 +360,10 @@ def _element(place: Place) -> Phase | Phases:
         return _phases(inner) if "phases" in inner.items() else _element(inner)
     if "phases" in items:
         return _phases(place)
+    if "seed" in items:
+        raise items["seed"].error("`seed` is no key of a phase: a schedule has one, beside its outermost `phases:`.")
+    if "pick" in items and "train" not in items:
+        raise place.error("Phase has no 'train'. Add the key: `train: []` where the draw alone is to train.")
     _check_keys(place, items, Phase)
     values = place.plain()
     for key, kind in _PARTS.items():

@@ -8,6 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +17,9 @@ from rich.console import Console
 
 from lightning_freeze._lightning import LightningModule, Trainer
 from lightning_freeze.forecast import Forecast, Horizon, forecast, read_metrics
+from lightning_freeze.gate.optimizers import refuse_strategy
 from lightning_freeze.input_audit import InputAudit, write_declarations
-from lightning_freeze.plan.groups import SelectionError, Selector, group_parameters
+from lightning_freeze.plan.groups import Selector, group_parameters
 from lightning_freeze.plan.schedule import REST
 from lightning_freeze.plan.suggest import suggest_groups
 from lightning_freeze.report.pictures import draw_plan
@@ -59,6 +61,14 @@ class Command(ABC):
         """
 
 
+COMMANDS = {
+    "plan": "what a run will train when, before it runs",
+    "groups": "groups that a model's structure suggests",
+    "inputs": "what modules are handed and never use, as a whitelist",
+}
+LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch")
+
+
 def command_of(arguments: Sequence[str]) -> Command | None:
     """The command that the arguments give, if it is one of ours."""
     makers = {"inputs": _inputs, "plan": _plan, "groups": _groups}
@@ -74,37 +84,47 @@ def _at_least_one(parser: argparse.ArgumentParser, given: argparse.Namespace, *n
 
 def _hush() -> None:
     """What Lightning says of devices and of itself while a Trainer is made is no matter of ours."""
-    for package in ("pytorch_lightning", "lightning.pytorch"):
+    for package in LIGHTNING_LOGGERS:
         logging.getLogger(package).setLevel(logging.WARNING)
 
 
-def _on_one_cpu(trainer: Any) -> int:
+def _on_one_cpu(trainer: Any) -> int | None:
     """Let a fit that is only looked at run in this process.
 
     Args:
         trainer: The namespace of the Trainer's arguments.
 
     Returns:
-        The processes that the configuration asks for, as far as it says so in numbers.
+        The processes that the configuration asks for; None where it leaves that to the machine.
+
+    Raises:
+        UnsupportedError: The run would refuse the strategy.
     """
-    devices = trainer.get("devices")
-    nodes = trainer.get("num_nodes") or 1
-    several = isinstance(devices, (int, list)) and not isinstance(devices, bool)
-    world = (len(devices) if isinstance(devices, list) else max(1, devices)) if several else 1
-    if str(trainer.get("precision")) in (
-        "16",
-        "16-mixed",
-        "16-true",
-        "transformer-engine",
-        "transformer-engine-float16",
-    ):
-        trainer["precision"] = "32-true"  # the CPU has none of these
+    if "deepspeed" in str(trainer.get("strategy")).lower():
+        refuse_strategy(type("DeepSpeedStrategy", (), {})())  # by its name, as a fit does
+    each = _processes(trainer.get("devices"), trainer.get("accelerator"))
+    nodes = int(trainer.get("num_nodes") or 1)
+    # The CPU has none of these; what takes their place has the same bytes.
+    others = dict.fromkeys(("16-true", "transformer-engine", "transformer-engine-float16"), "bf16-true")
+    others |= dict.fromkeys(("16", "16-mixed"), "32-true")
+    trainer["precision"] = others.get(str(trainer.get("precision")), trainer.get("precision"))
     for key, value in {
         **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
         **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},
     }.items():
         trainer[key] = value
-    return world * nodes
+    return each * nodes if each is not None else None
+
+
+def _processes(devices: Any, accelerator: Any) -> int | None:
+    """How many processes a node has by the Trainer's ``devices``, in any way of writing it."""
+    if isinstance(devices, str) and devices.strip("-").replace(",", "").isdigit():
+        devices = int(devices) if "," not in devices else [part for part in devices.split(",") if part]
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, int):
+        return devices if devices > 0 else None
+    return 1 if accelerator in ("cpu", "mps") else None
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------
@@ -192,7 +212,7 @@ class PlanCommand(Command):
     out: Path | None
     horizon: Horizon
     metrics: Path | None
-    _world: int = 1
+    _world: int | None = 1
 
     def configure(self, trainer: Any) -> None:
         """On one CPU process, whatever the run is to have."""
@@ -205,7 +225,7 @@ class PlanCommand(Command):
         metrics = read_metrics(self.metrics) if self.metrics is not None else {}
         found = forecast(trainer, fit, Horizon(told.updates, told.epochs, told.batches, self._world, metrics))
         console = Console()
-        print_plan(console, found.steps, found.sizes, found.first)
+        print_plan(console, found.steps, found.sizes, found.first, found.held)
         for note in found.notes:
             console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
         if self.out is not None:
@@ -214,7 +234,7 @@ class PlanCommand(Command):
 
     def _draw(self, found: Forecast, title: str) -> None:
         assert self.out is not None
-        draw_plan(self.out, found.trained, found.sizes, epochs=found.epochs, title=title)
+        draw_plan(self.out, found.trained, found.sizes, epochs=found.epochs, title=title, held=found.held)
 
 
 def _plan(arguments: Sequence[str]) -> Command:
@@ -233,6 +253,10 @@ def _plan(arguments: Sequence[str]) -> Command:
     _at_least_one(parser, given, "updates", "epochs", "batches")
     if given.out is not None and given.out.suffix not in (".png", ".svg", ".pdf"):
         parser.error(f"--out is {str(given.out)!r}, but must end in .png, .svg or .pdf. Nearest: {given.out.stem}.png.")
+    if given.out is not None and find_spec("matplotlib") is None:
+        parser.error(
+            "--out needs matplotlib, the extra `plot`: pip install -c constraints.txt -e '.[plot]' in a checkout."
+        )
     horizon = Horizon(given.updates, given.epochs, given.batches)
     return PlanCommand(rest, given.out, horizon, given.metrics)
 
@@ -261,11 +285,13 @@ class GroupsCommand(Command):
 
     def run(self, trainer: Trainer, model: LightningModule, fit: Callable[[], None]) -> None:
         """Print the groups, and write them."""
+        model.trainer = trainer  # which it may ask
         model.configure_model()  # a model may make its layers there
         text = groups_yaml(model, suggest_groups(model))
         console = Console()
         console.print(text, markup=False, highlight=False, soft_wrap=True, end="")
         if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(text, encoding="utf-8")
             console.print(f"# Written to {self.out}.", markup=False, highlight=False, soft_wrap=True)
 
@@ -282,7 +308,7 @@ def groups_yaml(model: LightningModule, groups: dict[str, Selector]) -> str:
     total = sum(sizes.values())
     lines = [f"# Suggested for {type(model).__name__}, whose parameters have {total:,} elements that can train."]
     lines.append("groups:")
-    written = [f"  {group}: {_flow(selector)}" for group, selector in groups.items()]
+    written = [f"  {_flow(group)}: {_flow(selector)}" for group, selector in groups.items()]
     width = min(72, max(map(len, written)))
     for (group, _), line in zip(groups.items(), written, strict=True):
         family = found.families.get(group)
@@ -311,5 +337,7 @@ def _groups(arguments: Sequence[str]) -> Command:
     parser.add_argument("--out", type=Path, help="also write it to this file, which must not be there yet")
     given, rest = parser.parse_known_args(arguments)
     if given.out is not None and given.out.exists():
-        raise SelectionError(f"--out is {str(given.out)!r}, which is there already. Give another name.")
+        raise SystemExit(
+            f"lightning-freeze: error: --out is {str(given.out)!r}, which is there already. Give another name."
+        )
     return GroupsCommand(rest, given.out)

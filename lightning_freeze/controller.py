@@ -33,6 +33,7 @@ from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule, Sched
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.pictures import Size
 from lightning_freeze.report.records import Record, Steps
+from lightning_freeze.report.table import folded
 from lightning_freeze.witness.frozen import Watched
 from lightning_freeze.witness.moved import stalled
 from lightning_freeze.witness.witness import Witness, buffers_of
@@ -196,8 +197,8 @@ class FreezeController(AuditedRun):
         if self.groups.rest == "freeze":
             scheduled += [member.parameter for member in self.groups.members.get(REST, ())]
         refuse_optimizers(optimizers, scheduled)
-        if self._plan.scales:
-            refuse_without_rate(optimizers)
+        rated = [m.parameter for group in self._plan.rated for m in self.groups.members.get(group, ())]
+        refuse_without_rate(optimizers, rated)
         lanes = [Lane(index, optimizer, self._held_by(optimizer)) for index, optimizer in enumerate(optimizers)]
         for lane in lanes:
             idle = self._plan.may_idle(lane.index) if scaler and lane.members else None
@@ -228,12 +229,14 @@ class FreezeController(AuditedRun):
         self._decide()
         self._gate.attach()
         self._begin_epoch()
-        if self._plan.never_freezes() and not (self.groups.rest == "freeze" and REST in self.groups.members):
+        rest_freezes = self.groups.rest == "freeze" and REST in self.groups.members
+        if self._plan.never_freezes() and not rest_freezes and not self._plan.rated:
             rest = len(self.groups.members.get(REST, ()))
             warnings.warn(
                 f"this schedule never freezes anything: its groups ({', '.join(self.groups.named)}) train at every step"
                 + (f", and so do {rest} parameter(s) in no group, by `rest: train`" if rest else "")
-                + ". Name what is to be frozen as a group of its own, or set `rest: freeze`.",
+                + ". Name what is to be frozen as a group of its own"
+                + (", or set `rest: freeze`." if rest else "."),
                 stacklevel=2,
             )
 
@@ -283,6 +286,8 @@ class FreezeController(AuditedRun):
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
             self._say_why()
+        for lane in self._require_gate().lanes:
+            lane.merge()  # after a step that failed, and that the model has survived
         if self._sets is not self._watched_sets:
             self._watch()
         if self._eval:
@@ -351,7 +356,7 @@ class FreezeController(AuditedRun):
 
     def _say_why(self) -> None:
         if self._at.why:
-            now = ", ".join(sorted(self.trainable))
+            now = folded(self.trainable, self.groups.members)
             self._say(f"freeze, epoch {max(0, self._at.epoch - 1)}: {self._at.why}. Now training: {now}.")
             self._at.why = ""
 
@@ -495,7 +500,9 @@ class FreezeController(AuditedRun):
             self._continued = True
             warnings.warn(
                 f"the checkpoint was made under {' and '.join(differences)}\nBy `on_schedule_change: continue` the run goes on"
-                f" with its counts: {', '.join(f'{group} {count}' for group, count in position.updates.items())}.",
+                f" with its counts: {', '.join(f'{group} {count}' for group, count in position.updates.items())}; "
+                + (f"it goes on at {place}; " if (place := self._require_plan().where(position)) else "")
+                + f"what trains next: {', '.join(sorted(self._require_plan().trainable(position)))}.",
                 stacklevel=2,
             )
         self._at = position
@@ -511,7 +518,7 @@ class FreezeController(AuditedRun):
             warnings.warn(
                 f"the checkpoint was saved after the last batch of epoch {self._at.epoch} and before {self.awaits!r} was "
                 f"logged, and Lightning goes on with epoch {epoch}: the phase that waits for it does without the value of "
-                "that epoch. Checkpoints of after validation (ModelCheckpoint's default) have it.",
+                "that epoch. Checkpoints of after validation, or of the epoch's end, have it.",
                 stacklevel=2,
             )
 
@@ -564,7 +571,7 @@ class FreezeController(AuditedRun):
             )
         sets = tuple([plan.trains(self._at, lane.index) for lane in lanes])
         self._steady_until = self._at.total + plan.steady_for(self._at)
-        if plan.scales and (rates := plan.rates(self._at)) != self._rates:
+        if plan.rated and (rates := plan.rates(self._at)) != self._rates:
             self._rates = rates
             for lane in lanes:
                 lane.rate(rates)

@@ -7,20 +7,23 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch.optim import Optimizer
 
 from lightning_freeze._lightning import Callback, LightningModule, Trainer
 from lightning_freeze.callbacks import FreezeScheduler
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.plan.preview import Step
-from lightning_freeze.plan.schedule import Position, ScheduleError
+from lightning_freeze.plan.schedule import Position, ScheduleError, nearest
 from lightning_freeze.report.pictures import Size, human_bytes
+from lightning_freeze.report.table import folded
 
-_MOST = 10_000_000
+_MOST = 1_000_000
+_WATCHED = 100  # batches in which some optimizer must step for its order to be known
 
 
 class _Seen(Exception):  # noqa: N818 - no error: the fit is ended because nothing more is wanted of it
@@ -35,12 +38,14 @@ class Forecast:
         steps: Its optimizer steps in order, without those in which everything is frozen.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before them.
+        held: The groups that had one of those, so that their optimizer state is there.
         notes: What is assumed in it.
     """
 
     steps: Sequence[Step]
     sizes: Mapping[str, Size]
     first: int
+    held: frozenset[str]
     notes: Sequence[str]
 
     @property
@@ -62,50 +67,76 @@ class Horizon:
         updates: How many updates to foresee; by default as many as the Trainer's limits allow.
         epochs: How many epochs to foresee.
         batches: Training batches in an epoch of one process; by default as many as the data has.
-        world: The processes that will share the data.
+        world: The processes that will share the data; None where that is not known.
         metrics: Epoch to the metrics logged in it, for phases that end by one.
     """
 
     updates: int | None = None
     epochs: int | None = None
     batches: int | None = None
-    world: int = 1
+    world: int | None = 1
     metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 class _Look(Callback):
     """Looks at a fit when everything is set up and restored, and ends it.
 
-    Where the model steps several optimizers by hand, its first batch is run to see in which order.
+    Where the model steps its optimizers by hand, batches are run until one of them has stepped, to see in which order.
     """
 
-    def __init__(self, scheduler: FreezeScheduler, horizon: Horizon, accumulation: Callable[[int], int] | None) -> None:
-        self._scheduler = scheduler
+    def __init__(self, horizon: Horizon) -> None:
         self._horizon = horizon
-        self._accumulation = accumulation
-        self._start = Position()
+        self._scheduler: FreezeScheduler | None = None
+        self._start: Position | None = None
         self._epoch = 0
         self._done = 0
         self._order: list[int] = []
         self.seen: Forecast | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The model has added its own callbacks; none has begun."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        schedulers = [callback for callback in callbacks if isinstance(callback, FreezeScheduler)]
+        if not schedulers:
+            raise ScheduleError(
+                "the Trainer has no freeze scheduler (callbacks: "
+                f"{', '.join(type(c).__name__ for c in callbacks if c is not self) or 'none'}), so there is nothing to "
+                "plan. Add lightning_freeze.FreezeScheduler under `trainer.callbacks`."
+            )
+        self._scheduler = schedulers[0]
+        for scheduler in schedulers:
+            scheduler.only_look()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The optimizers are made: the run's own end is no end of what is to be foreseen, where that was said."""
+        if self._horizon.epochs is not None or self._horizon.updates is not None:
+            trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Everything is there, and Lightning has found out where a resumed run goes on."""
+        if self._start is not None:
+            return
         self._start = self._controller.position()
         self._epoch, self._done = trainer.current_epoch, batch_idx
-        if pl_module.automatic_optimization or len(trainer.optimizers) < 2:
+        if pl_module.automatic_optimization:
             self._order = [0]
             self._foresee(trainer, pl_module)
         for index, optimizer in enumerate(trainer.optimizers):
             optimizer.register_step_pre_hook(self._stepping(index))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """The order of the optimizers is known."""
-        self._foresee(trainer, pl_module)
+        """The order of the optimizers is known as soon as one has stepped."""
+        if self._order:
+            self._foresee(trainer, pl_module)
+        if args[-1] + 1 >= self._done + _WATCHED:
+            raise ScheduleError(
+                f"in manual optimization, no optimizer stepped in {_WATCHED} batches, so it cannot be known when the model "
+                "steps which. Plan it in Python, with FreezeController.preview(…, order=…)."
+            )
 
     @property
     def _controller(self) -> FreezeController:
-        controller = self._scheduler.controller
+        controller = self._scheduler.controller if self._scheduler is not None else None
         if controller is None:
             raise RuntimeError("a fit begins with its freeze scheduler's on_fit_start")
         return controller
@@ -116,26 +147,36 @@ class _Look(Callback):
     def _foresee(self, trainer: Trainer, module: LightningModule) -> None:
         notes: list[str] = []
         horizon = self._horizon
+        start = self._start or Position()
         batches = self._batches(trainer, notes)
-        factor = self._accumulation or (lambda epoch: trainer.accumulate_grad_batches)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        factors = [c.get_accumulate_grad_batches for c in callbacks if hasattr(c, "get_accumulate_grad_batches")]
+        factor = factors[0] if factors else (lambda epoch: trainer.accumulate_grad_batches)
 
         def accumulated(epoch: int) -> int:
-            return factor(epoch) if module.automatic_optimization else 1
+            return int(factor(epoch)) if module.automatic_optimization else 1
 
         def windows(epoch: int) -> int:
             return math.ceil(batches / accumulated(epoch))
 
-        if not module.automatic_optimization and len(trainer.optimizers) > 1:
+        if not module.automatic_optimization:
             notes.append(f"In every batch the optimizers step in the order seen in the first: {self._order}.")
+        stops = [type(c).__name__ for c in callbacks if type(c).__name__ in ("EarlyStopping", "Timer")]
+        if stops:
+            notes.append(f"{' and '.join(stops)} may end the run sooner.")
         metrics = {name for name in self._controller.metrics if not any(name in m for m in horizon.metrics.values())}
         if metrics:
+            missing = ", ".join(map(repr, sorted(metrics)))
+            given = sorted({name for logged in horizon.metrics.values() for name in logged})
+            close = nearest(min(metrics), given, 1)
+            said = f"The metrics given have no {missing}" if given else f"No values of {missing} are given (--metrics)"
+            hint = f" (nearest: {close[0]!r})" if close else ""
             notes.append(
-                f"No values of {', '.join(map(repr, sorted(metrics)))} are given (--metrics), so a phase that waits for "
-                "them is taken to last its max_epochs, or to the end."
+                f"{said}{hint}, so a phase that waits for them is taken to last its max_epochs, or to the end."
             )
         coming = self._controller.preview(
             windows,
-            start=self._start,
+            start=start,
             epoch=self._epoch,
             done=self._done // accumulated(self._epoch),
             order=self._order,
@@ -143,6 +184,7 @@ class _Look(Callback):
         )
         steps = self._until_the_end(coming, trainer)
         sizes, unknown = self._controller.sizes()
+        notes += _remarks(steps, sizes, start.total)
         every = sum(size.gradient for size in sizes.values())
         if any(len(step.trained) < len(sizes) for step in steps):
             notes.append(
@@ -151,8 +193,12 @@ class _Look(Callback):
             )
         if unknown:
             notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
-        self.seen = Forecast(steps, sizes, self._start.total, notes)
-        raise _Seen
+        if len(steps) == _MOST:
+            notes.append(f"The plan is cut after {_MOST:,} updates.")
+        held = frozenset(group for group, count in start.updates.items() if count and group in sizes)
+        self.seen = Forecast(steps, sizes, start.total, held, notes)
+        trainer.callbacks = [c for c in callbacks if c in (self, self._scheduler)]  # type: ignore[attr-defined]
+        raise _Seen  # of which the other callbacks need not hear
 
     def _batches(self, trainer: Trainer, notes: list[str]) -> int:
         """Training batches of one process in an epoch."""
@@ -164,27 +210,64 @@ class _Look(Callback):
                 "the training data says no length (an IterableDataset), so it cannot be known where epochs end. Say how "
                 "many batches an epoch has: --batches N."
             )
-        if self._horizon.world > 1:
-            found = math.ceil(found / self._horizon.world)
-            notes.append(f"{self._horizon.world} processes share the data: {found} batches each in an epoch.")
+        world = self._horizon.world
+        if world is None:
+            notes.append("How many processes will share the data is not known here; it is counted for one.")
+        elif world > 1:
+            found = _shared(trainer, int(found), world)
+            notes.append(f"{world} processes share the data: {found} batches each in an epoch.")
         return int(found)
 
     def _until_the_end(self, coming: Iterator[Step], trainer: Trainer) -> list[Step]:
-        epochs, updates = self._horizon.epochs, self._horizon.updates
+        epochs, updates, all_steps = self._horizon.epochs, self._horizon.updates, None
         if epochs is None and updates is None:
             epochs = trainer.max_epochs - self._epoch if trainer.max_epochs not in (None, -1) else None
-            updates = trainer.max_steps - trainer.global_step if trainer.max_steps != -1 else None
-            if epochs is None and updates is None:
+            all_steps = trainer.max_steps - trainer.global_step if trainer.max_steps != -1 else None
+            if epochs is None and all_steps is None:
                 raise ScheduleError(
                     "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N."
                 )
         steps: list[Step] = []
-        for step in takewhile(lambda step: epochs is None or step.epoch < self._epoch + epochs, islice(coming, _MOST)):
-            if updates is not None and len(steps) >= updates:
+        batch = -1
+        for number, step in enumerate(
+            takewhile(lambda step: epochs is None or step.epoch < self._epoch + epochs, coming)
+        ):
+            # Lightning counts steps that updated nothing, too, and ends at a batch's end.
+            over = all_steps is not None and number >= all_steps and step.batch != batch
+            if over or len(steps) == (_MOST if updates is None else min(updates, _MOST)):
                 break
+            batch = step.batch
             if step.trained:
                 steps.append(step)
         return steps
+
+
+def _remarks(steps: Sequence[Step], sizes: Mapping[str, Size], first: int) -> list[str]:
+    """What a user may not have meant."""
+    notes: list[str] = []
+    over = next((number for number, step in enumerate(steps) if step.over), None)
+    if over is not None:
+        notes.append(
+            f"The schedule runs out after {first + over} updates; its last set stays trainable. To begin again, write "
+            "`repeat: true`."
+        )
+    idle = [group for group in sizes if not any(group in trained for trained in {step.trained for step in steps})]
+    if idle and steps:
+        notes.append(f"Never trained in these updates: {folded(idle, sizes)}.")
+    return notes
+
+
+def _shared(trainer: Trainer, batches: int, world: int) -> int:
+    """The batches of each of several processes, by the rules of torch's DistributedSampler, within Lightning's limit."""
+    loader: Any = trainer.train_dataloader
+    limit = trainer.limit_train_batches
+    try:
+        samples, size = len(loader.dataset), int(loader.batch_size)
+        whole = samples // world if loader.drop_last else math.ceil(samples / world)
+        each = whole // size if loader.drop_last else math.ceil(whole / size)
+    except (TypeError, AttributeError):  # a loader of another kind
+        return math.ceil(batches / world)
+    return max(1, min(each, limit) if isinstance(limit, int) else int(each * limit))
 
 
 def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None = None) -> Forecast:
@@ -198,18 +281,9 @@ def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None 
     Raises:
         ScheduleError: There is no scheduler, or no end to what is to be foreseen.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    schedulers = [callback for callback in callbacks if isinstance(callback, FreezeScheduler)]
-    if not schedulers:
-        raise ScheduleError(
-            f"the Trainer has no freeze scheduler (callbacks: {', '.join(type(c).__name__ for c in callbacks) or 'none'}), "
-            "so there is nothing to plan. Add lightning_freeze.FreezeScheduler under `trainer.callbacks`."
-        )
-    schedulers[0].only_look()
-    accumulate = [c.get_accumulate_grad_batches for c in callbacks if hasattr(c, "get_accumulate_grad_batches")]
-    look = _Look(schedulers[0], horizon or Horizon(), accumulate[0] if accumulate else None)
-    trainer.callbacks = [look, *schedulers]  # type: ignore[attr-defined]
-    trainer.loggers = []
+    look = _Look(horizon or Horizon())
+    trainer.callbacks.insert(0, look)  # type: ignore[attr-defined]
+    trainer.loggers = [DummyLogger()]
     with suppress(_Seen):
         fit()
     if look.seen is None:
@@ -231,22 +305,30 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     """
     if not path.is_file():
         raise ScheduleError(f"the file of metrics {str(path)!r} is not there. It is what Lightning's CSVLogger writes.")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         rows = list(csv.DictReader(file))
     if not rows or "epoch" not in rows[0]:
+        columns = ", ".join(map(str, rows[0])) if rows else "none"
         raise ScheduleError(
-            f"{str(path)!r} has no column `epoch` (columns: {', '.join(rows[0]) if rows else 'none'}). Give the metrics.csv "
-            "of Lightning's CSVLogger, or a file like it: epoch,val_loss."
+            f"{str(path)!r} has no column `epoch` (columns: {columns}). Give the metrics.csv of Lightning's CSVLogger, or a "
+            "file like it: epoch,val_loss."
         )
     found: dict[int, dict[str, float]] = {}
     for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ScheduleError(f"{str(path)!r}, line {number}: it has another number of values than the first line.")
+        epoch = int(_number(path, number, "epoch", row["epoch"]))
         for name, value in row.items():
-            if name in ("epoch", "step") or not value:
-                continue
-            try:
-                found.setdefault(int(float(row["epoch"])), {})[name] = float(value)
-            except ValueError as error:
-                raise ScheduleError(
-                    f"{str(path)!r}, line {number}: {name} is {value!r}, which is no number."
-                ) from error
+            if name not in ("epoch", "step") and value:
+                found.setdefault(epoch, {})[name] = _number(path, number, name, value)
+    for logged in found.values():
+        for name in [name for name in logged if name.endswith("_epoch")]:  # logged on_step and on_epoch
+            logged.setdefault(name.removesuffix("_epoch"), logged[name])
     return found
+
+
+def _number(path: Path, line: int, name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ScheduleError(f"{str(path)!r}, line {line}: {name} is {value!r}, which is no number.") from error

@@ -34,11 +34,6 @@ from tests.recipes import GAN, data, model_of, scheduler_of
 BATCHES = 7
 
 
-def bug(why: str) -> pytest.MarkDecorator:
-    """A defect that is known; the mark goes with it."""
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
 def every() -> FreezeScheduler:
     return FreezeScheduler(Every({"layer1": 3}, of="layer2"))
 
@@ -124,7 +119,6 @@ def test_from_a_checkpoint_it_goes_on_to_the_same_end(tmp_path: Path) -> None:
         assert len(foresee(tmp_path / "plan", Horizon(epochs=2), checkpoint=path).steps) == 2 + BATCHES
 
 
-@bug("other callbacks are taken away, so Lightning warns that those of the checkpoint are not there")
 @pytest.mark.filterwarnings("ignore:.*checkpoint that ended before the epoch ended")
 def test_of_a_checkpoints_callbacks_that_are_there_nobody_is_warned(tmp_path: Path) -> None:
     path = saved_after_five(tmp_path)
@@ -216,7 +210,6 @@ def test_processes_share_the_data_and_it_says_so(world: int, share: int, tmp_pat
     assert f"{world} processes share the data: {share} batches each in an epoch." in found.notes
 
 
-@bug("`limit_train_batches` is a limit for each process, but is divided as if it were the length of the data")
 def test_a_limit_of_batches_is_one_for_each_process(tmp_path: Path) -> None:
     assert in_epochs(foresee(tmp_path, Horizon(world=2), loader=batches(25), limit_train_batches=17)) == [13]
 
@@ -294,14 +287,12 @@ class Patient(dict[int, dict[str, float]]):
         return super().get(key, default)
 
 
-@bug("where no optimizer steps in the first batch, the preview yields nothing for ever")
 def test_a_first_batch_without_a_step_does_not_hang(tmp_path: Path) -> None:
     horizon = Horizon(updates=4, metrics=Patient({0: {"x": 1.0}}))
     with suppress(ScheduleError):
         foresee(tmp_path, horizon, model=ByHand(hidden=8), loader=data(4), scheduler=scheduler_of("gan"))
 
 
-@bug("Lightning counts an optimizer's steps while all of it is frozen, too; the plan counts those that update")
 def test_max_steps_counts_as_lightning_does(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_epochs": -1, "max_steps": 10}
     scheduler = scheduler_of("gan")
@@ -353,8 +344,8 @@ class Asks(Still):
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(Says, marks=bug("the trainer's loggers are taken away; `fast_dev_run` has a DummyLogger instead")),
-        pytest.param(Asks, marks=bug("callbacks that the model asks its Trainer for are taken away")),
+        Says,
+        Asks,
     ],
 )
 def test_a_model_that_speaks_to_its_trainer(model: type[Still], tmp_path: Path) -> None:
@@ -366,7 +357,6 @@ class Brings(Still):
         return [every()]
 
 
-@bug("the callbacks of `configure_callbacks` come with the fit, after the scheduler was looked for")
 def test_a_scheduler_that_the_model_brings(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     assert forecast(trainer, lambda: trainer.fit(Brings(), batches(2))).steps
@@ -511,7 +501,7 @@ def until(metric: str) -> FreezeScheduler:
 
 @pytest.mark.parametrize(
     "model",
-    [Logs, LogsInTraining, pytest.param(LogsBoth, marks=bug("`x_epoch` of the CSVLogger is the run's `x`"))],
+    [Logs, LogsInTraining, LogsBoth],
 )
 def test_an_earlier_runs_metrics_end_the_phases_where_that_run_did(model: Any, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
@@ -547,11 +537,7 @@ def test_without_values_a_phase_lasts_its_max_epochs_or_for_good(tmp_path: Path)
         ("step,val_loss,epoch\n9,1e-3,2.0\n", {2: {"val_loss": 0.001}}),
         ("epoch,val_loss\n0,\n", {}),
         ("epoch,val_loss\n1,-inf\n", {1: {"val_loss": float("-inf")}}),
-        pytest.param(
-            "\ufeffepoch,val_loss\n0,1\n",
-            {0: {"val_loss": 1.0}},
-            marks=bug("spreadsheets write a byte order mark, which becomes part of the first column's name"),
-        ),
+        pytest.param("\ufeffepoch,val_loss\n0,1\n", {0: {"val_loss": 1.0}}),
     ],
 )
 def test_metrics_are_read(text: str, expected: Any, tmp_path: Path) -> None:
@@ -566,11 +552,9 @@ def test_metrics_are_read(text: str, expected: Any, tmp_path: Path) -> None:
         ("a,b\n1,2\n", "'{path}' has no column `epoch` (columns: a, b). Give the metrics.csv of Lightning's CSVLogger"),
         ("", "'{path}' has no column `epoch` (columns: none)."),
         ("epoch,step,val_loss\n0,0,1\n1,1,low\n", "'{path}', line 3: val_loss is 'low', which is no number."),
-        pytest.param(
-            "epoch,val_loss\n,0.5\n", "epoch is ''", marks=bug("a missing epoch is told as if the value were no number")
-        ),
-        pytest.param("epoch,val_loss\n0,1,7\n", "line 2", marks=bug("a row too long is a TypeError")),
-        pytest.param("val_loss,epoch\n1\n", "line 2", marks=bug("a row too short is a TypeError")),
+        pytest.param("epoch,val_loss\n,0.5\n", "epoch is ''"),
+        pytest.param("epoch,val_loss\n0,1,7\n", "line 2"),
+        pytest.param("val_loss,epoch\n1\n", "line 2"),
     ],
     ids=["no file", "no epoch", "empty", "no number", "epoch missing", "long row", "short row"],
 )

@@ -25,11 +25,6 @@ LISA = str(CONFIGS / "lisa.yaml")
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 
 
-def bug(why: str) -> pytest.MarkDecorator:
-    """A defect that is known; the mark goes with it."""
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """LightningCLI warns of other arguments than those that it is handed; what is written goes below the test."""
@@ -68,14 +63,12 @@ def test_a_file_that_is_there_is_kept() -> None:
     assert Path("groups.yaml").read_text() == "mine"
 
 
-@bug("what the command line's own parsers raise is outside of main's `try`, so it is a traceback")
 def test_a_file_that_is_there_is_told_in_one_line() -> None:
     Path("groups.yaml").write_text("mine")
     with pytest.raises(SystemExit, match=r"which is there already"):
         main(["groups", "--config", LISA, "--out", "groups.yaml"])
 
 
-@bug("of a folder that is not there one learns by a traceback, after everything was made")
 def test_a_folder_that_is_not_there() -> None:
     main(["groups", "--config", LISA, "--out", "new/groups.yaml"])
     assert Path("new/groups.yaml").read_text() == PRINTED
@@ -121,7 +114,6 @@ def test_what_is_printed_is_read_as_the_groups_that_were_meant(name: str) -> Non
     assert sum(m.parameter.numel() for members in found.members.values() for m in members) == live
 
 
-@bug("a group's name is not quoted where YAML reads it as something else")
 def test_a_family_whose_name_yaml_takes_for_true() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -228,7 +220,7 @@ TWO_LAYERS = "groups:\n  layer1: layer1  # 2,048 elements, 86.5%\n  head: layer2
 
 @pytest.mark.parametrize(
     "name",
-    ["Late", "NoStep", pytest.param("Asking", marks=bug("`configure_model` is called without a Trainer attached"))],
+    ["Late", "NoStep", "Asking"],
 )
 def test_neither_callbacks_nor_data_nor_hardware_matter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(of(name))
@@ -251,7 +243,6 @@ def test_nothing_to_group_is_told(name: str, said: str) -> None:
     assert said in str(ended.value)
 
 
-@bug("every SelectionError that names no key is said to stand at the schedule, which `groups` does not even make")
 def test_nothing_to_group_is_no_fault_of_the_schedule() -> None:
     with pytest.raises(SystemExit) as ended:
         main(of("Frozen"))

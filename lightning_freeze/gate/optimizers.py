@@ -139,13 +139,25 @@ def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tenso
             )
 
 
-def refuse_without_rate(optimizers: Iterable[Optimizer]) -> None:
-    """Refuse factors on learning rates where there is none.
+def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]) -> None:
+    """Refuse factors on learning rates where there is none, or none that could be multiplied for one step.
+
+    Args:
+        optimizers: The run's optimizers.
+        rated: The parameters whose rate the schedule changes.
 
     Raises:
-        UnsupportedError: A param group has no ``lr``, or none that is a number.
+        UnsupportedError: A param group has no ``lr``, or none that is a number; LBFGS holds such a parameter.
     """
+    wanted = {id(parameter) for parameter in rated}
     for index, optimizer in enumerate(optimizers):
+        if wanted.isdisjoint(held_by(optimizer)):
+            continue
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UnsupportedError(
+                f"the schedule sets learning rates (`lr` or `ramp`) of what optimizer {index} holds, which is LBFGS: it has "
+                "one param group and reads its rate before anything can be changed. Take those groups out of `lr`."
+            )
         for group in optimizer.param_groups:
             if not isinstance(group.get("lr"), (int, float, Tensor)):
                 raise UnsupportedError(

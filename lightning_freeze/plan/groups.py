@@ -442,13 +442,24 @@ def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Sche
                 value=name,
             )
         for group in nearest(name, groups, 1):
-            if matched.keys() & {n for n, _, _ in _matches(group, _parse(group, groups[group]), names)}:
-                raise ScheduleError(
-                    f"`{key}` names {name!r}, which is no group. The nearest group, {group!r}, holds the same "
-                    f"parameters: write {group!r} in the schedule, or call the group {name!r}.",
-                    key=key,
-                    value=name,
+            matches = _matches(group, _parse(group, groups[group]), names)
+            parts = {part for n, _, part in matches if n in matched}
+            if not parts:
+                continue
+            inside = {n for n, _, part in matches if part in parts}
+            same = f"{group}/{parts.pop()}" if len(parts) == 1 and parts != {""} else group
+            raise ScheduleError(
+                f"`{key}` names {name!r}, which is no group. "
+                + (
+                    f"The group {same!r} holds the same parameters: write {same!r} in the schedule"
+                    if inside == matched.keys()
+                    else f"The group {group!r} holds some of the same parameters, and a parameter is in one group alone: "
+                    f"name {group!r} in the schedule, or make it two groups"
                 )
+                + (f", or call the group {name!r}." if same == group and inside == matched.keys() else "."),
+                key=key,
+                value=name,
+            )
         wanted[name] = name
     return wanted
 

@@ -34,7 +34,8 @@ class Phase:
         lr: Group (or family, glob, ``all``, ``rest``) to the factor on the learning rate that the optimizer's groups
             have at each step, whatever scheduler sets it; it ends with the phase. A list gives each group of a family
             its own; ``{decay: 0.4}`` gives a family's last group 1 and each before it 0.4 of the one after it.
-        ramp: A group that thaws with this phase makes its first so many updates at a rate that rises evenly to its own.
+        ramp: A group that thaws with this phase makes its first so many updates at a rate that rises evenly to its own;
+            it is there at the latest when the phase ends, unless the next one has a ramp, too.
 
     With no end the phase stays for good: then it is the last, and nothing repeats.
 
@@ -44,6 +45,8 @@ class Phase:
     Example:
         >>> Phase(train=["head"], updates=4)
         Phase(train=['head'], updates=4)
+        >>> phase = Phase(["head"], pick=Pick("layers", order="backward", keep=True), epochs=1, lr={"layers": {"decay": 0.4}})
+        >>> last = Phase(["all"], until=Until("val_loss", patience=3), lr={"head": 0.1}, ramp=100)
 
     Discriminative rates and unfreezing from the top are ULMFiT's (arXiv 1801.06146).
     """

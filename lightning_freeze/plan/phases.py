@@ -177,7 +177,7 @@ class _Leaf:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of leaves and rows; ``length`` is the number of phases that one run of it, repeats included, enters."""
+    """A row of leaves and rows, run ``repeat`` times; ``once`` is the number of phases that one run enters."""
 
     children: tuple[_Leaf | _Row, ...]
     repeat: int | None  # None: for ever
@@ -215,7 +215,12 @@ class _PhasesPlan(Plan):
         self._row = self._resolve(schedule, "")
         self._length = None if self._row.repeat is None else _length(self._row)
         self._leaves = list(_flatten(self._row))
-        self.scales = any(leaf.rates or leaf.written.ramp for leaf in self._leaves)
+        self.rated = frozenset().union(
+            *(
+                leaf.rates.keys() | (leaf.always.union(leaf.family) if leaf.written.ramp else ())
+                for leaf in self._leaves
+            )
+        )
         self._at: tuple[int, _Now] | None = None
 
     def _resolve(self, schedule: Phases, prefix: str) -> _Row:
@@ -405,7 +410,13 @@ class _PhasesPlan(Plan):
 
     def awaits(self, at: Position) -> str | None:
         until = self._now(at).written.until
-        return until.metric if until is not None and not self.ran_out(at) else None
+        return until.metric if until is not None and at.entered and not self.ran_out(at) else None
+
+    def where(self, at: Position) -> str:
+        if self.ran_out(at):
+            return "after the last phase"
+        leaf, visit, _ = self._row.leaf(at.phase)
+        return f"`{leaf.key}`" + (f", entered for the {visit + 1}th time" if visit else "")
 
     def never_freezes(self) -> bool:
         waits = any(leaf.written.updates is not None and len(self._possible(leaf)) > 1 for leaf in self._leaves)
@@ -458,6 +469,13 @@ class _PhasesPlan(Plan):
 def _factors(rate: Rate, groups: Sequence[str], key: str) -> list[float]:
     """The factor of each group that a name in ``lr`` stands for."""
     if isinstance(rate, dict):
+        if len(groups) == 1:
+            raise ScheduleError(
+                f"`{key}` has a `decay`, which goes from group to group of a family, but {groups[0]!r} is one group. Give "
+                f"it a factor: `lr: {{{groups[0]}: {rate['decay']:g}}}`.",
+                key=key,
+                value=rate,
+            )
         return [rate["decay"] ** (len(groups) - 1 - number) for number in range(len(groups))]
     if isinstance(rate, list):
         if len(rate) != len(groups):

@@ -82,7 +82,7 @@ class Pick:
         if self.order != "random":
             raise ScheduleError(
                 f"`weights` goes with `order: random`, and the order is {self.order!r}, which draws each group once in "
-                "each pass. Write `order: random`, or leave `weights` away.",
+                "each pass. Write `order: random`, or leave `weights` out.",
                 key="pick.weights",
                 value=weights,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning_freeze.plan.schedule import Plan, Position
 
@@ -17,12 +17,16 @@ class Step:
         batch: The window it falls in, counted from the beginning of the preview.
         optimizer: The optimizer that steps.
         trained: The groups it updates; none where all that it holds is frozen.
+        rates: Group to the factor on its learning rate, where that is not 1.
+        over: Whether the schedule has run out.
     """
 
     epoch: int
     batch: int
     optimizer: int
     trained: frozenset[str]
+    rates: Mapping[str, float] = field(default_factory=dict)
+    over: bool = False
 
 
 def preview(
@@ -50,6 +54,9 @@ def preview(
         done: Windows that the first epoch has had already.
         metrics: Epoch to the metrics logged in it, by name.
 
+    Raises:
+        ValueError: No optimizer steps.
+
     Example:
         >>> from lightning_freeze import Every
         >>> from lightning_freeze.plan.schedule import Layout
@@ -57,6 +64,8 @@ def preview(
         >>> ["slow" in step.trained for step in preview(plan, batches=4, batches_per_epoch=4)]
         [True, False, False, True]
     """
+    if not order:
+        raise ValueError("`order` is empty, so no optimizer would ever step. Name at least one: (0,).")
     at = plan.start() if start is None else start.copy()
     held = plan.layout.optimizers
     logged = metrics or {}
@@ -65,7 +74,8 @@ def preview(
         plan.begin_window(at, at.epoch if epoch is None else max(epoch, at.epoch))
         for optimizer in order:
             trained = frozenset(g for g in plan.trains(at, optimizer) if optimizer in held.get(g, frozenset({0})))
-            yield Step(at.epoch, batch, optimizer, trained)
+            rates = plan.rates(at) if plan.rated else {}
+            yield Step(at.epoch, batch, optimizer, trained, rates, plan.ran_out(at))
             plan.update(at, optimizer, trained)
         batch, in_epoch = batch + 1, in_epoch + 1
         if in_epoch >= (batches_per_epoch(at.epoch) if callable(batches_per_epoch) else batches_per_epoch):

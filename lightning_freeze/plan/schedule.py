@@ -39,7 +39,7 @@ class ScheduleError(ValueError):
 
 def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
     """The names that look most like ``name``, best first."""
-    return difflib.get_close_matches(name, list(among), n=count, cutoff=0.4)
+    return difflib.get_close_matches(name, list(dict.fromkeys(among)), n=count, cutoff=0.4)
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ class Plan(ABC):
     layout: Layout
     pairs_within_a_window = False
     """Whether what trains depends on what was updated earlier in the same batch."""
-    scales = False
-    """Whether some phase has factors on learning rates."""
+    rated: frozenset[str] = frozenset()
+    """The groups whose learning rate some phase changes."""
 
     def start(self, epoch: int = 0) -> Position:
         """The position before the first step."""
@@ -257,6 +257,10 @@ class Plan(ABC):
     def rates(self, at: Position) -> dict[str, float]:
         """Group to the factor on its learning rate at the next update, where that is not 1."""
         return {}
+
+    def where(self, at: Position) -> str:
+        """The place in the schedule where a position stands, where it has places."""
+        return ""
 
     def awaits(self, at: Position) -> str | None:
         """The metric that is to end the present phase."""

@@ -30,7 +30,7 @@ class Until:
 
     The metric is looked at once an epoch, at the training epoch's end; an epoch in which it was not logged (no
     validation in it) says nothing, and counts only towards ``min_epochs`` and ``max_epochs``. A value that is not finite
-    ends the phase. Each time that the phase is entered it begins anew.
+    ends the phase, once it has had ``min_epochs``. Each time that the phase is entered it begins anew.
 
     Args:
         metric: The name under which the model logs it, such as ``val_loss``.

@@ -55,12 +55,15 @@ class Timeline:
     state: list[int]
 
 
-def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size]) -> Timeline:
+def over_time(
+    trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: frozenset[str] = frozenset()
+) -> Timeline:
     """What a run asks for, update by update.
 
     Args:
         trained: The groups that each update trains.
         sizes: Every group's size.
+        held: The groups whose optimizer state is there before the first of these updates.
 
     Raises:
         ValueError: An update trains a group that has no size.
@@ -72,8 +75,7 @@ def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size]) -> T
     """
     _refuse_unknown(trained, sizes)
     known: dict[frozenset[str], tuple[int, int]] = {}
-    held: set[str] = set()
-    state = 0
+    state = sum(sizes[g].state for g in held)
     timeline = Timeline([], [], [])
     for groups in trained:
         if groups not in known:  # only a set that was not there before can hold a group that was not there before
@@ -124,6 +126,7 @@ def draw_plan(
     *,
     epochs: Sequence[int] = (),
     title: str = "",
+    held: frozenset[str] = frozenset(),
 ) -> None:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 
@@ -136,18 +139,23 @@ def draw_plan(
         sizes: Every group's size; groups are drawn in this order, from the top.
         epochs: The updates, counted from 0, with which the epochs after the first begin.
         title: What stands above.
+        held: The groups whose optimizer state is there before the first update.
 
     Raises:
         ImportError: matplotlib, the extra ``plot``, is not installed.
         ValueError: There is no update, or one trains a group that has no size.
     """
-    figure = _figure(trained, sizes, epochs, title)
+    figure = _figure(trained, sizes, epochs, title, held)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def _figure(
-    trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], epochs: Sequence[int] = (), title: str = ""
+    trained: Sequence[frozenset[str]],
+    sizes: Mapping[str, Size],
+    epochs: Sequence[int] = (),
+    title: str = "",
+    held: frozenset[str] = frozenset(),
 ) -> Figure:
     """The picture; its axes are the rows of groups, the elements, the memory, and the elements' percentage."""
     try:
@@ -161,7 +169,7 @@ def _figure(
         ) from error
     if not trained:
         raise ValueError("there is no update to draw: `trained` is empty. Preview at least one.")
-    timeline = over_time(trained, sizes)
+    timeline = over_time(trained, sizes, held)
     counts, shares, edges = _shares(trained, sizes)
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))
     tops = [0.62 if title else 0.3]  # of the three panels, from the top
@@ -325,7 +333,13 @@ def _draw_memory(axes: Axes, timeline: Timeline, edges: ndarray[Any, Any]) -> No
     )
     axes.fill_between(edges, 0, _closed(state), step="post", color=_STATE, linewidth=0, label="optimizer state")
     axes.fill_between(
-        edges, _closed(state), _closed(both), step="post", color=_GRADIENT, linewidth=0, label="gradients"
+        edges,
+        _closed(state),
+        _closed(both),
+        step="post",
+        color=_GRADIENT,
+        linewidth=0,
+        label="gradients of what trains",
     )
     axes.set_xlim(0, float(edges[-1]))
     _bare(axes)

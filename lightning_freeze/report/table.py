@@ -46,7 +46,7 @@ def summary_table(records: Iterable[Record]) -> Table:
     for group, size in groups.items():
         updates = counts["updates"].get(group, 0)
         table.add_row(
-            group,
+            escape(group),
             f"{size['parameters']:,}",
             f"{size['elements']:,}",
             f"{updates:,}",
@@ -125,11 +125,15 @@ def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0)
     for group, size in sizes.items():
         updates = sum(group in step.trained for step in steps)
         share = f"{updates / len(steps):.0%}" if steps else _NONE
-        table.add_row(group, f"{size.elements:,}", f"{updates:,}", share, _strip([group in s.trained for s in steps]))
+        table.add_row(
+            escape(group), f"{size.elements:,}", f"{updates:,}", share, _strip([group in s.trained for s in steps])
+        )
     return table
 
 
-def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0) -> Table:
+def phases_table(
+    steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0, held: frozenset[str] = frozenset()
+) -> Table:
     """A run as the sets that train one after the other, with what each asks of memory.
 
     Where sets change too often for a table, each set stands once, with how often it is entered.
@@ -138,8 +142,9 @@ def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 
         steps: The optimizer steps to come.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before.
+        held: The groups that had one of them.
     """
-    timeline = over_time([step.trained for step in steps], sizes)
+    timeline = over_time([step.trained for step in steps], sizes, held)
     runs: list[tuple[int, int]] = []  # where each set is entered, and where it ends
     for index, step in enumerate(steps):
         if index == 0 or step.trained != steps[index - 1].trained:
@@ -152,6 +157,9 @@ def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 
     columns = ("times", "updates", "first update") if often else ("updates", "from update", "epochs")
     for name in (*columns, "elements", "of all", "gradients", "optimizer state"):
         table.add_column(name, justify="right", no_wrap=True)
+    rated = any(step.rates for step in steps)
+    if rated:
+        table.add_column("rates", no_wrap=True)
     sets: dict[frozenset[str], list[tuple[int, int]]] = {}
     for run in runs:
         sets.setdefault(steps[run[0]].trained, []).append(run)
@@ -166,19 +174,26 @@ def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 
         )
         elements = timeline.elements[begin]
         table.add_row(
-            escape(_named(trained, sizes)),
+            escape(folded(trained, sizes)),
             *place,
             f"{elements:,}",
             f"{elements / total:.1%}" if total else _NONE,
             human_bytes(timeline.gradient[begin]),
             human_bytes(timeline.state[end]),
+            *([escape(_rates(steps[end].rates, trained))] if rated else []),
         )
     if len(rows) > _MOST_PHASES:
-        table.caption = f"and {len(rows) - _MOST_PHASES:,} sets more"
+        table.caption = f"and {_count(len(rows) - _MOST_PHASES, 'set')} more"
     return table
 
 
-def print_plan(console: Console, steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0) -> None:
+def print_plan(
+    console: Console,
+    steps: Sequence[Step],
+    sizes: Mapping[str, Size],
+    first: int = 0,
+    held: frozenset[str] = frozenset(),
+) -> None:
     """Print what a run will do: by group, and by the sets that train one after the other.
 
     Args:
@@ -186,17 +201,18 @@ def print_plan(console: Console, steps: Sequence[Step], sizes: Mapping[str, Size
         steps: The optimizer steps to come.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before.
+        held: The groups that had one of them.
     """
     _print_whole(console, plan_table(steps, sizes, first))
     if not steps:
         return
-    _print_whole(console, phases_table(steps, sizes, first))
-    timeline = over_time([step.trained for step in steps], sizes)
+    _print_whole(console, phases_table(steps, sizes, first, held))
+    timeline = over_time([step.trained for step in steps], sizes, held)
     total = sum(size.elements for size in sizes.values())
     mean = sum(timeline.elements) / len(steps)
     gradients, state = max(timeline.gradient), timeline.state[-1]
     console.print(
-        f"{_count(len(steps), 'update')}; {mean / total:.1%} of the elements train on average; gradients of what trains need "
+        f"{_count(len(steps), 'update')}; {mean / total if total else 0:.1%} of the elements train on average; gradients of what trains need "
         f"up to {human_bytes(gradients)}, optimizer state {human_bytes(state)} at the end.",
         markup=False,
         highlight=False,
@@ -214,20 +230,43 @@ def _strip(trained: Sequence[bool]) -> str:
     return "".join(cells)
 
 
-def _named(trained: frozenset[str], sizes: Mapping[str, Size]) -> str:
-    """A set of groups, the members of a family in one word each and rows of them as a range."""
+def folded(groups: Iterable[str], among: Iterable[str]) -> str:
+    """Groups in a few words: the members of a family in one, rows of them as a range.
+
+    Args:
+        groups: The groups to name.
+        among: All groups, in order.
+
+    Example:
+        >>> folded({"layers/0", "layers/1", "head"}, ["layers/0", "layers/1", "layers/2", "head"])
+        'head, layers/0–1'
+    """
+    chosen = set(groups)
     families: dict[str, list[str]] = {}
-    for group in sizes:
+    for group in among:
         family, slash, part = group.partition("/")
-        if group in trained:
+        if group in chosen:
             families.setdefault(family if slash else group, []).append(part)
     return ", ".join(
         family if parts == [""] else f"{family}/{_ranges(parts)}" for family, parts in sorted(families.items())
     )
 
 
+def _rates(rates: Mapping[str, float], trained: frozenset[str]) -> str:
+    """The factors on learning rates, those of a family in one word."""
+    changed = {group.partition("/")[0] for group in rates}
+    families: dict[str, list[float]] = {}
+    for group in sorted(trained):
+        if (family := group.partition("/")[0]) in changed:
+            families.setdefault(family, []).append(rates.get(group, 1.0))
+    return ", ".join(
+        f"{family} ×{min(found):.3g}" + (f"–{max(found):.3g}" if min(found) != max(found) else "")
+        for family, found in families.items()
+    )
+
+
 def _ranges(parts: Sequence[str]) -> str:
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdigit() and str(int(part)) == part for part in parts):
         return ",".join(parts)
     rows: list[list[int]] = []
     for number in sorted(map(int, parts)):
@@ -268,7 +307,7 @@ def epoch_line(counts: Record, before: Mapping[str, int]) -> str:
         before: The updates at the epoch's beginning.
     """
     updates: Mapping[str, int] = counts["updates"]
-    shown = list(updates)[:_SHOWN]
+    shown = sorted(updates, key=lambda group: updates[group] == before.get(group, 0))[:_SHOWN]  # what moved, first
     parts = [f"{group} +{updates[group] - before.get(group, 0)} ({updates[group]})" for group in shown]
     if len(updates) > _SHOWN:
         parts.append(f"and {len(updates) - _SHOWN} groups more")
