@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ class _Look(Callback):
         self._start: Position | None = None
         self._epoch = 0
         self._done = 0
+        self._steps = 0
         self._order: list[int] = []
         self.seen: Forecast | None = None
 
@@ -117,7 +119,7 @@ class _Look(Callback):
         if self._start is not None:
             return
         self._start = self._controller.position()
-        self._epoch, self._done = trainer.current_epoch, batch_idx
+        self._epoch, self._done, self._steps = trainer.current_epoch, batch_idx, trainer.global_step
         if pl_module.automatic_optimization:
             self._order = [0]
             self._foresee(trainer, pl_module)
@@ -222,7 +224,7 @@ class _Look(Callback):
         epochs, updates, all_steps = self._horizon.epochs, self._horizon.updates, None
         if epochs is None and updates is None:
             epochs = trainer.max_epochs - self._epoch if trainer.max_epochs not in (None, -1) else None
-            all_steps = trainer.max_steps - trainer.global_step if trainer.max_steps != -1 else None
+            all_steps = trainer.max_steps - self._steps if trainer.max_steps != -1 else None
             if epochs is None and all_steps is None:
                 raise ScheduleError(
                     "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N."
@@ -284,7 +286,10 @@ def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None 
     look = _Look(horizon or Horizon())
     trainer.callbacks.insert(0, look)  # type: ignore[attr-defined]
     trainer.loggers = [DummyLogger()]
-    with suppress(_Seen):
+    with suppress(_Seen), warnings.catch_warnings():
+        # Lightning's advice on where checkpoints go is of no use to a fit that saves none.
+        for said in ("Checkpoint directory .* exists", "The dirpath has changed"):
+            warnings.filterwarnings("ignore", message=said)
         fit()
     if look.seen is None:
         raise ScheduleError(

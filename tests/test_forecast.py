@@ -266,10 +266,21 @@ def test_of_several_optimizers_one_batch_tells_the_order(tmp_path: Path) -> None
     assert "In every batch the optimizers step in the order seen in the first: [1, 0]." in found.notes
 
 
-def test_a_single_optimizer_in_manual_optimization_needs_no_batch(tmp_path: Path) -> None:
-    model = Still()
-    model.automatic_optimization = False
-    assert in_epochs(foresee(tmp_path, model=model, max_epochs=2)) == [7, 7]
+class Twice(Net):
+    """Steps its one optimizer by hand, twice a batch."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        for _ in range(2):
+            optimizer.zero_grad()
+            self.manual_backward(self(batch[0]).sum())
+            optimizer.step()
+
+
+def test_a_single_optimizer_is_watched_too_where_it_is_stepped_by_hand(tmp_path: Path) -> None:
+    assert in_epochs(foresee(tmp_path, model=Twice(), max_epochs=2)) == [14, 14]
 
 
 class ByHand(GAN):
@@ -525,8 +536,9 @@ def test_without_values_a_phase_lasts_its_max_epochs_or_for_good(tmp_path: Path)
             tmp_path, Horizon(metrics=metrics), scheduler=FreezeScheduler(phases), loader=batches(2), max_epochs=6
         )
         assert [sorted(groups) for groups in found.trained] == [*[["layer1"]] * 6, *[["layer2"]] * 6]
-        (note,) = [note for note in found.notes if "No values" in note]
-        assert note.startswith(f"No values of {missing} are given (--metrics), so a phase that waits for them")
+        (note,) = [note for note in found.notes if "waits for them" in note]
+        said = f"The metrics given have no {missing}" if metrics else f"No values of {missing} are given (--metrics)"
+        assert note.startswith(f"{said}, so a phase that waits for them")
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,13 @@ class _PhasesPlan(Plan):
             place = f"{key}.lr.{name}"
             rest = name == REST and self.layout.rest_trains
             found = (REST,) if rest else self.layout.expand(name, place)
+            if isinstance(rate, dict) and len(found) == 1 and (rest or name in self.layout.groups):
+                raise ScheduleError(
+                    f"`{place}` has a `decay`, which goes from group to group of a family, but {name!r} is one group. Give it "
+                    f"a factor: `lr: {{{name}: {rate['decay']:g}}}`.",
+                    key=place,
+                    value=rate,
+                )
             idle = [] if rest else [group for group in found if group not in groups]
             if len(idle) == len(found) and not rest:
                 raise ScheduleError(
@@ -469,13 +476,6 @@ class _PhasesPlan(Plan):
 def _factors(rate: Rate, groups: Sequence[str], key: str) -> list[float]:
     """The factor of each group that a name in ``lr`` stands for."""
     if isinstance(rate, dict):
-        if len(groups) == 1:
-            raise ScheduleError(
-                f"`{key}` has a `decay`, which goes from group to group of a family, but {groups[0]!r} is one group. Give "
-                f"it a factor: `lr: {{{groups[0]}: {rate['decay']:g}}}`.",
-                key=key,
-                value=rate,
-            )
         return [rate["decay"] ** (len(groups) - 1 - number) for number in range(len(groups))]
     if isinstance(rate, list):
         if len(rate) != len(groups):

@@ -266,15 +266,15 @@ def _rates(rates: Mapping[str, float], trained: frozenset[str]) -> str:
 
 
 def _ranges(parts: Sequence[str]) -> str:
-    if not all(part.isdigit() and str(int(part)) == part for part in parts):
+    if not all(part.isdigit() for part in parts):
         return ",".join(parts)
-    rows: list[list[int]] = []
-    for number in sorted(map(int, parts)):
-        if rows and rows[-1][-1] == number - 1:
-            rows[-1].append(number)
+    rows: list[list[str]] = []
+    for part in sorted(parts, key=int):
+        if rows and int(rows[-1][-1]) == int(part) - 1:
+            rows[-1].append(part)
         else:
-            rows.append([number])
-    return ",".join(str(row[0]) if len(row) == 1 else f"{row[0]}–{row[-1]}" for row in rows)
+            rows.append([part])
+    return ",".join(row[0] if len(row) == 1 else f"{row[0]}–{row[-1]}" for row in rows)
 
 
 def _span(first: int, last: int, what: str = "") -> str:

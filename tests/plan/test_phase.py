@@ -168,7 +168,6 @@ def test_every_is_read_again_too() -> None:
         (["all"], {"l": {"decay": 0.5}}, {"l/0": 0.25, "l/1": 0.5}),
         (["all"], {"l": {"decay": 2}}, {"l/0": 4.0, "l/1": 2.0}),
         (["all"], {"head": [0.5]}, {"head": 0.5}),
-        (["all"], {"head": {"decay": 0.5}}, {}),
         (["all"], {"all": 0.1}, dict.fromkeys(GROUPS, 0.1)),
         (["all"], {"l": 0.5, "l/0": 0.5}, dict.fromkeys(FAMILY, 0.5)),  # the same factor twice
         # Of a name that stands for several groups, those that train
@@ -207,8 +206,8 @@ def test_a_factor_ends_with_its_phase() -> None:
         seen.append(plan.rates(at))
         plan.update(at, 0, plan.trains(at, 0))
     assert seen == [{"head": 0.1}, {"head": 0.1}, {}, {}]
-    assert plan.scales
-    assert not Phases([Phase(["all"], lr={"head": 1})]).bind(ONE).scales
+    assert plan.rated
+    assert not Phases([Phase(["all"], lr={"head": 1})]).bind(ONE).rated
 
 
 # --- ramps -----------------------------------------------------------------------------------------------------------
@@ -459,6 +458,15 @@ def test_an_optimizer_may_idle_where_a_draw_can_pass_it_by() -> None:
     assert idles(2) is None  # one of two is optimizer 0's
     assert idles(1, drawn="freeze") is None
     assert idles(2, drawn="freeze") == said
+
+
+def test_a_decay_of_one_group_is_refused_and_of_a_family_of_one_is_none() -> None:
+    with pytest.raises(
+        ScheduleError, match=r"`phases\[0\].lr.head` has a `decay`.*'head' is one group.*`lr: {head: 0.5}`"
+    ):
+        Phases([Phase(["all"], lr={"head": {"decay": 0.5}})]).bind(ONE)
+    alone = Layout(("l/0",), {"l": ("l/0",)})
+    assert not Phases([Phase(["all"], lr={"l": {"decay": 0.5}})]).bind(alone).rated
 
 
 def test_the_mend_of_a_decay_has_its_braces() -> None:
