@@ -250,7 +250,7 @@ def _remarks(steps: Sequence[Step], sizes: Mapping[str, Size], first: int) -> li
     over = next((number for number, step in enumerate(steps) if step.over), None)
     if over is not None:
         notes.append(
-            f"The schedule runs out after {first + over} updates; its last set stays trainable. To begin again, write "
+            f"The schedule runs out after update {first + over - 1}; its last set stays trainable. To begin again, write "
             "`repeat: true`."
         )
     idle = [group for group in sizes if not any(group in trained for trained in {step.trained for step in steps})]

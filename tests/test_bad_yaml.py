@@ -16,7 +16,7 @@ import pytest
 import pytorch_lightning as pl
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError
-from lightning_freeze._yaml import ConfigError
+from lightning_freeze._yaml import ConfigError, read
 from lightning_freeze.cli import check_files, main
 from lightning_freeze.demos import TwoLayerNet
 from tests.conftest import Net
@@ -264,6 +264,14 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     "pick of none": (
         phases("{train: [all], pick: {family: layers, count: 0}}"),
         [".phases[0].pick.count", "is 0", "value is 1"],
+    ),
+    "seed in a phase": (
+        phases("{train: [all], seed: 3}"),
+        [".phases[0].seed", "`seed` is no key of a phase", "beside its outermost `phases:`"],
+    ),
+    "pick alone": (
+        phases("{pick: {family: layers}}"),
+        [".phases[0]", "'train'", "`train: []` where the draw alone"],
     ),
     "pick without a family": (
         phases("{train: [all], pick: {count: 2}}"),
@@ -612,6 +620,20 @@ def test_our_own_classes_misspelt_are_named(tmp_path: Path) -> None:
     text = "trainer:\n  callbacks:\n    - class_path: lightning_freeze.FreezeSheduler\n"
     with pytest.raises(ConfigError, match=r"line 3, .*class_path: .*'FreezeSheduler'. Nearest: 'FreezeScheduler'"):
         check_files(["fit", "--config", str(written(tmp_path, text))])
+
+
+def test_a_file_that_names_itself_as_its_schedule(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text("loop.yaml\n")
+    with pytest.raises(ConfigError, match=r"loop.yaml' names itself as its schedule. Write the schedule into it"):
+        check_files(["fit", "--config", str(written(tmp_path, callback("schedule: loop.yaml")))])
+
+
+def test_what_aliases_share_is_read_once(tmp_path: Path) -> None:
+    """Each level names the one before twice: written out, this would be a million rows."""
+    rows = "a0: &a0 {train: [all], updates: 1}\n"
+    rows += "".join(f"a{n}: &a{n} {{phases: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 21))
+    root = read(written(tmp_path, rows))
+    assert len(list(root.walk())) < 200
 
 
 def test_a_schedules_file_that_repeats_its_key(tmp_path: Path) -> None:

@@ -29,6 +29,35 @@ def train(model: Any, optimizer: Any, controller: FreezeController, steps: int, 
         optimizer.step()
 
 
+def test_a_step_that_failed_leaves_no_split_param_groups_to_the_next_batch() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+
+    class Fails(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            raise MemoryError("planned")
+
+    optimizer = Fails(model.parameters(), lr=0.5)
+    controller = FreezeController(model, Phases([Phase(["0", "1"], lr={"0": 0.1})]))
+    controller.attach(optimizer)
+    controller.begin()
+    controller.begin_step()
+    model(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    controller.begin_step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5]
+    controller.detach()
+
+
+def test_a_schedule_of_rates_alone_is_not_warned_of() -> None:
+    """It freezes nothing, and is not meant to."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    controller = FreezeController(model, Phases([Phase(["0", "1"], lr={"0": 0.1})]))
+    controller.attach(torch.optim.SGD(model.parameters(), lr=0.5))  # a warning would be an error here
+    assert controller.trainable == {"0", "1"}
+    controller.detach()
+
+
 def test_a_plain_loop() -> None:
     model = model_of("a", "b")
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

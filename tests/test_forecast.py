@@ -266,6 +266,30 @@ def test_of_several_optimizers_one_batch_tells_the_order(tmp_path: Path) -> None
     assert "In every batch the optimizers step in the order seen in the first: [1, 0]." in found.notes
 
 
+def test_what_a_user_may_not_have_meant_is_said(tmp_path: Path) -> None:
+    phases = Phases([Phase(["layer1"], updates=2)])
+    found = foresee(tmp_path, scheduler=FreezeScheduler(phases, {"other": "layer2"}), loader=batches(4))
+    assert (
+        "The schedule runs out after update 1; its last set stays trainable. To begin again, write `repeat: true`."
+        in (found.notes)
+    )
+    assert "Never trained in these updates: other." in found.notes
+    again = Phases([Phase(["layer1"], updates=2), Phase(["layer2"], updates=1)], repeat=True)
+    found = foresee(tmp_path, scheduler=FreezeScheduler(again), loader=batches(4))
+    assert not any("runs out" in note or "Never" in note for note in found.notes)
+
+
+def test_a_plan_knows_the_rates_of_each_step(tmp_path: Path) -> None:
+    row = [Phase(["layer1"], updates=1), Phase(["layer1", "layer2"], lr={"layer1": 0.5}, ramp=1)]
+    found = foresee(tmp_path, scheduler=FreezeScheduler(Phases(row)), loader=batches(4))
+    assert [step.rates for step in found.steps] == [
+        {},
+        {"layer1": 0.5, "layer2": 0.5},
+        {"layer1": 0.5},
+        {"layer1": 0.5},
+    ]
+
+
 class Twice(Net):
     """Steps its one optimizer by hand, twice a batch."""
 

@@ -189,7 +189,10 @@ def test_a_changed_schedule_goes_on_when_asked_to(tmp_path: Path) -> None:
     scheduler = scheduler_of("lisa", schedule=changed, on_schedule_change="continue")
     trace = Trace(scheduler)
     trainer = make_trainer(tmp_path, scheduler, trace, max_epochs=EPOCHS)
-    with pytest.warns(UserWarning, match="updates: 7[\\s\\S]*the run goes on with its counts: .*ends 6"):
+    with pytest.warns(
+        UserWarning,
+        match="updates: 7[\\s\\S]*the run goes on with its counts: .*ends 6; it goes on at `phases\\[0\\]` .visit 2.",
+    ):
         trainer.fit(model_of("lisa"), data(BATCHES), data(1), ckpt_path=str(tmp_path / "1-1.ckpt"))
     assert scheduler.updates["ends"] == EPOCHS * BATCHES
     sets = [what[0] for what in trace.seen.values()]  # after the updates 7, 8, …: what the next one trains

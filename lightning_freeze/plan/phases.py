@@ -423,7 +423,7 @@ class _PhasesPlan(Plan):
         if self.ran_out(at):
             return "after the last phase"
         leaf, visit, _ = self._row.leaf(at.phase)
-        return f"`{leaf.key}`" + (f", entered for the {visit + 1}th time" if visit else "")
+        return f"`{leaf.key}`" + (f" (visit {visit + 1})" if visit else "")
 
     def never_freezes(self) -> bool:
         waits = any(leaf.written.updates is not None and len(self._possible(leaf)) > 1 for leaf in self._leaves)

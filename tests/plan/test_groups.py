@@ -504,3 +504,21 @@ def test_modules_without_parameters_are_frozen_with_their_parent() -> None:
 def test_a_wholly_frozen_model_is_frozen_from_its_root() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     assert [name for name, _ in frozen_modules(model, lambda p: True)] == ["", "0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("layers.1", "The group 'layers/1' holds the same parameters: write 'layers/1' in the schedule."),
+        (
+            "layers.{1..2}",
+            "The group 'layers' holds some of the same parameters, and a parameter is in one group alone",
+        ),
+        ("heads", "as a selector, matches no parameter"),
+    ],
+)
+def test_a_selector_in_a_schedule_that_a_group_holds_already(name: str, said: str) -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 2) for _ in range(3)), "head": nn.Linear(2, 2)})
+    with pytest.raises(ScheduleError) as caught:
+        selectors_for(model, {"layers": {"each": "layers.*"}, "top": "head"}, Phases([Phase([name])]))
+    assert said in str(caught.value)

@@ -222,6 +222,18 @@ def test_it_is_told_once_why_a_phase_is_over(options: dict[str, Any], values: li
     assert whys[0].startswith(why)
 
 
+def test_a_phase_awaits_its_metric_from_its_first_step_on() -> None:
+    """Entered by an epoch's very last update, it has had no epoch yet in which it could be logged."""
+    plan = Phases([Phase(["a"], updates=1), Phase(["b"], until=Until(LOGGED))]).bind(ONE)
+    at = plan.start()
+    plan.begin_window(at, 0)
+    plan.update(at, 0, frozenset({"a"}))
+    assert (plan.awaits(at), plan.where(at)) == (None, "`phases[1]`")
+    plan.end_epoch(at)
+    plan.begin_window(at, 1)
+    assert plan.awaits(at) == LOGGED
+
+
 def test_only_its_own_metric_is_heard_of() -> None:
     plan = until_then_b(patience=0)
     at = plan.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -286,6 +287,14 @@ def test_a_set_names_rows_of_a_family_as_ranges(trained: str, expected: str) -> 
 def test_a_phase_over_an_epochs_end_says_both() -> None:
     rows = cells(phases_table(steps(*["a"] * 3, *["b"] * 3, epoch=4), sizes("a", "b"), first=100))
     assert [row[:4] for row in rows] == [("a", "3", "100", "0"), ("b", "3", "103", f"0{DASH}1")]
+
+
+def test_rates_have_a_column_where_there_are_any() -> None:
+    plain = steps("layers/0 layers/1 head", "head")
+    assert len(cells(phases_table(plain, sizes("layers/0", "layers/1", "head")))[0]) == 8
+    rated = [replace(plain[0], rates={"layers/0": 0.25, "head": 2.0}), plain[1]]
+    rows = cells(phases_table(rated, sizes("layers/0", "layers/1", "head")))
+    assert [row[-1] for row in rows] == [f"head ×2, layers ×0.25{DASH}1", ""]
 
 
 def test_many_changes_are_told_by_set() -> None:
