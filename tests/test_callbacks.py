@@ -353,5 +353,5 @@ def test_a_schedule_that_freezes_nothing_is_warned_about(schedule: Any, options:
 
 def test_a_group_misspelt_in_the_schedule_is_not_a_second_group(trainer: Any) -> None:
     scheduler = FreezeScheduler(Every({"layer1": 2}, of="fast"), groups={"layer_1": "layer1", "fast": "layer2"})
-    with pytest.raises(ScheduleError, match=r"names 'layer1', which is no group. The nearest group, 'layer_1'"):
+    with pytest.raises(ScheduleError, match=r"names 'layer1', which is no group, and 'layer_1' holds the same parameters"):
         trainer(scheduler).fit(Net(), batches(2))

@@ -446,17 +446,18 @@ def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Sche
             parts = {part for n, _, part in matches if n in matched}
             if not parts:
                 continue
-            inside = {n for n, _, part in matches if part in parts}
-            same = f"{group}/{parts.pop()}" if len(parts) == 1 and parts != {""} else group
+            members = [group] if parts == {""} else [f"{group}/{part}" for part in sorted(parts, key=_natural)]
+            alike = {n for n, _, part in matches if part in parts} == matched.keys()
+            held = ", ".join(map(repr, members if alike else [group]))
             raise ScheduleError(
-                f"`{key}` names {name!r}, which is no group. "
+                f"`{key}` names {name!r}, which is no group, and {held} "
                 + (
-                    f"The group {same!r} holds the same parameters: write {same!r} in the schedule"
-                    if inside == matched.keys()
-                    else f"The group {group!r} holds some of the same parameters, and a parameter is in one group alone: "
-                    f"name {group!r} in the schedule, or make it two groups"
-                )
-                + (f", or call the group {name!r}." if same == group and inside == matched.keys() else "."),
+                    f"hold{'s' * (len(members) == 1)} the same parameters: write {held} in the schedule"
+                    + (f", or call the group {name!r}." if members == [group] else ".")
+                    if alike
+                    else f"holds some of the same parameters, and a parameter is in one group alone: name {held} in the "
+                    "schedule, or make it two groups."
+                ),
                 key=key,
                 value=name,
             )

@@ -509,11 +509,12 @@ def test_a_wholly_frozen_model_is_frozen_from_its_root() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("layers.1", "The group 'layers/1' holds the same parameters: write 'layers/1' in the schedule."),
+        ("layers.1", "no group, and 'layers/1' holds the same parameters: write 'layers/1' in the schedule."),
         (
             "layers.{1..2}",
-            "The group 'layers' holds some of the same parameters, and a parameter is in one group alone",
+            "and 'layers/1', 'layers/2' hold the same parameters: write 'layers/1', 'layers/2' in the schedule.",
         ),
+        ("layers.1.weight", "and 'layers' holds some of the same parameters, and a parameter is in one group alone"),
         ("heads", "as a selector, matches no parameter"),
     ],
 )
