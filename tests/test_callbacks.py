@@ -345,7 +345,7 @@ def test_the_rest_outside_of_every_optimizer_need_not_move(trainer: Any) -> None
 def test_a_schedule_that_freezes_nothing_is_warned_about(schedule: Any, options: Any, said: bool, trainer: Any) -> None:
     fit = trainer(FreezeScheduler(schedule, **options), max_epochs=2)
     if said:
-        with pytest.warns(UserWarning, match="this schedule never freezes anything: .*`rest: freeze`"):
+        with pytest.warns(UserWarning, match="this schedule never freezes anything: .*Name what is to be frozen as a group of its own"):
             fit.fit(Net(), batches(2))
     else:
         fit.fit(Net(), batches(2))
