@@ -345,7 +345,9 @@ def test_the_rest_outside_of_every_optimizer_need_not_move(trainer: Any) -> None
 def test_a_schedule_that_freezes_nothing_is_warned_about(schedule: Any, options: Any, said: bool, trainer: Any) -> None:
     fit = trainer(FreezeScheduler(schedule, **options), max_epochs=2)
     if said:
-        with pytest.warns(UserWarning, match="this schedule never freezes anything: .*Name what is to be frozen as a group of its own"):
+        with pytest.warns(
+            UserWarning, match="this schedule never freezes anything: .*Name what is to be frozen as a group of its own"
+        ):
             fit.fit(Net(), batches(2))
     else:
         fit.fit(Net(), batches(2))
@@ -353,5 +355,7 @@ def test_a_schedule_that_freezes_nothing_is_warned_about(schedule: Any, options:
 
 def test_a_group_misspelt_in_the_schedule_is_not_a_second_group(trainer: Any) -> None:
     scheduler = FreezeScheduler(Every({"layer1": 2}, of="fast"), groups={"layer_1": "layer1", "fast": "layer2"})
-    with pytest.raises(ScheduleError, match=r"names 'layer1', which is no group, and 'layer_1' holds the same parameters"):
+    with pytest.raises(
+        ScheduleError, match=r"names 'layer1', which is no group, and 'layer_1' holds the same parameters"
+    ):
         trainer(scheduler).fit(Net(), batches(2))

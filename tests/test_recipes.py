@@ -20,7 +20,7 @@ from tests.gate.test_optim_db import same
 from tests.recipes import CONFIGS, RECIPES, data, model_of, scheduler_of
 from tests.test_resume import Trace
 
-EPOCHS, BATCHES = 4, 4
+EPOCHS, BATCHES = 4, 3  # an odd number, so that an epoch ends with half a window where two batches are accumulated
 METRICS = {epoch: {"val_loss": float(epoch // 2)} for epoch in range(EPOCHS)}  # what the models of tests/recipes.py log
 
 pytestmark = [
@@ -91,7 +91,7 @@ def test_the_plan_is_the_runs_own_record_update_for_update(name: str, tmp_path: 
     recorded = steps_of(read_records(tmp_path / "freeze_audit.jsonl"))
     assert steps_in(planned) == recorded
     assert len(recorded) >= EPOCHS * BATCHES // accumulates(name)
-    for middle in ("1-1", "2-2", "3-0", *(() if name == "unfreezing_on_plateau" else ("2-3",))):
+    for middle in ("1-1", "2-0", "3-0", *(() if name == "unfreezing_on_plateau" else ("2-2",))):
         rest = foresee(name, tmp_path / "plan", tmp_path / f"{middle}.ckpt", **options)
         assert rest.first + len(rest.steps) == len(recorded), middle
         assert steps_in(rest) == recorded[rest.first :], middle
@@ -147,17 +147,17 @@ print(json.dumps(found))
 
 
 def test_two_processes_with_different_global_seeds_draw_the_same(tmp_path: Path) -> None:
-    drawn = []
-    for seed in ("1", "2"):
-        done = subprocess.run(
+    processes = [
+        subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", DRAWS, seed],
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
-            check=True,
             cwd=CONFIGS.parent,
             env={**os.environ, "PYTHONHASHSEED": seed},
         )
-        drawn.append(json.loads(done.stdout))
+        for seed in ("1", "2")
+    ]
+    drawn = [json.loads(process.communicate(timeout=200)[0]) for process in processes]
     assert drawn[0] == drawn[1]
     assert len({tuple(groups) for groups in drawn[0]["lisa"]}) > 8
 
@@ -193,7 +193,7 @@ def test_a_changed_schedule_goes_on_when_asked_to(tmp_path: Path) -> None:
         UserWarning,
         match="updates: 7[\\s\\S]*the run goes on with its counts: .*ends 6; it goes on at `phases\\[0\\]` .visit 2.",
     ):
-        trainer.fit(model_of("lisa"), data(BATCHES), data(1), ckpt_path=str(tmp_path / "1-1.ckpt"))
+        trainer.fit(model_of("lisa"), data(BATCHES), data(1), ckpt_path=str(tmp_path / "1-2.ckpt"))
     assert scheduler.updates["ends"] == EPOCHS * BATCHES
     sets = [what[0] for what in trace.seen.values()]  # after the updates 7, 8, …: what the next one trains
     assert [sets[0]] * 5 == sets[:5]
