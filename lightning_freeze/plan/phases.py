@@ -107,6 +107,7 @@ class Phases(Schedule):
 
     def bind(self, layout: Layout) -> Plan:
         """The plan over a model's groups."""
+        self.names()  # which refuses phases that were put into themselves
         return _PhasesPlan(layout, self)
 
     def __repr__(self) -> str:

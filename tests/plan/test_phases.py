@@ -392,3 +392,13 @@ def test_it_describes_itself_as_one_would_write_it() -> None:
 
 def test_it_names_each_group_under_its_key() -> None:
     assert NESTED.names() == (("phases[0].train", "a"), ("phases[1].phases[0].train", "b"), ("phases[2].train", "all"))
+
+
+def test_phases_that_contain_themselves_are_refused() -> None:
+    """They can be made so only after they were built; in YAML by an alias, which its reader refuses."""
+    inner = Phases([Phase(["a"], updates=1)], repeat=2)
+    outer = Phases([inner], repeat=2)
+    inner.phases.append(outer)
+    for use in (outer.names, lambda: outer.bind(Layout(("a",)))):
+        with pytest.raises(ScheduleError, match=r"`phases\[0\].phases\[1\]` contains itself.*`repeat: 10`"):
+            use()
