@@ -184,7 +184,7 @@ class _Look(Callback):
             order=self._order,
             metrics=horizon.metrics,
         )
-        steps = self._until_the_end(coming, trainer)
+        steps = self._until_the_end(coming, trainer, notes)
         sizes, unknown = self._controller.sizes()
         notes += _remarks(steps, sizes, start.total)
         every = sum(size.gradient for size in sizes.values())
@@ -195,8 +195,6 @@ class _Look(Callback):
             )
         if unknown:
             notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
-        if len(steps) == _MOST:
-            notes.append(f"The plan is cut after {_MOST:,} updates.")
         held = frozenset(group for group, count in start.updates.items() if count and group in sizes)
         self.seen = Forecast(steps, sizes, start.total, held, notes)
         trainer.callbacks = [c for c in callbacks if c in (self, self._scheduler)]  # type: ignore[attr-defined]
@@ -220,7 +218,7 @@ class _Look(Callback):
             notes.append(f"{world} processes share the data: {found} batches each in an epoch.")
         return int(found)
 
-    def _until_the_end(self, coming: Iterator[Step], trainer: Trainer) -> list[Step]:
+    def _until_the_end(self, coming: Iterator[Step], trainer: Trainer, notes: list[str]) -> list[Step]:
         epochs, updates, all_steps = self._horizon.epochs, self._horizon.updates, None
         if epochs is None and updates is None:
             epochs = trainer.max_epochs - self._epoch if trainer.max_epochs not in (None, -1) else None
@@ -236,7 +234,10 @@ class _Look(Callback):
         ):
             # Lightning counts steps that updated nothing, too, and ends at a batch's end.
             over = all_steps is not None and number >= all_steps and step.batch != batch
-            if over or len(steps) == (_MOST if updates is None else min(updates, _MOST)):
+            if over or len(steps) == updates:
+                break
+            if number == _MOST:
+                notes.append(f"The plan is cut after {_MOST:,} optimizer steps.")
                 break
             batch = step.batch
             if step.trained:
