@@ -279,6 +279,13 @@ def test_what_a_user_may_not_have_meant_is_said(tmp_path: Path) -> None:
     assert not any("runs out" in note or "Never" in note for note in found.notes)
 
 
+def test_a_plan_without_end_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_freeze.forecast._MOST", 5)
+    found = foresee(tmp_path, Horizon(updates=100), loader=batches(4))
+    assert len(found.steps) == 5
+    assert "The plan is cut after 5 optimizer steps." in found.notes
+
+
 def test_a_plan_knows_the_rates_of_each_step(tmp_path: Path) -> None:
     row = [Phase(["layer1"], updates=1), Phase(["layer1", "layer2"], lr={"layer1": 0.5}, ramp=1)]
     found = foresee(tmp_path, scheduler=FreezeScheduler(Phases(row)), loader=batches(4))
