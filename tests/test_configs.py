@@ -147,7 +147,14 @@ def run(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
             *("--trainer.max_epochs", str(epochs), "--trainer.limit_train_batches", str(BATCHES)),
             *("--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0"),
             *("--trainer.enable_progress_bar", "false", "--trainer.enable_checkpointing", "false"),
-            *("--trainer.logger", "false", "--trainer.default_root_dir", str(folder)),
+            *(
+                "--data.init_args.batch_size",
+                "16",
+                "--trainer.logger",
+                "false",
+                "--trainer.default_root_dir",
+                str(folder),
+            ),
         ]
     )
     return list(read_records(folder / "freeze_audit.jsonl"))

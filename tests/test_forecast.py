@@ -421,6 +421,7 @@ def test_the_other_lightning_package(tmp_path: Path) -> None:
         callbacks=[every()],  # type: ignore[list-item]
         accelerator="cpu",
         max_epochs=2,
+        logger=False,
         default_root_dir=str(tmp_path / "plan"),
         enable_progress_bar=False,
         enable_model_summary=False,
