@@ -339,6 +339,7 @@ def test_the_commands_are_listed(arguments: list[str], capsys: pytest.CaptureFix
 FULL = """
 seed_everything: 1
 trainer:
+  logger: false
   callbacks:
     - class_path: lightning_freeze.FreezeScheduler
       init_args:
