@@ -7,7 +7,7 @@ import datetime
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -221,9 +221,8 @@ class PlanCommand(Command):
 
     def run(self, trainer: Trainer, model: LightningModule, fit: Callable[[], None]) -> None:
         """Look at the run, print the tables, draw the picture."""
-        told = self.horizon
         metrics = read_metrics(self.metrics) if self.metrics is not None else {}
-        found = forecast(trainer, fit, Horizon(told.updates, told.epochs, told.batches, self._world, metrics))
+        found = forecast(trainer, fit, replace(self.horizon, world=self._world, metrics=metrics))
         console = Console()
         print_plan(console, found.steps, found.sizes, found.first, found.held)
         for note in found.notes:

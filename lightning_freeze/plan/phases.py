@@ -9,7 +9,6 @@ from typing import Any
 from lightning_freeze.plan.phase import Phase, Rate
 from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule, ScheduleError, whole_number
-from lightning_freeze.plan.until import Until
 
 _LONG = 1 << 62
 
@@ -287,8 +286,7 @@ class _PhasesPlan(Plan):
                     key=place,
                     value=rate,
                 )
-            idle = [] if rest else [group for group in found if group not in groups]
-            if len(idle) == len(found) and not rest:
+            if not rest and groups.isdisjoint(found):
                 raise ScheduleError(
                     f"`{place}` sets a rate for {name!r}, which does not train in this phase (`train: {phase.train}`). "
                     "Take it out of `lr`, or into `train`.",
@@ -360,8 +358,9 @@ class _PhasesPlan(Plan):
             self._next(at)
         elif now.written.until is not None:
             at.unheard = now.written.until.metric
+            most, phase = now.written.until.max_epochs, at.phase
             self._judge(at)
-            if at.unheard is not None and self._has_had(now.written.until, at):
+            if at.phase == phase and most is not None and at.epochs >= most:
                 self._end(at, f"it has had {at.epochs} epoch{'s' * (at.epochs > 1)}")
         at.heard.clear()
 
@@ -386,12 +385,6 @@ class _PhasesPlan(Plan):
         at.best, at.wait = found.best, found.wait
         if found.over and at.epochs >= until.min_epochs:
             self._end(at, found.over)
-        elif self._has_had(until, at):
-            self._end(at, f"it has had {at.epochs} epoch{'s' * (at.epochs > 1)}")
-
-    @staticmethod
-    def _has_had(until: Until, at: Position) -> bool:
-        return until.max_epochs is not None and at.epochs >= until.max_epochs
 
     def _end(self, at: Position, why: str) -> None:
         trained = ", ".join(sorted(self._now(at).groups)) or REST

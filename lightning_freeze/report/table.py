@@ -123,11 +123,9 @@ def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0)
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("when", no_wrap=True)
     for group, size in sizes.items():
-        updates = sum(group in step.trained for step in steps)
-        share = f"{updates / len(steps):.0%}" if steps else _NONE
-        table.add_row(
-            escape(group), f"{size.elements:,}", f"{updates:,}", share, _strip([group in s.trained for s in steps])
-        )
+        trained = [group in step.trained for step in steps]
+        share = f"{sum(trained) / len(steps):.0%}" if steps else _NONE
+        table.add_row(escape(group), f"{size.elements:,}", f"{sum(trained):,}", share, _strip(trained))
     return table
 
 
