@@ -12,15 +12,11 @@ Run it::
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import logging
 import os
 import platform
 import statistics
 import tempfile
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +38,7 @@ from torch.utils.data import DataLoader
 from lightning_freeze import FreezeAudit, FreezeScheduler
 from lightning_freeze._yaml import read
 from lightning_freeze.cli import build_schedule
-from lightning_freeze.demos import DigitsData, DigitsMixer
+from lightning_freeze.demos import DigitsData, DigitsMixer, quiet
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FULL = "full training"
@@ -210,7 +206,7 @@ def measure(seeds: Sequence[int], epochs: int, batches: int | None = None) -> Re
         first = number % len(ways)
         order = ways[first:] + ways[:first]
         turns = Turns(order)
-        with _quiet(), ThreadPoolExecutor(len(ways)) as pool:
+        with quiet(), ThreadPoolExecutor(len(ways)) as pool:
             futures = {way: pool.submit(run_way, way, seed, epochs, batches, turns) for way in order}
             try:
                 for way, future in futures.items():
@@ -220,22 +216,6 @@ def measure(seeds: Sequence[int], epochs: int, batches: int | None = None) -> Re
                 raise
         screen.print(f"seed {seed}: {time.perf_counter() - begun:.0f} s for {len(ways)} runs", highlight=False)
     return results
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Many Trainers would fill the screen: leave out their tables, notes and hints."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_freeze")]
-    levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 # --- what the numbers say -------------------------------------------------------------------------------------------

@@ -13,14 +13,10 @@ Run it::
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
-import logging
 import math
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +33,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.utils.data import DataLoader
 
 from lightning_freeze import AlternatingFreeze
-from lightning_freeze.demos import DigitsData, TwoLayerNet
+from lightning_freeze.demos import DigitsData, TwoLayerNet, quiet
 
 Batch = list[Tensor]
 
@@ -161,7 +157,7 @@ def lightning_run(make: Callable[[Iterable[nn.Parameter]], Optimizer], batches: 
     model, measure = make_model(), Measure()
     model.configure_optimizers = lambda: make(model.parameters())  # type: ignore[method-assign]
     freeze = AlternatingFreeze(slow="layer1", fast="layer2", every=2)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = pl.Trainer(
             callbacks=[freeze, measure],
             max_epochs=1,
@@ -174,22 +170,6 @@ def lightning_run(make: Callable[[Iterable[nn.Parameter]], Optimizer], batches: 
         )
         trainer.fit(model, DataLoader(list(batches), batch_size=None))  # type: ignore[arg-type]
     return measure.drift
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Seven Trainers in a row would fill the screen: leave out their tables, notes and hints."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_freeze")]
-    levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def measure(steps: int) -> dict[str, dict[str, Drift]]:

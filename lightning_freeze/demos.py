@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -27,6 +32,22 @@ class MissingPackageError(ImportError):
             f"pip install -c constraints.txt -e '.[{extras}]'.",
             name=package,
         )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Many Trainers in a row would fill the screen: leave out their tables, notes and hints."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_freeze")]
+    levels = [logger.level for logger in loggers]
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 class TwoLayerNet(pl.LightningModule):
