@@ -58,11 +58,21 @@ def suspects(trainer: Trainer) -> list[str]:
 
 def clips_by_hand(module: LightningModule) -> str | None:
     """The method of a module in manual optimization that clips gradients itself, as far as its code shows."""
+    return _names(module, _CLIPPERS)
+
+
+def toggles_by_hand(module: LightningModule) -> str | None:
+    """The method of a module that toggles optimizers, as far as its code shows."""
+    return _names(module, {"toggle_optimizer", "toggled_optimizer"})
+
+
+def _names(module: LightningModule, functions: set[str]) -> str | None:
+    """The method of a module whose code names one of these functions."""
     for kind in type(module).__mro__:
         if kind.__module__.startswith(("pytorch_lightning.", "lightning.", "torch.")):
             continue
         for name, method in vars(kind).items():
-            if isinstance(method, FunctionType) and _CLIPPERS.intersection(method.__code__.co_names):
+            if isinstance(method, FunctionType) and functions.intersection(method.__code__.co_names):
                 return f"{kind.__name__}.{name}"
     return None
 

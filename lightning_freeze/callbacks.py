@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze._lightning import (
@@ -22,10 +23,13 @@ from lightning_freeze._lightning import (
     save_before_stopping,
     say,
     suspects,
+    toggles_by_hand,
 )
 from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController, OnScheduleChange
+from lightning_freeze.gate.backward import SkipBackward
 from lightning_freeze.gate.optimizers import refuse_strategy
+from lightning_freeze.gate.state import OptimizerState
 from lightning_freeze.input_audit import InputAudit, InputWatch
 from lightning_freeze.metrics_heard import Heard, logs_later, unlogged
 from lightning_freeze.plan.every import Every
@@ -218,6 +222,11 @@ class FreezeScheduler(_Audited):
         schedule: `Every` or `Phases`; in YAML also the path of a file that holds one.
         groups: Group to selector (see `resolve_groups`). A name in the schedule that is no group is read as a selector.
         rest: What becomes of parameters outside the groups: ``train`` (always), ``freeze`` (never) or ``error``.
+        skip_backward: Whether the backward work of frozen groups is left out (`choose` says where): ``auto`` where that is
+            safe, and says in a line why or why not; ``True`` insists; ``False`` empties gradients after backward only.
+        optimizer_state: What becomes of the optimizer state of frozen groups: ``keep``; ``offload``, from an accelerator
+            to host memory until they train again, unless that is within ten updates; ``reset``, dropped, so that they
+            begin anew, as in BAdam. Checkpoints hold what there is, and can be resumed under another.
         frozen_modules: ``eval`` holds frozen modules in eval mode: batch-norm statistics and dropout stand still too.
         audit: Whether to audit, or a `FreezeAudit` that says how.
         on_finding: Whether something frozen that moved stops the run at the epoch's end, after saving it, or warns.
@@ -228,7 +237,8 @@ class FreezeScheduler(_Audited):
     Raises:
         ScheduleError: The schedule cannot be run, or hangs on a metric that was not logged.
         SelectionError: The groups cannot be resolved.
-        UnsupportedError: The optimizer or the strategy cannot hold a parameter still.
+        UnsupportedError: The optimizer or the strategy cannot hold a parameter still, or `skip_backward` or
+            `optimizer_state` asks for what would go wrong there.
         FreezeViolation: Something frozen moved.
 
     Example:
@@ -241,6 +251,8 @@ class FreezeScheduler(_Audited):
         schedule: Phases | Schedule,
         groups: dict[str, str | list[Any] | dict[str, Any]] | None = None,
         rest: Literal["train", "freeze", "error"] = "train",
+        skip_backward: SkipBackward = "auto",
+        optimizer_state: OptimizerState = "keep",
         frozen_modules: Literal["train", "eval"] = "train",
         audit: bool | FreezeAudit = True,
         on_finding: OnFinding = "raise",
@@ -259,6 +271,8 @@ class FreezeScheduler(_Audited):
                 value=groups,
             )
         one_of("rest", rest, ("train", "freeze", "error"))
+        one_of("skip_backward", skip_backward, ("auto", True, False))
+        one_of("optimizer_state", optimizer_state, ("keep", "offload", "reset"))
         one_of("frozen_modules", frozen_modules, ("train", "eval"))
         one_of("on_schedule_change", on_schedule_change, ("raise", "continue"))
         how = audit if isinstance(audit, FreezeAudit) else None
@@ -270,6 +284,8 @@ class FreezeScheduler(_Audited):
         self._schedule = schedule
         self._groups = dict(groups or {})
         self._rest = rest
+        self._skip_backward: SkipBackward = skip_backward if skip_backward == "auto" else bool(skip_backward)
+        self._optimizer_state = optimizer_state
         self._frozen_modules = frozen_modules
         self._audit = bool(audit)
         self._on_schedule_change = on_schedule_change
@@ -277,7 +293,6 @@ class FreezeScheduler(_Audited):
         self._listened = -1
         self._controller: FreezeController | None = None
         self._resume: dict[str, Any] | None = None
-        self._scaled = False
         self._stepped: Sequence[weakref.ref[Optimizer]] = ()
 
     @property
@@ -332,6 +347,8 @@ class FreezeScheduler(_Audited):
             self._groups,
             self._rest,
             frozen_modules=self._frozen_modules,
+            skip_backward=self._skip_backward,
+            optimizer_state=self._optimizer_state,
             audit=self._audit,
             on_schedule_change=self._on_schedule_change,
             suspects=suspects(trainer),
@@ -339,8 +356,14 @@ class FreezeScheduler(_Audited):
             record=self._record,
         )
         self._heard, self._listened = Heard(), -1
-        self._scaled = has_scaler(trainer)
-        self._controller.attach(*trainer.optimizers, scaler=self._scaled)
+        self._controller.attach(
+            *trainer.optimizers,
+            scaler=has_scaler(trainer),
+            wrapper=trainer.strategy.model,
+            by_hand=not pl_module.automatic_optimization,
+            toggles=toggles_by_hand(pl_module),
+            strategy=type(trainer.strategy).__name__,
+        )
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
         self._resume = again
         if again is not None:  # known already, unless the strategy loads checkpoints later
@@ -426,9 +449,19 @@ class FreezeScheduler(_Audited):
                 self._heard.told.add(metric)
                 rank_zero_warn(f"{text} The run will stop when that phase has had its first epoch.")
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """A loss of nothing that trains is said to be one, with phase and groups."""
+        if self._controller is not None:
+            self._controller.before_backward(loss)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation finds every ``requires_grad`` as it was made."""
+        if self._controller is not None:
+            self._controller.pause()
+
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Under a scaler, an infinity in a frozen gradient must not skip the step of what trains."""
-        if self._scaled and self._controller is not None:
+        """Frozen parameters are told to DDP, and their infinities not to a scaler."""
+        if self._controller is not None and self._controller.hears_backward:
             self._controller.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -473,7 +506,8 @@ class AlternatingFreeze(FreezeScheduler):
         every: How many updates of ``fast`` go with one of ``slow``.
         together: Whether the two are updated in one step (`Every`), or in turn: ``fast`` alone N times, then ``slow``
             alone once (`Phases`).
-        rest, frozen_modules, audit, on_finding, on_schedule_change: As for `FreezeScheduler`.
+        rest, skip_backward, optimizer_state, frozen_modules, audit, on_finding, on_schedule_change: As for
+            `FreezeScheduler`.
 
     Raises:
         ScheduleError: ``every`` is no whole number of at least 1.
@@ -490,6 +524,8 @@ class AlternatingFreeze(FreezeScheduler):
         every: int,
         together: bool = True,
         rest: Literal["train", "freeze", "error"] = "train",
+        skip_backward: SkipBackward = "auto",
+        optimizer_state: OptimizerState = "keep",
         frozen_modules: Literal["train", "eval"] = "train",
         audit: bool | FreezeAudit = True,
         on_finding: OnFinding = "raise",
@@ -502,7 +538,15 @@ class AlternatingFreeze(FreezeScheduler):
             else Phases([Phase(["fast"], updates=every), Phase(["slow"], updates=1)], repeat=True)
         )
         super().__init__(
-            schedule, {"slow": slow, "fast": fast}, rest, frozen_modules, audit, on_finding, on_schedule_change
+            schedule,
+            {"slow": slow, "fast": fast},
+            rest,
+            skip_backward,
+            optimizer_state,
+            frozen_modules,
+            audit,
+            on_finding,
+            on_schedule_change,
         )
 
 

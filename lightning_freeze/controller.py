@@ -5,19 +5,24 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
+import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.audited import AuditedRun, size_of
+from lightning_freeze.gate.backward import BackwardSkip, Choice, SkipBackward, Surroundings, choose
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.memory import state_bytes
 from lightning_freeze.gate.modes import EvalModes
 from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
+from lightning_freeze.gate.reentrant import ReentrantInputs
+from lightning_freeze.gate.state import SHORTEST, FrozenState, Held, OptimizerState, refuse_state
 from lightning_freeze.plan.groups import (
     Member,
     Rest,
@@ -54,7 +59,7 @@ class _Unit:
 
     group: str
     lanes: tuple[int, ...]
-    parameters: tuple[int, ...]
+    parameters: tuple[nn.Parameter, ...]
     watched: Mapping[int, Watched]
 
     def frozen(self, sets: Sets) -> bool:
@@ -68,7 +73,8 @@ class FreezeController(AuditedRun):
     The order of calls is `attach` and `begin`, then for every batch `begin_step` and the usual backward and
     ``optimizer.step()``, `end_epoch` after each epoch, and at the end `finish` and `detach`. Where gradients are clipped,
     `before_optimizer_step` comes before the clipping, so that frozen gradients are not counted into the norm; under a
-    GradScaler, `after_backward` comes after each backward. `state_dict` goes into a checkpoint and back into `begin`.
+    GradScaler, and under DDP, `after_backward` comes after each backward. `state_dict` goes into a checkpoint and back
+    into `begin`.
 
     Args:
         module: The model, with every parameter of every group at ``requires_grad=True``.
@@ -76,6 +82,10 @@ class FreezeController(AuditedRun):
         groups: Group to selector (see `resolve_groups`). A name in the schedule that is no group is read as a selector.
         rest: What becomes of the parameters outside the groups: ``train``, ``freeze`` or ``error``.
         frozen_modules: ``eval`` holds frozen modules in eval mode, so that batch-norm statistics stand still too.
+        skip_backward: Whether the backward work of frozen groups is left out, by ``requires_grad=False`` while they are
+            frozen: ``auto`` where that is safe, and says why.
+        optimizer_state: What becomes of the optimizer state of frozen groups: ``keep``, ``offload`` (to host memory,
+            until they train again) or ``reset`` (dropped, so that they begin anew, as in BAdam).
         audit: Whether frozen weights are fingerprinted and moving ones checked.
         on_schedule_change: What becomes of a state that was saved under another schedule or other groups: ``raise``, or
             ``continue`` with its counts, by the names of groups, and its place in the row of phases.
@@ -120,6 +130,8 @@ class FreezeController(AuditedRun):
         rest: Rest = "train",
         *,
         frozen_modules: Literal["train", "eval"] = "train",
+        skip_backward: SkipBackward = "auto",
+        optimizer_state: OptimizerState = "keep",
         audit: bool = True,
         on_schedule_change: OnScheduleChange = "raise",
         suspects: Sequence[str] = (),
@@ -130,6 +142,13 @@ class FreezeController(AuditedRun):
         self.schedule = schedule
         self._module = module
         self._eval = frozen_modules == "eval"
+        self._skip_asked = skip_backward
+        self._state = FrozenState(optimizer_state)
+        self._skip = BackwardSkip()
+        self.backward = Choice(False, "the controller is not attached")
+        """Whether the backward work of frozen groups is left out, and why."""
+        self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
+        self._by_hand = self._scaled = self._skipping = False
         self._audit = audit
         self._on_change = on_schedule_change
         self._say = say
@@ -177,33 +196,60 @@ class FreezeController(AuditedRun):
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
-    def attach(self, *optimizers: Optimizer, scaler: bool = False, epoch: int = 0) -> None:
+    def attach(
+        self,
+        *optimizers: Optimizer,
+        scaler: bool = False,
+        epoch: int = 0,
+        wrapper: nn.Module | None = None,
+        by_hand: bool | None = None,
+        toggles: str | None = None,
+        strategy: str = "",
+    ) -> None:
         """Bind the schedule to the optimizers and hook into them.
 
         Args:
             optimizers: The run's optimizers, in the order that schedules count them.
             scaler: Whether a GradScaler steps them.
             epoch: The epoch to begin in.
+            wrapper: What is called instead of the model: the DistributedDataParallel around it.
+            by_hand: Whether several steps can be made between two calls of `begin_step`; by default, where there are
+                several optimizers.
+            toggles: What of the model's own turns ``requires_grad`` on and off within a batch.
+            strategy: What to call the way in which processes share the run, in explanations.
 
         Raises:
             SelectionError: A parameter of a group is in none of the optimizers.
             ScheduleError: The schedule leaves nothing trainable.
-            UnsupportedError: An optimizer cannot hold a frozen parameter still.
+            UnsupportedError: An optimizer cannot hold a frozen parameter still, backward cannot be skipped though it is to
+                be, or optimizer state cannot be dropped or moved.
         """
         self.detach()
         layout = self.groups.layout(optimizers)
         self._plan = self.schedule.bind(layout)
-        scheduled = [m.parameter for g, members in self.groups.members.items() if g != REST for m in members]
-        if self.groups.rest == "freeze":
-            scheduled += [member.parameter for member in self.groups.members.get(REST, ())]
+        scheduled = [m.parameter for members in self._freezable.values() for m in members]
         refuse_optimizers(optimizers, scheduled)
+        refuse_state(self._state.mode, optimizers, scheduled)
         rated = [m.parameter for group in self._plan.rated for m in self.groups.members.get(group, ())]
         refuse_without_rate(optimizers, rated)
         lanes = [Lane(index, optimizer, self._held_by(optimizer)) for index, optimizer in enumerate(optimizers)]
+        may_idle: str | None = None
         for lane in lanes:
             idle = self._plan.may_idle(lane.index) if scaler and lane.members else None
             if idle is not None:
                 refuse_idle(lane.optimizer, lane.index, idle)
+                may_idle = f"optimizer {lane.index} can come to that: {idle}"
+        self._by_hand = len(optimizers) > 1 if by_hand is None else by_hand
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        self.backward = choose(
+            self._skip_asked,
+            Surroundings(self._module, wrapper or self._module, world, self._by_hand, may_idle, toggles, strategy),
+            self._plan.sets(),
+            {id(m.parameter): group for group, members in self._freezable.items() for m in members},
+        )
+        attends = any(isinstance(each, nn.MultiheadAttention) for each in self._module.modules())
+        self._skip = BackwardSkip(self.backward.reducer, plain_attention=attends)
+        self._scaled = scaler
         self._gate = Gate(lanes, self._before_step, self._after_step, self._rebind)
         if self.groups.users_own:
             own = self.groups.users_own
@@ -219,7 +265,14 @@ class FreezeController(AuditedRun):
                 for group, members in self.groups.members.items()
                 if group != REST or layout.rest_trains
             }
-            self._witness = Witness(self._module, optimizers, trained, buffers_held=self._eval, suspects=self._suspects)
+            self._witness = Witness(
+                self._module,
+                optimizers,
+                trained,
+                buffers_held=self._eval,
+                suspects=self._suspects,
+                away=self._state.away,
+            )
             self._witness.begin()
         self._held_groups = [sorted(lane.members) for lane in lanes]
         self._make_units()
@@ -228,9 +281,19 @@ class FreezeController(AuditedRun):
         self._at = self._plan.start(epoch)
         self._decide()
         self._gate.attach()
+        self._state.attach(optimizers)
+        if self.backward.skips:
+            self._reentrant.attach()
         self._begin_epoch()
-        rest_freezes = self.groups.rest == "freeze" and REST in self.groups.members
-        if self._plan.never_freezes() and not rest_freezes and not self._plan.rated:
+        never = self._plan.never_freezes() and not (self.groups.rest == "freeze" and REST in self.groups.members)
+        if self._state.mode == "offload" and all(p.device.type == "cpu" for p in scheduled):
+            self._say(
+                "freeze: `optimizer_state: offload` has nothing to do: the optimizer state is in host memory already."
+            )
+        if self._skip_asked is not False and not never:
+            how = "is skipped" if self.backward.skips else "is not skipped, their gradients are emptied"
+            self._say(f"freeze: the backward work of frozen groups {how}: {self.backward.why}.")
+        if never and not self._plan.rated:
             rest = len(self.groups.members.get(REST, ()))
             warnings.warn(
                 f"this schedule never freezes anything: its groups ({', '.join(self.groups.named)}) train at every step"
@@ -289,7 +352,12 @@ class FreezeController(AuditedRun):
         for lane in self._require_gate().lanes:
             lane.merge()  # after a step that failed, and that the model has survived
         if self._sets is not self._watched_sets:
-            self._watch()
+            self._follow()
+        if self._state.stale:
+            self._state.stale = False
+            self._put_away(unit for unit in self._all_units() if unit.frozen(self._sets))
+        if self.backward.skips and not self._skipping:
+            self._skip_frozen()
         if self._eval:
             self._modes.hold([module for _, module in self._frozen_modules()])
 
@@ -306,11 +374,38 @@ class FreezeController(AuditedRun):
             raise SelectionError(f"there is no group {group!r}. Nearest: {', '.join(map(repr, close))}.")
         return not self.trainable.isdisjoint(names)
 
-    def after_backward(self) -> None:
-        """Under a GradScaler, after each backward: an infinity in a frozen gradient must not skip the active step.
+    @property
+    def hears_backward(self) -> bool:
+        """Whether `after_backward` has something to do: under a GradScaler, and under DDP where backward is skipped."""
+        return self._scaled or self._skip.tells
 
-        An optimizer that is frozen as a whole is left its gradients until its step, since a scaler fails that finds none.
+    def before_backward(self, loss: object) -> None:
+        """Before each backward: whether there is something to go back to.
+
+        Args:
+            loss: What is about to be derived.
+
+        Raises:
+            RuntimeError: Nothing that trains now is in the loss; torch would say that it "does not require grad".
         """
+        if self._skip.holds and isinstance(loss, Tensor) and not loss.requires_grad:
+            place = self._require_plan().where(self._at)
+            frozen = sorted(self._freezable.keys() - self.trainable)
+            raise RuntimeError(
+                f"the loss of this step, after {self._at.total} updates in epoch {self._at.epoch}, depends on nothing that "
+                f"trains now{f' ({place})' if place else ''}: trainable are {folded(self.trainable, self.groups.members)}; "
+                f"frozen are {folded(frozen, self.groups.members)}. Put a group into the phase that this loss depends on; or "
+                "set `skip_backward: false`, under which such a step updates nothing."
+            )
+
+    def after_backward(self) -> None:
+        """After each backward: frozen parameters are told to DDP, and emptied under a GradScaler.
+
+        There an infinity in a frozen gradient must not skip the active step. An optimizer that is frozen as a whole is left
+        its gradients until its step, since a scaler fails that finds none.
+        """
+        if self._skip.tells:
+            self._skip.tell()
         for lane in self._require_gate().lanes:
             if lane.training:
                 lane.hold()
@@ -375,7 +470,13 @@ class FreezeController(AuditedRun):
         self._decide()
         self._say_why()
         self._begin_epoch()
+        self.pause()
         return found
+
+    def pause(self) -> None:
+        """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
+        self._skip.release()
+        self._skipping = False
 
     def flush(self) -> None:
         """Record the steps made since the last epoch's end."""
@@ -383,7 +484,13 @@ class FreezeController(AuditedRun):
         self._steps = Steps(self._at.total)
 
     def detach(self) -> None:
-        """Undo everything: hooks, modes. Counts, findings and `state_dict` stay readable. Safe to call again."""
+        """Undo everything: hooks, modes, ``requires_grad``, optimizer state that was moved.
+
+        Counts, findings and `state_dict` stay readable. Safe to call again.
+        """
+        self.pause()
+        self._reentrant.detach()
+        self._state.detach()
         if self._gate is not None:
             self._gate.detach()
         self._modes.release()
@@ -534,6 +641,12 @@ class FreezeController(AuditedRun):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
+    @property
+    def _freezable(self) -> dict[str, Sequence[Member]]:
+        """The groups that can be frozen, with ``rest`` where it is."""
+        members = self.groups.members
+        return {group: members[group] for group in members if group != REST or self.groups.rest == "freeze"}
+
     def _held_by(self, optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, ...]]:
         mine = held_by(optimizer)
         held = {
@@ -585,9 +698,7 @@ class FreezeController(AuditedRun):
         """Sort what can be frozen by group and by the optimizers that hold it."""
         lanes, witness = self._require_gate().lanes, self._witness
         held = [{id(p) for parameters in lane.members.values() for p in parameters} for lane in lanes]
-        for group, members in self.groups.members.items():
-            if group == REST and self.groups.rest != "freeze":
-                continue
+        for group, members in self._freezable.items():
             alike: dict[tuple[int, ...], list[Member]] = {}
             for m in members:
                 alike.setdefault(tuple(i for i, mine in enumerate(held) if id(m.parameter) in mine), []).append(m)
@@ -595,26 +706,65 @@ class FreezeController(AuditedRun):
                 _Unit(
                     group,
                     holders,
-                    tuple(id(m.parameter) for m in found),
+                    tuple(m.parameter for m in found),
                     {id(m.parameter): witness.watched(m.name, m.group, m.parameter) for m in found} if witness else {},
                 )
                 for holders, found in alike.items()
             ]
 
-    def _watch(self) -> None:
-        """Let the audit follow what is frozen now: close the intervals of what thaws, open those of what freezes."""
+    def _follow(self) -> None:
+        """Make it so, and let the audit see it: what thaws gets its state and its gradients back, what freezes loses them.
+
+        An interval of the audit is closed when the state is back, and opened before it is moved.
+        """
         before, now = self._watched_sets, self._sets
         self._watched_sets = now
-        if self._witness is None:
-            return
         changed = frozenset().union(*map(frozenset.symmetric_difference, before, now)) if before else self._units
-        for group in changed:
-            for unit in self._units.get(group, ()):
-                if unit.frozen(now):
-                    self._witness.freeze(unit.watched, self._at.total)
-                else:
-                    self._witness.thaw(unit.watched, self._at.total)
+        units = [unit for group in changed for unit in self._units.get(group, ())]
+        freezes = [unit for unit in units if unit.frozen(now)]
+        thaws = [unit for unit in units if not unit.frozen(now)]
+        state = self._state
+        if state.mode != "keep":
+            state.thaw(self._held_by_lanes(thaws))
+        if state.mode == "reset":
+            self._put_away(freezes)
+        if self._witness is not None:
+            self._watch(freezes, thaws)
+        if state.mode == "offload":
+            self._put_away(freezes)
+        if self.backward.skips and self._skipping:
+            self._skip.thaw(p for unit in thaws for p in unit.parameters)
+            self._skip.freeze(p for unit in freezes for p in unit.parameters)
+
+    def _watch(self, freezes: Iterable[_Unit], thaws: Iterable[_Unit]) -> None:
+        """Let the audit follow: close the intervals of what thaws, open those of what freezes."""
+        assert self._witness is not None
+        with self._state.beside():
+            for unit in thaws:
+                self._witness.thaw(unit.watched, self._at.total)
+        for unit in freezes:
+            self._witness.freeze(unit.watched, self._at.total)
         self._watch_buffers()
+
+    def _skip_frozen(self) -> None:
+        """From here on backward makes no gradients of what is frozen now."""
+        self._skip.thaw(p for unit in self._all_units() if not unit.frozen(self._sets) for p in unit.parameters)
+        self._skip.freeze(p for unit in self._all_units() if unit.frozen(self._sets) for p in unit.parameters)
+        self._skipping = True
+
+    def _all_units(self) -> Iterator[_Unit]:
+        return chain.from_iterable(self._units.values())
+
+    def _held_by_lanes(self, units: Iterable[_Unit]) -> Iterator[Held]:
+        lanes = self._require_gate().lanes
+        return ((lanes[lane].optimizer, p) for unit in units for lane in unit.lanes for p in unit.parameters)
+
+    def _put_away(self, units: Iterable[_Unit]) -> None:
+        """Drop the optimizer state of what is frozen, or move it, but not of what trains again within a few updates."""
+        soon: frozenset[str] = frozenset()
+        if self._state.mode == "offload":  # as if every group found its gradients, and no epoch ended
+            soon = soon.union(*(step.trained for step in self.preview(lambda epoch: 1 << 62, windows=SHORTEST)))
+        self._state.freeze(self._held_by_lanes(unit for unit in units if unit.group not in soon))
 
     def _watch_buffers(self) -> None:
         if self._witness is not None and self._has_buffers:
@@ -627,10 +777,7 @@ class FreezeController(AuditedRun):
             if len(self._modules) >= _KEPT_SETS:
                 self._modules.clear()
             frozen = {
-                key: unit.frozen(self._sets)
-                for units in self._units.values()
-                for unit in units
-                for key in unit.parameters
+                id(parameter): unit.frozen(self._sets) for unit in self._all_units() for parameter in unit.parameters
             }
             own = self._own
             modules = frozen_modules(self._module, lambda p: None if id(p) in own else frozen.get(id(p), False))
@@ -639,7 +786,8 @@ class FreezeController(AuditedRun):
 
     def _before_step(self, lane: Lane) -> None:
         if self._sets is not self._watched_sets:
-            self._watch()
+            self._follow()
+        self._state.ready()
 
     def _after_step(self, lane: Lane, updated: frozenset[str], bypassed: Sequence[nn.Parameter]) -> None:
         # The witness is told what is new to it: most steps are like the one before.
@@ -652,8 +800,11 @@ class FreezeController(AuditedRun):
             self._require_plan().update(self._at, lane.index, updated)
             if self._at.total > self._steady_until:
                 self._decide()
-            if self._eval and self._sets is not self._watched_sets:
-                self._modes.hold([module for _, module in self._frozen_modules()])
+            if self._sets is not self._watched_sets:
+                if self._eval:
+                    self._modes.hold([module for _, module in self._frozen_modules()])
+                if self.backward.skips and self._by_hand:  # the next forward may come within this very batch
+                    self._skip_frozen()
 
     def _begin_epoch(self) -> None:
         super()._begin_epoch()

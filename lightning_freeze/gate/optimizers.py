@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -60,19 +61,54 @@ def probe_optimizer(optimizer: Optimizer) -> OptimizerTraits:
 
 
 def _skips(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    moving, frozen = _two_like(group)
+    twin = twin_of(optimizer, group, [moving, frozen])
+    _step(twin, [moving, frozen])
+    before = (frozen.detach().clone(), copy.deepcopy(twin.state.get(frozen)))
+    frozen.grad = None
+    _step(twin, [moving])
+    return bool(torch.equal(before[0], frozen.detach())) and _same(before[1], twin.state.get(frozen))
+
+
+def _two_like(group: Mapping[str, Any]) -> list[torch.nn.Parameter]:
+    """Two small parameters with the number of dimensions and the dtype of a group's first."""
     like: Tensor = group["params"][0]
     shape = (2,) * min(like.dim(), 4)
-    moving, frozen = (torch.nn.Parameter(torch.full(shape, value, dtype=like.dtype)) for value in (0.5, 0.75))
-    twin = twin_of(optimizer, group, [moving, frozen])
+    return [torch.nn.Parameter(torch.full(shape, value, dtype=like.dtype)) for value in (0.5, 0.75)]
+
+
+def _step(twin: Optimizer, parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Three steps in which these have a gradient."""
     for _ in range(3):
-        for parameter in (moving, frozen):
+        for parameter in parameters:
             parameter.grad = torch.full_like(parameter, 0.25)
         twin.step()
-    before = (frozen.detach().clone(), copy.deepcopy(twin.state.get(frozen)))
-    for _ in range(3):
-        moving.grad, frozen.grad = torch.full_like(moving, 0.25), None
-        twin.step()
-    return bool(torch.equal(before[0], frozen.detach())) and _same(before[1], twin.state.get(frozen))
+
+
+def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
+    """Why an optimizer cannot step a parameter whose state was dropped, or None where it can, or cannot be asked.
+
+    Asked of an optimizer made by the class's own constructor, since Adagrad makes its state there.
+
+    Args:
+        optimizer: Left as it is, as is the global random state.
+        group: One of its parameter groups.
+    """
+    kind: Any = type(optimizer)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            options = {name: value for name, value in _options(group).items() if name in signature(kind).parameters}
+            one, other = _two_like(group)
+            twin = kind([one, other], **options)
+            _step(twin, [one, other])
+        except Exception:  # third-party code of any kind; where it cannot be run, nothing is known
+            return None
+        twin.state.pop(other, None)
+        try:
+            _step(twin, [one, other])
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return None
 
 
 def twin_of(optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:

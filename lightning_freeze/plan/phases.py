@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from lightning_freeze.plan.phase import Phase, Rate
@@ -437,6 +438,11 @@ class _PhasesPlan(Plan):
             return optimizer in self._lanes(leaf.always)
         others = sum(optimizer not in self.layout.optimizers.get(group, frozenset({0})) for group in leaf.family)
         return leaf.least > others or (bool(leaf.always) and optimizer in self._lanes(leaf.always))
+
+    def sets(self) -> Iterator[frozenset[str]]:
+        for number in count() if self._length is None else range(self._length):
+            leaf, visit, stage = self._row.leaf(number)
+            yield leaf.groups(visit, stage, self._seed) | self._rest()
 
     def steady_for(self, at: Position) -> int:
         now = self._now(at)

@@ -10,7 +10,7 @@ import copy
 import difflib
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -246,6 +246,19 @@ class Plan(ABC):
     def never_freezes(self) -> bool:
         """Whether every named group trains at every step, so that the schedule holds nothing still."""
 
+    def sets(self) -> Iterator[frozenset[str]]:
+        """The sets of groups that it comes to train, in order, some of them more than once; it may have no end.
+
+        Steps that train nothing are left out, and sets that differ from optimizer to optimizer are taken together.
+        """
+        at = self.start()
+        while True:
+            self.begin_window(at, at.epoch)
+            yield self.trainable(at)
+            for lane in sorted(frozenset().union(*self.layout.optimizers.values()) or {0}):
+                held = self.layout.optimizers
+                self.update(at, lane, frozenset(g for g in self.trains(at, lane) if lane in held.get(g, {lane})))
+
     def steady_for(self, at: Position) -> int:
         """How many updates can follow, of whichever groups, in which what trains stays as it is; never too many."""
         return 0
@@ -342,14 +355,14 @@ def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
     return number
 
 
-def one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
+def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
     """Refuse a word that is none of those that an argument takes.
 
     Raises:
         ScheduleError: It is another.
     """
     if value not in valid:
-        close = nearest(str(value), valid, 1) or [valid[0]]
+        close = [*nearest(str(value), map(str, valid), 1), *map(str, valid)]
         raise ScheduleError(
             f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}. Nearest: {close[0]!r}.",
             key=key,

@@ -22,7 +22,7 @@ class Watched:
         name: Its FQN.
         group: The group that it belongs to, None for a buffer.
         read: Gives the tensor as it is now, None if it is not there any more.
-        state: Gives the state that optimizers hold for it now, as nested builtins and tensors.
+        state: Gives the state that optimizers hold for it now, as nested builtins and tensors; None while it is elsewhere.
     """
 
     name: str
@@ -57,7 +57,8 @@ class _Interval:
     watched: Watched
     since: int
     value: Digest | None
-    state: list[tuple[str, Digest]]
+    state: list[tuple[str, Digest]] | None
+    state_since: int
     gradient_at: int | None = None
 
 
@@ -98,17 +99,21 @@ class FrozenAudit:
 
     def open(self, key: object, watched: Watched, update: int) -> None:
         """Something froze: remember its bits."""
-        self._open[key] = _Interval(watched, update, digest_if_any(watched.read()), _state(watched))
+        self._open[key] = _Interval(watched, update, digest_if_any(watched.read()), _state(watched), update)
 
     def close(self, key: object, update: int) -> None:
         """Something thaws: compare its bits."""
-        self._compare(self._open.pop(key), update)
+        interval = self._open.pop(key)
+        self._compare(interval, update, digest_if_any(interval.watched.read()), _state(interval.watched))
 
     def check(self, update: int) -> None:
         """Compare everything that is frozen now; what is left frozen is watched on from here."""
         for key, interval in list(self._open.items()):
-            self._compare(interval, update)
-            self.open(key, interval.watched, update)
+            value, state = digest_if_any(interval.watched.read()), _state(interval.watched)
+            self._compare(interval, update, value, state)
+            again = self._open[key] = _Interval(interval.watched, update, value, state, update)
+            if again.state is None:  # elsewhere: compared with what it was when it comes back
+                again.state, again.state_since = interval.state, interval.state_since
 
     def saw_gradient(self, keys: Iterable[object], update: int) -> None:
         """These had a gradient when their optimizer stepped, though frozen."""
@@ -130,17 +135,16 @@ class FrozenAudit:
                 kind: Kind = "buffer" if buffer else "value"
                 shifts.append(Shift(interval.watched, kind, (), interval.since, done.until, interval.gradient_at))
             if entries:
-                shifts.append(
-                    Shift(
-                        interval.watched, "optimizer_state", entries, interval.since, done.until, interval.gradient_at
-                    )
-                )
+                since, gradient_at = interval.state_since, interval.gradient_at
+                shifts.append(Shift(interval.watched, "optimizer_state", entries, since, done.until, gradient_at))
         return shifts
 
-    def _compare(self, interval: _Interval, update: int) -> None:
+    def _compare(
+        self, interval: _Interval, update: int, value: Digest | None, now: list[tuple[str, Digest]] | None
+    ) -> None:
         self.checked += 1
-        moved = differ(interval.value, digest_if_any(interval.watched.read()))
-        before, after = dict(interval.state), dict(_state(interval.watched))
+        moved = differ(interval.value, value)
+        before, after = (dict(interval.state), dict(now)) if interval.state is not None and now is not None else ({}, {})
         entries: list[tuple[str, bool | Tensor]] = [
             (entry, differ(before[entry], after[entry]) if entry in before and entry in after else True)
             for entry in {**before, **after}
@@ -149,8 +153,9 @@ class FrozenAudit:
             self._compared.append(_Comparison(interval, update, moved, entries))
 
 
-def _state(watched: Watched) -> list[tuple[str, Digest]]:
-    return [] if watched.state is None else digest_all(watched.state())
+def _state(watched: Watched) -> list[tuple[str, Digest]] | None:
+    held = watched.state() if watched.state is not None else {}
+    return None if held is None else digest_all(held)
 
 
 def _settle(compared: list[_Comparison]) -> None:

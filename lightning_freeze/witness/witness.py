@@ -29,6 +29,7 @@ class Witness:
         suspects: Names of what else in the run writes to weights.
         gated: Whether a gate empties frozen gradients.
         excused: Says of a parameter that was to train, at an epoch's end, that it need not have moved.
+        away: Says of a parameter whether its optimizer state is elsewhere for now, to be compared when it is back.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Witness:
         suspects: Sequence[str] = (),
         gated: bool = True,
         excused: Callable[[Tensor], bool] = lambda parameter: False,
+        away: Callable[[Tensor], bool] = lambda parameter: False,
     ) -> None:
+        self._away = away
         self.rebind(optimizers)
         self._trained = trained
         self._frozen = FrozenAudit()
@@ -77,10 +80,14 @@ class Witness:
     def watched(self, name: str, group: str, parameter: Tensor) -> Watched:
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
         holders = self._holders.get(id(parameter), [])
-        if len(holders) == 1:
-            (holder,) = holders  # asked for its state each time: `load_state_dict` gives it another dict
-            return Watched(name, group, lambda: parameter, lambda: holder.state.get(parameter) or {})
-        return Watched(name, group, lambda: parameter, lambda: [o.state.get(parameter) or {} for o in holders])
+
+        def state() -> object:  # asked of the optimizer each time: `load_state_dict` gives it another dict
+            if self._away(parameter):
+                return None
+            found = [holder.state.get(parameter) or {} for holder in holders]
+            return found[0] if len(found) == 1 else found
+
+        return Watched(name, group, lambda: parameter, state)
 
     def begin(self) -> None:
         """Training begins, with everything restored: remember what is to move, and at what rates."""

@@ -1,0 +1,226 @@
+"""The optimizer state of frozen groups: kept where it is, moved to host memory until they train again, or dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_freeze.gate.optimizers import UnsupportedError, begins_anew
+
+OptimizerState = Literal["keep", "offload", "reset"]
+
+SHORTEST = 10
+"""State is left where it is when its group trains again within so many updates: moving it would cost more than it saves."""
+
+_SMALL = 4096  # bytes; what is smaller is not worth a copy of its own (Adam's counters of steps)
+
+Held = tuple[Optimizer, nn.Parameter]
+"""A parameter and an optimizer that holds it."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of state belongs.
+
+    Args:
+        within: What holds it: an optimizer's state of a parameter, or a dict or list in there.
+        key: Its key there.
+        device: The device that it was on.
+    """
+
+    within: Any
+    key: Any
+    device: torch.device
+
+
+def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
+    """Refuse what cannot be done with the state of what is frozen.
+
+    Args:
+        mode: What is to be done.
+        optimizers: The run's optimizers.
+        scheduled: The parameters that are frozen at times.
+
+    Raises:
+        UnsupportedError: ``reset`` with an optimizer that makes its state in its constructor alone, so that it cannot begin
+            anew; ``offload`` of sharded parameters.
+    """
+    if mode == "keep":
+        return
+    wanted = {id(parameter): parameter for parameter in scheduled}
+    if mode == "offload" and any(hasattr(parameter, "to_local") for parameter in wanted.values()):
+        raise UnsupportedError(
+            "`optimizer_state` is 'offload', and parameters are sharded over processes (DTensor): their state is not "
+            "moved yet. Use `optimizer_state: keep` or `reset`, or FSDP2's own CPUOffloadPolicy."
+        )
+    for index, optimizer in enumerate(optimizers):
+        for group in optimizer.param_groups:
+            held = [parameter for parameter in group["params"] if id(parameter) in wanted]
+            if mode == "reset" and held and (why := begins_anew(optimizer, group)) is not None:
+                raise UnsupportedError(
+                    f"`optimizer_state` is 'reset', and optimizer {index} ({type(optimizer).__qualname__}) cannot step a "
+                    f"parameter whose state was dropped ({why}): it makes its state in its constructor. Use "
+                    "`optimizer_state: keep`."
+                )
+
+
+class FrozenState:
+    """What becomes of the optimizer state of a group while the group is frozen.
+
+    ``keep`` leaves it where it is. ``reset`` drops it when the group freezes, as BAdam does (arXiv 2404.02827), so that
+    the group begins anew when it trains again. ``offload`` moves it from an accelerator to (on CUDA: pinned) host memory
+    and back. The copies run on a stream of their own, beside the step's own work, and nothing waits on the host: a state
+    that comes back is waited for, on the device, right before the optimizer's step. An optimizer's ``state_dict`` holds
+    everything in each case, and can be loaded under any other.
+
+    Args:
+        mode: ``keep``, ``offload`` or ``reset``.
+        moves: Which tensors are moved; by default those on an accelerator.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> adam = torch.optim.Adam([weight])
+        >>> weight.grad = torch.ones(2)
+        >>> adam.step()
+        >>> state = FrozenState("reset")
+        >>> state.freeze([(adam, weight)])
+        >>> adam.state_dict()["state"]
+        {}
+    """
+
+    def __init__(self, mode: OptimizerState = "keep", moves: Callable[[Tensor], bool] | None = None) -> None:
+        self.mode = mode
+        self.stale = False
+        """Whether an optimizer was given another state since, so that what is frozen must be frozen anew."""
+        self._moves = moves or _on_accelerator
+        self._away: dict[int, dict[int, list[_Place]]] = {}  # by parameter, then by optimizer
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._coming: set[torch.device] = set()
+        self._hooks: list[Any] = []
+
+    def attach(self, optimizers: Iterable[Optimizer]) -> None:
+        """Follow what is saved from and loaded into these optimizers."""
+        if self.mode == "keep":
+            return
+        for optimizer in optimizers:
+            self._hooks.append(optimizer.register_state_dict_pre_hook(lambda _: self.arrive()))
+            self._hooks.append(optimizer.register_load_state_dict_post_hook(self._loaded))
+
+    def detach(self) -> None:
+        """Bring everything back, as far as the device has room for it. Safe to call again."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        try:
+            for parameter, optimizers in list(self._away.items()):
+                for optimizer in list(optimizers):
+                    self._fetch(optimizer, parameter)
+        except torch.OutOfMemoryError:
+            pass  # what is still away stays in host memory: a run that ends must not fail by that
+        self._away.clear()
+        self.ready()
+
+    def away(self, parameter: Tensor) -> bool:
+        """Whether state of this parameter is in host memory now, in whichever optimizer."""
+        return id(parameter) in self._away
+
+    def freeze(self, held: Iterable[Held]) -> None:
+        """These are frozen from here on."""
+        if self.mode == "reset":
+            for optimizer, parameter in held:
+                optimizer.state.pop(parameter, None)
+        elif self.mode == "offload":
+            for optimizer, parameter in held:
+                self._park(optimizer, parameter)
+
+    def thaw(self, held: Iterable[Held]) -> None:
+        """These train from here on."""
+        if self._away:
+            for optimizer, parameter in held:
+                self._fetch(id(optimizer), id(parameter))
+
+    def ready(self) -> None:
+        """Before an optimizer's step: the device waits for what comes back. The host does not."""
+        while self._coming:
+            device = self._coming.pop()
+            torch.cuda.current_stream(device).wait_stream(self._streams[device])
+
+    def arrive(self) -> None:
+        """Wait, on the host, for copies that are under way: what is in host memory is about to be read."""
+        for stream in self._streams.values():
+            stream.synchronize()
+
+    def beside(self) -> AbstractContextManager[Any]:
+        """A context in which the device's work comes after what was last moved, beside the step's own work."""
+        return torch.cuda.stream(next(iter(self._streams.values()))) if self._coming else nullcontext()
+
+    def _loaded(self, optimizer: Optimizer) -> None:
+        for parameter in list(self._away):
+            self._forget(id(optimizer), parameter)
+        self.stale = True
+
+    def _park(self, optimizer: Optimizer, parameter: nn.Parameter) -> None:
+        state = optimizer.state.get(parameter)
+        if not state or id(optimizer) in self._away.get(id(parameter), ()):
+            return
+        places = [_Place(*found) for found in _places(state) if self._moves(found[0][found[1]])]
+        for place in places:
+            place.within[place.key] = self._to_host(place.within[place.key])
+        if places:
+            self._away.setdefault(id(parameter), {})[id(optimizer)] = places
+
+    def _fetch(self, optimizer: int, parameter: int) -> None:
+        for place in self._away.get(parameter, {}).get(optimizer, ()):
+            place.within[place.key] = self._to_device(place.within[place.key], place.device)
+        self._forget(optimizer, parameter)
+
+    def _forget(self, optimizer: int, parameter: int) -> None:
+        holders = self._away.get(parameter, {})
+        holders.pop(optimizer, None)
+        if not holders:
+            self._away.pop(parameter, None)
+
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cuda":
+            return tensor.to("cpu", copy=True)
+        stream = self._stream(tensor.device)
+        stream.wait_stream(torch.cuda.current_stream(tensor.device))  # the step that has just changed it
+        with torch.cuda.stream(stream):
+            host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+        tensor.record_stream(stream)  # its memory is not given to others before the copy is made
+        return host
+
+    def _to_device(self, host: Tensor, device: torch.device) -> Tensor:
+        if device.type != "cuda":
+            return host.to(device, copy=True)
+        stream = self._stream(device)
+        with torch.cuda.stream(stream):
+            tensor = host.to(device, non_blocking=True)
+        tensor.record_stream(torch.cuda.current_stream(device))
+        self._coming.add(device)
+        return tensor
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+
+def _on_accelerator(tensor: Tensor) -> bool:
+    return tensor.device.type != "cpu" and tensor.numel() * tensor.element_size() >= _SMALL
+
+
+def _places(holder: Any) -> Iterator[tuple[Any, Any, torch.device]]:
+    """Each tensor in nested state: what holds it, its key there, and its device."""
+    pairs = list(holder.items()) if isinstance(holder, MutableMapping) else list(enumerate(holder))
+    for key, value in pairs:
+        if isinstance(value, Tensor):
+            yield holder, key, value.device
+        elif isinstance(value, (MutableMapping, list)):
+            yield from _places(value)

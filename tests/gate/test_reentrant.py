@@ -1,0 +1,93 @@
+"""Reentrant checkpointing above a frozen bottom: without a mend, what trains there gets no gradient."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
+
+from lightning_freeze.gate.reentrant import ReentrantInputs
+
+
+class Model(nn.Module):
+    """Three layers, the upper two checkpointed, each in another of the ways in which that is written."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers[0](x)
+        for layer in self.layers[1:]:
+            x = torch.tanh(checkpoint(self.written(layer), x, use_reentrant=True))
+        return x
+
+    def written(self, layer: nn.Module) -> Any:
+        if self.how == "closure":
+            return lambda x: layer(x)
+        return {"module": layer, "method": layer.__call__, "partial": functools.partial(layer.__call__)}[self.how]
+
+
+def gradients(how: str, frozen: int, mend: bool) -> tuple[list[Tensor | None], list[str]]:
+    """Each layer's gradient with so many bottom layers frozen, and what was said."""
+    model, said = Model(how), []
+    for layer in model.layers[:frozen]:
+        layer.requires_grad_(False)
+    mended = ReentrantInputs(lambda: mend, said.append)
+    mended.attach()
+    try:
+        loss = model(torch.ones(1, 2)).sum()
+    finally:
+        mended.detach()
+    if loss.requires_grad:
+        loss.backward()
+    return [layer.weight.grad for layer in model.layers], said
+
+
+@pytest.mark.parametrize("how", ["module", "method", "partial", "closure"])
+@pytest.mark.parametrize("frozen", [1, 2])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # what torch says where nothing is mended
+def test_what_trains_gets_the_gradient_that_it_has_without_freezing(how: str, frozen: int) -> None:
+    expected, _ = gradients(how, 0, mend=False)
+    without, _ = gradients(how, frozen, mend=False)
+    assert without == [None, None, None], "torch's limitation is gone: so can be the mend"
+    found, said = gradients(how, frozen, mend=True)
+    for number, (gradient, before) in enumerate(zip(found, expected, strict=True)):
+        assert before is not None
+        assert gradient is None if number < frozen else gradient is not None and torch.equal(gradient, before)
+    assert len(said) == 1
+    assert "reentrant checkpointing" in said[0]
+    assert "`use_reentrant=False`" in said[0]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_segment_without_anything_to_train_is_left_alone() -> None:
+    found, said = gradients("module", 3, mend=True)
+    assert found == [None, None, None]
+    assert said == []
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_an_input_without_a_gradient_to_require_is_said() -> None:
+    table, said = nn.Embedding(3, 2), []
+    mended = ReentrantInputs(lambda: True, said.append)
+    mended.attach()
+    checkpoint(table, torch.tensor([1]), use_reentrant=True)
+    mended.detach()
+    assert "has no floating-point input" in said[0]
+
+
+def test_afterwards_it_is_as_it_was() -> None:
+    mended = ReentrantInputs(lambda: True, print)
+    before = CheckpointFunction.apply
+    mended.attach()
+    assert CheckpointFunction.apply is not before
+    mended.detach()
+    mended.detach()
+    assert "apply" not in vars(CheckpointFunction)

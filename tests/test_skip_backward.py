@@ -1,0 +1,301 @@
+"""A fit in which the backward work of frozen groups is left out equals, bit for bit, one in which it is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_freeze import AlternatingFreeze, Every, FreezeScheduler, Phase, Phases, Pick, UnsupportedError
+from tests.conftest import Net, batches
+from tests.gate.test_optim_db import same
+from tests.test_gan import GAN, SCHEDULES
+
+STEPS = 14
+
+
+class Mixed(pl.LightningModule):
+    """Layers of several kinds, in blocks; reads a batch of ``conftest.batches``."""
+
+    def __init__(self, make: Any = torch.optim.AdamW, reentrant: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.make, self.reentrant = make, reentrant
+        self.embed = nn.Linear(1, 8)
+        self.blocks = nn.ModuleList(
+            [
+                nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True),
+                nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4), nn.GELU()),
+                nn.LSTM(8, 8, batch_first=True),
+                nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Dropout(0.1)),
+            ]
+        )
+        self.head = nn.Linear(8, 3)
+        self.allocated: list[tuple[int, str]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.unsqueeze(-1))
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=True) if self.reentrant else block(x)
+            x = x[0] if isinstance(x, tuple) else x
+        return self.head(x.mean(dim=1))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        torch.manual_seed(batch_idx)
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def on_after_backward(self) -> None:
+        self.allocated += [
+            (self.trainer.fit_loop.batch_idx, n) for n, p in self.named_parameters() if p.grad is not None
+        ]
+
+    def configure_optimizers(self) -> Any:
+        return self.make(self.parameters(), lr=0.01)
+
+
+GROUPS: Any = {"blocks": {"each": "blocks.*"}}
+SCHEDULE: Any = {
+    "draws": lambda: Phases([Phase([], updates=2, pick=Pick("blocks", order="shuffle"))], repeat=True),
+    "upper": lambda: Phases([Phase(["blocks/2", "blocks/3"], updates=3), Phase(["all"], updates=1)], repeat=True),
+    "every": lambda: Every({"blocks/0": 3, "blocks/2": 2}),
+}
+
+
+def fitted(trainer: Any, skip: Any, schedule: str, model: Any = None, **options: Any) -> tuple[Any, Any]:
+    made = {key: options.pop(key) for key in ("rest", "frozen_modules") if key in options}
+    model = model or Mixed()
+    fit = trainer(FreezeScheduler(SCHEDULE[schedule](), GROUPS, skip_backward=skip, **made), **options)
+    fit.fit(model, batches(STEPS))
+    return model, fit
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    ("schedule", "rest", "modes"),
+    [("draws", "freeze", "eval"), ("upper", "freeze", "train"), ("every", "train", "train")],
+)
+def test_skipping_changes_no_bit(schedule: str, rest: str, modes: str, accumulate: int, trainer: Any) -> None:
+    same_for_both = {"rest": rest, "frozen_modules": modes, "accumulate_grad_batches": accumulate}
+    model, fit = fitted(trainer, True, schedule, **same_for_both)
+    expected, other = fitted(trainer, False, schedule, **same_for_both)
+    assert same(dict(model.state_dict()), dict(expected.state_dict()))
+    assert same(fit.optimizers[0].state_dict(), other.optimizers[0].state_dict())
+    assert len(model.allocated) < len(expected.allocated), "nothing was skipped"
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_frozen_gradients_are_never_allocated(accumulate: int, trainer: Any) -> None:
+    """Looked at after every backward, those within an accumulation included."""
+    options = {"rest": "freeze", "accumulate_grad_batches": accumulate, "gradient_clip_val": 0.1}
+    model, fit = fitted(trainer, "auto", "upper", **options)
+    windows = -(-STEPS // accumulate)
+    scheduler = fit.callbacks[0]
+    steps = [("all" if window % 4 == 3 else "upper") for window in range(windows)]
+    assert scheduler.updates["blocks/0"] == steps.count("all")
+    for batch in range(STEPS):
+        found = {
+            name.split(".")[1] for number, name in model.allocated if number == batch and name.startswith("blocks")
+        }
+        assert found == ({"0", "1", "2", "3"} if steps[batch // accumulate] == "all" else {"2", "3"}), batch
+    assert not any(name.startswith(("embed", "head")) for _, name in model.allocated)
+    done, _ = fitted(trainer, False, "upper", **options)
+    assert any(name.startswith("embed") for _, name in done.allocated), "this test could not fail"
+
+
+def test_what_was_accumulated_before_a_freeze_is_given_up(trainer: Any) -> None:
+    """`zero_grad(set_to_none=False)` keeps gradients; those of what freezes do not stay."""
+
+    class KeepsZeros(Net):
+        def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+            optimizer.zero_grad(set_to_none=False)
+
+        def on_after_backward(self) -> None:
+            seen.append(self.layer1.weight.grad is not None)
+
+    seen: list[bool] = []
+    trainer(AlternatingFreeze("layer1", "layer2", every=3), accumulate_grad_batches=2).fit(KeepsZeros(), batches(12))
+    assert seen == [True, True, False, False, False, False] * 2
+
+
+def test_reentrant_checkpointing_is_found_and_mended(trainer: Any, caplog: Any) -> None:
+    """Blocks above the frozen bottom train as they do where nothing is skipped.
+
+    Buffers are left out: a frozen batch norm does not see its batch again, which checkpointing shows it in backward.
+    """
+    with caplog.at_level("INFO"):
+        model, _ = fitted(trainer, "auto", "upper", Mixed(reentrant=True), rest="freeze")
+    assert caplog.text.count("freeze: reentrant checkpointing") == 1
+    expected, _ = fitted(trainer, False, "upper", Mixed(reentrant=True), rest="freeze")
+    assert same(dict(model.named_parameters()), dict(expected.named_parameters()))
+
+
+def test_attention_takes_no_other_path_while_something_is_skipped(trainer: Any) -> None:
+    class Notes(Mixed):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.append(torch.backends.mha.get_fastpath_enabled())
+            return super().training_step(batch, batch_idx)
+
+    seen: list[bool] = []
+    fitted(trainer, "auto", "upper", Notes())
+    assert seen == [False, False, False, True] * 3 + [False, False]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(
+    ("skip", "line"),
+    [
+        ("auto", "freeze: the backward work of frozen groups is skipped: one process."),
+        (True, "freeze: the backward work of frozen groups is skipped: one process."),
+        (False, None),
+    ],
+)
+def test_one_line_says_so(skip: Any, line: str | None, trainer: Any, caplog: Any) -> None:
+    with caplog.at_level("INFO"):
+        trainer(AlternatingFreeze("layer1", "layer2", every=3, skip_backward=skip)).fit(Net(), batches(2))
+    said = [record.message for record in caplog.records if "backward" in record.message]
+    assert said == ([line] if line else [])
+
+
+class Looks(pl.Callback):
+    """Notes what requires a gradient, in training, in validation and afterwards."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.seen: dict[str, set[bool]] = {}
+        self.fails = fails
+
+    def _look(self, when: str, module: Any) -> None:
+        self.seen.setdefault(when, set()).add(module.layer1.weight.requires_grad)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+        self._look("training", module)
+        if self.fails and rest[-1] == 2:
+            raise KeyError("planned")
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        self._look("validation", module)
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        self._look("epoch's end", module)
+
+
+class Validated(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+
+def test_outside_of_training_batches_nothing_is_held(trainer: Any) -> None:
+    looks, model = Looks(), Validated()
+    fit = trainer(AlternatingFreeze("layer1", "layer2", every=4), looks, max_epochs=2, val_check_interval=3)
+    fit.fit(model, batches(9), batches(1))
+    assert looks.seen == {"training": {True, False}, "validation": {True}, "epoch's end": {True}}
+    assert fit.callbacks[0].updates == {"slow": 5, "fast": 18}
+
+
+def test_an_exception_leaves_nothing_held(trainer: Any) -> None:
+    model = Net()
+    with pytest.raises(KeyError, match="planned"):
+        trainer(AlternatingFreeze("layer1", "layer2", every=4), Looks(fails=True)).fit(model, batches(6))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_loss_of_nothing_that_trains_says_phase_step_and_groups(trainer: Any) -> None:
+    class OtherLoss(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.layer1(batch[0]).sum() if batch_idx == 3 else super().training_step(batch, batch_idx)
+
+    row = Phases([Phase(["layer1"], updates=2), Phase(["layer2"], updates=2)], repeat=True)
+    text = (
+        r"the loss of this step, after 3 updates in epoch 0, depends on nothing that trains now \(`phases\[1\]`\): "
+        r"trainable are layer2; frozen are layer1\. .*`skip_backward: false`"
+    )
+    with pytest.raises(RuntimeError, match=text):
+        trainer(FreezeScheduler(row)).fit(OtherLoss(), batches(6))
+    scheduler = FreezeScheduler(row, skip_backward=False)
+    trainer(scheduler).fit(OtherLoss(), batches(6))  # as it says: that step updates nothing
+    assert scheduler.updates == {"layer1": 3, "layer2": 2}
+
+
+class Asks(GAN):
+    """Leaves out the whole turn of what does not train."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        scheduler = self.trainer.callbacks[0]  # type: ignore[attr-defined]
+        whole, mine = self.order, ("generator", "discriminator")
+        for index in whole:
+            if scheduler.will_train(mine[index]):
+                self.order = (index,)
+                super().training_step(batch, batch_idx)
+        self.order = whole
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_manual_optimization_skips_where_asked(kind: str, order: tuple[int, int], trainer: Any) -> None:
+    """What thaws by a step trains in the next, within the same batch."""
+    states, updates = [], []
+    for skip in (True, False):
+        torch.manual_seed(0)
+        model, scheduler = Asks(order), FreezeScheduler(SCHEDULES[kind](), skip_backward=skip)
+        trainer(scheduler).fit(model, batches(STEPS))
+        assert scheduler.controller is not None
+        assert scheduler.controller.backward.skips == skip
+        states.append(dict(model.state_dict()))
+        updates.append(scheduler.updates)
+    assert updates[0] == updates[1]
+    assert same(*states)
+
+
+def test_a_model_that_toggles_is_not_skipped(trainer: Any) -> None:
+    """Lightning's `untoggle_optimizer` would put back what was before the step, after which something else thaws."""
+
+    class Toggles(GAN):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            for index in self.order:
+                optimizer: Any = self.optimizers()[index]  # type: ignore[index]
+                self.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                self.manual_backward(self.discriminator(self.generator(batch[0])).mean())
+                optimizer.step()
+                self.untoggle_optimizer(optimizer)
+
+    scheduler = FreezeScheduler(SCHEDULES["phases"]())
+    trainer(scheduler).fit(Toggles((1, 0)), batches(18))
+    assert scheduler.updates == {"discriminator": 18, "generator": 3}
+    with pytest.raises(
+        UnsupportedError, match=r"`skip_backward` is true.*Toggles.training_step turns `requires_grad` on"
+    ):
+        trainer(FreezeScheduler(SCHEDULES["phases"](), skip_backward=True)).fit(Toggles((1, 0)), batches(18))
+
+
+def test_a_compiled_model_is_skipped_or_not_by_its_graphs(trainer: Any, caplog: Any) -> None:
+    row = Phases([Phase([], updates=1, pick=Pick("blocks", order="forward"))], repeat=True)
+
+    class Deep(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = torch.tanh(block(x))
+            return super().forward(x)
+
+    torch._dynamo.reset()
+    model: Any = torch.compile(Deep(), backend="eager")
+    scheduler = FreezeScheduler(row, GROUPS, rest="freeze")
+    with caplog.at_level("INFO"):
+        trainer(scheduler).fit(model, batches(8))
+    assert scheduler.updates == {f"blocks/{n}": 1 + (n == 0) for n in range(7)}
+    assert "is not skipped, their gradients are emptied: the model is compiled" in caplog.text
+    with pytest.raises(UnsupportedError, match="`skip_backward` is true.*recompile_limit is 8"):
+        trainer(FreezeScheduler(row, GROUPS, rest="freeze", skip_backward=True)).fit(model, batches(8))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("value", ["yes", 2, None])
+def test_another_word_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="`skip_backward` is .*, but must be one of 'auto', True, False"):
+        FreezeScheduler(Every({"a": 2}, of="b"), skip_backward=value)
