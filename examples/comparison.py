@@ -307,13 +307,11 @@ def in_words(results: Results) -> str:
         "pretrained network: how they do there, this does not say. "
         "BAdam's configuration never trains what is no block (the head stays as it was drawn), and gradual unfreezing's "
         "also lowers the learning rate from block to block. "
-        "Backward work of frozen groups is not skipped yet, so forward and backward cost what they cost in full training; "
-        "a step is shorter by the optimizer's work on what is frozen, which is much here, with a hundred tiny tensors, "
-        "and would be little in a large model, and longer by the scheduler and its weight audit, which takes fingerprints "
-        "in the steps in which groups change. "
-        "Optimizer state of frozen groups is kept, neither reset nor offloaded (there is no `optimizer_state` option "
-        "yet), so a group trained once counts to the end: the least among the schedules is "
-        f"{least}'s, {saved:.1%} of full training's."
+        "A step is shorter by the backward work on what is frozen, which is skipped, and by the optimizer's, which is much "
+        "here, with a hundred tiny tensors, and would be little in a large model; it is longer by the scheduler and its "
+        "weight audit, which takes fingerprints in the steps in which groups change. "
+        "Optimizer state of frozen groups is kept, but for BAdam's cycle and LISA's draws, whose configurations drop it "
+        f"(`optimizer_state: reset`): the least among the schedules is {least}'s, {saved:.1%} of full training's."
     )
 
 

@@ -194,6 +194,11 @@ class FreezeController(AuditedRun):
         """The groups that the coming step may train, ``rest`` included where it trains."""
         return self._plan.trainable(self._at) if self._plan is not None else frozenset()
 
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """What becomes of the optimizer state of frozen groups."""
+        return self._state.mode
+
     # --- the run ----------------------------------------------------------------------------------------------------
 
     def attach(

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from lightning_freeze._lightning import Callback, LightningModule, Trainer
 from lightning_freeze.callbacks import FreezeScheduler
 from lightning_freeze.controller import FreezeController
+from lightning_freeze.gate.state import SHORTEST
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.plan.schedule import Position, ScheduleError, nearest
 from lightning_freeze.report.pictures import Size, human_bytes
@@ -39,14 +40,15 @@ class Forecast:
         steps: Its optimizer steps in order, without those in which everything is frozen.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before them.
-        held: The groups that had one of those, so that their optimizer state is there.
+        held: The groups that had one of those, so that their optimizer state is there; None where that of what freezes is
+            dropped or moved to host memory.
         notes: What is assumed in it.
     """
 
     steps: Sequence[Step]
     sizes: Mapping[str, Size]
     first: int
-    held: frozenset[str]
+    held: frozenset[str] | None
     notes: Sequence[str]
 
     @property
@@ -188,14 +190,23 @@ class _Look(Callback):
         sizes, unknown = self._controller.sizes()
         notes += _remarks(steps, sizes, start.total)
         every = sum(size.gradient for size in sizes.values())
-        if any(len(step.trained) < len(sizes) for step in steps):
+        freezes = any(len(step.trained) < len(sizes) for step in steps)
+        if freezes and not self._controller.backward.skips:
             notes.append(
-                f"Until each step, backward still makes the gradients of all groups ({human_bytes(every)}): its work for "
-                "frozen ones is not skipped yet."
+                f"Until each step, backward makes the gradients of all groups ({human_bytes(every)}): its work for frozen "
+                f"ones is not skipped here: {self._controller.backward.why}."
+            )
+        elif freezes and horizon.world != 1:
+            notes.append("Whether backward is skipped for frozen groups, the run's own strategy says at its beginning.")
+        if self._controller.optimizer_state == "offload":
+            notes.append(
+                "Optimizer state is counted as on an accelerator, without that of frozen groups, which is in host memory; of "
+                f"groups that train again within {SHORTEST} updates it stays."
             )
         if unknown:
             notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
-        held = frozenset(group for group, count in start.updates.items() if count and group in sizes)
+        kept = self._controller.optimizer_state == "keep"
+        held = frozenset(group for group, count in start.updates.items() if count and group in sizes) if kept else None
         self.seen = Forecast(steps, sizes, start.total, held, notes)
         trainer.callbacks = [c for c in callbacks if c in (self, self._scheduler)]  # type: ignore[attr-defined]
         raise _Seen  # of which the other callbacks need not hear

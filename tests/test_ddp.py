@@ -118,6 +118,103 @@ def test_two_processes_with_different_global_seeds_draw_the_same_groups(tmp_path
     assert len(sets[-1]) == 2
 
 
+SKIPS = """
+import itertools, json, sys
+from pathlib import Path
+import torch
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from lightning_freeze import FreezeScheduler, Phase, Phases, UnsupportedError
+from lightning_freeze.gate.backward import BackwardSkip
+from tests.conftest import Net, batches, make_trainer
+
+root = Path(sys.argv[1])
+STRATEGIES = {
+    "plain": lambda: DDPStrategy(),
+    "views": lambda: DDPStrategy(gradient_as_bucket_view=True),
+    "unused": lambda: DDPStrategy(find_unused_parameters=True),
+    "static": lambda: DDPStrategy(static_graph=True),
+    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+}
+
+class Deep(Net):
+    def __init__(self, sharded):
+        super().__init__(lambda model: torch.optim.AdamW(model.parameters(), lr=0.01))
+        self.sharded, self.gradients = sharded, []
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def configure_model(self):
+        if self.sharded:
+            for block in self.blocks:
+                fully_shard(block, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return super().forward(x)
+
+    def on_after_backward(self):
+        self.gradients.append([p.grad is not None for p in self.parameters()])
+
+def run(strategy, accumulate, skip):
+    # It ends within the phase that freezes all but the head, so that the last step is one of those.
+    row = Phases([Phase(["all"], updates=2), Phase(["head"], updates=2), Phase(["upper"], updates=3)], repeat=True)
+    groups = {"bottom": ["blocks.0", "blocks.1"], "upper": "blocks.2", "head": ["layer1", "layer2"]}
+    scheduler, model = FreezeScheduler(row, groups, skip_backward=skip), Deep(strategy == "fsdp2")
+    trainer = make_trainer(
+        root, scheduler, strategy=STRATEGIES[strategy](), devices=2, accumulate_grad_batches=accumulate, max_epochs=2
+    )
+    trainer.fit(model, batches(2 * 5 * accumulate, size=2))
+    assert scheduler.findings == [] and scheduler.controller.total == 10
+    local = {name: getattr(p, "to_local", lambda p=p: p)().detach() for name, p in model.named_parameters()}
+    return scheduler.controller.backward, local, model.gradients
+
+if __name__ == "__main__":
+    seen = {}
+    for strategy, accumulate in itertools.product(STRATEGIES, (1, 3)):
+        if (strategy, accumulate) == ("static", 3):
+            continue  # torch itself fails at a static graph within no_sync
+        choice, skipped, without = run(strategy, accumulate, "auto")
+        _, done, within = run(strategy, accumulate, False)
+        assert choice.skips == (strategy != "static"), (strategy, choice)
+        assert all(torch.equal(skipped[name], done[name]) for name in done), (strategy, accumulate)
+        if choice.skips:
+            assert sum(map(sum, without)) < sum(map(sum, within)), "nothing was skipped"
+        if strategy != "fsdp2":
+            seen[f"{strategy} {accumulate}"] = [float(p.double().sum()) for p in skipped.values()]
+    def silent(skip):
+        pass
+
+    BackwardSkip.tell, tell = silent, BackwardSkip.tell
+    try:
+        run("plain", 1, True)
+    except RuntimeError as error:
+        assert "parameters that were not used in producing the loss" in str(error), error  # Lightning's words for it
+    else:
+        raise AssertionError("plain DDP did without being told: then it need not be")
+    BackwardSkip.tell = tell
+    try:
+        run("static", 1, True)
+    except UnsupportedError as error:
+        assert "static_graph" in str(error)
+    else:
+        raise AssertionError("static_graph was not refused")
+    rank = torch.distributed.get_rank()
+    Path(root, f"{rank}.json").write_text(json.dumps(seen))
+"""
+
+
+def test_skipping_changes_no_bit_under_any_strategy(tmp_path: Path) -> None:
+    """Plain DDP (also with gradients as views), DDP that looks for unused parameters, FSDP2; static_graph is left alone."""
+    run(SKIPS, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first) == 7
+    assert first == second, "the ranks have gone apart"
+
+
 def run(code: str, tmp_path: Path) -> None:
     here = Path(__file__).resolve().parents[1]
     program = tmp_path / "program.py"

@@ -530,6 +530,23 @@ class LogsBoth(LogsInTraining):
         return Net.training_step(self, batch, batch_idx)
 
 
+def test_what_becomes_of_frozen_gradients_and_state_is_said(tmp_path: Path) -> None:
+    row = Phases([Phase(["layer1"], updates=2), Phase(["layer2"], updates=2)], repeat=True)
+    plain = foresee(tmp_path, model=Net(), scheduler=FreezeScheduler(row))
+    assert plain.held == frozenset()
+    assert not any("backward" in note or "host memory" in note for note in plain.notes)
+    done = foresee(tmp_path, model=Net(), scheduler=FreezeScheduler(row, skip_backward=False, optimizer_state="offload"))
+    assert done.held is None
+    assert any(
+        "backward makes the gradients of all groups (224 B)" in note and "`skip_backward: false`" in note
+        for note in done.notes
+    )
+    assert any("of groups that train again within 10 updates it stays" in note for note in done.notes)
+    shared = foresee(tmp_path, Horizon(world=2), model=Net(), scheduler=FreezeScheduler(row, optimizer_state="reset"))
+    assert shared.held is None
+    assert any("the run's own strategy says" in note for note in shared.notes)
+
+
 def until(metric: str) -> FreezeScheduler:
     return FreezeScheduler(
         Phases(

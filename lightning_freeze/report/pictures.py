@@ -47,7 +47,8 @@ class Timeline:
     Args:
         elements: The number of elements that train.
         gradient: The bytes of their gradients.
-        state: The bytes of optimizer state held with this update: that of every group updated so far.
+        state: The bytes of optimizer state held with this update: that of every group updated so far, or, where it goes with
+            a group that freezes, that of the groups that train.
     """
 
     elements: list[int]
@@ -56,14 +57,15 @@ class Timeline:
 
 
 def over_time(
-    trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: frozenset[str] = frozenset()
+    trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: frozenset[str] | None = frozenset()
 ) -> Timeline:
     """What a run asks for, update by update.
 
     Args:
         trained: The groups that each update trains.
         sizes: Every group's size.
-        held: The groups whose optimizer state is there before the first of these updates.
+        held: The groups whose optimizer state is there before the first of these updates; None where the state of what
+            freezes is dropped or moved away.
 
     Raises:
         ValueError: An update trains a group that has no size.
@@ -75,17 +77,18 @@ def over_time(
     """
     _refuse_unknown(trained, sizes)
     known: dict[frozenset[str], tuple[int, int]] = {}
-    state = sum(sizes[g].state for g in held)
+    state = sum(sizes[g].state for g in held or ())
     timeline = Timeline([], [], [])
     for groups in trained:
         if groups not in known:  # only a set that was not there before can hold a group that was not there before
             known[groups] = (sum(sizes[g].elements for g in groups), sum(sizes[g].gradient for g in groups))
-            state += sum(sizes[g].state for g in groups - held)
-            held |= groups
+            if held is not None:
+                state += sum(sizes[g].state for g in groups - held)
+                held |= groups
         elements, gradient = known[groups]
         timeline.elements.append(elements)
         timeline.gradient.append(gradient)
-        timeline.state.append(state)
+        timeline.state.append(state if held is not None else sum(sizes[g].state for g in groups))
     return timeline
 
 
@@ -126,7 +129,7 @@ def draw_plan(
     *,
     epochs: Sequence[int] = (),
     title: str = "",
-    held: frozenset[str] = frozenset(),
+    held: frozenset[str] | None = frozenset(),
 ) -> None:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 
@@ -139,7 +142,7 @@ def draw_plan(
         sizes: Every group's size; groups are drawn in this order, from the top.
         epochs: The updates, counted from 0, with which the epochs after the first begin.
         title: What stands above.
-        held: The groups whose optimizer state is there before the first update.
+        held: The groups whose optimizer state is there before the first update; None where that of what freezes goes.
 
     Raises:
         ImportError: matplotlib, the extra ``plot``, is not installed.
@@ -155,7 +158,7 @@ def _figure(
     sizes: Mapping[str, Size],
     epochs: Sequence[int] = (),
     title: str = "",
-    held: frozenset[str] = frozenset(),
+    held: frozenset[str] | None = frozenset(),
 ) -> Figure:
     """The picture; its axes are the rows of groups, the elements, the memory, and the elements' percentage."""
     try:

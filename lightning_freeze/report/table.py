@@ -130,7 +130,7 @@ def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0)
 
 
 def phases_table(
-    steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0, held: frozenset[str] = frozenset()
+    steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0, held: frozenset[str] | None = frozenset()
 ) -> Table:
     """A run as the sets that train one after the other, with what each asks of memory.
 
@@ -140,7 +140,7 @@ def phases_table(
         steps: The optimizer steps to come.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before.
-        held: The groups that had one of them.
+        held: The groups that had one of them, so that their optimizer state is there; None where that of what freezes goes.
     """
     timeline = over_time([step.trained for step in steps], sizes, held)
     runs: list[tuple[int, int]] = []  # where each set is entered, and where it ends
@@ -190,7 +190,7 @@ def print_plan(
     steps: Sequence[Step],
     sizes: Mapping[str, Size],
     first: int = 0,
-    held: frozenset[str] = frozenset(),
+    held: frozenset[str] | None = frozenset(),
 ) -> None:
     """Print what a run will do: by group, and by the sets that train one after the other.
 
@@ -199,7 +199,7 @@ def print_plan(
         steps: The optimizer steps to come.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before.
-        held: The groups that had one of them.
+        held: The groups that had one of them, so that their optimizer state is there; None where that of what freezes goes.
     """
     _print_whole(console, plan_table(steps, sizes, first))
     if not steps:
@@ -208,10 +208,15 @@ def print_plan(
     timeline = over_time([step.trained for step in steps], sizes, held)
     total = sum(size.elements for size in sizes.values())
     mean = sum(timeline.elements) / len(steps)
-    gradients, state = max(timeline.gradient), timeline.state[-1]
+    gradients = max(timeline.gradient)
+    state = (
+        f"{human_bytes(timeline.state[-1])} at the end"
+        if held is not None
+        else f"up to {human_bytes(max(timeline.state))}"
+    )
     console.print(
         f"{_count(len(steps), 'update')}; {mean / total if total else 0:.1%} of the elements train on average; gradients of what trains need "
-        f"up to {human_bytes(gradients)}, optimizer state {human_bytes(state)} at the end.",
+        f"up to {human_bytes(gradients)}, optimizer state {state}.",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -52,6 +52,12 @@ def test_what_a_run_asks_for(trained: list[frozenset[str]], expected: Timeline) 
     assert over_time(trained, SIZES) == expected
 
 
+def test_state_that_goes_with_what_freezes_is_that_of_what_trains() -> None:
+    trained = [HEAD, BODY, HEAD, frozenset[str]()]
+    assert over_time(trained, SIZES, None).state == [84, 8000, 84, 0]
+    assert over_time(trained, SIZES).state == [84, 8084, 8084, 8084]
+
+
 @pytest.mark.parametrize("call", [over_time, pictures._figure])
 def test_a_group_without_a_size(call: Any) -> None:
     with pytest.raises(ValueError, match=r"updates train 'haed', but `sizes` knows only 'head', 'body', 'rest'. Give"):
