@@ -148,7 +148,9 @@ class FreezeController(AuditedRun):
         self.backward = Choice(False, "the controller is not attached")
         """Whether the backward work of frozen groups is left out, and why."""
         self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
-        self._by_hand = self._scaled = self._skipping = False
+        self._by_hand = self._skipping = False
+        self.hears_backward = False
+        """Whether `after_backward` has something to do: under a GradScaler, and under plain DDP where backward is skipped."""
         self._audit = audit
         self._on_change = on_schedule_change
         self._say = say
@@ -254,7 +256,7 @@ class FreezeController(AuditedRun):
         )
         attends = any(isinstance(each, nn.MultiheadAttention) for each in self._module.modules())
         self._skip = BackwardSkip(self.backward.reducer, plain_attention=attends)
-        self._scaled = scaler
+        self.hears_backward = scaler or self._skip.tells
         self._gate = Gate(lanes, self._before_step, self._after_step, self._rebind)
         if self.groups.users_own:
             own = self.groups.users_own
@@ -379,11 +381,6 @@ class FreezeController(AuditedRun):
             raise SelectionError(f"there is no group {group!r}. Nearest: {', '.join(map(repr, close))}.")
         return not self.trainable.isdisjoint(names)
 
-    @property
-    def hears_backward(self) -> bool:
-        """Whether `after_backward` has something to do: under a GradScaler, and under DDP where backward is skipped."""
-        return self._scaled or self._skip.tells
-
     def before_backward(self, loss: object) -> None:
         """Before each backward: whether there is something to go back to.
 
@@ -420,7 +417,8 @@ class FreezeController(AuditedRun):
         lane = self._require_gate().lane(optimizer)
         if lane is not None:
             lane.attempted = True
-            lane.hold()
+            if not self._skipping or lane.bypassed(everywhere=False):  # else backward has made no frozen gradients
+                lane.hold()
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -745,10 +743,8 @@ class FreezeController(AuditedRun):
         """Let the audit follow: close the intervals of what thaws, open those of what freezes."""
         assert self._witness is not None
         with self._state.beside():
-            for unit in thaws:
-                self._witness.thaw(unit.watched, self._at.total)
-        for unit in freezes:
-            self._witness.freeze(unit.watched, self._at.total)
+            self._witness.thaw(chain.from_iterable(unit.watched for unit in thaws), self._at.total)
+        self._witness.freeze({key: each for unit in freezes for key, each in unit.watched.items()}, self._at.total)
         self._watch_buffers()
 
     def _skip_frozen(self) -> None:

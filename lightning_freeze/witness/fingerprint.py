@@ -1,14 +1,22 @@
-"""A 128-bit digest of a tensor's bits; knows nobody.
+"""A 128-bit digest of a tensor's bits; knows nobody but its own kernel for CUDA.
 
 Bits, not values: 0.0 and -0.0 differ, and a NaN equals itself. The digest depends on positions, as `torch.hash_tensor`
 (an XOR of the elements) does not: any even number of equal elements hashes to 0 there. Nothing is inferred from
 ``Tensor._version``, which fused optimizers and ``.data`` writes leave as it is.
+
+On the CPU xxh3 reads large tensors in pieces of a fixed size, on as many threads as torch computes with; the digest is
+the same on any number of them. On CUDA one Triton kernel reads each word once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import functools
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeGuard
 
 import torch
 import xxhash
@@ -18,7 +26,13 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 Digest = int | Tensor
 """On the CPU an int; elsewhere two int64 on the tensor's own device, so that nothing waits for the host."""
 
-_CHUNK = 1 << 22
+_LOG = logging.getLogger("lightning_freeze")
+
+_PIECE = 1 << 21  # bytes that one thread reads at a time: some 200 µs, several times what waking a thread costs
+_SHARED = 1 << 18  # bytes from which it pays to share many tensors among threads
+_COLUMNS = 1024
+_ROWS = 1 << 12  # at once, in torch: 32 MiB as int64
+_LANE = 1 << 62  # the two sums take their weights from different quarters of SplitMix64's sequence
 _GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed number; the increment of SplitMix64
 _MIX = (-4658895280553007687, -7723592293110705685)  # SplitMix64's multipliers
 
@@ -62,11 +76,37 @@ def digest(tensor: Tensor) -> Digest:
     parts = _plain_parts(tensor)
     if parts is not None:
         return _joined([digest(part) for part in parts], repr((tensor.layout, tensor.dtype, tuple(tensor.shape))))
+    salt = _salt(tensor.dtype, tensor.shape)
     raw = _bytes(tensor)
-    salt = xxhash.xxh3_64_intdigest(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    if raw.device.type == "cpu":
-        return xxhash.xxh3_128_intdigest(memoryview(raw.numpy()), seed=salt)  # type: ignore[arg-type]
-    return multilinear(raw, salt)
+    if not raw.is_cpu:
+        return multilinear(raw.reshape(-1), salt)
+    if raw.numel() <= _PIECE:
+        return xxhash.xxh3_128_intdigest(raw.numpy(), seed=salt)  # type: ignore[arg-type]
+    return _of_pieces(_on_threads([(piece, salt) for piece in _pieces(raw)]), salt)
+
+
+def digests(tensors: Iterable[Tensor | None]) -> list[Digest | None]:
+    """`digest_if_any` of each; on the CPU large ones share threads, which pays for sizes where one alone does not.
+
+    Example:
+        >>> one = torch.ones(3)
+        >>> digests([one, None]) == [digest(one), None]
+        True
+    """
+    if torch.get_num_threads() == 1:
+        return [digest_if_any(tensor) for tensor in tensors]
+    found: list[Digest | None] = []
+    later: list[tuple[int, int, list[memoryview]]] = []
+    for tensor in tensors:
+        if _is_shared(tensor):
+            later.append((len(found), _salt(tensor.dtype, tensor.shape), _pieces(_bytes(tensor.detach()))))
+            found.append(None)
+        else:
+            found.append(digest_if_any(tensor))
+    prints = iter(_on_threads([(piece, salt) for _, salt, pieces in later for piece in pieces]))
+    for number, salt, pieces in later:
+        found[number] = _of_pieces([next(prints) for _ in pieces], salt)
+    return found
 
 
 def is_lazy(tensor: object) -> bool:
@@ -79,9 +119,20 @@ def digest_if_any(tensor: Tensor | None) -> Digest | None:
     return None if tensor is None or is_lazy(tensor) else digest(tensor)
 
 
-def digest_all(values: object) -> list[tuple[str, Digest]]:
-    """The digest of every tensor, and of everything else by its ``repr``, in nested builtins: an optimizer's state."""
-    return list(_walk("", values))
+def digests_of(values: Sequence[object]) -> list[list[tuple[str, Digest | None]]]:
+    """For each of these nested builtins the digest of every tensor in it, and of everything else by its ``repr``.
+
+    Args:
+        values: What an optimizer holds for one parameter each, for example.
+
+    Returns:
+        For each, every key in it with its digest.
+    """
+    leaves = [list(_leaves("", value)) for value in values]
+    found = iter(digests(leaf for pairs in leaves for _, leaf in pairs if isinstance(leaf, Tensor)))
+    return [
+        [(key, next(found) if isinstance(leaf, Tensor) else _of_plain(leaf)) for key, leaf in pairs] for pairs in leaves
+    ]
 
 
 def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
@@ -99,9 +150,13 @@ def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
 def multilinear(raw: Tensor, salt: int) -> Tensor:
     """Two 64-bit multilinear sums over 32-bit words with odd, position-dependent weights, on the tensor's device.
 
-    Odd weights make every change of a single word visible for certain: its difference, times an odd number, is not 0
-    modulo 2⁶⁴. Other changes go unseen with a probability of 2⁻⁶⁴ at most over the two sums (2⁻³² in each, for elements
-    that change their sign and nothing else).
+    The words stand in rows of 1024, and a word's weight is its row's times its column's, each an odd pseudo-random
+    number: so a pass over the words costs one multiplication a sum, and the weights hardly anything. Odd weights make
+    every change of a single word visible for certain: its difference, times an odd number, is not 0 modulo 2⁶⁴. Other
+    changes go unseen with a probability of 2⁻⁵⁶ in each sum at most (2⁻²⁵, for elements that change their sign and
+    nothing else), the two sums being independent.
+
+    On CUDA this is a kernel of Triton's, where that is there and works; elsewhere the same two numbers in torch.
 
     Args:
         raw: The bytes, a flat uint8 tensor.
@@ -114,20 +169,55 @@ def multilinear(raw: Tensor, salt: int) -> Tensor:
     if missing or raw.storage_offset() % 4:
         raw = torch.nn.functional.pad(raw, (0, missing))
     words = raw.view(torch.int32)
-    # The sums begin at the weights of the position before the first, so that the salt shows in zeros, too.
-    total = _weights(torch.arange(-1, 1, dtype=torch.int64, device=raw.device), salt)
-    for start in range(0, words.numel(), _CHUNK):
-        piece = words[start : start + _CHUNK].to(torch.int64)
-        index = torch.arange(start, start + piece.numel(), dtype=torch.int64, device=raw.device)
+    found = _by_kernel(words, salt) if words.is_cuda else None
+    return _by_torch(words, salt) if found is None else found
+
+
+def _by_torch(words: Tensor, salt: int) -> Tensor:
+    lanes = torch.arange(2, dtype=torch.int64, device=words.device).unsqueeze(1) * _LANE
+    # The sums begin at a weight that no word has, so that the salt shows in zeros, too.
+    total = _weights(lanes - 1 - _COLUMNS, salt).squeeze(1)
+    # Rows count from 0 upwards and columns from -1 downwards: no row shares a column's weight.
+    columns = _weights(lanes - 1 - torch.arange(_COLUMNS, dtype=torch.int64, device=words.device), salt)
+    for start in range(0, words.numel(), _ROWS * _COLUMNS):
+        piece = words[start : start + _ROWS * _COLUMNS]
+        piece = torch.nn.functional.pad(piece, (0, -piece.numel() % _COLUMNS)).view(-1, _COLUMNS).to(torch.int64)
+        first = start // _COLUMNS
+        index = torch.arange(first, first + len(piece), dtype=torch.int64, device=words.device)
+        rows = _weights(lanes + index, salt)
         for lane in range(2):
-            total[lane] += (piece * _weights(index, salt + lane)).sum()
+            total[lane] += ((piece * rows[lane].unsqueeze(1)).sum(0) * columns[lane]).sum()
     return total
 
 
+def _by_kernel(words: Tensor, salt: int) -> Tensor | None:
+    """The same by Triton, or None where Triton is missing or does not work."""
+    global _kernel_works
+    if not _kernel_works:
+        return None
+    try:
+        # Here, so that whoever has no GPU never meets Triton.
+        from lightning_freeze.witness.fingerprint_triton import multilinear as by_triton
+
+        return by_triton(words, _signed(salt * _GOLDEN))
+    except Exception as error:  # whatever a compiler may say: the audit goes on without it
+        _kernel_works = False
+        if not isinstance(error, ModuleNotFoundError):
+            _LOG.warning(
+                "the Triton kernel for fingerprints does not work here (%s: %s). Fingerprints are made by torch "
+                "instead: the same digests, at a lower rate.",
+                type(error).__name__,
+                error,
+            )
+        return None
+
+
+_kernel_works = True  # until it was tried and did not
+
+
 def _weights(index: Tensor, salt: int) -> Tensor:
-    """An odd pseudo-random int64 for each position: SplitMix64 (Steele, Lea and Flood, 2014) of position and salt."""
-    seed = _signed(salt * 0x9E3779B97F4A7C15)
-    z = index * _GOLDEN + seed
+    """An odd pseudo-random int64 for each index: SplitMix64 (Steele, Lea and Flood, 2014) of index and salt."""
+    z = index * _GOLDEN + _signed(salt * _GOLDEN)
     z = (z ^ _shift(z, 30)) * _MIX[0]
     z = (z ^ _shift(z, 27)) * _MIX[1]
     return (z ^ _shift(z, 31)) | 1
@@ -143,24 +233,92 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
+@functools.lru_cache(maxsize=4096)
+def _salt(dtype: torch.dtype, shape: torch.Size) -> int:
+    return xxhash.xxh3_64_intdigest(f"{dtype}{tuple(shape)}".encode())
+
+
+def _is_shared(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a tensor is worth a turn on a thread: plain, in one piece (no copy is kept), on the CPU, of some size."""
+    return (
+        tensor is not None
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.layout is torch.strided
+        and tensor.nbytes >= _SHARED
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _pieces(raw: Tensor) -> list[memoryview]:
+    memory = memoryview(raw.reshape(-1).numpy())  # type: ignore[arg-type]
+    return [memory[start : start + _PIECE] for start in range(0, len(memory), _PIECE)]
+
+
+def _of_pieces(prints: Sequence[bytes], salt: int) -> int:
+    """One digest of many, in their order; that of a single piece is its own."""
+    if len(prints) == 1:
+        return int.from_bytes(prints[0], "big")
+    return xxhash.xxh3_128_intdigest(b"".join(prints), seed=salt)
+
+
+def _on_threads(pieces: Sequence[tuple[memoryview, int]]) -> list[bytes]:
+    """The xxh3-128 of each piece under its salt, on as many threads as torch computes with, this one among them."""
+    found = [b""] * len(pieces)
+    left = deque(range(len(pieces)))
+
+    def some() -> None:
+        while left:
+            try:
+                number = left.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            piece, salt = pieces[number]
+            found[number] = xxhash.xxh3_128_digest(piece, seed=salt)
+
+    helpers: list[Future[None]] = []
+    worth = sum(len(piece) for piece, _ in pieces) // _PIECE
+    try:
+        for _ in range(min(torch.get_num_threads(), len(pieces), worth) - 1):
+            helpers.append(_pool(os.getpid()).submit(some))
+    except RuntimeError:  # the interpreter is ending, or there may be no more threads: this one does it all
+        pass
+    try:
+        some()
+    finally:
+        left.clear()
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """This process's own: a forked child has none of its parent's threads. They start as they are first needed."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lightning_freeze")
+
+
 def _plain_parts(tensor: Tensor) -> list[Tensor] | None:
     """The strided tensors that hold a sparse or quantized one's bits, or None for a plain one."""
+    if tensor.layout is torch.strided:
+        return [tensor.int_repr()] if tensor.is_quantized else None
     if tensor.layout == torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    if tensor.is_quantized:
-        return [tensor.int_repr()]
     return None
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """A tensor's own memory as a flat uint8 tensor, copied only where it is not contiguous."""
+    """A tensor's own memory as uint8 in one piece, copied only where it is not contiguous."""
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    tensor = tensor.contiguous()
+    return (tensor if tensor.dim() else tensor.reshape(1)).view(torch.uint8)
 
 
 def _joined(parts: list[Digest], salt: str) -> Digest:
@@ -171,19 +329,18 @@ def _joined(parts: list[Digest], salt: str) -> Digest:
     return multilinear(_bytes(stacked), start)
 
 
-def _walk(key: str, value: object) -> Iterable[tuple[str, Digest]]:
-    if isinstance(value, Tensor):
-        yield key, digest(value)
-    elif isinstance(value, Mapping):
+def _leaves(key: str, value: object) -> Iterable[tuple[str, object]]:
+    if isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _walk(f"{key}.{name}" if key else str(name), part)
+            yield from _leaves(f"{key}.{name}" if key else str(name), part)
     elif isinstance(value, (list, tuple)):
         for number, part in enumerate(value):
-            yield from _walk(f"{key}[{number}]", part)
+            yield from _leaves(f"{key}[{number}]", part)
     else:
-        yield key, xxhash.xxh3_128_intdigest(_plain(value).encode())
+        yield key, value
 
 
-def _plain(value: Any) -> str:
+def _of_plain(value: Any) -> int:
     # An object's default repr holds its address, which says nothing of its content.
-    return repr(value) if isinstance(value, (int, float, str, bool, complex, type(None))) else type(value).__name__
+    known = isinstance(value, (int, float, str, bool, complex, type(None)))
+    return xxhash.xxh3_128_intdigest((repr(value) if known else type(value).__name__).encode())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_freeze.witness.fingerprint import Digest, differ, digest_all, digest_if_any
+from lightning_freeze.witness.fingerprint import Digest, differ, digests, digests_of
 
 Kind = Literal["value", "optimizer_state", "buffer"]
+_Bits = tuple[Digest | None, list[tuple[str, Digest | None]] | None]  # of a value, and of each entry of its state
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Interval:
     watched: Watched
     since: int
     value: Digest | None
-    state: list[tuple[str, Digest]] | None
+    state: list[tuple[str, Digest | None]] | None
     state_since: int
     gradient_at: int | None = None
 
@@ -80,10 +81,10 @@ class FrozenAudit:
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3))
         >>> audit = FrozenAudit()
-        >>> audit.open("weight", Watched("weight", "slow", lambda: weight), update=4)
+        >>> audit.open({"weight": Watched("weight", "slow", lambda: weight)}, update=4)
         >>> weight.data.mul_(0.5) is None
         False
-        >>> audit.close("weight", update=8)
+        >>> audit.close(["weight"], update=8)
         >>> [(shift.kind, shift.since, shift.until) for shift in audit.collect()]
         [('value', 4, 8)]
     """
@@ -97,23 +98,37 @@ class FrozenAudit:
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
-    def open(self, key: object, watched: Watched, update: int) -> None:
-        """Something froze: remember its bits."""
-        self._open[key] = _Interval(watched, update, digest_if_any(watched.read()), _state(watched), update)
+    def open(self, watched: Mapping[Any, Watched], update: int) -> None:
+        """These froze: remember their bits.
 
-    def close(self, key: object, update: int) -> None:
-        """Something thaws: compare its bits."""
-        interval = self._open.pop(key)
-        self._compare(interval, update, digest_if_any(interval.watched.read()), _state(interval.watched))
+        Args:
+            watched: By key; what is watched already begins anew.
+            update: The updates made so far.
+        """
+        self._begin(watched, _read(watched.values()), update)
+
+    def close(self, keys: Sequence[object], update: int) -> None:
+        """These thaw: compare their bits."""
+        closed = [self._open.pop(key) for key in keys]
+        now = _read([interval.watched for interval in closed])
+        for interval, (value, state) in zip(closed, now, strict=True):
+            self._compare(interval, update, value, state)
 
     def check(self, update: int) -> None:
         """Compare everything that is frozen now; what is left frozen is watched on from here."""
-        for key, interval in list(self._open.items()):
-            value, state = digest_if_any(interval.watched.read()), _state(interval.watched)
+        before = dict(self._open)
+        now = _read([interval.watched for interval in before.values()])
+        for interval, (value, state) in zip(before.values(), now, strict=True):
             self._compare(interval, update, value, state)
-            again = self._open[key] = _Interval(interval.watched, update, value, state, update)
+        self._begin({key: interval.watched for key, interval in before.items()}, now, update)
+        for key, interval in before.items():
+            again = self._open[key]
             if again.state is None:  # elsewhere: compared with what it was when it comes back
                 again.state, again.state_since = interval.state, interval.state_since
+
+    def _begin(self, watched: Mapping[Any, Watched], bits: Iterable[_Bits], update: int) -> None:
+        for (key, each), (value, state) in zip(watched.items(), bits, strict=True):
+            self._open[key] = _Interval(each, update, value, state, update)
 
     def saw_gradient(self, keys: Iterable[object], update: int) -> None:
         """These had a gradient when their optimizer stepped, though frozen."""
@@ -140,11 +155,13 @@ class FrozenAudit:
         return shifts
 
     def _compare(
-        self, interval: _Interval, update: int, value: Digest | None, now: list[tuple[str, Digest]] | None
+        self, interval: _Interval, update: int, value: Digest | None, now: list[tuple[str, Digest | None]] | None
     ) -> None:
         self.checked += 1
         moved = differ(interval.value, value)
-        before, after = (dict(interval.state), dict(now)) if interval.state is not None and now is not None else ({}, {})
+        before, after = (
+            (dict(interval.state), dict(now)) if interval.state is not None and now is not None else ({}, {})
+        )
         entries: list[tuple[str, bool | Tensor]] = [
             (entry, differ(before[entry], after[entry]) if entry in before and entry in after else True)
             for entry in {**before, **after}
@@ -153,9 +170,12 @@ class FrozenAudit:
             self._compared.append(_Comparison(interval, update, moved, entries))
 
 
-def _state(watched: Watched) -> list[tuple[str, Digest]] | None:
-    held = watched.state() if watched.state is not None else {}
-    return None if held is None else digest_all(held)
+def _read(watched: Collection[Watched]) -> list[_Bits]:
+    """What each is now, by its digests; they are taken together, so that large tensors share threads."""
+    values = digests([each.read() for each in watched])
+    states = [each.state() if each.state is not None else {} for each in watched]
+    found = iter(digests_of([state for state in states if state is not None]))
+    return [(value, None if state is None else next(found)) for value, state in zip(values, states, strict=True)]
 
 
 def _settle(compared: list[_Comparison]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.witness.fingerprint import Digest, differ, digest_if_any
+from lightning_freeze.witness.fingerprint import Digest, differ, digests
 
 _SHOWN = 5
 
@@ -53,7 +53,8 @@ class MovedAudit:
 
     def begin_epoch(self) -> None:
         """Remember the bits of everything that may train."""
-        self._before = {group: [digest_if_any(p) for _, p in members] for group, members in self._groups.items()}
+        found = iter(digests(p for members in self._groups.values() for _, p in members))
+        self._before = {group: [next(found) for _ in members] for group, members in self._groups.items()}
         self._planned.clear()
         self._last_planned = frozenset()
         self._samples.clear()

@@ -96,22 +96,16 @@ class Witness:
 
     def freeze(self, watched: Mapping[int, Watched], update: int) -> None:
         """These parameters are frozen from here on."""
-        for key, parameter in watched.items():
-            if key not in self._frozen:
-                self._frozen.open(key, parameter, update)
+        self._frozen.open({key: each for key, each in watched.items() if key not in self._frozen}, update)
 
     def thaw(self, keys: Iterable[int], update: int) -> None:
         """These parameters train from here on: compare what they were."""
-        for key in keys:
-            if key in self._frozen:
-                self._frozen.close(key, update)
+        self._frozen.close([key for key in keys if key in self._frozen], update)
 
     def hold_buffers(self, buffers: Buffers, update: int) -> None:
         """From here on exactly these buffers belong to frozen modules."""
-        for key in self._buffers.keys() - buffers.keys():
-            self._frozen.close(key, update)
-        for key in buffers.keys() - self._buffers.keys():
-            self._frozen.open(key, buffers[key], update)
+        self._frozen.close(list(self._buffers.keys() - buffers.keys()), update)
+        self._frozen.open({key: buffers[key] for key in buffers.keys() - self._buffers.keys()}, update)
         self._buffers = buffers
 
     def stepped(

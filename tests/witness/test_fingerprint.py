@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import signal
 import struct
+import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -16,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_freeze.witness import fingerprint as module
-from lightning_freeze.witness.fingerprint import differ, digest, digest_all, fingerprint, multilinear
+from lightning_freeze.witness.fingerprint import differ, digest, digests, digests_of, fingerprint, multilinear
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse:UserWarning"),  # torch says of CSR and CSC that they are in beta
@@ -224,9 +231,9 @@ def test_the_place_in_memory_does_not_show(start: int, size: int) -> None:
 
 
 def test_the_size_of_chunks_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = torch.arange(1, 101, dtype=torch.uint8)
+    raw = torch.arange(5000).to(torch.uint8).repeat(5)
     whole = multilinear(raw, 3).tolist()
-    monkeypatch.setattr(module, "_CHUNK", 4)
+    monkeypatch.setattr(module, "_ROWS", 2)
     assert multilinear(raw, 3).tolist() == whole
 
 
@@ -243,23 +250,222 @@ def weight(index: int, salt: int) -> int:
     return (z ^ z >> 31) | 1
 
 
+def by_hand(data: bytes, salt: int) -> list[int]:
+    """Both sums in Python's own integers: a word's weight is its row's times its column's."""
+    padded = data + bytes(-len(data) % 4)
+    words = struct.unpack(f"<{len(padded) // 4}i", padded)
+    return [
+        weight(lane - 1025, salt)
+        + sum(
+            word * weight(lane + number // 1024, salt) * weight(lane - 1 - number % 1024, salt)
+            for number, word in enumerate(words)
+        )
+        & MASK
+        for lane in (0, 1 << 62)
+    ]
+
+
 @FEW
 @given(st.binary(max_size=40), st.integers(0, MASK))
 def test_multilinear_is_a_weighted_sum_of_words(data: bytes, salt: int) -> None:
-    padded = data + bytes(-len(data) % 4)
-    words = struct.unpack(f"<{len(padded) // 4}i", padded)
-    expected = [
-        weight(-1, salt + lane) + sum(w * weight(i, salt + lane) for i, w in enumerate(words)) & MASK
-        for lane in range(2)
-    ]
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    assert [n & MASK for n in multilinear(raw, salt).tolist()] == expected
+    assert [n & MASK for n in multilinear(raw, salt).tolist()] == by_hand(data, salt)
+
+
+def test_rows_and_columns_have_weights_of_their_own() -> None:
+    data = bytes(number * number % 251 for number in range(4 * 2500))
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    assert [n & MASK for n in multilinear(raw, 7).tolist()] == by_hand(data, 7)
+
+
+def test_a_word_that_changes_its_row_or_column_shows() -> None:
+    """Also where row and column change places."""
+    prints = []
+    for place in (0, 1, 2, 1024, 2048, 3 * 1024 + 2, 2 * 1024 + 3, 1023, 4095):
+        words = torch.zeros(4096, dtype=torch.int32)
+        words[place] = 1
+        prints.append(accelerators(words))
+    assert len(set(prints)) == len(prints)
+
+
+@pytest.mark.parametrize("size", [2, 1024, 2048, 4096])
+def test_equal_words_do_not_cancel(size: int) -> None:
+    prints = {accelerators(torch.full((size,), value, dtype=torch.int32)) for value in (0, 1, -1, 1 << 30, -(1 << 31))}
+    assert len(prints) == 5
 
 
 def test_the_salt_changes_every_sum() -> None:
     raw = torch.ones(8, dtype=torch.uint8)
     sums = [multilinear(raw, salt).tolist() for salt in (0, 2, 1 << 63)]
     assert len({n for pair in sums for n in pair}) == 6
+
+
+# --- the kernel's place ----------------------------------------------------------------------------------------------
+
+
+def in_place_of_the_kernel(monkeypatch: pytest.MonkeyPatch, stands_in: object) -> None:
+    monkeypatch.setattr(module, "_kernel_works", True)
+    monkeypatch.setitem(sys.modules, "lightning_freeze.witness.fingerprint_triton", stands_in)
+
+
+def test_a_kernel_that_fails_is_said_once_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def fails(words: Tensor, seed: int) -> Tensor:
+        tries.append(seed)
+        raise RuntimeError("no C compiler")
+
+    in_place_of_the_kernel(monkeypatch, SimpleNamespace(multilinear=fails))
+    with caplog.at_level(logging.WARNING, "lightning_freeze"):
+        assert [module._by_kernel(torch.ones(2, dtype=torch.int32), 1) for _ in range(2)] == [None, None]
+    assert len(tries) == 1
+    (said,) = caplog.messages
+    assert said.startswith("the Triton kernel for fingerprints does not work here (RuntimeError: no C compiler). ")
+    assert "made by torch instead: the same digests" in said
+
+
+def test_without_triton_nothing_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    in_place_of_the_kernel(monkeypatch, None)  # as Python notes a module that is not there
+    assert module._by_kernel(torch.ones(2, dtype=torch.int32), 1) is None
+    assert caplog.messages == []
+
+
+def test_a_kernel_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    in_place_of_the_kernel(
+        monkeypatch, SimpleNamespace(multilinear=lambda words, seed: seen.append(seed) or words.sum())
+    )
+    assert module._by_kernel(torch.ones(2, dtype=torch.int32), 3) == 2
+    assert seen == [module._signed(3 * 0x9E3779B97F4A7C15)]
+
+
+# --- on threads ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+LARGE = torch.arange(5 * module._PIECE // 4 + 3, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("number", [2, 3, 8])
+def test_the_number_of_threads_does_not_show(number: int) -> None:
+    with threads(1):
+        alone = fingerprint(LARGE)
+    with threads(number):
+        assert {fingerprint(LARGE) for _ in range(5)} == {alone}
+
+
+def test_every_thread_gets_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+
+    class Pool:
+        def submit(self, work: Callable[[], None]) -> Any:
+            sent.append(work)
+            return SimpleNamespace(cancel=lambda: False, result=work)
+
+    monkeypatch.setattr(module, "_pool", lambda process: Pool())
+    with threads(4):
+        found = fingerprint(LARGE)
+        assert len(sent) == 3
+        fingerprint(LARGE[: module._PIECE // 4])  # a single piece
+        assert len(sent) == 3
+    with threads(1):
+        assert fingerprint(LARGE) == found
+    assert len(sent) == 3
+
+
+def test_one_changed_byte_shows_in_every_piece() -> None:
+    raw = LARGE.clone().view(torch.uint8)
+    prints = [fingerprint(raw)]
+    for start in range(0, len(raw), module._PIECE):
+        for place in {start, min(start + module._PIECE, len(raw)) - 1}:
+            raw[place] ^= 1
+            prints.append(fingerprint(raw))
+            raw[place] ^= 1
+    assert len(set(prints)) == len(prints) == 13
+    assert fingerprint(raw) == prints[0]
+
+
+def test_swapped_pieces_show() -> None:
+    whole = LARGE[: 4 * module._PIECE // 4].view(4, -1)
+    assert len({fingerprint(whole[order]) for order in ([0, 1, 2, 3], [1, 0, 2, 3], [0, 2, 1, 3], [3, 2, 1, 0])}) == 4
+
+
+def test_equal_pieces_do_not_cancel() -> None:
+    pieces = torch.zeros(4, module._PIECE, dtype=torch.uint8)
+    assert len({fingerprint(pieces + value) for value in range(3)}) == 3
+
+
+def test_without_a_further_thread_this_one_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        def submit(self, work: Callable[[], None]) -> Any:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    expected = fingerprint(LARGE)
+    monkeypatch.setattr(module, "_pool", lambda process: Ended())
+    with threads(2):
+        assert fingerprint(LARGE) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # Python 3.12's; it is what is tested
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    with threads(2):
+        expected = fingerprint(LARGE)
+        child = os.fork()
+        if child == 0:  # must not return into pytest
+            same = False
+            try:
+                same = fingerprint(LARGE) == expected
+            finally:
+                os._exit(0 if same else 1)
+        for _ in range(200):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the child hangs")
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert fingerprint(LARGE) == expected
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_digests_of_many_are_those_of_each(number: int) -> None:
+    shared = torch.arange(module._SHARED, dtype=torch.int32)
+    many = [
+        torch.ones(3),
+        None,
+        shared,
+        shared.view(2, -1).t(),
+        torch.nn.Parameter(shared.float()),
+        torch.nn.LazyLinear(2).weight,
+        torch.eye(3).to_sparse(),
+        LARGE,
+        torch.view_as_complex(shared.float().view(-1, 2)).conj(),
+        torch.empty(0),
+        shared.to(torch.bfloat16),
+    ]
+    with threads(number):
+        assert digests(many) == [module.digest_if_any(tensor) for tensor in many]
+        assert digests([]) == []
+
+
+def test_what_has_no_bits_is_refused_among_many() -> None:
+    with pytest.raises(ValueError, match="on the meta device has no bits"):
+        digests([torch.ones(3), torch.empty(1 << 20, device="meta")])
 
 
 # --- sparse, quantized, sharded, missing -----------------------------------------------------------------------------
@@ -392,18 +598,18 @@ def states() -> Iterator[dict[str, Any]]:
 
 
 def test_any_change_within_nested_state_shows() -> None:
-    digests = [digest_all(state) for state in states()]
+    digests = [digests_of([state])[0] for state in states()]
     assert all(one != other for one, other in pairwise(digests))
-    assert digests == [digest_all(state) for state in states()]
+    assert digests == [digests_of([state])[0] for state in states()]
 
 
 def test_digests_of_nested_state_say_where() -> None:
-    assert [key for key, _ in digest_all(next(states()))] == ["step", "m", "more[0]", "more[1].k"]
+    assert [key for key, _ in digests_of([next(states())])[0]] == ["step", "m", "more[0]", "more[1].k"]
 
 
 def test_an_objects_address_is_no_change() -> None:
-    assert digest_all({"closure": object()}) == digest_all({"closure": object()})
+    assert digests_of([{"closure": object()}])[0] == digests_of([{"closure": object()}])[0]
 
 
 def test_a_tensor_in_state_has_its_own_digest() -> None:
-    assert digest_all(torch.ones(3)) == [("", digest(torch.ones(3)))]
+    assert digests_of([torch.ones(3)])[0] == [("", digest(torch.ones(3)))]

@@ -17,7 +17,7 @@ def weight(request: Any, monkeypatch: Any) -> torch.Tensor:
     """A tensor, digested to an int, or as on an accelerator to a tensor that is compared there."""
     if request.param == "accelerator":
         bytes_of = lambda t: t.detach().contiguous().view(-1).view(torch.uint8)  # noqa: E731
-        monkeypatch.setattr(frozen, "digest_if_any", lambda t: multilinear(bytes_of(t), 1))
+        monkeypatch.setattr(frozen, "digests", lambda tensors: [multilinear(bytes_of(t), 1) for t in tensors])
     return torch.arange(4.0)
 
 
@@ -27,10 +27,10 @@ def shifts(audit: FrozenAudit) -> list[tuple[str, tuple[str, ...], int, int]]:
 
 def test_an_interval_without_a_change_is_silent(weight: torch.Tensor) -> None:
     audit = FrozenAudit()
-    audit.open("w", Watched("w", "g", lambda: weight), 1)
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 1)
     weight.mul_(1.0)
     audit.check(2)
-    audit.close("w", 3)
+    audit.close(["w"], 3)
     assert shifts(audit) == []
     assert audit.checked == 2
 
@@ -38,15 +38,15 @@ def test_an_interval_without_a_change_is_silent(weight: torch.Tensor) -> None:
 def test_a_change_between_intervals_is_nobodys(weight: torch.Tensor) -> None:
     audit = FrozenAudit()
     for update in (1, 5):
-        audit.open("w", Watched("w", "g", lambda: weight), update)
-        audit.close("w", update + 2)
+        audit.open({"w": Watched("w", "g", lambda: weight)}, update)
+        audit.close(["w"], update + 2)
         weight.add_(1)
     assert shifts(audit) == []
 
 
 def test_each_check_begins_a_new_interval(weight: torch.Tensor) -> None:
     audit = FrozenAudit()
-    audit.open("w", Watched("w", "g", lambda: weight), 0)
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 0)
     audit.check(3)
     weight.add_(1)
     audit.check(6)
@@ -58,10 +58,10 @@ def test_each_check_begins_a_new_interval(weight: torch.Tensor) -> None:
 def test_a_change_that_is_taken_back_within_an_interval_is_not_seen(weight: torch.Tensor) -> None:
     """Stated as a limit: the audit compares the ends of an interval."""
     audit = FrozenAudit()
-    audit.open("w", Watched("w", "g", lambda: weight), 0)
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 0)
     weight.add_(1)
     weight.sub_(1)
-    audit.close("w", 1)
+    audit.close(["w"], 1)
     assert shifts(audit) == []
 
 
@@ -78,25 +78,25 @@ def test_a_change_that_is_taken_back_within_an_interval_is_not_seen(weight: torc
 def test_state_is_compared_entry_by_entry(after: dict[str, Any], entries: tuple[str, ...]) -> None:
     weight, state = torch.ones(2), {"step": 1, "exp_avg": torch.zeros(2)}
     audit = FrozenAudit()
-    audit.open("w", Watched("w", "g", lambda: weight, lambda: state), 0)
+    audit.open({"w": Watched("w", "g", lambda: weight, lambda: state)}, 0)
     state = after
-    audit.close("w", 1)
+    audit.close(["w"], 1)
     assert shifts(audit) == ([("optimizer_state", entries, 0, 1)] if entries else [])
 
 
 def test_the_first_gradient_of_an_interval_is_remembered(weight: torch.Tensor) -> None:
     audit = FrozenAudit()
-    audit.open("w", Watched("w", "g", lambda: weight), 0)
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 0)
     for update in (2, 3):
         audit.saw_gradient(["w", "unknown"], update)
     weight.add_(1)
-    audit.close("w", 4)
+    audit.close(["w"], 4)
     assert [shift.gradient_at for shift in audit.collect()] == [2]
 
 
 def test_a_buffer_is_told_from_a_parameter(weight: torch.Tensor) -> None:
     audit = FrozenAudit()
-    audit.open("b", Watched("b", None, lambda: weight), 0)
+    audit.open({"b": Watched("b", None, lambda: weight)}, 0)
     weight.add_(1)
-    audit.close("b", 1)
+    audit.close(["b"], 1)
     assert shifts(audit) == [("buffer", (), 0, 1)]
