@@ -147,6 +147,25 @@ def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
     return before is not after and before != after
 
 
+def settled(flags: Sequence[bool | Tensor]) -> list[bool]:
+    """Flags that may still be on a device, read with one wait for each device.
+
+    Example:
+        >>> settled([True, torch.tensor(False), torch.tensor(3) > 2])
+        [True, False, True]
+    """
+    found = [flag if isinstance(flag, bool) else False for flag in flags]
+    waiting: dict[torch.device, list[int]] = {}
+    for number, flag in enumerate(flags):
+        if isinstance(flag, Tensor):
+            waiting.setdefault(flag.device, []).append(number)
+    for numbers in waiting.values():
+        there = torch.stack([flag for number in numbers if isinstance(flag := flags[number], Tensor)])
+        for number, value in zip(numbers, there.tolist(), strict=True):
+            found[number] = bool(value)
+    return found
+
+
 def multilinear(raw: Tensor, salt: int) -> Tensor:
     """Two 64-bit multilinear sums over 32-bit words with odd, position-dependent weights, on the tensor's device.
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from lightning_freeze.witness.fingerprint import Digest, differ, digests, digests_of
+from lightning_freeze.witness.fingerprint import Digest, differ, digests, digests_of, settled
 
 Kind = Literal["value", "optimizer_state", "buffer"]
 _Bits = tuple[Digest | None, list[tuple[str, Digest | None]] | None]  # of a value, and of each entry of its state
@@ -179,17 +178,8 @@ def _read(watched: Collection[Watched]) -> list[_Bits]:
 
 
 def _settle(compared: list[_Comparison]) -> None:
-    """Read every flag that is still on a device, with one wait for each device."""
-    waiting: dict[torch.device, list[Tensor]] = {}
+    """Read every flag that is still on a device."""
+    flags = iter(settled([flag for done in compared for flag in (done.moved, *(moved for _, moved in done.entries))]))
     for done in compared:
-        for flag in (done.moved, *(moved for _, moved in done.entries)):
-            if isinstance(flag, Tensor):
-                waiting.setdefault(flag.device, []).append(flag)
-    known = {
-        id(flag): bool(value)
-        for flags in waiting.values()
-        for flag, value in zip(flags, torch.stack(flags).tolist(), strict=True)
-    }
-    for done in compared:
-        done.moved = known.get(id(done.moved), bool(done.moved) if not isinstance(done.moved, Tensor) else False)
-        done.entries = [(entry, known[id(flag)] if isinstance(flag, Tensor) else flag) for entry, flag in done.entries]
+        done.moved = next(flags)
+        done.entries = [(entry, next(flags)) for entry, _ in done.entries]

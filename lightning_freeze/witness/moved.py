@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.witness.fingerprint import Digest, differ, digests
+from lightning_freeze.witness.fingerprint import Digest, differ, digests, settled
 
 _SHOWN = 5
 
@@ -72,13 +72,13 @@ class MovedAudit:
         """What was planned to train and did not. Begins the next epoch."""
         planned, samples, before = set(self._planned), dict(self._samples), self._before
         self.begin_epoch()
+        groups = [group for group in self._groups if group in planned]
+        ends = [pair for group in groups for pair in zip(before[group], self._before[group], strict=True)]
+        # What had no bits at the beginning, a lazy parameter, cannot have kept them.
+        moved = iter(settled([old is None or differ(old, new) for old, new in ends]))
         findings = []
-        for group in (group for group in self._groups if group in planned):
-            ends = zip(self._groups[group], before[group], self._before[group], strict=True)
-            # What had no bits at the beginning, a lazy parameter, cannot have kept them.
-            kept = [
-                old is not None and not bool(differ(old, new)) and not self._excused(p) for (_, p), old, new in ends
-            ]
+        for group in groups:
+            kept = [not next(moved) and not self._excused(parameter) for _, parameter in self._groups[group]]
             findings += self._judge(group, kept, samples.get(group), epoch)
         return findings
 
