@@ -96,7 +96,9 @@ def test_the_optimizer_state_is_what_a_hand_counts(run) -> None:
     results, _ = run
     assert results["full training"][0].state_bytes == adamw_bytes(list(SIZES))
     last = [name for name in SIZES if name.startswith("blocks.2.")]
-    assert results["BAdam's cycle"][0].state_bytes == adamw_bytes(last)  # 12 updates, five a block; the others' is dropped
+    assert results["BAdam's cycle"][0].state_bytes == adamw_bytes(
+        last
+    )  # 12 updates, five a block; the others' is dropped
 
 
 def test_the_same_seed_gives_the_same_accuracy_twice(program: ModuleType, run) -> None:

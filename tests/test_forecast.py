@@ -535,7 +535,9 @@ def test_what_becomes_of_frozen_gradients_and_state_is_said(tmp_path: Path) -> N
     plain = foresee(tmp_path, model=Net(), scheduler=FreezeScheduler(row))
     assert plain.held == frozenset()
     assert not any("backward" in note or "host memory" in note for note in plain.notes)
-    done = foresee(tmp_path, model=Net(), scheduler=FreezeScheduler(row, skip_backward=False, optimizer_state="offload"))
+    done = foresee(
+        tmp_path, model=Net(), scheduler=FreezeScheduler(row, skip_backward=False, optimizer_state="offload")
+    )
     assert done.held is None
     assert any(
         "backward makes the gradients of all groups (224 B)" in note and "`skip_backward: false`" in note

@@ -14,7 +14,11 @@ import lightning_freeze
 ROOT = Path(lightning_freeze.__file__).parent
 ROOMS = ["plan", "gate", "witness", "report"]
 KERNEL = "witness/fingerprint_triton.py"
-KNOWN = {"report/findings.py": set(), KERNEL: set(), "witness/fingerprint.py": {KERNEL}}  # of those that know nobody else
+KNOWN = {
+    "report/findings.py": set(),
+    KERNEL: set(),
+    "witness/fingerprint.py": {KERNEL},
+}  # of those that know nobody else
 
 
 def imports_of(file: Path) -> set[str]:

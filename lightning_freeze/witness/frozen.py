@@ -78,6 +78,7 @@ class FrozenAudit:
     On an accelerator the fingerprints and their comparison stay there until `collect` reads all at once.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(3))
         >>> audit = FrozenAudit()
         >>> audit.open({"weight": Watched("weight", "slow", lambda: weight)}, update=4)
