@@ -27,7 +27,7 @@ from lightning_freeze._lightning import (
 )
 from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController, OnScheduleChange
-from lightning_freeze.gate.backward import SkipBackward
+from lightning_freeze.gate.backward import SkipBackward, Surroundings
 from lightning_freeze.gate.optimizers import refuse_strategy
 from lightning_freeze.gate.state import OptimizerState
 from lightning_freeze.input_audit import InputAudit, InputWatch
@@ -222,8 +222,9 @@ class FreezeScheduler(_Audited):
         schedule: `Every` or `Phases`; in YAML also the path of a file that holds one.
         groups: Group to selector (see `resolve_groups`). A name in the schedule that is no group is read as a selector.
         rest: What becomes of parameters outside the groups: ``train`` (always), ``freeze`` (never) or ``error``.
-        skip_backward: Whether the backward work of frozen groups is left out (`choose` says where): ``auto`` where that is
-            safe, and says in a line why or why not; ``True`` insists; ``False`` empties gradients after backward only.
+        skip_backward: Whether the backward work of frozen groups is left out, by ``requires_grad=False`` while they are
+            frozen: ``auto`` where that is safe, and says in a line why or why not; ``True`` insists; ``False`` empties
+            gradients after backward only.
         optimizer_state: What becomes of the optimizer state of frozen groups: ``keep``; ``offload``, from an accelerator
             to host memory until they train again, unless that is within ten updates; ``reset``, dropped, so that they
             begin anew, as in BAdam. Checkpoints hold what there is, and can be resumed under another.
@@ -359,10 +360,14 @@ class FreezeScheduler(_Audited):
         self._controller.attach(
             *trainer.optimizers,
             scaler=has_scaler(trainer),
-            wrapper=trainer.strategy.model,
-            by_hand=not pl_module.automatic_optimization,
-            toggles=toggles_by_hand(pl_module),
-            strategy=type(trainer.strategy).__name__,
+            around=Surroundings(
+                pl_module,
+                trainer.strategy.model or pl_module,
+                trainer.world_size,
+                by_hand=not pl_module.automatic_optimization,
+                toggles=toggles_by_hand(pl_module),
+                strategy=type(trainer.strategy).__name__,
+            ),
         )
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
         self._resume = again

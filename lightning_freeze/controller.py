@@ -6,11 +6,10 @@ import difflib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
-import torch
 import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -208,10 +207,7 @@ class FreezeController(AuditedRun):
         *optimizers: Optimizer,
         scaler: bool = False,
         epoch: int = 0,
-        wrapper: nn.Module | None = None,
-        by_hand: bool | None = None,
-        toggles: str | None = None,
-        strategy: str = "",
+        around: Surroundings | None = None,
     ) -> None:
         """Bind the schedule to the optimizers and hook into them.
 
@@ -219,11 +215,8 @@ class FreezeController(AuditedRun):
             optimizers: The run's optimizers, in the order that schedules count them.
             scaler: Whether a GradScaler steps them.
             epoch: The epoch to begin in.
-            wrapper: What is called instead of the model: the DistributedDataParallel around it.
-            by_hand: Whether several steps can be made between two calls of `begin_step`; by default, where there are
-                several optimizers.
-            toggles: What of the model's own turns ``requires_grad`` on and off within a batch.
-            strategy: What to call the way in which processes share the run, in explanations.
+            around: What decides whether backward can be skipped: under DDP, ``Surroundings(model, ddp_around_it)``. By
+                default the model is called as it is, and with several optimizers each may step within a batch.
 
         Raises:
             SelectionError: A parameter of a group is in none of the optimizers.
@@ -246,11 +239,11 @@ class FreezeController(AuditedRun):
             if idle is not None:
                 refuse_idle(lane.optimizer, lane.index, idle)
                 may_idle = f"optimizer {lane.index} can come to that: {idle}"
-        self._by_hand = len(optimizers) > 1 if by_hand is None else by_hand
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        around = around or Surroundings(self._module, self._module, by_hand=len(optimizers) > 1)
+        self._by_hand = around.by_hand
         self.backward = choose(
             self._skip_asked,
-            Surroundings(self._module, wrapper or self._module, world, self._by_hand, may_idle, toggles, strategy),
+            replace(around, idle=may_idle),
             self._plan.sets(),
             {id(m.parameter): group for group, members in self._freezable.items() for m in members},
         )

@@ -117,6 +117,14 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
         callback("schedule: {phases: [{train: [all]}]}\nfrozen_modules: evaluate"),
         [f"line 7, {ARGS}.frozen_modules", "'evaluate'", "Nearest: 'eval'"],
     ),
+    "skip_backward: maybe": (
+        callback("schedule: {phases: [{train: [all]}]}\nskip_backward: maybe"),
+        [f"line 7, {ARGS}.skip_backward", "'maybe'", "'auto', True, False"],
+    ),
+    "optimizer_state: ofload": (
+        callback("schedule: {phases: [{train: [all]}]}\noptimizer_state: ofload"),
+        [f"line 7, {ARGS}.optimizer_state", "'ofload'", "Nearest: 'offload'"],
+    ),
     "misspelt key of audit": (
         callback("schedule: {phases: [{train: [all]}]}\naudit: {every_n_update: 5}"),
         [f"line 7, {ARGS}.audit.every_n_update", "no key of FreezeAudit", "Nearest: 'every_n_updates'"],

@@ -8,7 +8,7 @@ compiled code, to checkpointing. Here is what each of them asks for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ class Surroundings:
     Args:
         module: The model.
         wrapper: What is called instead of it: a DistributedDataParallel around it, or the model itself.
-        world: The processes that share the run.
+        world: The processes that share the run; by default those of torch.distributed.
         by_hand: Whether the model steps its optimizers itself, so that what trains can change within a batch.
         idle: Under a GradScaler, why an optimizer can come to a step with nothing to train.
         toggles: The method of the model that turns ``requires_grad`` on and off itself, by Lightning's `toggle_optimizer`.
@@ -40,7 +40,9 @@ class Surroundings:
 
     module: nn.Module
     wrapper: nn.Module
-    world: int = 1
+    world: int = field(
+        default_factory=lambda: torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    )
     by_hand: bool = False
     idle: str | None = None
     toggles: str | None = None
