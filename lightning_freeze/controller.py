@@ -139,6 +139,8 @@ class FreezeController(AuditedRun):
     ) -> None:
         super().__init__(record, suspects)
         self.schedule = schedule
+        self.metrics: dict[str, str] = {metric: key for key, metric in reversed(schedule.metrics())}
+        """Each metric that a phase's end hangs on, with the first key in the schedule that names it."""
         self._module = module
         self._eval = frozen_modules == "eval"
         self._skip_asked = skip_backward
@@ -343,14 +345,14 @@ class FreezeController(AuditedRun):
         Args:
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
         """
-        self._require_gate()
-        plan, at = self._require_plan(), self._at
+        gate, plan, at = self._require_gate(), self._require_plan(), self._at
         self._begun = True
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
             self._say_why()
-        for lane in self._require_gate().lanes:
-            lane.merge()  # after a step that failed, and that the model has survived
+        if plan.rated:
+            for lane in gate.lanes:
+                lane.merge()  # after a step that failed, and that the model has survived
         if self._sets is not self._watched_sets:
             self._follow()
         if self._state.stale:
@@ -412,11 +414,6 @@ class FreezeController(AuditedRun):
             lane.attempted = True
             if not self._skipping or lane.bypassed(everywhere=False):  # else backward has made no frozen gradients
                 lane.hold()
-
-    @property
-    def metrics(self) -> dict[str, str]:
-        """Each metric that a phase's end hangs on, with the first key in the schedule that names it."""
-        return {metric: key for key, metric in reversed(self.schedule.metrics())}
 
     @property
     def awaits(self) -> str | None:

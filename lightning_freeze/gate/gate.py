@@ -94,6 +94,11 @@ class Lane:
             self._split = None
 
     @property
+    def split_up(self) -> bool:
+        """Whether its param groups are split for a step now."""
+        return self._split is not None
+
+    @property
     def training(self) -> frozenset[str]:
         """The groups of this optimizer that train now."""
         return self._now.groups
@@ -195,7 +200,8 @@ class Gate:
 
     def _last_moment(self, lane: Lane) -> None:
         lane.attempted = True
-        lane.merge()  # where the step before failed
+        if lane.split_up:
+            lane.merge()  # where the step before failed
         if len(lane.optimizer.param_groups) != lane.param_groups:
             self._changed()
         self._before_step(lane)
@@ -206,7 +212,8 @@ class Gate:
 
     def _post_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         lane = self._by_optimizer[id(optimizer)]
-        lane.merge()
+        if lane.split_up:
+            lane.merge()
         updated = lane.take_updated()
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is not None and float(found_inf) != 0:
