@@ -1,177 +1,142 @@
-"""``python -m tests.benchmarks``: what lightning-freeze costs; a table, and with ``--out`` the numbers as JSON."""
+"""``python -m tests.benchmarks``: ratios, each of two things measured side by side in this run; with ``--out`` as JSON."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from tests.benchmarks import hooks, inputs
+from tests.benchmarks import hook_aims, hooks, inputs
+from tests.benchmarks.details import detail_table, hooks_table, idle_table, inputs_table
+from tests.benchmarks.ratios import Ratio
 
+RATIOS = ("training", "hook_aims", "fingerprints", "badam", "lisa", "offload", "llama")
+"""Modules whose `measure(device, rounds, quick)` gives rows of the table."""
 
-def in_time(us: float) -> str:
-    """Microseconds, to three digits in the unit that fits."""
-    for unit, size in (("s", 1e6), ("ms", 1e3)):
-        if us >= size:
-            return f"{us / size:.3g} {unit}" if us < 1000 * size else f"{us / size:,.0f} {unit}"
-    return f"{us:.3g} µs"
-
-
-def _spread(numbers: Mapping[str, float]) -> str:
-    return f"{in_time(numbers['median'])}\n{in_time(numbers['p10'])}\nto {in_time(numbers['p90'])}"
+DETAILS = ("hooks", "inputs")
+"""Benchmarks with tables of their own, for one's work on them; they run alone."""
 
 
-def hooks_table(result: Mapping[str, Any]) -> Table:
-    """The hooks' cost beside a bare step, one row a case."""
-    machine = result["machine"]
+def machine(device: str) -> dict[str, Any]:
+    """What was measured on, and with."""
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    threads = 1 if device == "cpu" else torch.get_num_threads()
+    return hooks.machine() | {"threads": threads, "device": device, "gpu": gpu}
+
+
+def ratios_table(rows: Sequence[Ratio], where: dict[str, Any]) -> Table:
+    """One line for each ratio."""
     table = Table(
-        title="The cost of the hooks: median, and p10 to p90 below it",
+        title="Ratios of what was measured side by side",
         caption=(
-            "Hooks: a step's time summed inside our hooks, without the fingerprints; “mean” takes in the steps where "
-            "the trainable set changes. Share: of the bare SGD step over the same parameters, by median and by mean. "
-            "Boundary: the fingerprints of one change of the frozen set, and how many a run had. Bare: a Trainer "
-            f"without us, in this same process. The clock's own {result['wrapper_us']:.2f} µs a call are taken off. "
-            f"{machine['cpu']}, one thread, torch {machine['torch']}, pytorch-lightning {machine['lightning']}."
+            "Median of the rounds, least to most. In each round every contestant makes a run of its own, whose figure is "
+            f"its median step. {where['gpu'] or where['cpu']}, {where['threads']} thread(s), torch {where['torch']}, "
+            f"pytorch-lightning {where['lightning']}."
         ),
         caption_justify="left",
         show_lines=True,
     )
-    table.add_column("case", no_wrap=True)
-    for column in ("hooks", "mean", "share", "boundary", "bare step", "bare SGD"):
-        table.add_column(column, justify="right")
-    for case in result["cases"]:
-        share = case["share_of_sgd"]
+    table.add_column("figure, over what, and a note", overflow="fold")
+    for column in ("aim", "median", "least–most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("met")
+    for row in rows:
+        what = Text(row.figure).append(f"\nover {row.over}").append(f"\n{row.note}" if row.note else "", style="dim")
         table.add_row(
-            f"{case['name']}\n{case['groups']:,} groups\n{case['parameters']:,} tensors",
-            _spread(case["hooks_us"]),
-            in_time(case["hooks_us"]["mean"]),
-            f"{share['median']:.1%}\n{share['mean']:.1%}",
-            f"{_spread(case['boundary_us'])}\n{case['boundary_us']['count']} times",
-            _spread(case["bare_step_us"]),
-            _spread(case["sgd_step_us"]),
+            what,
+            "" if row.aim is None else f"{'≤' if row.sense == 'at most' else '≥'} {row.aim:.3g}",
+            "–" if row.median is None else f"{row.median:.3f}",
+            f"{min(row.samples):.3f}–{max(row.samples):.3f}" if row.samples else "",
+            {True: "yes", False: "NO", None: ""}[row.met],
         )
     return table
 
 
-def detail_table(result: Mapping[str, Any]) -> Table:
-    """Where the time goes: each hook's median and mean, and what runs once."""
-    table = Table(title="Where it goes")
-    table.add_column("case")
-    table.add_column("hook")
-    for column in ("median", "mean"):
-        table.add_column(column, justify="right")
-    for case in result["cases"]:
-        for hook, numbers in sorted(case["by_hook_us"].items(), key=lambda item: -item[1]["mean"]):
-            table.add_row(case["name"], hook, in_time(numbers["median"]), in_time(numbers["mean"]))
-        for hook, spent in case["once_us"].items():
-            table.add_row(case["name"], f"{hook} (once)", in_time(spent), "", style="dim")
-        table.add_section()
-    return table
+def measure(
+    names: Sequence[str], device: str, rounds: int, quick: bool, console: Console, out: Path | None = None
+) -> None:
+    """Each benchmark's rows, printed when all are there, and written whenever one is done: an end too soon loses little."""
+    rows: list[Ratio] = []
+    numbers: dict[str, Any] = {
+        "benchmark": "ratios",
+        "machine": machine(device),
+        "rounds": rounds,
+        "quick": quick,
+        "ratios": [],
+    }
+    for name in names:
+        console.print(f"{name} …", style="dim")
+        fresh = importlib.import_module(f"tests.benchmarks.{name}").measure(device, rounds, quick)
+        rows += fresh
+        numbers["ratios"] += [{"of": name, **row.as_dict()} for row in fresh]
+        write(numbers, out)
+    console.print(ratios_table(rows, numbers["machine"]))
 
 
-def _ratio(numbers: Mapping[str, float]) -> str:
-    return f"{numbers['median']:.3f}\n{numbers['p10']:.3f}\nto {numbers['p90']:.3f}"
+def write(numbers: dict[str, Any], out: Path | None) -> None:
+    """The numbers as JSON, if a file was asked for."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _in_size(size: float) -> str:
-    return f"{size / 2**20:,.1f} MiB"
-
-
-def inputs_table(result: Mapping[str, Any]) -> Table:
-    """What the audit of inputs costs, one row a case and pass."""
-    machine = result["machine"]
-    table = Table(
-        title="The cost of the input audit: median, and p10 to p90 below it",
-        caption=(
-            "Ratio: audited to plain, pair by pair in turns; by the clock on the wall, and by the processor's time, which "
-            "other processes disturb less. First: an audit's first pass, which also confirms what it finds, to the "
-            "plain median. Findings: of so many inputs, and how many are confirmed. Peak: the most bytes at once from "
-            "torch's allocator, plain, and what the first and a later audited pass add. "
-            f"{machine['cpu']}, one thread, torch {machine['torch']}, transformers {machine['transformers']}."
-        ),
-        caption_justify="left",
-        show_lines=True,
-    )
-    table.add_column("case", no_wrap=True)
-    for column in ("plain", "audited", "ratio", "processor", "first", "findings", "peak"):
-        table.add_column(column, justify="right")
-    for case in result["cases"]:
-        for name in inputs.PASSES:
-            numbers, peaks = case[name], case["allocator_bytes"][name]
-            table.add_row(
-                f"{case['name']}\n{name.replace('_', ' + ')}\n{case['modules']} modules",
-                _spread(numbers["plain_us"]),
-                _spread(numbers["audited_us"]),
-                _ratio(numbers["ratio"]),
-                _ratio(numbers["ratio_processor"]),
-                f"{in_time(numbers['first_us'])}\n{numbers['first_ratio']:.2f}",
-                f"{numbers['findings']}\nof {numbers['inputs']}\n{numbers['confirmed']} confirmed",
-                f"{_in_size(peaks['plain'])}\n{peaks['first'] - peaks['plain']:+,} B\n"
-                f"{peaks['audited'] - peaks['plain']:+,} B",
-            )
-    return table
-
-
-def idle_table(result: Mapping[str, Any]) -> Table:
-    """What batches cost that are not audited, and the peak of the resident set."""
-    table = Table(title="Batches that are not audited, and the resident set")
-    table.add_column("what")
-    for column in ("plain", "with the audit", "ratio"):
-        table.add_column(column, justify="right")
-    idle = result["idle"]
-    table.add_row(
-        f"a step after the audited one\n{idle['rounds']} runs of {idle['steps']} steps of each kind",
-        _spread(idle["without_us"]),
-        _spread(idle["with_us"]),
-        _ratio(idle["ratio"]),
-    )
-    table.add_row(
-        "the same, plain with an empty callback",
-        _spread(idle["empty_us"]),
-        _spread(idle["with_us"]),
-        _ratio(idle["ratio_to_empty"]),
-    )
-    table.add_row("within the hooks of such a step", "", _spread(idle["hooks_us"]), f"+{idle['hooks_share']:.2%}")
-    for case in result["resident"]:
-        table.add_section()
-        table.add_row(
-            f"{case['name']}: resident set's peak\n{case['processes']} processes of each kind",
-            _in_size(case["median"]["plain"]),
-            _in_size(case["median"]["audited"]),
-            f"{case['ratio']:.3f}",
-        )
-    return table
+def details(name: str, steps: int, repeats: int, console: Console, out: Path | None = None) -> None:
+    """A benchmark with tables of its own."""
+    if name == "inputs":
+        result = inputs.measure(repeats)
+        tables = [inputs_table(result), idle_table(result)]
+    else:
+        result = hooks.measure(steps)
+        tables = [hooks_table(result), detail_table(result), ratios_table(hook_aims.rows([result]), machine("cpu"))]
+    for table in tables:
+        console.print(table)
+    write(result, out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the JSON if asked to."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=(__doc__ or "").strip())
-    parser.add_argument("benchmark", nargs="?", choices=["hooks", "inputs"], default="hooks", help="by default: hooks")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(RATIOS)}; by default all of them. Or one alone, with tables of its own, of {', '.join(DETAILS)}",
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="how many runs each contestant makes; by default 5")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models, to see that it runs; the ratios mean nothing"
+    )
     parser.add_argument("--steps", type=int, default=100, help="hooks: steps of each large run, 25 of warm-up included")
     parser.add_argument("--repeats", type=int, default=15, help="inputs: how often each pass is measured")
     parser.add_argument("--out", type=Path, default=None, help="where to write the numbers as JSON; by default nowhere")
     options = parser.parse_args(arguments)
+    names = list(dict.fromkeys(options.names)) or list(RATIOS)
+    if unknown := [name for name in names if name not in RATIOS + DETAILS]:
+        parser.error(f"there is no benchmark {unknown[0]!r}. There are: {', '.join(RATIOS + DETAILS)}.")
+    if len(names) > 1 and (alone := [name for name in names if name in DETAILS]):
+        parser.error(f"{alone[0]!r} has tables of its own. Run it alone.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, but torch sees no GPU here. Use --device cpu.")
     if options.steps <= 25:
         parser.error(f"--steps is {options.steps}, but the first 25 are warm-up. Give at least 26.")
-    if options.repeats < 1:
-        parser.error(f"--repeats is {options.repeats}. Give at least 1.")
+    for option in ("repeats", "rounds"):
+        if getattr(options, option) < 1:
+            parser.error(f"--{option} is {getattr(options, option)}. Give at least 1.")
     console = Console()
-    if options.benchmark == "hooks":
-        result = hooks.measure(options.steps)
-        tables = [hooks_table(result), detail_table(result)]
+    if names[0] in DETAILS:
+        details(names[0], options.steps, options.repeats, console, options.out)
     else:
-        result = inputs.measure(options.repeats)
-        tables = [inputs_table(result), idle_table(result)]
-    for table in tables:
-        console.print(table)
+        measure(names, options.device, options.rounds, options.quick, console, options.out)
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"numbers: {options.out}")
 
 

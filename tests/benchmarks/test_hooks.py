@@ -29,7 +29,13 @@ def test_each_case_has_its_numbers(result):
 
 
 def test_each_hook_of_a_step_is_heard(result):
-    expected = {"on_train_batch_start", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end"}
+    expected = {
+        "on_train_batch_start",
+        "on_before_backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+        "on_train_batch_end",
+    }
     expected |= {f"Gate.{name}" for name in GATE_HOOKS}
     assert all(set(case["by_hook_us"]) == expected for case in result["cases"])
 

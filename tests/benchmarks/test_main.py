@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import importlib
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from tests.benchmarks.__main__ import DETAILS, RATIOS, machine, main, ratios_table
+from tests.benchmarks.ratios import Ratio
+
+
+def test_each_benchmark_can_be_called_alike():
+    for name in RATIOS:
+        code = importlib.import_module(f"tests.benchmarks.{name}").measure.__code__
+        assert code.co_varnames[: code.co_argcount] == ("device", "rounds", "quick"), name
+
+
+def test_the_table_says_what_was_met():
+    rows = [
+        Ratio("step of [ours]", "theirs", [0.9, 1.0, 1.2], 1.03, note="pip install -e '.[peers]'"),
+        Ratio("rate", "sum", [0.4], 0.5, "at least"),
+        Ratio("missing", "peer", [], 1.0),
+    ]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(ratios_table(rows, machine("cpu")))
+    text = console.export_text()
+    for said in (
+        "step of [ours]",
+        "≤ 1.03",
+        "1.000",
+        "0.900–1.200",
+        "yes",
+        "'.[peers]'",
+        "≥ 0.5",
+        "NO",
+        "–",
+    ):
+        assert said in text, said
+
+
+def test_chosen_benchmarks_are_written_as_json(tmp_path, capsys):
+    file = tmp_path / "folder" / "numbers.json"
+    main(["offload", "training", "--quick", "--rounds", "1", "--device", "cpu", "--out", str(file)])
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["of"] for row in written["ratios"]] == ["offload"] * 2 + ["training"] * 7
+    assert (written["quick"], written["rounds"]) == (True, 1)
+    assert (written["machine"]["threads"], written["machine"]["gpu"]) == (1, None)
+    assert f"numbers: {file}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["trainings"], "there is no benchmark 'trainings'"),
+        (["training", "hooks"], "'hooks' has tables of its own. Run it alone."),
+        (["--rounds", "0"], "--rounds is 0. Give at least 1."),
+        (["--steps", "25"], "--steps is 25"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(arguments, error, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "--device", "cpu"])
+    assert error in capsys.readouterr().err
+    assert set(RATIOS).isdisjoint(DETAILS)

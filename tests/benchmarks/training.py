@@ -1,0 +1,141 @@
+"""What a step costs with all blocks frozen but the top one: ours, by hand, and by the peers.
+
+Each contestant ends with the same bits as the loop written by hand (on a GPU: nearly), so all did the same work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import BackboneFinetuning
+from torch import Tensor
+
+from lightning_freeze import FreezeScheduler, Phase, Phases
+from tests.benchmarks.checks import below, check_moved, check_same, weights
+from tests.benchmarks.models import (
+    Shape,
+    adamw,
+    batches,
+    freeze_below_top,
+    make,
+    names_of_top,
+    shape_for,
+    task,
+)
+from tests.benchmarks.ratios import Ratio
+from tests.benchmarks.turns import Step, Stopwatch, fit, in_turns, silence, threads_for
+
+PEERS = ("BackboneFinetuning", "finetuning-scheduler")
+
+
+class Contest:
+    """Contestants of one shape, on one device, over the same batches.
+
+    Args:
+        shape: The model's size.
+        device: ``cpu`` or ``cuda``.
+        steps: Steps of each run, the first included, which is not counted.
+    """
+
+    def __init__(self, shape: Shape, device: str, steps: int) -> None:
+        self.shape, self.device = shape, device
+        self.data = batches(shape, steps + 1, device)
+        self.before = weights(task(make(shape)))
+        self.top = below(self.before, names_of_top(shape))
+        with silence():
+            self.by_hand = self._train_plainly(top_only=True)[1]
+
+    def checked(self, who: str, steps: list[Step], after: dict[str, Tensor], top_only: bool = True) -> list[Step]:
+        """The steps, once it is known that the right thing was trained."""
+        check_moved(who, self.before, after, self.top if top_only else set(self.before))
+        if top_only:
+            check_same(who, self.before, after, self.by_hand, exact=self.device == "cpu")
+        return steps
+
+    def plain(self) -> list[Step]:
+        """A loop in plain PyTorch, the floor: no Trainer at all."""
+        return self.checked("plain PyTorch", *self._train_plainly(top_only=True))
+
+    def bare(self, top_only: bool) -> list[Step]:
+        """A bare Trainer, with everything trainable or with `requires_grad` turned off by hand."""
+        net = make(self.shape)
+        if top_only:
+            freeze_below_top(net)
+        return self._fit("a bare Trainer", task(net), top_only=top_only)
+
+    def ours(self) -> list[Step]:
+        """One phase that trains the top block, without an end."""
+        scheduler = FreezeScheduler(
+            Phases([Phase(["top"])]), {"top": names_of_top(self.shape)}, rest="freeze", skip_backward="auto"
+        )
+        return self._fit("lightning-freeze", task(make(self.shape)), scheduler)
+
+    def backbone_finetuning(self) -> list[Step]:
+        """Lightning's own callback; it would thaw the backbone after the first epoch, which is the last."""
+        return self._fit(PEERS[0], task(make(self.shape)), BackboneFinetuning(unfreeze_backbone_at_epoch=1))
+
+    def finetuning_scheduler(self) -> list[Step]:
+        """Its schedule has one phase, the top block; it takes the package `lightning` alone."""
+        package = importlib.import_module("finetuning_scheduler")
+        lightning = importlib.import_module("lightning.pytorch")
+        callback = package.FinetuningScheduler(
+            ft_schedule={0: {"params": sorted(self.top), "max_transition_epoch": 1}},
+            max_depth=0,
+            restore_best=False,
+            epoch_transitions_only=True,
+            logging_level=logging.ERROR,
+        )
+        return self._fit(PEERS[1], task(make(self.shape), lightning), callback, package=lightning)
+
+    def _fit(self, who: str, module: Any, *callbacks: Any, top_only: bool = True, package: Any = pl) -> list[Step]:
+        steps = fit(module, self.data, self.device, *callbacks, package=package)
+        return self.checked(who, steps, weights(module), top_only)
+
+    def _train_plainly(self, top_only: bool) -> tuple[list[Step], dict[str, Tensor]]:
+        module, watch = task(make(self.shape)).to(self.device), Stopwatch(self.device)
+        if top_only:
+            freeze_below_top(module.net)
+        optimizer: torch.optim.Optimizer = adamw(module.parameters())
+        for batch in self.data:
+            watch.mark()
+            optimizer.zero_grad()
+            module.net.loss(batch).backward()
+            optimizer.step()
+        return watch.steps(), weights(module)
+
+
+def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
+    """Ours beside the loop by hand, all trainable, plain PyTorch and the peers.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        rounds: How many runs each contestant makes.
+        quick: A tiny model, to see that it runs.
+    """
+    shape = shape_for(device, quick)
+    frozen = f"{shape.blocks - 1} of {shape.blocks} blocks frozen"
+    with threads_for(device):
+        contest = Contest(shape, device, steps=4 if quick else 40 if device == "cuda" else 8)
+        contestants: dict[str, Callable[[], list[Step]]] = {
+            "all": lambda: contest.bare(top_only=False),
+            "hand": lambda: contest.bare(top_only=True),
+            "ours": contest.ours,
+            "plain": contest.plain,
+            PEERS[0]: contest.backbone_finetuning,
+            PEERS[1]: contest.finetuning_scheduler,
+        }
+        turns = in_turns(contestants, rounds, peers=PEERS)
+    ours, by_hand = f"step, {frozen}", "by hand: requires_grad=False in a bare Trainer"
+    return [
+        turns.row(ours, by_hand, ("ours", "hand"), 1.03),
+        turns.row(ours, "all trainable in a bare Trainer", ("ours", "all"), 0.55),
+        turns.row(f"{ours} by hand", "all trainable in a bare Trainer", ("hand", "all")),
+        turns.row(ours, "by hand in plain PyTorch, no Trainer", ("ours", "plain")),
+        turns.row(f"{ours} by hand in a bare Trainer", "by hand in plain PyTorch, no Trainer", ("hand", "plain")),
+        *(turns.row(f"{ours} by {peer}", by_hand, (peer, "hand")) for peer in PEERS),
+    ]
