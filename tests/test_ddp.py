@@ -1,4 +1,5 @@
-"""Two real processes on gloo: frozen bits hold on each, a violation on one stops both, and both draw the same groups."""
+"""Two real processes on gloo: frozen bits hold on each, a violation on one stops both, both draw the same groups, and skipping
+backward work changes no bit."""
 
 from __future__ import annotations
 
@@ -7,15 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = """
-import sys
+import pytest
+
+HOLDS = """
 from pathlib import Path
 import torch
 import pytorch_lightning as pl
 from lightning_freeze import AlternatingFreeze, FreezeViolation
 from tests.conftest import Net, batches, make_trainer
-
-root = Path(sys.argv[1])
 
 class Observed(pl.Callback):
     def __init__(self, sabotage):
@@ -53,15 +53,13 @@ if __name__ == "__main__":
 
 
 DRAWS = """
-import json, random, sys
+import json, random
 from pathlib import Path
 import torch
 import pytorch_lightning as pl
 from torch import nn
 from lightning_freeze import FreezeScheduler, Phase, Phases, Pick, Until
 from tests.conftest import Net, batches, make_trainer
-
-root = Path(sys.argv[1])
 
 class Deep(Net):
     def __init__(self):
@@ -103,23 +101,8 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_with_different_global_seeds_draw_the_same_groups(tmp_path: Path) -> None:
-    """And end a phase together, by the mean of what they logged, where they logged different values."""
-    run(DRAWS, tmp_path)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
-    sets, _ = first
-    assert len({tuple(groups) for groups in sets[:16]}) >= 5, "the draws differ from each other"
-    # The phase of the metric begins after 16 updates, in epoch 2 of six batches, and the mean sinks: it lasts its three
-    # epochs, which it would not if rank 1 were heard alone.
-    assert sets[15:30] == [["ends"]] * 15
-    assert len(sets[14]) == 3
-    assert len(sets[30]) == 2
-    assert len(sets[-1]) == 2
-
-
 SKIPS = """
-import itertools, json, sys
+import itertools, json
 from pathlib import Path
 import torch
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
@@ -129,7 +112,6 @@ from lightning_freeze import FreezeScheduler, Phase, Phases, UnsupportedError
 from lightning_freeze.gate.backward import BackwardSkip
 from tests.conftest import Net, batches, make_trainer
 
-root = Path(sys.argv[1])
 STRATEGIES = {
     "plain": lambda: DDPStrategy(),
     "views": lambda: DDPStrategy(gradient_as_bucket_view=True),
@@ -207,23 +189,65 @@ if __name__ == "__main__":
 """
 
 
-def test_skipping_changes_no_bit_under_any_strategy(tmp_path: Path) -> None:
+PARTS = {"holds": HOLDS, "draws": DRAWS, "skips": SKIPS}
+
+ALL = """
+import sys, traceback
+from pathlib import Path
+
+sys.path.insert(0, {here!r})
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    for name, code in {parts!r}.items():
+        (root / name).mkdir(exist_ok=True)
+        try:
+            exec(compile(code, name, "exec"), {{"__name__": "__main__", "root": root / name}})
+        except Exception:
+            (root / name / "failed").write_text(traceback.format_exc())
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the parts have left what they found, one after the other in one pair of processes."""
+    root = tmp_path_factory.mktemp("ddp")
+    program = root / "program.py"
+    program.write_text(ALL.format(here=str(Path(__file__).resolve().parents[1]), parts=PARTS))
+    command = [sys.executable, "-W", "ignore", str(program), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=270, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return root
+
+
+def part(ran: Path, name: str) -> Path:
+    """A part's folder, if it went through."""
+    failed = ran / name / "failed"
+    assert not failed.exists(), failed.read_text()[-2000:]
+    return ran / name
+
+
+def test_frozen_bits_hold_and_a_violation_on_one_process_stops_both(ran: Path) -> None:
+    assert {path.name for path in part(ran, "holds").glob("*-?")} == {"False-0", "False-1", "True-0", "True-1"}
+
+
+def test_two_processes_with_different_global_seeds_draw_the_same_groups(ran: Path) -> None:
+    """And end a phase together, by the mean of what they logged, where they logged different values."""
+    folder = part(ran, "draws")
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    sets, _ = first
+    assert len({tuple(groups) for groups in sets[:16]}) >= 5, "the draws differ from each other"
+    # The phase of the metric begins after 16 updates, in epoch 2 of six batches, and the mean sinks: it lasts its three
+    # epochs, which it would not if rank 1 were heard alone.
+    assert sets[15:30] == [["ends"]] * 15
+    assert len(sets[14]) == 3
+    assert len(sets[30]) == 2
+    assert len(sets[-1]) == 2
+
+
+def test_skipping_changes_no_bit_under_any_strategy(ran: Path) -> None:
     """Plain DDP (also with gradients as views), DDP that looks for unused parameters, FSDP2; static_graph is left alone."""
-    run(SKIPS, tmp_path)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    folder = part(ran, "skips")
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
     assert len(first) == 7
     assert first == second, "the ranks have gone apart"
-
-
-def run(code: str, tmp_path: Path) -> None:
-    here = Path(__file__).resolve().parents[1]
-    program = tmp_path / "program.py"
-    program.write_text(f"import sys; sys.path.insert(0, {str(here)!r})\n{code}")
-    command = [sys.executable, "-W", "ignore", str(program), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=270, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_two_processes(tmp_path: Path) -> None:
-    run(PROGRAM, tmp_path)
-    assert {path.name for path in tmp_path.glob("*-?")} == {"False-0", "False-1", "True-0", "True-1"}
