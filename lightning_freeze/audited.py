@@ -62,8 +62,12 @@ class AuditedRun(ABC):
         """A training epoch ended: the audits' findings of it."""
 
     @abstractmethod
-    def detach(self) -> None:
-        """Undo everything. Safe to call again."""
+    def detach(self, bring_back: bool = True) -> None:
+        """Undo everything. Safe to call again.
+
+        Args:
+            bring_back: Whether optimizer state that was moved comes back to its device.
+        """
 
     def flush(self) -> None:  # noqa: B027 - there may be nothing but counts to record
         """Record what was done since the last epoch's end."""

@@ -27,7 +27,7 @@ from lightning_freeze._lightning import (
 )
 from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController, OnScheduleChange
-from lightning_freeze.gate.backward import SkipBackward, Surroundings
+from lightning_freeze.gate.backward import Circumstances, SkipBackward
 from lightning_freeze.gate.optimizers import refuse_strategy
 from lightning_freeze.gate.state import OptimizerState
 from lightning_freeze.input_audit import InputAudit, InputWatch
@@ -164,7 +164,7 @@ class _Audited(Auditor):
     def _undo(self) -> None:
         self._running = False
         if self._engine is not None:
-            self._engine.detach()
+            self._engine.detach(bring_back=False)  # Lightning's teardown takes optimizer state to host memory anyway
         if self._inputs is not None:
             self._inputs.end_batch()
             self._inputs = None
@@ -360,7 +360,7 @@ class FreezeScheduler(_Audited):
         self._controller.attach(
             *trainer.optimizers,
             scaler=has_scaler(trainer),
-            around=Surroundings(
+            around=Circumstances(
                 pl_module,
                 trainer.strategy.model or pl_module,
                 trainer.world_size,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.audited import AuditedRun, size_of
-from lightning_freeze.gate.backward import BackwardSkip, Choice, SkipBackward, Surroundings, choose
+from lightning_freeze.gate.backward import BackwardSkip, Choice, Circumstances, SkipBackward, choose
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.memory import state_bytes
 from lightning_freeze.gate.modes import EvalModes
@@ -72,7 +72,8 @@ class FreezeController(AuditedRun):
     The order of calls is `attach` and `begin`, then for every batch `begin_step` and the usual backward and
     ``optimizer.step()``, `end_epoch` after each epoch, and at the end `finish` and `detach`. Where gradients are clipped,
     `before_optimizer_step` comes before the clipping, so that frozen gradients are not counted into the norm; under a
-    GradScaler, and under DDP, `after_backward` comes after each backward. `state_dict` goes into a checkpoint and back
+    GradScaler, and under DDP, `after_backward` comes after each backward. `pause` comes before whatever is to find
+    ``requires_grad`` as you made it, such as validation between two batches. `state_dict` goes into a checkpoint and back
     into `begin`.
 
     Args:
@@ -170,6 +171,7 @@ class FreezeController(AuditedRun):
         self._rates: dict[str, float] | None = None  # not told to the lanes yet
         self._logged: set[str] = set()
         self._steady_until = 0
+        self._epoch_length = 0  # of the last epoch, in updates
         self._told: tuple[frozenset[str], frozenset[str]] | None = None
         self._watched_sets: Sets = ()
         self._over = False
@@ -209,7 +211,7 @@ class FreezeController(AuditedRun):
         *optimizers: Optimizer,
         scaler: bool = False,
         epoch: int = 0,
-        around: Surroundings | None = None,
+        around: Circumstances | None = None,
     ) -> None:
         """Bind the schedule to the optimizers and hook into them.
 
@@ -217,7 +219,7 @@ class FreezeController(AuditedRun):
             optimizers: The run's optimizers, in the order that schedules count them.
             scaler: Whether a GradScaler steps them.
             epoch: The epoch to begin in.
-            around: What decides whether backward can be skipped: under DDP, ``Surroundings(model, ddp_around_it)``. By
+            around: What decides whether backward can be skipped: under DDP, ``Circumstances(model, ddp_around_it)``. By
                 default the model is called as it is, and with several optimizers each may step within a batch.
 
         Raises:
@@ -241,7 +243,7 @@ class FreezeController(AuditedRun):
             if idle is not None:
                 refuse_idle(lane.optimizer, lane.index, idle)
                 may_idle = f"optimizer {lane.index} can come to that: {idle}"
-        around = around or Surroundings(self._module, self._module, by_hand=len(optimizers) > 1)
+        around = around or Circumstances(self._module, self._module, by_hand=len(optimizers) > 1)
         self._by_hand = around.by_hand
         self.backward = choose(
             self._skip_asked,
@@ -392,7 +394,8 @@ class FreezeController(AuditedRun):
                 f"the loss of this step, after {self._at.total} updates in epoch {self._at.epoch}, depends on nothing that "
                 f"trains now{f' ({place})' if place else ''}: trainable are {folded(self.trainable, self.groups.members)}; "
                 f"frozen are {folded(frozen, self.groups.members)}. Put a group into the phase that this loss depends on; or "
-                "set `skip_backward: false`, under which such a step updates nothing."
+                "set `skip_backward: false`, under which the gradients of frozen groups are made and emptied (also where an "
+                "autograd function of its own stands between what trains and a frozen bottom)."
             )
 
     def after_backward(self) -> None:
@@ -412,8 +415,7 @@ class FreezeController(AuditedRun):
         lane = self._require_gate().lane(optimizer)
         if lane is not None:
             lane.attempted = True
-            if not self._skipping or lane.bypassed(everywhere=False):  # else backward has made no frozen gradients
-                lane.hold()
+            lane.hold()
 
     @property
     def awaits(self) -> str | None:
@@ -453,10 +455,12 @@ class FreezeController(AuditedRun):
         plan, epoch = self._require_plan(), self._at.epoch
         found: list[Finding] = []
         if self._witness is not None:
+            self._state.ready()
             found = self._witness.end_epoch(epoch, self._at.total)
             found += self._stalled(epoch)
             self._last_check = self._at.total
         found = self._found(found)
+        self._epoch_length = self._at.total - self._steps.first
         self.flush()
         self._record(self.counts())
         plan.end_epoch(self._at)
@@ -465,6 +469,21 @@ class FreezeController(AuditedRun):
         self._begin_epoch()
         self.pause()
         return found
+
+    def finish(self) -> list[Finding]:
+        """The fit ends: a last comparison, also of the state that is in host memory, group by group."""
+        if self._witness is not None:
+            for unit in self._all_units():
+                if any(map(self._state.away, unit.parameters)):
+                    self._state.thaw(self._held_by_lanes([unit]))
+                    self._state.ready()
+                    self._witness.thaw(unit.watched, self._at.total)
+                    self._state.freeze(self._held_by_lanes([unit]))
+        return super().finish()
+
+    def _compare(self) -> list[Finding]:
+        self._state.ready()  # flags that were made beside the step's own work
+        return super()._compare()
 
     def pause(self) -> None:
         """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
@@ -476,14 +495,17 @@ class FreezeController(AuditedRun):
         self._record({"type": "phase", "epoch": self._at.epoch, **self._steps.as_dict()})
         self._steps = Steps(self._at.total)
 
-    def detach(self) -> None:
+    def detach(self, bring_back: bool = True) -> None:
         """Undo everything: hooks, modes, ``requires_grad``, optimizer state that was moved.
 
         Counts, findings and `state_dict` stay readable. Safe to call again.
+
+        Args:
+            bring_back: Whether optimizer state in host memory comes back to its device, as far as that has room for it.
         """
         self.pause()
         self._reentrant.detach()
-        self._state.detach()
+        self._state.detach(bring_back)
         if self._gate is not None:
             self._gate.detach()
         self._modes.release()
@@ -753,8 +775,11 @@ class FreezeController(AuditedRun):
     def _put_away(self, units: Iterable[_Unit]) -> None:
         """Drop the optimizer state of what is frozen, or move it, but not of what trains again within a few updates."""
         soon: frozenset[str] = frozenset()
-        if self._state.mode == "offload":  # as if every group found its gradients, and no epoch ended
-            soon = soon.union(*(step.trained for step in self.preview(lambda epoch: 1 << 62, windows=SHORTEST)))
+        if self._state.mode == "offload":  # as if every group found its gradients, and epochs were as long as the last
+            length, made = self._epoch_length or 1 << 62, self._at.total - self._steps.first
+            lanes = len(self._require_gate().lanes)
+            coming = self.preview(lambda epoch: -(-length // lanes), windows=-(-SHORTEST // lanes), done=made // lanes)
+            soon = soon.union(*(step.trained for step in coming))
         self._state.freeze(self._held_by_lanes(unit for unit in units if unit.group not in soon))
 
     def _watch_buffers(self) -> None:
@@ -794,7 +819,7 @@ class FreezeController(AuditedRun):
             if self._sets is not self._watched_sets:
                 if self._eval:
                     self._modes.hold([module for _, module in self._frozen_modules()])
-                if self.backward.skips and self._by_hand:  # the next forward may come within this very batch
+                if self._skipping and self._by_hand:  # the next forward may come within this very batch
                     self._skip_frozen()
 
     def _begin_epoch(self) -> None:

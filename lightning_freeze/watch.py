@@ -117,7 +117,7 @@ class RequiresGradWatch(AuditedRun):
         self._begin_epoch()
         return found
 
-    def detach(self) -> None:
+    def detach(self, bring_back: bool = True) -> None:
         """Take every hook out again. Safe to call again."""
         if self._gate is not None:
             self._gate.detach()

@@ -61,8 +61,7 @@ def fitted(trainer: Any, mode: Any, schedule: Any = None, *callbacks: Any, **opt
 
 def test_offload_equals_keep(moves: dict[str, int], trainer: Any) -> None:
     model, fit, scheduler = fitted(trainer, "offload", accumulate_grad_batches=2, max_epochs=3)
-    assert moves["out"] > 4
-    assert moves["out"] == moves["back"], "at the end of the fit everything is back"
+    assert moves["out"] >= moves["back"] > 4
     expected, other, _ = fitted(trainer, "keep", accumulate_grad_batches=2, max_epochs=3)
     assert same(dict(model.state_dict()), dict(expected.state_dict()))
     assert same(fit.optimizers[0].state_dict(), other.optimizers[0].state_dict())
@@ -77,6 +76,16 @@ def test_what_trains_again_soon_is_not_moved(moves: dict[str, int], trainer: Any
     moves.update(out=0, back=0)
     fitted(trainer, "offload", in_turn(SHORTEST - 1, SHORTEST - 1))
     assert moves == {"out": 0, "back": 0}
+
+
+def test_epochs_that_are_short_are_counted(moves: dict[str, int], trainer: Any) -> None:
+    """By the length of the epoch before: only in the first, of which nothing is known, is anything moved."""
+    row = Phases([Phase(["layer1"], epochs=1), Phase(["layer2"], epochs=1)], repeat=True)
+    fitted(trainer, "offload", row, batches=SHORTEST - 2, max_epochs=6)
+    assert moves["out"] == 0
+    row = Phases([Phase(["layer1"], epochs=1), Phase(["layer2"], epochs=1)], repeat=True)
+    fitted(trainer, "offload", row, batches=SHORTEST + 2, max_epochs=4)
+    assert moves["out"] >= 4
 
 
 def test_reset_equals_a_loop_that_drops_the_state_by_hand(trainer: Any) -> None:
@@ -152,17 +161,18 @@ def test_a_checkpoint_holds_the_full_state_and_goes_on_under_any_mode(
         assert scheduler.updates == {"layer1": 2 * LONG, "layer2": LONG}
 
 
-def test_state_that_was_changed_while_it_was_away_is_found(moves: dict[str, int], trainer: Any) -> None:
+@pytest.mark.parametrize("length", [3 * LONG, LONG + 6], ids=["it comes back", "it stays away"])
+def test_state_that_was_changed_while_it_was_away_is_found(length: int, moves: dict[str, int], trainer: Any) -> None:
     class Writes(pl.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if batch_idx == LONG + 3:
                 trainer.optimizers[0].state[module.layer1.weight]["exp_avg"].add_(1.0)
 
     with pytest.raises(FreezeViolation) as caught:
-        fitted(trainer, "offload", None, Writes(), batches=3 * LONG)
+        fitted(trainer, "offload", None, Writes(), batches=length)
     finding = caught.value.findings[0]
     assert (finding.kind, finding.parameter) == ("optimizer_state", "layer1.weight")
-    assert (finding.first_update, finding.last_update) == (LONG, 2 * LONG)
+    assert (finding.first_update, finding.last_update) == (LONG, min(2 * LONG, length))
     assert "exp_avg" in finding.message
 
 

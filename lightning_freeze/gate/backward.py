@@ -25,7 +25,7 @@ _SETS = 1000
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Circumstances:
     """What is known of a run before its first step.
 
     Args:
@@ -65,7 +65,7 @@ class Choice:
 
 
 def choose(
-    asked: SkipBackward, around: Surroundings, sets: Iterable[frozenset[str]], groups: Mapping[int, str]
+    asked: SkipBackward, around: Circumstances, sets: Iterable[frozenset[str]], groups: Mapping[int, str]
 ) -> Choice:
     """Whether to leave out the backward work of what is frozen.
 
@@ -80,7 +80,7 @@ def choose(
 
     Example:
         >>> model = nn.Linear(2, 1)
-        >>> choose("auto", Surroundings(model, model), [], {})
+        >>> choose("auto", Circumstances(model, model), [], {})
         Choice(skips=True, why='one process', reducer=None)
     """
     if asked is False:
@@ -104,15 +104,15 @@ def choose(
     )
 
 
-def _where(around: Surroundings) -> str:
+def _where(around: Circumstances) -> str:
     if isinstance(around.wrapper, DistributedDataParallel):
         if around.wrapper.find_unused_parameters:
             return "DDP looks for unused parameters itself"
         return "DDP is told gradients of zero for what is frozen"
-    return "one process" if around.world == 1 else "each process shards its own parameters (FSDP2)"
+    return "one process" if around.world == 1 else "the parameters are sharded, and each process derives by its own"
 
 
-def _unsafe(around: Surroundings) -> tuple[str, str] | None:
+def _unsafe(around: Circumstances) -> tuple[str, str] | None:
     """Why skipping would go wrong with these processes, and the mend."""
     ddp = around.wrapper
     if around.idle is not None:
@@ -138,6 +138,12 @@ def _unsafe(around: Surroundings) -> tuple[str, str] | None:
                 "several",
                 "use strategy='ddp_find_unused_parameters_true'",
             )
+        if not ddp.find_unused_parameters and any(map(_has_hooks, around.module.parameters())):
+            return (
+                "plain DDP is told of frozen parameters by gradients of zero, and a parameter has a hook of its own, which "
+                "would take those for gradients",
+                "use strategy='ddp_find_unused_parameters_true'",
+            )
         if compiled(around.module) or compiled(ddp):
             return "the model is compiled under DDP, which cuts its graph by buckets", "compile it without DDP"
         return None
@@ -155,16 +161,28 @@ def _unsafe(around: Surroundings) -> tuple[str, str] | None:
     return None
 
 
+def _has_hooks(parameter: nn.Parameter) -> bool:
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
 def compiled(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules within that `torch.compile` has compiled, by name, without those inside of others."""
+    """The modules within that `torch.compile` has compiled, by name, without those inside of others.
+
+    Where one holds a compiled function as an attribute, it counts as a whole; compiled functions elsewhere are not seen.
+    """
     if getattr(module, "_compiler_ctx", None) is not None:  # a LightningModule, which Lightning unwraps
         return {"": module}
     found: dict[str, nn.Module] = {}
     for name, each in module.named_modules():
         inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
-        if not inside and (each._compiled_call_impl is not None or type(each).__name__ == "OptimizedModule"):
+        if not inside and (type(each).__name__ == "OptimizedModule" or _is_compiled(each)):
             found[name] = each
     return found
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    functions = (value for value in vars(module).values() if callable(value))
+    return module._compiled_call_impl is not None or any(hasattr(f, "_torchdynamo_orig_callable") for f in functions)
 
 
 def _recompiles(module: nn.Module, sets: Iterable[frozenset[str]], groups: Mapping[int, str]) -> tuple[str, str] | None:
@@ -241,7 +259,7 @@ class BackwardSkip:
         for parameter in parameters:
             if parameter.requires_grad:
                 self._held[id(parameter)] = parameter
-                parameter.requires_grad_(False)
+                parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
         if self._held and not before and self._plain_attention:
             self._fast_attention = torch.backends.mha.get_fastpath_enabled()
@@ -251,7 +269,7 @@ class BackwardSkip:
         """These get their gradients again."""
         for parameter in parameters:
             if self._held.pop(id(parameter), None) is not None:
-                parameter.requires_grad_(True)
+                parameter.requires_grad = True
                 if not self._held and self._plain_attention:
                     torch.backends.mha.set_fastpath_enabled(self._fast_attention)
 

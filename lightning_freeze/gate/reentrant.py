@@ -9,7 +9,7 @@ by ``requires_grad=False``, that is every segment above it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,18 +44,20 @@ class ReentrantInputs:
         self._active = active
         self._say = say
         self._said = False
-        self._mine: object = None
+        self._mine: Any = None
+        self._before: Any = None
 
     def attach(self) -> None:
         """From here on, look at each reentrant segment."""
+        self._before = vars(CheckpointFunction).get("apply")
         original: Any = CheckpointFunction.apply
 
         def apply(function: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
             no_gradient = not any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
             if not no_gradient or not self._active() or not torch.is_grad_enabled():
                 return original(function, preserve_rng_state, *inputs)
-            modules = list(_modules(function))
-            if modules and not any(parameter.requires_grad for module in modules for parameter in module.parameters()):
+            module = _module_of(function)
+            if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
                 with torch.no_grad():
                     return function(*inputs)
             return original(function, preserve_rng_state, *self._mended(function, inputs))
@@ -65,12 +67,18 @@ class ReentrantInputs:
 
     def detach(self) -> None:
         """As it was, unless somebody else has put something in our place. Safe to call again."""
-        if self._mine is not None and vars(CheckpointFunction).get("apply") is not None:
-            if CheckpointFunction.apply is self._mine:
+        if self._mine is not None and CheckpointFunction.apply is self._mine:
+            if self._before is None:
                 del CheckpointFunction.apply
-            self._mine = None
+            else:
+                CheckpointFunction.apply = self._before  # type: ignore[method-assign]
+        self._mine = self._before = None
 
     def _mended(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The inputs, of which the first with a fraction requires a gradient: one is enough for those of the parameters.
+
+        Not the others, which may be masks: attention takes other kernels for a mask that requires a gradient.
+        """
         floating = [isinstance(each, Tensor) and each.is_floating_point() for each in inputs]
         if not self._said:
             self._said = True
@@ -78,36 +86,23 @@ class ReentrantInputs:
                 f"freeze: reentrant checkpointing ({getattr(function, '__qualname__', type(function).__qualname__)}) above "
                 "frozen layers would give what trains there no gradient; "
                 + (
-                    "its inputs are made to require one. With `use_reentrant=False` there is nothing to mend."
+                    "its input is made to require one. With `use_reentrant=False` there is nothing to mend."
                     if any(floating)
                     else "it has no floating-point input that could be made to require one, so use `use_reentrant=False`, "
                     "or `skip_backward: false`."
                 )
             )
-        return tuple(
-            each.detach().requires_grad_() if mendable else each
-            for each, mendable in zip(inputs, floating, strict=True)
-        )
+        if not any(floating):
+            return inputs
+        first = floating.index(True)
+        return (*inputs[:first], inputs[first].detach().requires_grad_(), *inputs[first + 1 :])
 
 
-def _modules(function: object, depth: int = 3) -> Iterator[nn.Module]:
-    """The modules that a checkpointed function can reach: itself, its object, what it closes over."""
-    if isinstance(function, nn.Module):
-        yield function
-    elif depth and isinstance(function, functools.partial):
-        for each in (function.func, *function.args, *function.keywords.values()):
-            yield from _modules(each, depth - 1)
-    elif depth and callable(function):
-        cells = getattr(function, "__closure__", None) or ()
-        held = [cell.cell_contents for cell in cells if _filled(cell)]
-        for each in (getattr(function, "__self__", None), *held):
-            for one in each if isinstance(each, (list, tuple)) else [each]:
-                yield from _modules(one, depth - 1)
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:  # a name that is not yet bound
-        return False
-    return True
+def _module_of(function: object) -> nn.Module | None:
+    """The module that a checkpointed function is, or whose method it is, where that says all that it can reach."""
+    if isinstance(function, functools.partial):
+        given = (*function.args, *function.keywords.values())
+        more = any(isinstance(e, nn.Module) or (isinstance(e, Tensor) and e.requires_grad) for e in given)
+        return None if more else _module_of(function.func)
+    found = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    return found if isinstance(found, nn.Module) else None

@@ -74,10 +74,11 @@ class FrozenState:
     """What becomes of the optimizer state of a group while the group is frozen.
 
     ``keep`` leaves it where it is. ``reset`` drops it when the group freezes, as BAdam does (arXiv 2404.02827), so that
-    the group begins anew when it trains again. ``offload`` moves it from an accelerator to (on CUDA: pinned) host memory
-    and back. The copies run on a stream of their own, beside the step's own work, and nothing waits on the host: a state
-    that comes back is waited for, on the device, right before the optimizer's step. An optimizer's ``state_dict`` holds
-    everything in each case, and can be loaded under any other.
+    the group begins anew when it trains again. ``offload`` moves the tensors in an optimizer's dict for a parameter, and
+    in dicts and lists in there, from an accelerator to host memory and back. On CUDA that memory is pinned, the copies run
+    on a stream of their own, beside the step's own work, and nothing waits on the host: a state that comes back is waited
+    for, on the device, right before the optimizer's step. At a switch both groups' state is on the device for a moment.
+    An optimizer's ``state_dict`` holds everything in each case, and can be loaded under any other.
 
     Args:
         mode: ``keep``, ``offload`` or ``reset``.
@@ -112,18 +113,24 @@ class FrozenState:
             self._hooks.append(optimizer.register_state_dict_pre_hook(lambda _: self.arrive()))
             self._hooks.append(optimizer.register_load_state_dict_post_hook(self._loaded))
 
-    def detach(self) -> None:
-        """Bring everything back, as far as the device has room for it. Safe to call again."""
+    def detach(self, bring_back: bool = True) -> None:
+        """Let go of the optimizers. Safe to call again.
+
+        Args:
+            bring_back: Whether everything comes back to its device, as far as that has room for it; else what is in host
+                memory stays there.
+        """
         while self._hooks:
             self._hooks.pop().remove()
         try:
-            for parameter, optimizers in list(self._away.items()):
+            for parameter, optimizers in list(self._away.items()) if bring_back else ():
                 for optimizer in list(optimizers):
                     self._fetch(optimizer, parameter)
         except torch.OutOfMemoryError:
-            pass  # what is still away stays in host memory: a run that ends must not fail by that
+            pass  # a run that ends must not fail by that
         self._away.clear()
         self.ready()
+        self.arrive()
 
     def away(self, parameter: Tensor) -> bool:
         """Whether state of this parameter is in host memory now, in whichever optimizer."""
@@ -156,8 +163,16 @@ class FrozenState:
             stream.synchronize()
 
     def beside(self) -> AbstractContextManager[Any]:
-        """A context in which the device's work comes after what was last moved, beside the step's own work."""
-        return torch.cuda.stream(next(iter(self._streams.values()))) if self._coming else nullcontext()
+        """A context in which the device's work comes after the step's so far and what comes back, beside the step's own.
+
+        What is made in there may be read after `ready`.
+        """
+        if len(self._coming) != 1:
+            self.ready()
+            return nullcontext()
+        (device,) = self._coming
+        self._streams[device].wait_stream(torch.cuda.current_stream(device))
+        return torch.cuda.stream(self._streams[device])
 
     def _loaded(self, optimizer: Optimizer) -> None:
         for parameter in list(self._away):
@@ -166,7 +181,7 @@ class FrozenState:
 
     def _park(self, optimizer: Optimizer, parameter: nn.Parameter) -> None:
         state = optimizer.state.get(parameter)
-        if not state or id(optimizer) in self._away.get(id(parameter), ()):
+        if not isinstance(state, MutableMapping) or id(optimizer) in self._away.get(id(parameter), ()):
             return
         places = [_Place(*found) for found in _places(state) if self._moves(found[0][found[1]])]
         for place in places:
@@ -217,7 +232,7 @@ def _on_accelerator(tensor: Tensor) -> bool:
 
 
 def _places(holder: Any) -> Iterator[tuple[Any, Any, torch.device]]:
-    """Each tensor in nested state: what holds it, its key there, and its device."""
+    """Each tensor in nested dicts and lists: what holds it, its key there, and its device."""
     pairs = list(holder.items()) if isinstance(holder, MutableMapping) else list(enumerate(holder))
     for key, value in pairs:
         if isinstance(value, Tensor):

@@ -249,7 +249,7 @@ class Plan(ABC):
     def sets(self) -> Iterator[frozenset[str]]:
         """The sets of groups that it comes to train, in order, some of them more than once; it may have no end.
 
-        Steps that train nothing are left out, and sets that differ from optimizer to optimizer are taken together.
+        Of several optimizers the sets are taken together, and not apart where one waits for another.
         """
         at = self.start()
         while True:
@@ -362,7 +362,8 @@ def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
         ScheduleError: It is another.
     """
     if value not in valid:
-        close = [*nearest(str(value), map(str, valid), 1), *map(str, valid)]
+        by_text = {str(each): each for each in valid}
+        close = [*(by_text[text] for text in nearest(str(value), by_text, 1)), *valid]
         raise ScheduleError(
             f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}. Nearest: {close[0]!r}.",
             key=key,

@@ -121,7 +121,8 @@ def _no_gradient(group: str, names: Sequence[str], size: int, epoch: int, *, eve
         f"train: {_listed(names)}. "
         + (
             "They were left out of the loss: a branch that was not taken, a `detach`, or requires_grad=False set during "
-            "the run. Use them in the loss, or take them out of what is to train (`except:` in a group, "
+            "the run; or an autograd function between them and a frozen bottom hands on no gradient (`skip_backward: false` "
+            "tells). Use them in the loss, or take them out of what is to train (`except:` in a group, "
             "requires_grad=False without one)."
             if ever
             else "No optimizer step of the epoch found one: is the group used in the loss, is its optimizer stepped "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_freeze import UnsupportedError
-from lightning_freeze.gate.backward import BackwardSkip, Choice, Surroundings, choose, compiled
+from lightning_freeze.gate.backward import BackwardSkip, Choice, Circumstances, choose, compiled
 
 
 class Blocks(nn.Module):
@@ -45,11 +45,11 @@ def ddp(**options: Any) -> Any:
 
 
 MODEL = Blocks(2)
-ALONE = Surroundings(MODEL, MODEL)
+ALONE = Circumstances(MODEL, MODEL)
 SETS = [frozenset({"a"}), frozenset({"b"})]
 
 
-def chosen(asked: Any, around: Surroundings) -> Choice:
+def chosen(asked: Any, around: Circumstances) -> Choice:
     return choose(asked, around, SETS, {})
 
 
@@ -71,7 +71,7 @@ def test_plain_ddp_is_told_and_one_that_looks_for_unused_parameters_is_not() -> 
 def test_fsdp2_skips() -> None:
     sharded = Blocks(1)
     sharded.register_parameter("shard", Sharded(torch.zeros(1)))
-    found = chosen("auto", Surroundings(sharded, sharded, world=2, strategy="ModelParallelStrategy"))
+    found = chosen("auto", Circumstances(sharded, sharded, world=2, strategy="ModelParallelStrategy"))
     assert found == Choice(True, "each process shards its own parameters (FSDP2)")
 
 
@@ -91,7 +91,7 @@ def test_fsdp2_skips() -> None:
         (replace(ALONE, idle="optimizer 1 can come to that: it waits"), "GradScaler, .*optimizer 1 .*bf16-mixed"),
     ],
 )
-def test_where_it_is_unsafe_auto_says_why_and_true_is_refused(around: Surroundings, why: str) -> None:
+def test_where_it_is_unsafe_auto_says_why_and_true_is_refused(around: Circumstances, why: str) -> None:
     if not around.by_hand:
         found = chosen("auto", around)
         assert not found.skips
@@ -118,7 +118,7 @@ def test_a_compiled_model_skips_while_its_graphs_fit(count: int, skips: bool) ->
     model = Blocks(count)
     model.compile(backend="eager")
     groups = {id(p): str(n) for n, block in enumerate(model.blocks) for p in block.parameters()}
-    found = choose("auto", Surroundings(model, model), one_by_one([str(n) for n in range(count)]), groups)
+    found = choose("auto", Circumstances(model, model), one_by_one([str(n) for n in range(count)]), groups)
     assert found.skips == skips
     if not skips:
         assert "the model is compiled" in found.why
@@ -131,7 +131,7 @@ def test_blocks_compiled_one_by_one_share_their_graphs() -> None:
         block.compile(backend="eager")
     assert list(compiled(model)) == [f"blocks.{n}" for n in range(20)]
     groups = {id(p): str(n) for n, block in enumerate(model.blocks) for p in block.parameters()}
-    assert choose(True, Surroundings(model, model), one_by_one([str(n) for n in range(20)]), groups).skips
+    assert choose(True, Circumstances(model, model), one_by_one([str(n) for n in range(20)]), groups).skips
 
 
 def test_what_is_compiled_within_what_is_compiled_counts_once() -> None:

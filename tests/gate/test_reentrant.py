@@ -31,6 +31,9 @@ class Model(nn.Module):
     def written(self, layer: nn.Module) -> Any:
         if self.how == "closure":
             return lambda x: layer(x)
+        if self.how == "beyond":  # what it closes over is frozen, what it takes from elsewhere is not
+            frozen, held = nn.Identity(), {"layer": layer}
+            return lambda x: frozen(held["layer"](x))
         return {"module": layer, "method": layer.__call__, "partial": functools.partial(layer.__call__)}[self.how]
 
 
@@ -50,7 +53,7 @@ def gradients(how: str, frozen: int, mend: bool) -> tuple[list[Tensor | None], l
     return [layer.weight.grad for layer in model.layers], said
 
 
-@pytest.mark.parametrize("how", ["module", "method", "partial", "closure"])
+@pytest.mark.parametrize("how", ["module", "method", "partial", "closure", "beyond"])
 @pytest.mark.parametrize("frozen", [1, 2])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # what torch says where nothing is mended
 def test_what_trains_gets_the_gradient_that_it_has_without_freezing(how: str, frozen: int) -> None:
@@ -83,6 +86,22 @@ def test_an_input_without_a_gradient_to_require_is_said() -> None:
     assert "has no floating-point input" in said[0]
 
 
+def test_of_several_inputs_one_is_enough() -> None:
+    """A mask that required a gradient would send attention to other kernels."""
+    layer, seen = nn.Linear(2, 2), []
+
+    def segment(x: Tensor, number: int, mask: Tensor) -> Tensor:
+        seen.append((x.requires_grad, mask.requires_grad))
+        return layer(x) * number + mask
+
+    mended = ReentrantInputs(lambda: True, lambda _: None)
+    mended.attach()
+    checkpoint(segment, torch.ones(1, 2), 3, torch.zeros(2), use_reentrant=True).sum().backward()
+    mended.detach()
+    assert seen == [(True, False)] * 2, "in forward, and again in backward"
+    assert layer.weight.grad is not None
+
+
 def test_afterwards_it_is_as_it_was() -> None:
     mended = ReentrantInputs(lambda: True, print)
     before = CheckpointFunction.apply
@@ -90,4 +109,15 @@ def test_afterwards_it_is_as_it_was() -> None:
     assert CheckpointFunction.apply is not before
     mended.detach()
     mended.detach()
+    assert "apply" not in vars(CheckpointFunction)
+
+
+def test_of_two_the_other_stays() -> None:
+    first, second = (ReentrantInputs(lambda: True, lambda _: None) for _ in range(2))
+    first.attach()
+    held = CheckpointFunction.apply
+    second.attach()
+    second.detach()
+    assert CheckpointFunction.apply is held
+    first.detach()
     assert "apply" not in vars(CheckpointFunction)

@@ -109,8 +109,10 @@ def test_what_finds_no_room_stays_in_host_memory(monkeypatch: Any) -> None:
         raise torch.OutOfMemoryError("planned")
 
     monkeypatch.setattr(state, "_to_device", full)
+    host = optimizer.state[weight]["exp_avg"]
     state.detach()
-    assert optimizer.state[weight]["exp_avg"] is not None
+    assert optimizer.state[weight]["exp_avg"] is host
+    assert not state.away(weight)
 
 
 def test_reset_begins_anew() -> None:
@@ -182,3 +184,14 @@ def test_on_a_gpu_it_goes_to_pinned_memory_and_back() -> None:
     state.thaw([(optimizer, weight)])
     state.ready()
     assert torch.equal(optimizer.state[weight]["exp_avg"], before)
+
+
+def test_what_is_not_brought_back_stays_whole() -> None:
+    optimizer, (weight, _) = stepped()
+    before = {key: value.clone() for key, value in optimizer.state[weight].items()}
+    state = offload()
+    state.freeze([(optimizer, weight)])
+    host = optimizer.state[weight]["exp_avg"]
+    state.detach(bring_back=False)
+    assert optimizer.state[weight]["exp_avg"] is host
+    assert same(dict(optimizer.state[weight]), before)
