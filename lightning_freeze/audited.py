@@ -72,6 +72,9 @@ class AuditedRun(ABC):
     def flush(self) -> None:  # noqa: B027 - there may be nothing but counts to record
         """Record what was done since the last epoch's end."""
 
+    def explain(self, error: BaseException) -> None:  # noqa: B027 - an audit alone causes no errors
+        """Add a note to an error that comes from what we do."""
+
     def check(self) -> list[Finding]:
         """Compare everything that is frozen now, between epochs' ends."""
         return self._found(self._compare())

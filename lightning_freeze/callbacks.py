@@ -132,6 +132,7 @@ class _Audited(Auditor):
         """Record what was done, and undo what was changed."""
         if self._engine is not None and self._running:
             self._engine.flush()
+            self._engine.explain(exception)
         self._undo()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -285,7 +286,7 @@ class FreezeScheduler(_Audited):
         self._schedule = schedule
         self._groups = dict(groups or {})
         self._rest = rest
-        self._skip_backward: SkipBackward = skip_backward if skip_backward == "auto" else bool(skip_backward)
+        self._skip_backward: SkipBackward = skip_backward
         self._optimizer_state = optimizer_state
         self._frozen_modules = frozen_modules
         self._audit = bool(audit)
@@ -455,7 +456,7 @@ class FreezeScheduler(_Audited):
                 rank_zero_warn(f"{text} The run will stop when that phase has had its first epoch.")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """A loss of nothing that trains is said to be one, with phase and groups."""
+        """A loss of nothing that trains is said to be one, with phase and groups, and updates nothing."""
         if not loss.requires_grad and self._controller is not None:
             self._controller.before_backward(loss)
 

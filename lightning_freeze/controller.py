@@ -33,7 +33,7 @@ from lightning_freeze.plan.groups import (
     selectors_for,
 )
 from lightning_freeze.plan.preview import Step, preview
-from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule, ScheduleError, nearest
+from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule, ScheduleError, nearest, one_of
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.pictures import Size
 from lightning_freeze.report.records import Record, Steps
@@ -94,7 +94,7 @@ class FreezeController(AuditedRun):
         record: Called with each record of the run.
 
     Raises:
-        ScheduleError: The schedule names a group that is none.
+        ScheduleError: The schedule names a group that is none, or an argument is a word that it does not take.
         SelectionError: A selector matches nothing, or parameters cannot be grouped as asked.
 
     Example:
@@ -139,6 +139,8 @@ class FreezeController(AuditedRun):
         record: Callable[[Record], None] = lambda record: None,
     ) -> None:
         super().__init__(record, suspects)
+        one_of("skip_backward", skip_backward, ("auto", True, False))
+        one_of("optimizer_state", optimizer_state, ("keep", "offload", "reset"))
         self.schedule = schedule
         self.metrics: dict[str, str] = {metric: key for key, metric in reversed(schedule.metrics())}
         """Each metric that a phase's end hangs on, with the first key in the schedule that names it."""
@@ -150,7 +152,7 @@ class FreezeController(AuditedRun):
         self.backward = Choice(False, "the controller is not attached")
         """Whether the backward work of frozen groups is left out, and why."""
         self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
-        self._by_hand = self._skipping = False
+        self._by_hand = self._skipping = self._warned_of_loss = False
         self.hears_backward = False
         """Whether `after_backward` has something to do: under a GradScaler, and under plain DDP where backward is skipped."""
         self._audit = audit
@@ -379,23 +381,42 @@ class FreezeController(AuditedRun):
         return not self.trainable.isdisjoint(names)
 
     def before_backward(self, loss: object) -> None:
-        """Before each backward: whether there is something to go back to.
+        """Before each backward: let one whose loss depends on nothing that trains go through, and update nothing.
+
+        So it would without skipping, where it makes gradients of frozen parameters alone, which are emptied. It is warned
+        of once; torch would say that an element of the loss "does not require grad".
 
         Args:
             loss: What is about to be derived.
-
-        Raises:
-            RuntimeError: Nothing that trains now is in the loss; torch would say that it "does not require grad".
         """
-        if self._skip.holds and isinstance(loss, Tensor) and not loss.requires_grad:
-            place = self._require_plan().where(self._at)
-            frozen = sorted(self._freezable.keys() - self.trainable)
-            raise RuntimeError(
-                f"the loss of this step, after {self._at.total} updates in epoch {self._at.epoch}, depends on nothing that "
-                f"trains now{f' ({place})' if place else ''}: trainable are {folded(self.trainable, self.groups.members)}; "
-                f"frozen are {folded(frozen, self.groups.members)}. Put a group into the phase that this loss depends on; or "
-                "set `skip_backward: false`, under which the gradients of frozen groups are made and emptied (also where an "
-                "autograd function of its own stands between what trains and a frozen bottom)."
+        if not self._skip.holds or not isinstance(loss, Tensor) or loss.requires_grad:
+            return
+        loss.requires_grad_()
+        if self._warned_of_loss:
+            return
+        self._warned_of_loss = True
+        place = self._require_plan().where(self._at)
+        frozen = sorted(self._freezable.keys() - self.trainable)
+        warnings.warn(
+            f"a loss, after {self._at.total} updates in epoch {self._at.epoch}, depends on nothing that trains now"
+            f"{f' ({place})' if place else ''}, so its backward updates nothing: trainable are "
+            f"{folded(self.trainable, self.groups.members)}; frozen are {folded(frozen, self.groups.members)}. If it is to "
+            "update something, put a group that it depends on into the phase. If it does depend on what trains, an autograd "
+            "function of its own hands on no gradient above a frozen bottom: set `skip_backward: false`.",
+            stacklevel=2,
+        )
+
+    def explain(self, error: BaseException) -> None:
+        """Add a note to an error of torch's that comes from skipping.
+
+        Args:
+            error: What a step raised.
+        """
+        if self._skip.holds and isinstance(error, RuntimeError) and "does not require grad" in str(error):
+            frozen = folded(sorted(self._freezable.keys() - self.trainable), self.groups.members)
+            error.add_note(
+                f"freeze: {frozen} are frozen now, and have requires_grad=False meanwhile. Code that asks for their gradients "
+                "itself (`torch.autograd.grad`) needs `skip_backward: false`."
             )
 
     def after_backward(self) -> None:

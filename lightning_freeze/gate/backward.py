@@ -81,17 +81,17 @@ def choose(
     Example:
         >>> model = nn.Linear(2, 1)
         >>> choose("auto", Circumstances(model, model), [], {})
-        Choice(skips=True, why='one process', reducer=None)
+        Choice(skips=True, why='there is only one process', reducer=None)
     """
     if asked is False:
         return Choice(False, "as asked by `skip_backward: false`")
-    if asked == "auto" and around.by_hand:
+    unsafe = _unsafe(around) or _recompiles(around.module, sets, groups)
+    if asked == "auto" and around.by_hand and unsafe is None:
         return Choice(
             False,
             "the model steps its optimizers itself, so what trains can change within a batch (`skip_backward: true` "
             "skips all the same)",
         )
-    unsafe = _unsafe(around) or _recompiles(around.module, sets, groups)
     if unsafe is None:
         plain = isinstance(around.wrapper, DistributedDataParallel) and not around.wrapper.find_unused_parameters
         return Choice(True, _where(around), around.wrapper if plain else None)  # type: ignore[arg-type]
@@ -109,7 +109,11 @@ def _where(around: Circumstances) -> str:
         if around.wrapper.find_unused_parameters:
             return "DDP looks for unused parameters itself"
         return "DDP is told gradients of zero for what is frozen"
-    return "one process" if around.world == 1 else "the parameters are sharded, and each process derives by its own"
+    return (
+        "there is only one process"
+        if around.world == 1
+        else "the parameters are sharded, and each process derives by its own"
+    )
 
 
 def _unsafe(around: Circumstances) -> tuple[str, str] | None:
@@ -122,15 +126,15 @@ def _unsafe(around: Circumstances) -> tuple[str, str] | None:
         )
     if around.toggles is not None:
         return (
-            f"{around.toggles} turns `requires_grad` on and off itself (`toggle_optimizer`), and puts back what it found "
-            "before a step, whatever the schedule says after it",
+            f"the code of {around.toggles} calls `toggle_optimizer`, which turns `requires_grad` on and off, and puts back "
+            "what it found before a step, whatever the schedule says after it",
             "leave the toggling away, which is then done for you",
         )
     if isinstance(ddp, DistributedDataParallel):
         if ddp.static_graph:
             return (
-                "DDP with static_graph=True holds that every step uses the same parameters",
-                "leave static_graph away",
+                "DDP with static_graph=True assumes that every step uses the same parameters",
+                "build DDP without static_graph",
             )
         if around.by_hand and not ddp.find_unused_parameters:
             return (

@@ -361,7 +361,7 @@ def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
     Raises:
         ScheduleError: It is another.
     """
-    if value not in valid:
+    if not any(value is each or (isinstance(each, str) and value == each) for each in valid):
         by_text = {str(each): each for each in valid}
         close = [*(by_text[text] for text in nearest(str(value), by_text, 1)), *valid]
         raise ScheduleError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -46,6 +47,8 @@ def ddp(**options: Any) -> Any:
 
 MODEL = Blocks(2)
 ALONE = Circumstances(MODEL, MODEL)
+HOOKED = Blocks(1)
+next(HOOKED.parameters()).register_post_accumulate_grad_hook(lambda parameter: None)
 SETS = [frozenset({"a"}), frozenset({"b"})]
 
 
@@ -54,7 +57,7 @@ def chosen(asked: Any, around: Circumstances) -> Choice:
 
 
 def test_one_process_skips() -> None:
-    assert chosen("auto", ALONE) == chosen(True, ALONE) == Choice(True, "one process")
+    assert chosen("auto", ALONE) == chosen(True, ALONE) == Choice(True, "there is only one process")
     assert chosen(False, ALONE) == Choice(False, "as asked by `skip_backward: false`")
 
 
@@ -72,7 +75,7 @@ def test_fsdp2_skips() -> None:
     sharded = Blocks(1)
     sharded.register_parameter("shard", Sharded(torch.zeros(1)))
     found = chosen("auto", Circumstances(sharded, sharded, world=2, strategy="ModelParallelStrategy"))
-    assert found == Choice(True, "each process shards its own parameters (FSDP2)")
+    assert found == Choice(True, "the parameters are sharded, and each process derives by its own")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_fsdp2_skips() -> None:
     [
         (
             replace(ALONE, wrapper=ddp(static_graph=True), world=2),
-            "DDP with static_graph=True .*leave static_graph away",
+            "DDP with static_graph=True .*without static_graph",
         ),
         (
             replace(ALONE, wrapper=ddp(), world=2, by_hand=True),
@@ -88,14 +91,18 @@ def test_fsdp2_skips() -> None:
         ),
         (replace(ALONE, wrapper=nn.Sequential(FullyShardedDataParallel())), "FSDP1 keeps several .*FSDP2"),
         (replace(ALONE, world=2, strategy="XLAStrategy"), "XLAStrategy shares the run among 2 processes, .*'ddp'"),
+        (
+            replace(ALONE, by_hand=True, toggles="GAN.step"),
+            "the code of GAN.step calls `toggle_optimizer`.*done for you",
+        ),
+        (Circumstances(HOOKED, ddp(), world=2), "a parameter has a hook of its own.*ddp_find_unused_parameters_true"),
         (replace(ALONE, idle="optimizer 1 can come to that: it waits"), "GradScaler, .*optimizer 1 .*bf16-mixed"),
     ],
 )
 def test_where_it_is_unsafe_auto_says_why_and_true_is_refused(around: Circumstances, why: str) -> None:
-    if not around.by_hand:
-        found = chosen("auto", around)
-        assert not found.skips
-        assert __import__("re").search(why, found.why)
+    found = chosen("auto", around)
+    assert not found.skips
+    assert re.search(why, found.why)
     with pytest.raises(UnsupportedError, match=rf"`skip_backward` is true, which is not safe here: .*{why}"):
         chosen(True, around)
 
@@ -140,6 +147,22 @@ def test_what_is_compiled_within_what_is_compiled_counts_once() -> None:
     assert list(compiled(model)) == ["0.blocks.1"]
     wrapped = nn.Sequential(torch.compile(model[0], backend="eager"))  # type: ignore[arg-type]
     assert list(compiled(wrapped)) == ["0"]
+
+
+def test_a_compiled_method_is_seen_where_it_is_held() -> None:
+    model = nn.Sequential(Blocks(2), Blocks(2))
+    model[1].inner = torch.compile(model[1].blocks[0].forward, backend="eager")
+    assert list(compiled(model)) == ["1"]
+
+
+def test_what_is_lazy_is_frozen_too() -> None:
+    layer = nn.LazyLinear(2)
+    skip = BackwardSkip()
+    skip.freeze(layer.parameters())
+    layer(torch.ones(1, 3)).sum()
+    assert not layer.weight.requires_grad
+    skip.release()
+    assert layer.weight.requires_grad
 
 
 def test_torch_compiles_as_many_graphs_as_is_said() -> None:
