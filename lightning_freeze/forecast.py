@@ -21,7 +21,7 @@ from lightning_freeze.controller import FreezeController
 from lightning_freeze.gate.state import SHORTEST
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.plan.schedule import Position, ScheduleError, nearest
-from lightning_freeze.report.pictures import Size, human_bytes
+from lightning_freeze.report.pictures import Held, Size, human_bytes
 from lightning_freeze.report.table import folded
 
 _MOST = 1_000_000
@@ -40,15 +40,14 @@ class Forecast:
         steps: Its optimizer steps in order, without those in which everything is frozen.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before them.
-        held: The groups that had one of those, so that their optimizer state is there; None where that of what freezes is
-            dropped or moved to host memory.
+        held: Whose optimizer state takes up memory.
         notes: What is assumed in it.
     """
 
     steps: Sequence[Step]
     sizes: Mapping[str, Size]
     first: int
-    held: frozenset[str] | None
+    held: Held
     notes: Sequence[str]
 
     @property
@@ -200,13 +199,19 @@ class _Look(Callback):
             notes.append("Whether backward is skipped for frozen groups, the run's own strategy says at its beginning.")
         if self._controller.optimizer_state == "offload":
             notes.append(
-                "Optimizer state is counted as on an accelerator, without that of frozen groups, which is in host memory; of "
-                f"groups that train again within {SHORTEST} updates it stays."
+                "Optimizer state is counted as on an accelerator: that of frozen groups is in host memory, unless they train "
+                f"again within {SHORTEST} updates."
             )
         if unknown:
             notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
-        kept = self._controller.optimizer_state == "keep"
-        held = frozenset(group for group, count in start.updates.items() if count and group in sizes) if kept else None
+        mode = self._controller.optimizer_state
+        leaves = mode != "keep" and len(trainer.optimizers) == 1
+        if mode != "keep" and not leaves:
+            notes.append(
+                f"With several optimizers, optimizer state is counted as kept: `optimizer_state: {mode}` leaves less of it."
+            )
+        before = frozenset(group for group, count in start.updates.items() if count and group in sizes)
+        held = Held(before, leaves, SHORTEST if mode == "offload" else 0)
         self.seen = Forecast(steps, sizes, start.total, held, notes)
         trainer.callbacks = [c for c in callbacks if c in (self, self._scheduler)]  # type: ignore[attr-defined]
         raise _Seen  # of which the other callbacks need not hear

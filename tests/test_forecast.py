@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases, ScheduleError, SelectionError, Until
 from lightning_freeze.forecast import Forecast, Horizon, forecast, read_metrics
 from lightning_freeze.gate.optimizers import UnsupportedError
-from lightning_freeze.report.pictures import Size
+from lightning_freeze.report.pictures import Held, Size
 from lightning_freeze.report.records import read_records, steps_of
 from tests.conftest import Net, batches, make_trainer
 from tests.recipes import GAN, data, model_of, scheduler_of
@@ -533,19 +533,19 @@ class LogsBoth(LogsInTraining):
 def test_what_becomes_of_frozen_gradients_and_state_is_said(tmp_path: Path) -> None:
     row = Phases([Phase(["layer1"], updates=2), Phase(["layer2"], updates=2)], repeat=True)
     plain = foresee(tmp_path, model=Net(), scheduler=FreezeScheduler(row))
-    assert plain.held == frozenset()
+    assert plain.held == Held()
     assert not any("backward" in note or "host memory" in note for note in plain.notes)
     done = foresee(
         tmp_path, model=Net(), scheduler=FreezeScheduler(row, skip_backward=False, optimizer_state="offload")
     )
-    assert done.held is None
+    assert done.held == Held(leaves=True, unless_within=10)
     assert any(
         "backward makes the gradients of all groups (224 B)" in note and "`skip_backward: false`" in note
         for note in done.notes
     )
-    assert any("of groups that train again within 10 updates it stays" in note for note in done.notes)
+    assert any("unless they train again within 10 updates" in note for note in done.notes)
     shared = foresee(tmp_path, Horizon(world=2), model=Net(), scheduler=FreezeScheduler(row, optimizer_state="reset"))
-    assert shared.held is None
+    assert shared.held == Held(leaves=True)
     assert any("the run's own strategy says" in note for note in shared.notes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,21 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Whose optimizer state takes up memory.
+
+    Args:
+        before: The groups whose state is there before the first update.
+        leaves: Whether the state of a group goes when the group freezes: dropped, or moved to host memory.
+        unless_within: It stays all the same where the group trains again within so many updates.
+    """
+
+    before: frozenset[str] = frozenset()
+    leaves: bool = False
+    unless_within: int = 0
+
+
+@dataclass(frozen=True)
 class Timeline:
     """What each update of a run asks for.
 
@@ -48,7 +64,7 @@ class Timeline:
         elements: The number of elements that train.
         gradient: The bytes of their gradients.
         state: The bytes of optimizer state held with this update: that of every group updated so far, or, where it goes with
-            a group that freezes, that of the groups that train.
+            a group that freezes, that of the groups that train or will soon.
     """
 
     elements: list[int]
@@ -56,16 +72,16 @@ class Timeline:
     state: list[int]
 
 
-def over_time(
-    trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: frozenset[str] | None = frozenset()
-) -> Timeline:
+ALL_KEPT = Held()
+
+
+def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held = ALL_KEPT) -> Timeline:
     """What a run asks for, update by update.
 
     Args:
         trained: The groups that each update trains.
         sizes: Every group's size.
-        held: The groups whose optimizer state is there before the first of these updates; None where the state of what
-            freezes is dropped or moved away.
+        held: Whose optimizer state takes up memory.
 
     Raises:
         ValueError: An update trains a group that has no size.
@@ -77,19 +93,40 @@ def over_time(
     """
     _refuse_unknown(trained, sizes)
     known: dict[frozenset[str], tuple[int, int]] = {}
-    state = sum(sizes[g].state for g in held or ())
-    timeline = Timeline([], [], [])
+    timeline = Timeline([], [], _state(trained, sizes, held))
     for groups in trained:
-        if groups not in known:  # only a set that was not there before can hold a group that was not there before
+        if groups not in known:
             known[groups] = (sum(sizes[g].elements for g in groups), sum(sizes[g].gradient for g in groups))
-            if held is not None:
-                state += sum(sizes[g].state for g in groups - held)
-                held |= groups
         elements, gradient = known[groups]
         timeline.elements.append(elements)
         timeline.gradient.append(gradient)
-        timeline.state.append(state if held is not None else sum(sizes[g].state for g in groups))
     return timeline
+
+
+def _state(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held) -> list[int]:
+    """The bytes of optimizer state with each update."""
+    changes = [0] * (len(trained) + 1)
+    if trained:
+        changes[0] = 0 if held.leaves else sum(sizes[g].state for g in held.before)
+    seen, before = set(held.before), frozenset[str]()
+    frozen_at: dict[str, int] = {}
+    for number, groups in enumerate(trained):
+        if groups == before:
+            continue
+        for group in groups - before:
+            if held.leaves or group not in seen:
+                changes[number] += sizes[group].state
+            frozen = frozen_at.pop(group, None)
+            if held.leaves and frozen is not None and number - frozen < held.unless_within:
+                changes[frozen] += sizes[group].state
+                changes[number] -= sizes[group].state
+        for group in before - groups:
+            frozen_at[group] = number
+            if held.leaves:
+                changes[number] -= sizes[group].state
+        seen |= groups
+        before = groups
+    return list(accumulate(changes[:-1]))
 
 
 def _refuse_unknown(trained: Iterable[frozenset[str]], sizes: Mapping[str, Size]) -> None:
@@ -129,7 +166,7 @@ def draw_plan(
     *,
     epochs: Sequence[int] = (),
     title: str = "",
-    held: frozenset[str] | None = frozenset(),
+    held: Held = ALL_KEPT,
 ) -> None:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 
@@ -142,7 +179,7 @@ def draw_plan(
         sizes: Every group's size; groups are drawn in this order, from the top.
         epochs: The updates, counted from 0, with which the epochs after the first begin.
         title: What stands above.
-        held: The groups whose optimizer state is there before the first update; None where that of what freezes goes.
+        held: Whose optimizer state takes up memory.
 
     Raises:
         ImportError: matplotlib, the extra ``plot``, is not installed.
@@ -158,7 +195,7 @@ def _figure(
     sizes: Mapping[str, Size],
     epochs: Sequence[int] = (),
     title: str = "",
-    held: frozenset[str] | None = frozenset(),
+    held: Held = ALL_KEPT,
 ) -> Figure:
     """The picture; its axes are the rows of groups, the elements, the memory, and the elements' percentage."""
     try:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.findings import Finding, once_a_class
-from lightning_freeze.report.pictures import Size, human_bytes, over_time
+from lightning_freeze.report.pictures import ALL_KEPT, Held, Size, human_bytes, over_time
 from lightning_freeze.report.records import Record
 
 _SHOWN = 4
@@ -129,9 +129,7 @@ def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0)
     return table
 
 
-def phases_table(
-    steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0, held: frozenset[str] | None = frozenset()
-) -> Table:
+def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0, held: Held = ALL_KEPT) -> Table:
     """A run as the sets that train one after the other, with what each asks of memory.
 
     Where sets change too often for a table, each set stands once, with how often it is entered.
@@ -140,7 +138,7 @@ def phases_table(
         steps: The optimizer steps to come.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before.
-        held: The groups that had one of them, so that their optimizer state is there; None where that of what freezes goes.
+        held: Whose optimizer state takes up memory.
     """
     timeline = over_time([step.trained for step in steps], sizes, held)
     runs: list[tuple[int, int]] = []  # where each set is entered, and where it ends
@@ -190,7 +188,7 @@ def print_plan(
     steps: Sequence[Step],
     sizes: Mapping[str, Size],
     first: int = 0,
-    held: frozenset[str] | None = frozenset(),
+    held: Held = ALL_KEPT,
 ) -> None:
     """Print what a run will do: by group, and by the sets that train one after the other.
 
@@ -199,7 +197,7 @@ def print_plan(
         steps: The optimizer steps to come.
         sizes: Group to what it asks of memory.
         first: The updates that the run had before.
-        held: The groups that had one of them, so that their optimizer state is there; None where that of what freezes goes.
+        held: Whose optimizer state takes up memory.
     """
     _print_whole(console, plan_table(steps, sizes, first))
     if not steps:
@@ -211,7 +209,7 @@ def print_plan(
     gradients = max(timeline.gradient)
     state = (
         f"{human_bytes(timeline.state[-1])} at the end"
-        if held is not None
+        if not held.leaves
         else f"up to {human_bytes(max(timeline.state))}"
     )
     console.print(

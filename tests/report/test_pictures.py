@@ -15,7 +15,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from lightning_freeze.report import pictures
-from lightning_freeze.report.pictures import Size, Timeline, draw_plan, human_bytes, over_time
+from lightning_freeze.report.pictures import Held, Size, Timeline, draw_plan, human_bytes, over_time
 
 SIZES = {"head": Size(10, 40, 84), "body": Size(1000, 2000, 8000), "rest": Size(100, 400, 0)}
 HEAD, BODY, ALL = frozenset({"head"}), frozenset({"body", "rest"}), frozenset(SIZES)
@@ -54,8 +54,16 @@ def test_what_a_run_asks_for(trained: list[frozenset[str]], expected: Timeline) 
 
 def test_state_that_goes_with_what_freezes_is_that_of_what_trains() -> None:
     trained = [HEAD, BODY, HEAD, frozenset[str]()]
-    assert over_time(trained, SIZES, None).state == [84, 8000, 84, 0]
+    assert over_time(trained, SIZES, Held(leaves=True)).state == [84, 8000, 84, 0]
     assert over_time(trained, SIZES).state == [84, 8084, 8084, 8084]
+    assert over_time(trained, SIZES, Held(frozenset({"body"}))).state == [8084] * 4
+
+
+def test_state_stays_where_its_group_trains_again_soon() -> None:
+    trained = [HEAD, BODY, BODY, HEAD, BODY, BODY, BODY, HEAD]
+    at_once, later = 8084, 8000
+    expected = [84, at_once, at_once, at_once, later, later, later, 84]
+    assert over_time(trained, SIZES, Held(leaves=True, unless_within=3)).state == expected
 
 
 @pytest.mark.parametrize("call", [over_time, pictures._figure])
