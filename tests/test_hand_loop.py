@@ -39,14 +39,17 @@ def by_hand(make: Any, count: int, accumulate: int, clip: float | None) -> tuple
 @pytest.mark.parametrize("clip", [None, 0.2])
 @pytest.mark.parametrize(("accumulate", "count"), [(1, 10), (3, 30), (3, 32)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("skip", ["auto", False])
 def test_callback_equals_hand_written_loop(
-    name: str, accumulate: int, count: int, clip: float | None, trainer: Any
+    skip: Any, name: str, accumulate: int, count: int, clip: float | None, trainer: Any
 ) -> None:
     make = OPTIMIZERS[name]
     expected, expected_optimizer = by_hand(make, count, accumulate, clip)
     model = Net(make)
     fit = trainer(
-        AlternatingFreeze("layer1", "layer2", every=EVERY), accumulate_grad_batches=accumulate, gradient_clip_val=clip
+        AlternatingFreeze("layer1", "layer2", every=EVERY, skip_backward=skip),
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
     )
     fit.fit(model, batches(count))
     assert same(dict(model.state_dict()), dict(expected.state_dict()))

@@ -53,10 +53,12 @@ class Overflowing(Net):
         return loss + _Overflow.apply(getattr(self, self.layer).weight) if batch_idx in self.at else loss
 
 
+@pytest.mark.parametrize("skip", ["auto", False])
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_skipped_steps_do_not_count(fused: bool, trainer: Any) -> None:
+def test_skipped_steps_do_not_count(fused: bool, skip: Any, trainer: Any) -> None:
     """Batches 2 and 3 overflow in what trains: those steps are skipped, and the slow group's turn comes later."""
-    scheduler, slow, fast = AlternatingFreeze("layer1", "layer2", every=3), Snapshots("layer1"), Snapshots("layer2")
+    scheduler = AlternatingFreeze("layer1", "layer2", every=3, skip_backward=skip)
+    slow, fast = Snapshots("layer1"), Snapshots("layer2")
     trainer(scheduler, slow, fast, plugins=[scaled()]).fit(Overflowing(adam(fused), "layer2", {2, 3}), batches(STEPS))
     assert fast.moved() == [True, True, False, False, True, True, True, True, True]
     assert slow.moved() == [True, False, False, False, False, True, False, False, True]
@@ -64,9 +66,11 @@ def test_skipped_steps_do_not_count(fused: bool, trainer: Any) -> None:
     assert scheduler.findings == []
 
 
+@pytest.mark.parametrize("skip", ["auto", False])
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_an_infinity_in_a_frozen_gradient_skips_nobodys_step(fused: bool, trainer: Any) -> None:
-    scheduler, slow, fast = AlternatingFreeze("layer1", "layer2", every=3), Snapshots("layer1"), Snapshots("layer2")
+def test_an_infinity_in_a_frozen_gradient_skips_nobodys_step(fused: bool, skip: Any, trainer: Any) -> None:
+    scheduler = AlternatingFreeze("layer1", "layer2", every=3, skip_backward=skip)
+    slow, fast = Snapshots("layer1"), Snapshots("layer2")
     trainer(scheduler, slow, fast, plugins=[scaled()]).fit(
         Overflowing(adam(fused), "layer1", {1, 2, 4}), batches(STEPS)
     )
@@ -104,6 +108,14 @@ def test_an_optimizer_frozen_as_a_whole_steps_under_a_scaler(trainer: Any) -> No
     trainer(scheduler, plugins=[scaled()]).fit(model, batches(12))
     assert scheduler.updates == {"generator": 2, "discriminator": 12}
     assert [moved for moved, _ in model.moved] == ([False] * 4 + [True]) * 2 + [False] * 2
+
+
+def test_such_an_optimizer_must_keep_its_gradients_until_its_step(trainer: Any) -> None:
+    schedule = Phases([Phase(["discriminator"], updates=5), Phase(["generator"], updates=1)], repeat=True)
+    with pytest.raises(
+        UnsupportedError, match="`skip_backward` is true.*GradScaler, torch fails .*optimizer . can come"
+    ):
+        trainer(FreezeScheduler(schedule, skip_backward=True), plugins=[scaled()]).fit(GAN((1, 0)), batches(3))
 
 
 class FusedGAN(GAN):
