@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_freeze import FreezeScheduler, FreezeViolation, Phase, Phases
+from lightning_freeze import FreezeAudit, FreezeScheduler, FreezeViolation, Phase, Phases
 from lightning_freeze.gate import state as gate_state
 from lightning_freeze.gate.state import SHORTEST, FrozenState
 from tests.conftest import Net, batches
@@ -185,3 +185,29 @@ def test_on_the_cpu_offload_says_that_there_is_nothing_to_do(trainer: Any, caplo
 def test_another_word_is_refused() -> None:
     with pytest.raises(ValueError, match="`optimizer_state` is 'ofload', but must be one of .*Nearest: 'offload'"):
         FreezeScheduler(in_turn(), optimizer_state="ofload")  # type: ignore[arg-type]
+
+
+class Wide(Boosted):
+    """With state that is worth moving."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = torch.nn.Linear(4, 4096, bias=False)
+        self.layer2 = torch.nn.Linear(4096, 3, bias=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("every", [None, 3], ids=["audited by epoch", "audited within it"])
+def test_on_a_gpu_offload_equals_keep(every: int | None, trainer: Any) -> None:
+    """And nothing is found, though digests are made on the stream that brings the state back."""
+    states = []
+    for mode in ("offload", "keep"):
+        torch.manual_seed(0)
+        audit = FreezeAudit(every_n_updates=every)
+        model, scheduler = Wide(), FreezeScheduler(in_turn(), optimizer_state=mode, audit=audit)
+        fit = trainer(scheduler, accelerator="gpu", devices=1, max_epochs=3, accumulate_grad_batches=2)
+        fit.fit(model, batches(8 * LONG))
+        assert scheduler.findings == []
+        states.append((dict(model.cpu().state_dict()), fit.optimizers[0].state_dict()["state"]))
+    assert same(states[0][0], states[1][0])
+    assert same(states[0][1], states[1][1])

@@ -48,8 +48,8 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
         scheduled: The parameters that are frozen at times.
 
     Raises:
-        UnsupportedError: ``reset`` with an optimizer that makes its state in its constructor alone, so that it cannot begin
-            anew; ``offload`` of sharded parameters.
+        UnsupportedError: ``reset`` with an optimizer that cannot begin anew for a parameter; ``offload`` of sharded
+            parameters.
     """
     if mode == "keep":
         return
@@ -64,9 +64,8 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
             held = [parameter for parameter in group["params"] if id(parameter) in wanted]
             if mode == "reset" and held and (why := begins_anew(optimizer, group)) is not None:
                 raise UnsupportedError(
-                    f"`optimizer_state` is 'reset', and optimizer {index} ({type(optimizer).__qualname__}) cannot step a "
-                    f"parameter whose state was dropped ({why}): it makes its state in its constructor. Use "
-                    "`optimizer_state: keep`."
+                    f"`optimizer_state` is 'reset', and optimizer {index} ({type(optimizer).__qualname__}) cannot begin anew "
+                    f"for a parameter whose state was dropped: {why}. Use `optimizer_state: keep`."
                 )
 
 

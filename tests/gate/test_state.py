@@ -140,6 +140,23 @@ class MakesItsStateAtOnce(torch.optim.SGD):
                     self.state[parameter]["sum"] += parameter.grad
 
 
+class CountsForTheGroup(torch.optim.SGD):
+    """Its rate falls with the steps of the param group."""
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data.sub_(parameter.grad, alpha=group["lr"] / group["count"])
+
+
+def test_a_clock_of_the_whole_group_is_no_new_beginning() -> None:
+    optimizer = CountsForTheGroup([nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises(UnsupportedError, match=r"'reset', and optimizer 0 \(CountsForTheGroup\) .*clock .*param group"):
+        refuse_state("reset", [optimizer], optimizer.param_groups[0]["params"])
+
+
 class Shard(nn.Parameter):
     def to_local(self) -> None: ...
 
