@@ -473,7 +473,7 @@ class FreezeScheduler(_Audited):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Empty the frozen gradients of the optimizer that is about to step."""
         if self._controller is not None:
-            self._controller.before_optimizer_step(optimizer)
+            self._controller.before_optimizer_step(optimizer, trainer.gradient_clip_val is not None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; what is found stays in the checkpoint until an epoch's end has judged it."""

@@ -431,12 +431,19 @@ class FreezeController(AuditedRun):
             if lane.training:
                 lane.hold()
 
-    def before_optimizer_step(self, optimizer: object) -> None:
-        """Before clipping: empty the frozen gradients of the optimizer that is about to step."""
+    def before_optimizer_step(self, optimizer: object, clipped: bool = True) -> None:
+        """Before clipping: empty the frozen gradients of the optimizer that is about to step.
+
+        Args:
+            optimizer: The optimizer, or Lightning's wrapper around it.
+            clipped: Whether clipping follows. Where not, and backward made no frozen gradients, one parameter of each group
+                tells whether somebody else did; all of them are emptied right before the step in either case.
+        """
         lane = self._require_gate().lane(optimizer)
         if lane is not None:
             lane.attempted = True
-            lane.hold()
+            if clipped or not self._skipping or lane.bypassed(everywhere=False):
+                lane.hold()
 
     @property
     def awaits(self) -> str | None:
