@@ -56,6 +56,13 @@ def suspects(trainer: Trainer) -> list[str]:
     return [name for name in names if any(word in name.lower() for word in ("averag", "ema", "swa"))]
 
 
+def may_clip(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether gradients may be clipped, or looked at, between the callbacks' part of a step and the step itself."""
+    own = (vars(kind) for kind in type(module).__mro__ if not kind.__module__.startswith(_NOT_THE_USERS))
+    hooks = {"configure_gradient_clipping", "on_before_optimizer_step"}
+    return trainer.gradient_clip_val is not None or any(not hooks.isdisjoint(names) for names in own)
+
+
 def clips_by_hand(module: LightningModule) -> str | None:
     """The method of a module in manual optimization that clips gradients itself, as far as its code shows."""
     return _names(module, _CLIPPERS)
@@ -69,7 +76,7 @@ def toggles_by_hand(module: LightningModule) -> str | None:
 def _names(module: LightningModule, functions: set[str]) -> str | None:
     """The method of a module whose code names one of these functions."""
     for kind in type(module).__mro__:
-        if kind.__module__.startswith(("pytorch_lightning.", "lightning.", "torch.")):
+        if kind.__module__.startswith(_NOT_THE_USERS):
             continue
         for name, method in vars(kind).items():
             if isinstance(method, FunctionType) and functions.intersection(method.__code__.co_names):
@@ -77,6 +84,7 @@ def _names(module: LightningModule, functions: set[str]) -> str | None:
     return None
 
 
+_NOT_THE_USERS = ("pytorch_lightning.", "lightning.", "torch.")
 _CLIPPERS = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
 
 

@@ -17,6 +17,7 @@ from lightning_freeze._lightning import (
     clips_by_hand,
     has_scaler,
     log_directory,
+    may_clip,
     rank_zero_only,
     rank_zero_warn,
     resumes,
@@ -130,10 +131,12 @@ class _Audited(Auditor):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record what was done, and undo what was changed."""
-        if self._engine is not None and self._running:
-            self._engine.flush()
-            self._engine.explain(exception)
-        self._undo()
+        try:
+            if self._engine is not None and self._running:
+                self._engine.explain(exception)
+                self._engine.flush()
+        finally:
+            self._undo()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Undo what was changed."""
@@ -291,6 +294,7 @@ class FreezeScheduler(_Audited):
         self._frozen_modules = frozen_modules
         self._audit = bool(audit)
         self._on_schedule_change = on_schedule_change
+        self._clips = True
         self._heard = Heard()
         self._listened = -1
         self._controller: FreezeController | None = None
@@ -358,6 +362,7 @@ class FreezeScheduler(_Audited):
             record=self._record,
         )
         self._heard, self._listened = Heard(), -1
+        self._clips = may_clip(trainer, pl_module)
         self._controller.attach(
             *trainer.optimizers,
             scaler=has_scaler(trainer),
@@ -473,7 +478,7 @@ class FreezeScheduler(_Audited):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Empty the frozen gradients of the optimizer that is about to step."""
         if self._controller is not None:
-            self._controller.before_optimizer_step(optimizer, trainer.gradient_clip_val is not None)
+            self._controller.before_optimizer_step(optimizer, self._clips)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; what is found stays in the checkpoint until an epoch's end has judged it."""

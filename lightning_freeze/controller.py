@@ -442,6 +442,7 @@ class FreezeController(AuditedRun):
         lane = self._require_gate().lane(optimizer)
         if lane is not None:
             lane.attempted = True
+            self._state.ready()  # whoever comes next may look at it
             if clipped or not self._skipping or lane.bypassed(everywhere=False):
                 lane.hold()
 
@@ -701,6 +702,8 @@ class FreezeController(AuditedRun):
     def _rebind(self) -> None:
         """An optimizer was given other parameters during the fit: sort them in, at the position where the run is."""
         lanes = self._require_gate().lanes
+        self._state.thaw(self._held_by_lanes(self._all_units()))  # its intervals are closed below
+        self._state.ready()
         optimizers = [lane.optimizer for lane in lanes]
         self._plan = self.schedule.bind(self.groups.layout(optimizers))
         for lane in lanes:
@@ -782,8 +785,8 @@ class FreezeController(AuditedRun):
     def _watch(self, freezes: Iterable[_Unit], thaws: Iterable[_Unit]) -> None:
         """Let the audit follow: close the intervals of what thaws, open those of what freezes."""
         assert self._witness is not None
-        with self._state.beside():
-            self._witness.thaw(chain.from_iterable(unit.watched for unit in thaws), self._at.total)
+        keys = chain.from_iterable(unit.watched for unit in thaws)
+        self._witness.thaw(keys, self._at.total, self._state.beside())
         self._witness.freeze({key: each for unit in freezes for key, each in unit.watched.items()}, self._at.total)
         self._watch_buffers()
 

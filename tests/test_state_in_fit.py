@@ -176,6 +176,18 @@ def test_state_that_was_changed_while_it_was_away_is_found(length: int, moves: d
     assert "exp_avg" in finding.message
 
 
+def test_state_that_is_away_when_an_optimizer_grows_is_still_watched(moves: dict[str, int], trainer: Any) -> None:
+    class Grows(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == LONG + 3:
+                trainer.optimizers[0].add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+            if batch_idx == LONG + 6:
+                trainer.optimizers[0].state[module.layer1.weight]["exp_avg"].add_(1.0)
+
+    with pytest.raises(FreezeViolation, match=r"exp_avg"):
+        fitted(trainer, "offload", None, Grows(), batches=3 * LONG)
+
+
 def test_on_the_cpu_offload_says_that_there_is_nothing_to_do(trainer: Any, caplog: Any) -> None:
     with caplog.at_level("INFO"):
         fitted(trainer, "offload", batches=2)

@@ -70,11 +70,11 @@ def _skips(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     return bool(torch.equal(before[0], frozen.detach())) and _same(before[1], twin.state.get(frozen))
 
 
-def _two_like(group: Mapping[str, Any]) -> list[torch.nn.Parameter]:
-    """Two small parameters with the number of dimensions and the dtype of a group's first."""
+def _two_like(group: Mapping[str, Any], dtype: torch.dtype | None = None) -> list[torch.nn.Parameter]:
+    """Two small parameters with the number of dimensions, and by default the dtype, of a group's first."""
     like: Tensor = group["params"][0]
     shape = (2,) * min(like.dim(), 4)
-    return [torch.nn.Parameter(torch.full(shape, value, dtype=like.dtype)) for value in (0.5, 0.75)]
+    return [torch.nn.Parameter(torch.full(shape, value, dtype=dtype or like.dtype)) for value in (0.5, 0.75)]
 
 
 def _step(twin: Optimizer, parameters: Sequence[torch.nn.Parameter], times: int = 3) -> None:
@@ -100,7 +100,9 @@ def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         try:
             options = {name: value for name, value in _options(group).items() if name in signature(kind).parameters}
-            (one, other), (new, like) = _two_like(group), _two_like(group)
+            if isinstance(options.get("lr"), (int, float)):
+                options["lr"] = 0.01  # a warm-up may begin at 0, at which nothing could be seen
+            (one, other), (new, like) = _two_like(group, torch.float32), _two_like(group, torch.float32)
             twin, fresh = kind([one, other], **options), kind([new, like], **options)
             _step(twin, [one, other])
         except Exception:  # third-party code of any kind; where it cannot be run, nothing is known
@@ -111,12 +113,12 @@ def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
             other.copy_(like)
         try:
             for optimizer_, parameters in ((twin, (one, other)), (fresh, (new, like))):
-                torch.manual_seed(0)  # for one that draws: both draw the same
+                torch.default_generator.manual_seed(0)  # for one that draws: both draw the same
                 _step(optimizer_, parameters, 1)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-    begun = _two_like(group)[1]
-    if torch.allclose(other - begun, like - begun, rtol=0.05, atol=0.0):  # a small rate leaves few digits
+    begun = _two_like(group, torch.float32)[1]
+    if torch.allclose(other - begun, like - begun, rtol=0.01, atol=0.0):
         return None
     return (
         "its first update is not that of a new optimizer, so it keeps a clock or an average for the whole param group"

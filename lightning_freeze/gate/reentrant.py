@@ -58,8 +58,7 @@ class ReentrantInputs:
                 return original(function, preserve_rng_state, *inputs)
             module = _module_of(function)
             if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
-                with torch.no_grad():
-                    return function(*inputs)
+                return function(*inputs)  # of which nothing is kept, unless it reaches something that does train
             return original(function, preserve_rng_state, *self._mended(function, inputs))
 
         self._mine = apply
@@ -75,11 +74,14 @@ class ReentrantInputs:
         self._mine = self._before = None
 
     def _mended(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The inputs, of which the first with a fraction requires a gradient: one is enough for those of the parameters.
+        """The inputs, of which the largest with fractions requires a gradient: one is enough for those of the parameters.
 
         Not the others, which may be masks: attention takes other kernels for a mask that requires a gradient.
         """
-        floating = [isinstance(each, Tensor) and each.is_floating_point() for each in inputs]
+        sizes = [each.numel() if isinstance(each, Tensor) and each.is_floating_point() else -1 for each in inputs]
+        largest = max(range(len(sizes)), key=sizes.__getitem__, default=None)
+        if largest is not None and sizes[largest] < 0:
+            largest = None
         if not self._said:
             self._said = True
             self._say(
@@ -87,15 +89,14 @@ class ReentrantInputs:
                 "frozen layers would give what trains there no gradient; "
                 + (
                     "its input is made to require one. With `use_reentrant=False` there is nothing to mend."
-                    if any(floating)
+                    if largest is not None
                     else "it has no floating-point input that could be made to require one, so use `use_reentrant=False`, "
                     "or `skip_backward: false`."
                 )
             )
-        if not any(floating):
+        if largest is None:
             return inputs
-        first = floating.index(True)
-        return (*inputs[:first], inputs[first].detach().requires_grad_(), *inputs[first + 1 :])
+        return (*inputs[:largest], inputs[largest].detach().requires_grad_(), *inputs[largest + 1 :])
 
 
 def _module_of(function: object) -> nn.Module | None:

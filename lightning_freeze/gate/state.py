@@ -214,9 +214,12 @@ class FrozenState:
         if device.type != "cuda":
             return host.to(device, copy=True)
         stream = self._stream(device)
+        # Of the memory that the step uses, not of another stream's, which would come on top of it.
+        tensor = torch.empty_like(host, device=device)
+        stream.wait_stream(torch.cuda.current_stream(device))  # whatever was there before
         with torch.cuda.stream(stream):
-            tensor = host.to(device, non_blocking=True)
-        tensor.record_stream(torch.cuda.current_stream(device))
+            tensor.copy_(host, non_blocking=True)
+        tensor.record_stream(stream)
         self._coming.add(device)
         return tensor
 
@@ -227,7 +230,10 @@ class FrozenState:
 
 
 def _on_accelerator(tensor: Tensor) -> bool:
-    return tensor.device.type != "cpu" and tensor.numel() * tensor.element_size() >= _SMALL
+    """Whether a tensor is worth moving, and can be: of a kind of its own, or a part of another, it is left alone."""
+    if tensor.device.type == "cpu" or type(tensor) is not Tensor or tensor.nbytes < _SMALL:
+        return False
+    return tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def _places(holder: Any) -> Iterator[tuple[Any, Any, torch.device]]:

@@ -109,7 +109,7 @@ def _state(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: H
     if trained:
         changes[0] = 0 if held.leaves else sum(sizes[g].state for g in held.before)
     seen, before = set(held.before), frozenset[str]()
-    frozen_at: dict[str, int] = {}
+    frozen_at: dict[str, int] = dict.fromkeys(held.before, 0)
     for number, groups in enumerate(trained):
         if groups == before:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,6 +73,9 @@ class _Comparison:
     entries: list[tuple[str, bool | Tensor]]
 
 
+_NO_CONTEXT = nullcontext()
+
+
 class FrozenAudit:
     """Opens an interval when something freezes, closes it when it thaws, and compares fingerprints of the two ends.
 
@@ -107,12 +111,19 @@ class FrozenAudit:
         """
         self._begin(watched, _read(watched.values()), update)
 
-    def close(self, keys: Sequence[object], update: int) -> None:
-        """These thaw: compare their bits."""
+    def close(self, keys: Sequence[object], update: int, beside: AbstractContextManager[object] = _NO_CONTEXT) -> None:
+        """These thaw: compare their bits.
+
+        Args:
+            keys: What thaws.
+            update: The updates made so far.
+            beside: In which optimizer state is looked at: the stream on which it comes back. What trains may be written to
+                as soon as this returns, so values are not.
+        """
         closed = [self._open.pop(key) for key in keys]
-        now = _read([interval.watched for interval in closed])
+        now = _read([interval.watched for interval in closed], beside)
         for interval, (value, state) in zip(closed, now, strict=True):
-            self._compare(interval, update, value, state)
+            self._compare(interval, update, value, state, beside)
 
     def check(self, update: int) -> None:
         """Compare everything that is frozen now; what is left frozen is watched on from here."""
@@ -155,26 +166,33 @@ class FrozenAudit:
         return shifts
 
     def _compare(
-        self, interval: _Interval, update: int, value: Digest | None, now: list[tuple[str, Digest | None]] | None
+        self,
+        interval: _Interval,
+        update: int,
+        value: Digest | None,
+        now: list[tuple[str, Digest | None]] | None,
+        beside: AbstractContextManager[object] = _NO_CONTEXT,
     ) -> None:
         self.checked += 1
         moved = differ(interval.value, value)
         before, after = (
             (dict(interval.state), dict(now)) if interval.state is not None and now is not None else ({}, {})
         )
-        entries: list[tuple[str, bool | Tensor]] = [
-            (entry, differ(before[entry], after[entry]) if entry in before and entry in after else True)
-            for entry in {**before, **after}
-        ]
+        with beside:
+            entries: list[tuple[str, bool | Tensor]] = [
+                (entry, differ(before[entry], after[entry]) if entry in before and entry in after else True)
+                for entry in {**before, **after}
+            ]
         if moved is not False or any(flag is not False for _, flag in entries):
             self._compared.append(_Comparison(interval, update, moved, entries))
 
 
-def _read(watched: Collection[Watched]) -> list[_Bits]:
+def _read(watched: Collection[Watched], beside: AbstractContextManager[object] = _NO_CONTEXT) -> list[_Bits]:
     """What each is now, by its digests; they are taken together, so that large tensors share threads."""
     values = digests([each.read() for each in watched])
     states = [each.state() if each.state is not None else {} for each in watched]
-    found = iter(digests_of([state for state in states if state is not None]))
+    with beside:
+        found = iter(digests_of([state for state in states if state is not None]))
     return [(value, None if state is None else next(found)) for value, state in zip(values, states, strict=True)]
 
 

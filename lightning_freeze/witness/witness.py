@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,6 +17,9 @@ from lightning_freeze.witness.moved import MovedAudit
 
 Buffers = Mapping[tuple[int, str], Watched]
 """Buffers of frozen modules, by module and name, as the frozen audit watches them."""
+
+
+_NO_CONTEXT = nullcontext()
 
 
 class Witness:
@@ -98,9 +102,9 @@ class Witness:
         """These parameters are frozen from here on."""
         self._frozen.open({key: each for key, each in watched.items() if key not in self._frozen}, update)
 
-    def thaw(self, keys: Iterable[int], update: int) -> None:
-        """These parameters train from here on: compare what they were."""
-        self._frozen.close([key for key in keys if key in self._frozen], update)
+    def thaw(self, keys: Iterable[int], update: int, beside: AbstractContextManager[object] = _NO_CONTEXT) -> None:
+        """These parameters train from here on: compare what they were, their optimizer state in a context of its own."""
+        self._frozen.close([key for key in keys if key in self._frozen], update, beside)
 
     def hold_buffers(self, buffers: Buffers, update: int) -> None:
         """From here on exactly these buffers belong to frozen modules."""

@@ -154,7 +154,7 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
     step, package, all_of_it = f"step, BAdam recipe, K={updates}", "package badam", "all trainable in a bare Trainer"
     return [
         turns.row(step, package, ("ours", "badam"), 0.95),
-        turns.row(f"mean {step}, so with its switches", package, ("ours", "badam"), 0.95, middle="mean"),
+        turns.row(f"mean {step}, so with its switches", package, ("ours", "badam"), middle="mean"),
         between.row(f"{step}, between two switches", package, ("ours", "badam")),
         turns.row(step, all_of_it, ("ours", "all")),
         turns.row(f"{step}, by badam", all_of_it, ("badam", "all")),

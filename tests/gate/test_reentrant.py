@@ -90,16 +90,35 @@ def test_of_several_inputs_one_is_enough() -> None:
     """A mask that required a gradient would send attention to other kernels."""
     layer, seen = nn.Linear(2, 2), []
 
-    def segment(x: Tensor, number: int, mask: Tensor) -> Tensor:
+    def segment(mask: Tensor, number: int, x: Tensor) -> Tensor:
         seen.append((x.requires_grad, mask.requires_grad))
         return layer(x) * number + mask
 
     mended = ReentrantInputs(lambda: True, lambda _: None)
     mended.attach()
-    checkpoint(segment, torch.ones(1, 2), 3, torch.zeros(2), use_reentrant=True).sum().backward()
+    checkpoint(segment, torch.zeros(2), 3, torch.ones(2, 2), use_reentrant=True).sum().backward()
     mended.detach()
     assert seen == [(True, False)] * 2, "in forward, and again in backward"
     assert layer.weight.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_a_frozen_module_reaches_beside_its_own_trains_on() -> None:
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.Linear(2, 2).requires_grad_(False)
+            self.shared = [nn.Parameter(torch.ones(2))]  # registered elsewhere
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.own(x) * self.shared[0]
+
+    module = Shares()
+    mended = ReentrantInputs(lambda: True, lambda _: None)
+    mended.attach()
+    checkpoint(module, torch.ones(1, 2), use_reentrant=True).sum().backward()
+    mended.detach()
+    assert module.shared[0].grad is not None
 
 
 def test_afterwards_it_is_as_it_was() -> None:

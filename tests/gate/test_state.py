@@ -157,6 +157,21 @@ def test_a_clock_of_the_whole_group_is_no_new_beginning() -> None:
         refuse_state("reset", [optimizer], optimizer.param_groups[0]["params"])
 
 
+@pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": 1e-9}])
+def test_a_rate_at_which_nothing_moves_hides_no_clock(options: Any) -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    with pytest.raises(UnsupportedError, match="clock"):
+        refuse_state("reset", [CountsForTheGroup([weight], **options)], [weight])
+
+
+def test_the_probe_leaves_every_random_state_alone(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds the devices, too"))
+    before = torch.get_rng_state()
+    weight = nn.Parameter(torch.ones(2))
+    refuse_state("reset", [torch.optim.Adam([weight])], [weight])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class Shard(nn.Parameter):
     def to_local(self) -> None: ...
 

@@ -66,6 +66,13 @@ def test_state_stays_where_its_group_trains_again_soon() -> None:
     assert over_time(trained, SIZES, Held(leaves=True, unless_within=3)).state == expected
 
 
+def test_state_that_was_there_before_stays_where_its_group_trains_soon() -> None:
+    held = Held(frozenset({"body", "rest"}), leaves=True, unless_within=2)
+    assert (
+        over_time([HEAD, HEAD | {"body"} - {"rest"}, HEAD], {**SIZES, "body": Size(1, 1, 1000)}, held).state[0] == 1084
+    )
+
+
 @pytest.mark.parametrize("call", [over_time, pictures._figure])
 def test_a_group_without_a_size(call: Any) -> None:
     with pytest.raises(ValueError, match=r"updates train 'haed', but `sizes` knows only 'head', 'body', 'rest'. Give"):
