@@ -68,7 +68,15 @@ def rates_on_cuda(rounds: int, size: int) -> list[Ratio]:
         lambda: _device_seconds(lambda: torch.empty_like(data).copy_(data)),
     )
     by = "Triton" if fingerprint._kernel_works else "torch, for want of Triton"
-    return [_rate("fingerprint on the GPU", "copy", size, pairs, f"; by {by}, on {torch.cuda.get_device_name()}")]
+    return [
+        _rate(
+            "fingerprint on the GPU",
+            "copy",
+            size,
+            pairs,
+            f"; a copy's bytes counted once; by {by}, on {torch.cuda.get_device_name()}",
+        )
+    ]
 
 
 def _in_turns(rounds: int, one: Callable[[], float], other: Callable[[], float]) -> list[tuple[float, float]]:
