@@ -58,9 +58,8 @@ def suspects(trainer: Trainer) -> list[str]:
 
 def may_clip(trainer: Trainer, module: LightningModule) -> bool:
     """Whether gradients may be clipped, or looked at, between the callbacks' part of a step and the step itself."""
-    own = (vars(kind) for kind in type(module).__mro__ if not kind.__module__.startswith(_NOT_THE_USERS))
     hooks = {"configure_gradient_clipping", "on_before_optimizer_step"}
-    return trainer.gradient_clip_val is not None or any(not hooks.isdisjoint(names) for names in own)
+    return trainer.gradient_clip_val is not None or any(not hooks.isdisjoint(vars(kind)) for kind in _own(module))
 
 
 def clips_by_hand(module: LightningModule) -> str | None:
@@ -75,16 +74,19 @@ def toggles_by_hand(module: LightningModule) -> str | None:
 
 def _names(module: LightningModule, functions: set[str]) -> str | None:
     """The method of a module whose code names one of these functions."""
-    for kind in type(module).__mro__:
-        if kind.__module__.startswith(_NOT_THE_USERS):
-            continue
+    for kind in _own(module):
         for name, method in vars(kind).items():
             if isinstance(method, FunctionType) and functions.intersection(method.__code__.co_names):
                 return f"{kind.__name__}.{name}"
     return None
 
 
-_NOT_THE_USERS = ("pytorch_lightning.", "lightning.", "torch.")
+def _own(module: LightningModule) -> list[type]:
+    """The classes of a module that are neither Lightning's nor torch's."""
+    theirs = ("pytorch_lightning.", "lightning.", "torch.")
+    return [kind for kind in type(module).__mro__ if not kind.__module__.startswith(theirs)]
+
+
 _CLIPPERS = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
 
 

@@ -28,9 +28,9 @@ from lightning_freeze._lightning import (
 )
 from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController, OnScheduleChange
-from lightning_freeze.gate.backward import Circumstances, SkipBackward
+from lightning_freeze.gate.backward import SKIP_BACKWARD, Circumstances, SkipBackward
 from lightning_freeze.gate.optimizers import refuse_strategy
-from lightning_freeze.gate.state import OptimizerState
+from lightning_freeze.gate.state import OPTIMIZER_STATE, OptimizerState
 from lightning_freeze.input_audit import InputAudit, InputWatch
 from lightning_freeze.metrics_heard import Heard, logs_later, unlogged
 from lightning_freeze.plan.every import Every
@@ -276,8 +276,8 @@ class FreezeScheduler(_Audited):
                 value=groups,
             )
         one_of("rest", rest, ("train", "freeze", "error"))
-        one_of("skip_backward", skip_backward, ("auto", True, False))
-        one_of("optimizer_state", optimizer_state, ("keep", "offload", "reset"))
+        one_of("skip_backward", skip_backward, SKIP_BACKWARD)
+        one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE)
         one_of("frozen_modules", frozen_modules, ("train", "eval"))
         one_of("on_schedule_change", on_schedule_change, ("raise", "continue"))
         how = audit if isinstance(audit, FreezeAudit) else None
@@ -289,7 +289,7 @@ class FreezeScheduler(_Audited):
         self._schedule = schedule
         self._groups = dict(groups or {})
         self._rest = rest
-        self._skip_backward: SkipBackward = skip_backward
+        self._skip_backward = skip_backward
         self._optimizer_state = optimizer_state
         self._frozen_modules = frozen_modules
         self._audit = bool(audit)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.audited import AuditedRun, size_of
-from lightning_freeze.gate.backward import BackwardSkip, Choice, Circumstances, SkipBackward, choose
+from lightning_freeze.gate.backward import SKIP_BACKWARD, BackwardSkip, Choice, Circumstances, SkipBackward, choose
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.memory import state_bytes
 from lightning_freeze.gate.modes import EvalModes
 from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
 from lightning_freeze.gate.reentrant import ReentrantInputs
-from lightning_freeze.gate.state import SHORTEST, FrozenState, Held, OptimizerState, refuse_state
+from lightning_freeze.gate.state import OPTIMIZER_STATE, SHORTEST, FrozenState, Held, OptimizerState, refuse_state
 from lightning_freeze.plan.groups import (
     Member,
     Rest,
@@ -139,8 +139,8 @@ class FreezeController(AuditedRun):
         record: Callable[[Record], None] = lambda record: None,
     ) -> None:
         super().__init__(record, suspects)
-        one_of("skip_backward", skip_backward, ("auto", True, False))
-        one_of("optimizer_state", optimizer_state, ("keep", "offload", "reset"))
+        one_of("skip_backward", skip_backward, SKIP_BACKWARD)
+        one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE)
         self.schedule = schedule
         self.metrics: dict[str, str] = {metric: key for key, metric in reversed(schedule.metrics())}
         """Each metric that a phase's end hangs on, with the first key in the schedule that names it."""
@@ -770,15 +770,14 @@ class FreezeController(AuditedRun):
         freezes = [unit for unit in units if unit.frozen(now)]
         thaws = [unit for unit in units if not unit.frozen(now)]
         state = self._state
-        if state.mode != "keep":
-            state.thaw(self._held_by_lanes(thaws))
+        state.thaw(self._held_by_lanes(thaws))
         if state.mode == "reset":
             self._put_away(freezes)
         if self._witness is not None:
             self._watch(freezes, thaws)
         if state.mode == "offload":
             self._put_away(freezes)
-        if self.backward.skips and self._skipping:
+        if self._skipping:
             self._skip.thaw(p for unit in thaws for p in unit.parameters)
             self._skip.freeze(p for unit in freezes for p in unit.parameters)
 

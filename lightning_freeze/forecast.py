@@ -197,19 +197,19 @@ class _Look(Callback):
             )
         elif freezes and horizon.world != 1:
             notes.append("Whether backward is skipped for frozen groups, the run's own strategy says at its beginning.")
-        if self._controller.optimizer_state == "offload":
-            notes.append(
-                "Optimizer state is counted as on an accelerator: that of frozen groups is in host memory, unless they train "
-                f"again within {SHORTEST} updates."
-            )
-        if unknown:
-            notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
         mode = self._controller.optimizer_state
         leaves = mode != "keep" and len(trainer.optimizers) == 1
         if mode != "keep" and not leaves:
             notes.append(
                 f"With several optimizers, optimizer state is counted as kept: `optimizer_state: {mode}` leaves less of it."
             )
+        elif mode == "offload":
+            notes.append(
+                "Optimizer state is counted as on an accelerator: that of frozen groups is in host memory, unless they train "
+                f"again within {SHORTEST} updates."
+            )
+        if unknown:
+            notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
         before = frozenset(group for group, count in start.updates.items() if count and group in sizes)
         held = Held(before, leaves, SHORTEST if mode == "offload" else 0)
         self.seen = Forecast(steps, sizes, start.total, held, notes)

@@ -266,6 +266,18 @@ def test_of_several_optimizers_one_batch_tells_the_order(tmp_path: Path) -> None
     assert "In every batch the optimizers step in the order seen in the first: [1, 0]." in found.notes
 
 
+def test_of_several_optimizers_state_is_counted_as_kept(tmp_path: Path) -> None:
+    """What leaves with one optimizer's groups does not leave with the other's: so the most that there can be is said."""
+    found = foresee(
+        tmp_path, model=Counting(), loader=data(6), scheduler=scheduler_of("gan", optimizer_state="offload")
+    )
+    assert not found.held.leaves
+    told = [note for note in found.notes if "optimizer state" in note.lower()]
+    assert told == [
+        "With several optimizers, optimizer state is counted as kept: `optimizer_state: offload` leaves less of it."
+    ]
+
+
 def test_what_a_user_may_not_have_meant_is_said(tmp_path: Path) -> None:
     phases = Phases([Phase(["layer1"], updates=2)])
     found = foresee(tmp_path, scheduler=FreezeScheduler(phases, {"other": "layer2"}), loader=batches(4))

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_freeze.gate.optimizers import UnsupportedError
 
 SkipBackward = bool | Literal["auto"]
+SKIP_BACKWARD: tuple[SkipBackward, ...] = ("auto", True, False)
 
 _SPARE_GRAPHS = 2  # for validation, and for a last, smaller batch
 _SETS = 1000
@@ -287,9 +288,8 @@ class BackwardSkip:
         Without it plain DDP raises in the next forward, which finds parameters that it still waits for, or, where there is
         no next one, leaves the ranks with gradients that were never averaged.
         """
-        if (
-            not self._held or not self._reducer.require_backward_grad_sync
-        ):  # within an accumulation, nothing is averaged
+        # Within an accumulation nothing is averaged, and the reducer does not listen.
+        if not self._held or not self._reducer.require_backward_grad_sync:
             return
         frozen = list(self._held.values())
         zeros: list[Tensor] = [parameter.new_zeros(()).expand_as(parameter) for parameter in frozen]

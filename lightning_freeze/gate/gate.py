@@ -94,11 +94,6 @@ class Lane:
             self._split = None
 
     @property
-    def split_up(self) -> bool:
-        """Whether its param groups are split for a step now."""
-        return self._split is not None
-
-    @property
     def training(self) -> frozenset[str]:
         """The groups of this optimizer that train now."""
         return self._now.groups
@@ -200,8 +195,7 @@ class Gate:
 
     def _last_moment(self, lane: Lane) -> None:
         lane.attempted = True
-        if lane.split_up:
-            lane.merge()  # where the step before failed
+        lane.merge()  # where the step before failed
         if len(lane.optimizer.param_groups) != lane.param_groups:
             self._changed()
         self._before_step(lane)
@@ -212,8 +206,7 @@ class Gate:
 
     def _post_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         lane = self._by_optimizer[id(optimizer)]
-        if lane.split_up:
-            lane.merge()
+        lane.merge()
         updated = lane.take_updated()
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is not None and float(found_inf) != 0:

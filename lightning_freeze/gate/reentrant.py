@@ -78,10 +78,8 @@ class ReentrantInputs:
 
         Not the others, which may be masks: attention takes other kernels for a mask that requires a gradient.
         """
-        sizes = [each.numel() if isinstance(each, Tensor) and each.is_floating_point() else -1 for each in inputs]
-        largest = max(range(len(sizes)), key=sizes.__getitem__, default=None)
-        if largest is not None and sizes[largest] < 0:
-            largest = None
+        floating = [n for n, each in enumerate(inputs) if isinstance(each, Tensor) and each.is_floating_point()]
+        largest = max(floating, key=lambda number: inputs[number].numel(), default=None)
         if not self._said:
             self._said = True
             self._say(

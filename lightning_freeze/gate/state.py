@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_freeze.gate.optimizers import UnsupportedError, begins_anew
 
 OptimizerState = Literal["keep", "offload", "reset"]
+OPTIMIZER_STATE: tuple[OptimizerState, ...] = get_args(OptimizerState)
 
 SHORTEST = 10
 """State is left where it is when its group trains again within so many updates: moving it would cost more than it saves."""

@@ -73,7 +73,8 @@ class _Comparison:
     entries: list[tuple[str, bool | Tensor]]
 
 
-_NO_CONTEXT = nullcontext()
+HERE = nullcontext()
+"""The context that changes nothing: the stream of the step itself."""
 
 
 class FrozenAudit:
@@ -111,7 +112,7 @@ class FrozenAudit:
         """
         self._begin(watched, _read(watched.values()), update)
 
-    def close(self, keys: Sequence[object], update: int, beside: AbstractContextManager[object] = _NO_CONTEXT) -> None:
+    def close(self, keys: Sequence[object], update: int, beside: AbstractContextManager[object] = HERE) -> None:
         """These thaw: compare their bits.
 
         Args:
@@ -171,7 +172,7 @@ class FrozenAudit:
         update: int,
         value: Digest | None,
         now: list[tuple[str, Digest | None]] | None,
-        beside: AbstractContextManager[object] = _NO_CONTEXT,
+        beside: AbstractContextManager[object] = HERE,
     ) -> None:
         self.checked += 1
         moved = differ(interval.value, value)
@@ -187,7 +188,7 @@ class FrozenAudit:
             self._compared.append(_Comparison(interval, update, moved, entries))
 
 
-def _read(watched: Collection[Watched], beside: AbstractContextManager[object] = _NO_CONTEXT) -> list[_Bits]:
+def _read(watched: Collection[Watched], beside: AbstractContextManager[object] = HERE) -> list[_Bits]:
     """What each is now, by its digests; they are taken together, so that large tensors share threads."""
     values = digests([each.read() for each in watched])
     states = [each.state() if each.state is not None else {} for each in watched]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,14 +12,11 @@ from lightning_freeze.gate.optimizers import probe_optimizer
 from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.witness.causes import Surroundings, explain
-from lightning_freeze.witness.frozen import FrozenAudit, Shift, Watched
+from lightning_freeze.witness.frozen import HERE, FrozenAudit, Shift, Watched
 from lightning_freeze.witness.moved import MovedAudit
 
 Buffers = Mapping[tuple[int, str], Watched]
 """Buffers of frozen modules, by module and name, as the frozen audit watches them."""
-
-
-_NO_CONTEXT = nullcontext()
 
 
 class Witness:
@@ -102,7 +99,7 @@ class Witness:
         """These parameters are frozen from here on."""
         self._frozen.open({key: each for key, each in watched.items() if key not in self._frozen}, update)
 
-    def thaw(self, keys: Iterable[int], update: int, beside: AbstractContextManager[object] = _NO_CONTEXT) -> None:
+    def thaw(self, keys: Iterable[int], update: int, beside: AbstractContextManager[object] = HERE) -> None:
         """These parameters train from here on: compare what they were, their optimizer state in a context of its own."""
         self._frozen.close([key for key in keys if key in self._frozen], update, beside)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -22,24 +22,29 @@ def _spread(numbers: Mapping[str, float]) -> str:
     return f"{in_time(numbers['median'])}\n{in_time(numbers['p10'])}\nto {in_time(numbers['p90'])}"
 
 
+def _by_case(title: str, caption: str, columns: Sequence[str]) -> Table:
+    """A table with a row for each case, still empty."""
+    table = Table(title=title, caption=caption, caption_justify="left", show_lines=True)
+    table.add_column("case", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
 def hooks_table(result: Mapping[str, Any]) -> Table:
     """The hooks' cost beside a bare step, one row a case."""
     machine = result["machine"]
-    table = Table(
-        title="The cost of the hooks: median, and p10 to p90 below it",
-        caption=(
+    table = _by_case(
+        "The cost of the hooks: median, and p10 to p90 below it",
+        (
             "Hooks: a step's time summed inside our hooks, without the fingerprints; “mean” takes in the steps where "
             "the trainable set changes. Share: of the bare SGD step over the same parameters, by median and by mean. "
             "Boundary: the fingerprints of one change of the frozen set, and how many a run had. Bare: a Trainer "
             f"without us, in this same process. The clock's own {result['wrapper_us']:.2f} µs a call are taken off. "
             f"{machine['cpu']}, one thread, torch {machine['torch']}, pytorch-lightning {machine['lightning']}."
         ),
-        caption_justify="left",
-        show_lines=True,
+        ("hooks", "mean", "share", "boundary", "bare step", "bare SGD"),
     )
-    table.add_column("case", no_wrap=True)
-    for column in ("hooks", "mean", "share", "boundary", "bare step", "bare SGD"):
-        table.add_column(column, justify="right")
     for case in result["cases"]:
         share = case["share_of_sgd"]
         table.add_row(
@@ -81,21 +86,17 @@ def _in_size(size: float) -> str:
 def inputs_table(result: Mapping[str, Any]) -> Table:
     """What the audit of inputs costs, one row a case and pass."""
     machine = result["machine"]
-    table = Table(
-        title="The cost of the input audit: median, and p10 to p90 below it",
-        caption=(
+    table = _by_case(
+        "The cost of the input audit: median, and p10 to p90 below it",
+        (
             "Ratio: audited to plain, pair by pair in turns; by the clock on the wall, and by the processor's time, which "
             "other processes disturb less. First: an audit's first pass, which also confirms what it finds, to the "
             "plain median. Findings: of so many inputs, and how many are confirmed. Peak: the most bytes at once from "
             "torch's allocator, plain, and what the first and a later audited pass add. "
             f"{machine['cpu']}, one thread, torch {machine['torch']}, transformers {machine['transformers']}."
         ),
-        caption_justify="left",
-        show_lines=True,
+        ("plain", "audited", "ratio", "processor", "first", "findings", "peak"),
     )
-    table.add_column("case", no_wrap=True)
-    for column in ("plain", "audited", "ratio", "processor", "first", "findings", "peak"):
-        table.add_column(column, justify="right")
     for case in result["cases"]:
         for name in inputs.PASSES:
             numbers, peaks = case[name], case["allocator_bytes"][name]

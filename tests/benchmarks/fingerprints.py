@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit
 from lightning_freeze.witness import fingerprint
 from lightning_freeze.witness.witness import Witness
 from tests.benchmarks import models
-from tests.benchmarks.hooks import Clock, _quiet, one_thread
+from tests.benchmarks.hooks import Clock
+from tests.benchmarks.quiet import quiet_fit
 from tests.benchmarks.ratios import Ratio
+from tests.benchmarks.turns import threads_for
+from tests.threads import threads
 
 AUDIT = ("begin", "freeze", "thaw", "hold_buffers", "stepped", "check", "collect", "end_epoch")
 """The witness's work in a run. `end_epoch` calls `check` and `collect`; what is nested is counted once."""
@@ -41,7 +41,7 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
         return [Ratio("fingerprints", "anything", [], note="there is no GPU here")]
     rates = rates_on_cuda if device == "cuda" else rates_on_cpu
     found = rates(rounds, 1 << 22 if quick else 10**9)
-    with contextlib.nullcontext() if device == "cuda" else one_thread():  # which other processes disturb least
+    with threads_for(device):
         return [*found, *shares(device, rounds, quick)]
 
 
@@ -50,10 +50,10 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
 
 def rates_on_cpu(rounds: int, size: int) -> list[Ratio]:
     """A fingerprint's rate over that of a sum, on one thread and on all."""
-    data, threads = torch.randn(size // 4), torch.get_num_threads()
+    data, most = torch.randn(size // 4), torch.get_num_threads()
     rows = []
-    for number in sorted({1, threads}):
-        with _threads(number):
+    for number in sorted({1, most}):
+        with threads(number):
             pairs = _in_turns(rounds, lambda: _seconds(lambda: fingerprint.digest(data)), lambda: _seconds(data.sum))
         rows.append(_rate(f"fingerprint on the CPU, {_counted(number, 'thread')}", "sum", size, pairs))
     return rows
@@ -112,16 +112,6 @@ def _device_seconds(function: Callable[[], object]) -> float:
     return float(begin.elapsed_time(end)) / 1000
 
 
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # --- the audit's share -----------------------------------------------------------------------------------------------
 
 
@@ -168,20 +158,8 @@ def _alternating(shape: models.Shape, audit: FreezeAudit) -> AlternatingFreeze:
 
 
 def _fit(shape: models.Shape, steps: int, epochs: int, device: str, *callbacks: pl.Callback) -> None:
-    with tempfile.TemporaryDirectory() as folder, _quiet(), contextlib.redirect_stdout(io.StringIO()):
-        trainer = pl.Trainer(
-            callbacks=list(callbacks),
-            max_epochs=epochs,
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        batches: list[Tensor] = models.batches(shape, steps, device)
-        trainer.fit(models.task(models.make(shape)), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    loader = DataLoader(models.batches(shape, steps, device), batch_size=None)  # type: ignore[arg-type]
+    quiet_fit(models.task(models.make(shape)), loader, *callbacks, device=device, max_epochs=epochs)
 
 
 class _Ends(pl.Callback):

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import platform
 import statistics
-import tempfile
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_freeze import AlternatingFreeze, Every, FreezeScheduler, Phase, Phases
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.gate.gate import Gate
+from tests.benchmarks.quiet import quiet_fit
+from tests.threads import threads
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -173,36 +172,10 @@ def train(model: pl.LightningModule, steps: int, clock: Clock, *callbacks: pl.Ca
     """
     data = TensorDataset(torch.randn(16, 64).repeat(steps, 1), torch.randint(10, (16,)).repeat(steps))
     pace = Pace(clock)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        trainer = pl.Trainer(
-            callbacks=[pace, *callbacks],
-            max_epochs=1,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        trainer.fit(model, DataLoader(data, batch_size=16))
+    quiet_fit(model, DataLoader(data, batch_size=16), pace, *callbacks)
     clock.next_step()
     del clock.steps[0]  # what came before the first step
     return pace.marks
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_freeze")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -306,7 +279,7 @@ def measure(steps: int = 100, warm_up: int = 25, blocks: int = 1000, each: int =
         blocks: Groups of the large cases.
         each: Parameters in each of those groups.
     """
-    with one_thread():
+    with threads(1):
         overhead = wrapper_overhead()
 
         def many() -> pl.LightningModule:
@@ -319,17 +292,6 @@ def measure(steps: int = 100, warm_up: int = 25, blocks: int = 1000, each: int =
             measure_case("999 periods", many, periods(blocks), steps, warm_up, overhead),
         ]
     return {"benchmark": "hooks", "wrapper_us": overhead * 1e6, "machine": machine(), "cases": cases}
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread; afterwards on as many as before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def machine() -> dict[str, Any]:

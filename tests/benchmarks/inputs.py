@@ -33,7 +33,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightning_freeze import InputAudit, audit_inputs
 from lightning_freeze.witness.inputs.audit import InputsAudit
-from tests.benchmarks.hooks import Clock, TwoLayers, machine, one_thread, spread, train, wrapper_overhead
+from tests.benchmarks.hooks import Clock, TwoLayers, machine, spread, train, wrapper_overhead
+from tests.threads import threads
 
 Built = tuple[nn.Module, dict[str, Any]]
 """A model, and what it is called with: all by keyword, labels included."""
@@ -367,7 +368,7 @@ def measure(
         processes: Processes of each kind in which the resident set is measured; 0 leaves that out.
     """
     found = []
-    with one_thread():
+    with threads(1):
         for name, build in (CASES if cases is None else cases).items():
             torch.manual_seed(0)
             model, inputs = build()

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import BackboneFinetuning
 from torch import Tensor
 
 from lightning_freeze import FreezeScheduler, Phase, Phases
+from lightning_freeze.demos import quiet
 from tests.benchmarks.checks import below, check_moved, check_same, weights
 from tests.benchmarks.models import (
     Shape,
@@ -28,7 +29,7 @@ from tests.benchmarks.models import (
     task,
 )
 from tests.benchmarks.ratios import Ratio
-from tests.benchmarks.turns import Step, Stopwatch, fit, in_turns, silence, threads_for
+from tests.benchmarks.turns import Step, Stopwatch, fit, in_turns, threads_for
 
 PEERS = ("BackboneFinetuning", "finetuning-scheduler")
 
@@ -47,7 +48,7 @@ class Contest:
         self.data = batches(shape, steps + 1, device)
         self.before = weights(task(make(shape)))
         self.top = below(self.before, names_of_top(shape))
-        with silence():
+        with quiet():
             self.by_hand = self._train_plainly(top_only=True)[1]
 
     def checked(self, who: str, steps: list[Step], after: dict[str, Tensor], top_only: bool = True) -> list[Step]:

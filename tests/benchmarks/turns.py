@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -20,9 +18,10 @@ from torch.utils.data import DataLoader
 
 from tests.benchmarks.checks import WrongTraining
 from tests.benchmarks.details import in_time
-from tests.benchmarks.hooks import _quiet, one_thread
 from tests.benchmarks.inputs import allocator_peak
+from tests.benchmarks.quiet import quiet_fit
 from tests.benchmarks.ratios import Ratio
+from tests.threads import threads
 
 INSTALL = "pip install -c constraints.txt -e '.[peers]'"
 
@@ -83,28 +82,9 @@ def fit(
     """
     watch = Stopwatch(device)
     pace = type("Pace", (_Pace, package.Callback), {"watch": watch})()
-    with tempfile.TemporaryDirectory() as folder, silence():
-        trainer = package.Trainer(
-            callbacks=[pace, *callbacks],
-            max_epochs=1,
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-            **settings,
-        )
-        trainer.fit(task, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+    loader = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
+    quiet_fit(task, loader, pace, *callbacks, device=device, package=package, **settings)
     return watch.steps()
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """No warnings, log lines or prints: what contestants say is not what is measured."""
-    with _quiet(), contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
@@ -123,7 +103,7 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
 
 def threads_for(device: str) -> contextlib.AbstractContextManager[None]:
     """On the CPU one thread, which other processes disturb least."""
-    return contextlib.nullcontext() if device == "cuda" else one_thread()
+    return contextlib.nullcontext() if device == "cuda" else threads(1)
 
 
 def why(who: str, error: Exception) -> str:

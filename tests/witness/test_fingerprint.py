@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from lightning_freeze.witness import fingerprint as module
 from lightning_freeze.witness.fingerprint import differ, digest, digests, digests_of, fingerprint, multilinear
+from tests.threads import threads
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse:UserWarning"),  # torch says of CSR and CSC that they are in beta
@@ -342,16 +342,6 @@ def test_a_kernel_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- on threads ------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 LARGE = torch.arange(5 * module._PIECE // 4 + 3, dtype=torch.int32)
