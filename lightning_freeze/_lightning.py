@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+
+from lightning_freeze.plan.groups import clean_name
 
 __all__ = ["Callback", "LightningModule", "Trainer", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
 
@@ -44,6 +49,75 @@ def resumes(trainer: Trainer) -> bool:
     return bool(name) and not name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
+def loads_later(trainer: Trainer) -> bool:
+    """Whether a checkpoint, if any, is yet to be loaded when ``on_fit_start`` is called, as sharded strategies do it."""
+    return bool(trainer.strategy.restore_checkpoint_after_setup)
+
+
+class LateLoading:
+    """Lets FSDP2's checkpoints be loaded that hold no optimizer state of some parameters; `remove` takes it away.
+
+    Those are what never trained until then, or whose state was dropped. torch refuses to load the state of the others
+    ("Missing optimizer state for parameter …") as long as they require gradients, so while it loads they do not.
+
+    Args:
+        trainer: The run's; its strategy's ``load_checkpoint`` is wrapped where that is FSDP2's.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        strategy: Any = trainer.strategy
+        self._strategy = strategy if loads_later(trainer) and hasattr(strategy, "device_mesh") else None
+        if self._strategy is None:
+            return
+        original = strategy.load_checkpoint
+
+        def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+            path = Path(strategy.broadcast(checkpoint_path))
+            stateless = _without_state(path, strategy.model, trainer.optimizers)
+            for parameter in stateless:
+                parameter.requires_grad = False
+            try:
+                return original(checkpoint_path, *args, **kwargs)
+            finally:
+                for parameter in stateless:
+                    parameter.requires_grad = True
+
+        vars(strategy)["load_checkpoint"] = load_checkpoint
+
+    def remove(self) -> None:
+        """As it was. Safe to call again."""
+        if self._strategy is not None:
+            vars(self._strategy).pop("load_checkpoint", None)
+        self._strategy = None
+
+
+def _without_state(path: Path, model: Module, optimizers: Iterable[Optimizer]) -> list[Parameter]:
+    """The parameters that require a gradient and of which a checkpoint, sharded or whole, holds no optimizer state."""
+    names = {id(p): clean_name(name) for name, p in model.named_parameters()}
+    if path.is_dir():
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+        keys = FileSystemReader(path).read_metadata().state_dict_metadata
+        saved = {
+            number: {n for n in names.values() if any(key.startswith(f"optimizer_{number}.state.{n}.") for key in keys)}
+            for number, _ in enumerate(optimizers)
+        }
+    else:
+        states = torch.load(path, mmap=True, map_location="cpu", weights_only=True).get("optimizer_states", [])
+        by_number = list(names.values())
+        saved = {
+            number: {by_number[key] if isinstance(key, int) else clean_name(key) for key in state["state"]}
+            for number, state in enumerate(states)
+        }
+    return [
+        parameter
+        for number, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if saved.get(number) and parameter.requires_grad and names[id(parameter)] not in saved[number]
+    ]
+
+
 def has_scaler(trainer: Trainer) -> bool:
     """Whether a GradScaler steps the optimizers."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -54,6 +128,11 @@ def suspects(trainer: Trainer) -> list[str]:
     """The callbacks of a run that, by their names, average or swap weights."""
     names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
     return [name for name in names if any(word in name.lower() for word in ("averag", "ema", "swa"))]
+
+
+def averages(trainer: Trainer) -> bool:
+    """Whether the strategy lets ranks go apart between averages of their weights, as post-local SGD does."""
+    return getattr(trainer.strategy, "_model_averager", None) is not None
 
 
 def may_clip(trainer: Trainer, module: LightningModule) -> bool:

@@ -6,11 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_freeze.gate.backward import Circumstances
+from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
 from lightning_freeze.witness.fingerprint import is_lazy
+from lightning_freeze.witness.ranks import Ranks, copies_apart, copies_of
 from lightning_freeze.witness.witness import Witness
 
 
@@ -24,19 +27,32 @@ class AuditedRun(ABC):
     """The common part of `FreezeController` and `RequiresGradWatch`.
 
     Args:
+        module: The model.
         record: Called with each record of the run.
         suspects: Names of what else in the run writes to weights.
     """
 
-    def __init__(self, record: Callable[[Record], None], suspects: Sequence[str] = ()) -> None:
+    def __init__(self, module: nn.Module, record: Callable[[Record], None], suspects: Sequence[str] = ()) -> None:
         self.findings: list[Finding] = []
         self._record = record
         self._suspects = suspects
+        self._module = module
+        self._ranks = Ranks()
+        self._wrapper: nn.Module = module
+        self._averages = False
+        self._apart: set[str] = set()
         self._witness: Witness | None = None
         self._last_check = 0
         self._epoch_updates: dict[str, int] = {}
         self._epoch_intervals = 0
         self._begun = False
+
+    def _meet(self, around: Circumstances) -> None:
+        """Learn of the processes that share the run."""
+        device = around.device or next((p.device for p in self._module.parameters() if not p.is_meta), "cpu")
+        self._ranks = Ranks(device)
+        self._wrapper, self._averages = around.wrapper, around.averages
+        self._apart.clear()
 
     @property
     @abstractmethod
@@ -75,9 +91,13 @@ class AuditedRun(ABC):
     def explain(self, error: BaseException) -> None:  # noqa: B027 - an audit alone causes no errors
         """Add a note to an error that comes from what we do."""
 
-    def check(self) -> list[Finding]:
-        """Compare everything that is frozen now, between epochs' ends."""
-        return self._found(self._compare())
+    def check(self, together: bool = True) -> list[Finding]:
+        """Compare everything that is frozen now, between epochs' ends.
+
+        Args:
+            together: Whether all ranks call it, so that they can tell each other what they find.
+        """
+        return self._found(self._compare(), together)
 
     def finish(self) -> list[Finding]:
         """The fit ends: a last comparison.
@@ -130,10 +150,28 @@ class AuditedRun(ABC):
         self._begun = False
 
     def add(self, findings: list[Finding]) -> None:
-        """Take in what another audit of the run found."""
-        self._found(findings)
+        """Take in what another audit of the run found, on this rank."""
+        self._found(findings, together=False)
 
-    def _found(self, findings: list[Finding]) -> list[Finding]:
+    def _epoch_found(self, found: list[Finding], epoch: int) -> list[Finding]:
+        """Take in what an epoch's end has found, and whether ranks hold other bits of what they hold copies of."""
+        found = self._found(found)
+        self._apart.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
+        return found + self._copies_apart(epoch)
+
+    def _copies_apart(self, epoch: int) -> list[Finding]:
+        if not self._ranks.many or self._witness is None or self._averages:
+            return []
+        named = ((clean_name(name), parameter) for name, parameter in self._module.named_parameters())
+        apart = self._ranks.apart(copies_of(named, self._wrapper, self._witness.print_of))
+        fresh = [(name, sides) for name, sides in apart if name not in self._apart]
+        self._apart.update(name for name, _ in fresh)
+        found = [copies_apart(name, sides, epoch, self.total) for name, sides in fresh]
+        return self._found(found, together=False)  # all ranks have found the same
+
+    def _found(self, findings: list[Finding], together: bool = True) -> list[Finding]:
+        if together:
+            findings = self._ranks.shared(findings)
         for finding in findings:
             self._record({"type": "finding", **finding.as_dict()})
         self.findings += findings

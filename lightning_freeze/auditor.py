@@ -8,13 +8,12 @@ from typing import Any, Literal, TypeVar
 from lightning_freeze._lightning import Callback, Trainer, save_before_stopping
 from lightning_freeze.plan.schedule import one_of
 from lightning_freeze.report.findings import Finding, FreezeViolation
-from lightning_freeze.report.metrics import over_ranks
 
 OnFinding = Literal["raise", "warn"]
 AskedBy = Literal["switch", "command", "user"]
 _LIGHTNINGS_OWN = ("log", "log_dict")  # bound methods of the model, given anew in every run
 _OF_A_RUN: dict[str, Any] = {
-    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_bar")),
+    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_bar", "_loading")),
     "_stepped": (),
 }
 
@@ -48,11 +47,8 @@ class Auditor(Callback):
         return {key: _OF_A_RUN.get(key, value) for key, value in vars(self).items() if key not in _LIGHTNINGS_OWN}
 
     def _stop_for(self, errors: Sequence[Finding], trainer: Trainer, what: str) -> None:
-        """Stop a run for errors of this rank or another, after saving a fit. All ranks must call it together."""
-        everywhere = len(errors)
-        if trainer.world_size > 1:
-            everywhere = over_ranks({}, {"error": len(errors)}, trainer.strategy.root_device)[1]["error"]
-        if not everywhere:
+        """Stop a run for errors, after saving a fit. All ranks call it together, each with the errors of all."""
+        if not errors:
             return
         switched = self.asked_by == "switch"
         keeps = bool(trainer.checkpoint_callbacks) or not switched
@@ -60,7 +56,6 @@ class Auditor(Callback):
         raise FreezeViolation(
             errors,
             saved,
-            everywhere - len(errors),
             switched=switched,
             unsaved="" if keeps else "the Trainer keeps no checkpoints",
         )

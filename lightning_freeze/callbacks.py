@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -12,10 +13,13 @@ from torch.optim import Optimizer
 
 from lightning_freeze._lightning import (
     BarText,
+    LateLoading,
     LightningModule,
     Trainer,
+    averages,
     clips_by_hand,
     has_scaler,
+    loads_later,
     log_directory,
     may_clip,
     rank_zero_only,
@@ -38,7 +42,6 @@ from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, one_of, whole_number
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.metrics import over_ranks
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
 from lightning_freeze.report.table import epoch_line, summary_table
 from lightning_freeze.watch import RequiresGradWatch
@@ -127,7 +130,7 @@ class _Audited(Auditor):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; a finding is acted upon at the epoch's end."""
         if self._engine is not None and trainer.training:
-            self._engine.check()
+            self._engine.check(together=_together())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record what was done, and undo what was changed."""
@@ -177,11 +180,10 @@ class _Audited(Auditor):
             self._bar = None
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, counts: Record) -> None:
-        updates, found = over_ranks(counts["updates"], counts["findings"], pl_module.device)
         if trainer.barebones:
             return
-        values = {f"freeze/{group}/updates": float(number) for group, number in updates.items()}
-        values |= {f"freeze/findings/{severity}": float(number) for severity, number in found.items()}
+        values = {f"freeze/{group}/updates": float(number) for group, number in counts["updates"].items()}
+        values |= {f"freeze/findings/{severity}": float(number) for severity, number in counts["findings"].items()}
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max")
 
     def _tell_inputs(self, trainer: Trainer, engine: FreezeController | RequiresGradWatch) -> None:
@@ -300,6 +302,7 @@ class FreezeScheduler(_Audited):
         self._controller: FreezeController | None = None
         self._resume: dict[str, Any] | None = None
         self._stepped: Sequence[weakref.ref[Optimizer]] = ()
+        self._loading: LateLoading | None = None
 
     @property
     def state_key(self) -> str:
@@ -373,8 +376,12 @@ class FreezeScheduler(_Audited):
                 by_hand=not pl_module.automatic_optimization,
                 toggles=toggles_by_hand(pl_module),
                 strategy=type(trainer.strategy).__name__,
+                device=trainer.strategy.root_device,
+                averages=averages(trainer),
             ),
+            waits=loads_later(trainer),
         )
+        self._loading = LateLoading(trainer)
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
         self._resume = again
         if again is not None:  # known already, unless the strategy loads checkpoints later
@@ -397,7 +404,7 @@ class FreezeScheduler(_Audited):
             )
         self._controller.begin(trainer.current_epoch, self._resume)
         # What a checkpoint's own comparison found, and no epoch's end has judged yet.
-        self._controller.findings += [Finding(**plain) for plain in (self._resume or {}).get(_UNJUDGED, [])]
+        self._controller.findings += [Finding.from_dict(plain) for plain in (self._resume or {}).get(_UNJUDGED, [])]
         self._running = True
         self._bar = BarText(
             trainer, "train", lambda: "+".join(sorted(self.trainable)[:3]) + "…" * (len(self.trainable) > 3)
@@ -431,10 +438,18 @@ class FreezeScheduler(_Audited):
             self._hear_late(trainer, self._controller)
         super().on_train_end(trainer, pl_module)
 
+    def _undo(self) -> None:
+        if self._loading is not None:
+            self._loading.remove()
+            self._loading = None
+        super()._undo()
+
     def _hear_late(self, trainer: Trainer, controller: FreezeController) -> None:
         """Hear what was logged for an epoch that has ended; whoever waits for a metric still does so in vain."""
         waited = controller.unheard is not None
         self._hear(trainer)
+        controller.compare_ranks()
+        self._judge(trainer)
         if waited:
             self._refuse_unlogged(trainer, controller, controller.epoch - 1)
 
@@ -482,7 +497,7 @@ class FreezeScheduler(_Audited):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; what is found stays in the checkpoint until an epoch's end has judged it."""
-        if self._controller is not None and self._running and self._controller.metrics:
+        if self._controller is not None and self._running and self._controller.metrics and _together():
             self._hear(trainer)  # a checkpoint of after validation, or after the epoch's end, has heard of it
             if self.state_key in checkpoint.get("callbacks", {}):
                 checkpoint["callbacks"][self.state_key] = self.state_dict()
@@ -598,13 +613,25 @@ class FreezeAudit(_Audited):
             return
         self._begin_report(trainer, pl_module)
         self._watch = self._engine = RequiresGradWatch(pl_module, suspects=suspects(trainer), record=self._record)
-        self._watch.attach(*trainer.optimizers)
+        around = Circumstances(
+            pl_module,
+            trainer.strategy.model or pl_module,
+            trainer.world_size,
+            device=trainer.strategy.root_device,
+            averages=averages(trainer),
+        )
+        self._watch.attach(*trainer.optimizers, around=around)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is restored: remember what is to move."""
         if self._watch is not None:
             self._watch.begin(trainer.current_epoch)
             self._running = True
+
+
+def _together() -> bool:
+    """Whether ranks do what is done now together: not where one of them saves because of an exception."""
+    return sys.exc_info()[0] is None
 
 
 def _is(one: object, other: object) -> bool:

@@ -22,6 +22,7 @@ from lightning_freeze.gate.modes import EvalModes
 from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
 from lightning_freeze.gate.reentrant import ReentrantInputs
 from lightning_freeze.gate.state import OPTIMIZER_STATE, SHORTEST, FrozenState, Held, OptimizerState, refuse_state
+from lightning_freeze.gate.wrapped import LateShards, plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.plan.groups import (
     Member,
     Rest,
@@ -40,6 +41,7 @@ from lightning_freeze.report.records import Record, Steps
 from lightning_freeze.report.table import folded
 from lightning_freeze.witness.frozen import Watched
 from lightning_freeze.witness.moved import stalled
+from lightning_freeze.witness.ranks import place_apart
 from lightning_freeze.witness.witness import Witness, buffers_of
 
 _LOG = logging.getLogger("lightning_freeze")
@@ -138,19 +140,21 @@ class FreezeController(AuditedRun):
         say: Callable[[str], None] = _LOG.info,
         record: Callable[[Record], None] = lambda record: None,
     ) -> None:
-        super().__init__(record, suspects)
+        model, wrapper = unwrapped(module)
+        super().__init__(model, record, suspects)
+        self._wrapper = wrapper
         one_of("skip_backward", skip_backward, SKIP_BACKWARD)
         one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE)
         self.schedule = schedule
         self.metrics: dict[str, str] = {metric: key for key, metric in reversed(schedule.metrics())}
         """Each metric that a phase's end hangs on, with the first key in the schedule that names it."""
-        self._module = module
         self._eval = frozen_modules == "eval"
         self._skip_asked = skip_backward
         self._state = FrozenState(optimizer_state)
         self._skip = BackwardSkip()
         self.backward = Choice(False, "the controller is not attached")
         """Whether the backward work of frozen groups is left out, and why."""
+        self._late = LateShards(nn.Module())
         self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
         self._by_hand = self._skipping = self._warned_of_loss = False
         self.hears_backward = False
@@ -158,9 +162,9 @@ class FreezeController(AuditedRun):
         self._audit = audit
         self._on_change = on_schedule_change
         self._say = say
-        self.groups = group_parameters(module, selectors_for(module, dict(groups or {}), schedule), rest)
+        self.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
         self._modes = EvalModes()
-        self._own = {id(p) for n, p in module.named_parameters() if clean_name(n) in self.groups.users_own}
+        self._own = {id(p) for n, p in model.named_parameters() if clean_name(n) in self.groups.users_own}
         self._has_buffers = False
         self._modules: dict[Sets, list[tuple[str, nn.Module]]] = {}
         self._units: dict[str, list[_Unit]] = {}
@@ -214,6 +218,7 @@ class FreezeController(AuditedRun):
         scaler: bool = False,
         epoch: int = 0,
         around: Circumstances | None = None,
+        waits: bool = False,
     ) -> None:
         """Bind the schedule to the optimizers and hook into them.
 
@@ -224,6 +229,9 @@ class FreezeController(AuditedRun):
             around: What decides whether backward can be skipped: under DDP, ``Circumstances(model, ddp_around_it)``. By
                 default the model is called as it is, and with several optimizers each may step within a batch.
 
+            waits: Whether the optimizers' state is yet to be loaded, so that steps before `begin` are not the run's:
+                `torch.distributed.checkpoint` makes one, of gradients of zero, to see what there is to load.
+
         Raises:
             SelectionError: A parameter of a group is in none of the optimizers.
             ScheduleError: The schedule leaves nothing trainable.
@@ -231,6 +239,10 @@ class FreezeController(AuditedRun):
                 be, or optimizer state cannot be dropped or moved.
         """
         self.detach()
+        optimizers = tuple(map(plain_optimizer, optimizers))
+        around = around or Circumstances(self._module, self._wrapper, by_hand=len(optimizers) > 1)
+        self._meet(around)
+        refuse_flattened(self._module)
         layout = self.groups.layout(optimizers)
         self._plan = self.schedule.bind(layout)
         scheduled = [m.parameter for members in self._freezable.values() for m in members]
@@ -245,7 +257,6 @@ class FreezeController(AuditedRun):
             if idle is not None:
                 refuse_idle(lane.optimizer, lane.index, idle)
                 may_idle = f"optimizer {lane.index} can come to that: {idle}"
-        around = around or Circumstances(self._module, self._module, by_hand=len(optimizers) > 1)
         self._by_hand = around.by_hand
         self.backward = choose(
             self._skip_asked,
@@ -281,15 +292,29 @@ class FreezeController(AuditedRun):
             )
             self._witness.begin()
         self._held_groups = [sorted(lane.members) for lane in lanes]
+        self._refuse_apart(
+            "before training",
+            "the schedule, the groups and the optimizers that the ranks were given",
+            {
+                "schedule": self.schedule.describe(),
+                "groups": self.groups.names(),
+                "rest": self.groups.rest,
+                "optimizers": self._held_groups,
+                "skip_backward": self.backward.skips,
+                "optimizer_state": self._state.mode,
+            },
+        )
         self._make_units()
         self._sets = self._watched_sets = ()
         self._rates = None
         self._at = self._plan.start(epoch)
         self._decide()
-        self._gate.attach()
+        if not waits:
+            self._gate.attach()
         self._state.attach(optimizers)
         if self.backward.skips:
             self._reentrant.attach()
+            self._late = LateShards(self._module)
         self._begin_epoch()
         never = self._plan.never_freezes() and not (self.groups.rest == "freeze" and REST in self.groups.members)
         if self._state.mode == "offload" and all(p.device.type == "cpu" for p in scheduled):
@@ -325,6 +350,8 @@ class FreezeController(AuditedRun):
                 self._warn_of_lost_value(self._at.epoch if epoch is None else epoch)
         elif epoch is not None:
             self._at.epoch = epoch
+        self._refuse_apart("where training begins", "the checkpoints that the ranks go on from", self._place())
+        self._require_gate().attach()
         if self._witness is not None:
             self._witness.begin()
         self._record(
@@ -473,6 +500,38 @@ class FreezeController(AuditedRun):
             self._decide()
         self._say_why()
 
+    def compare_ranks(self, epoch: int | None = None) -> list[Finding]:
+        """Whether all ranks stand at the same place of the schedule; they call it together.
+
+        It is done at each epoch's end; and to be done where a metric, heard after that, may have ended a phase.
+
+        Args:
+            epoch: The epoch that has ended, by default the last.
+        """
+        difference = self._ranks.disagreement(self._place())
+        if difference is None:
+            return []
+        at = self._at
+        found = [place_apart(difference, max(0, at.epoch - 1) if epoch is None else epoch, at.total)]
+        return self._found(found, together=False)  # all ranks have found the same
+
+    def _place(self) -> dict[str, object]:
+        """Where the run stands, as all ranks must."""
+        return {"trainable": [sorted(groups) for groups in self._sets], **self._at.as_dict()}
+
+    def _refuse_apart(self, when: str, what: str, place: Mapping[str, object]) -> None:
+        """Refuse a run whose ranks would train different groups.
+
+        Raises:
+            ScheduleError: They would.
+        """
+        difference = self._ranks.disagreement(place)
+        if difference is not None:
+            raise ScheduleError(
+                f"the ranks do not agree, {when}:\n{difference}\nThey would train different groups. Give all of them the "
+                f"same: look at {what}."
+            )
+
     def _say_why(self) -> None:
         if self._at.why:
             now = folded(self.trainable, self.groups.members)
@@ -488,7 +547,8 @@ class FreezeController(AuditedRun):
             found = self._witness.end_epoch(epoch, self._at.total)
             found += self._stalled(epoch)
             self._last_check = self._at.total
-        found = self._found(found)
+        found = self._epoch_found(found, epoch)
+        found += self.compare_ranks(epoch)
         self._epoch_length = self._at.total - self._steps.first
         self.flush()
         self._record(self.counts())
@@ -513,6 +573,13 @@ class FreezeController(AuditedRun):
     def _compare(self) -> list[Finding]:
         self._state.ready()  # flags that were made beside the step's own work
         return super()._compare()
+
+    def __enter__(self) -> FreezeController:
+        """For ``with controller:``, which undoes everything at the block's end, also after an exception."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
 
     def pause(self) -> None:
         """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
@@ -780,6 +847,7 @@ class FreezeController(AuditedRun):
         if self._skipping:
             self._skip.thaw(p for unit in thaws for p in unit.parameters)
             self._skip.freeze(p for unit in freezes for p in unit.parameters)
+            self._late.settle()
 
     def _watch(self, freezes: Iterable[_Unit], thaws: Iterable[_Unit]) -> None:
         """Let the audit follow: close the intervals of what thaws, open those of what freezes."""
@@ -793,6 +861,7 @@ class FreezeController(AuditedRun):
         """From here on backward makes no gradients of what is frozen now."""
         self._skip.thaw(p for unit in self._all_units() if not unit.frozen(self._sets) for p in unit.parameters)
         self._skip.freeze(p for unit in self._all_units() if unit.frozen(self._sets) for p in unit.parameters)
+        self._late.settle()
         self._skipping = True
 
     def _all_units(self) -> Iterator[_Unit]:
@@ -834,6 +903,8 @@ class FreezeController(AuditedRun):
         if self._sets is not self._watched_sets:
             self._follow()
         self._state.ready()
+        if self._skip.tells and lane.derived:
+            self._skip.insist()
 
     def _after_step(self, lane: Lane, updated: frozenset[str], bypassed: Sequence[nn.Parameter]) -> None:
         # The witness is told what is new to it: most steps are like the one before.

@@ -20,6 +20,7 @@ from lightning_freeze.witness.inputs.audit import InputsAudit
 from lightning_freeze.witness.inputs.messages import summary
 from lightning_freeze.witness.inputs.tracer import Tracer
 from lightning_freeze.witness.inputs.whitelist import DeclarationError, parse_metadata, parse_whitelist
+from lightning_freeze.witness.ranks import Ranks
 
 WHITELIST_VARIABLE = "LIGHTNING_FREEZE_WHITELIST"
 _TRAINERS_OWN = ("_trainer", "_fabric")
@@ -231,7 +232,7 @@ class InputAudit(Auditor):
         if findings:
             say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
         if raises:
-            self._stop_for(errors, trainer, "inputs")
+            self._stop_for(Ranks(trainer.strategy.root_device).shared(errors), trainer, "inputs")
 
     def _tell_stale(self) -> None:
         stale = self._watch.end_run() if self._watch is not None else []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_freeze._lightning import Callback, LightningModule, Trainer
 from lightning_freeze.plan.schedule import nearest
-from lightning_freeze.report.metrics import mean_over_ranks
+from lightning_freeze.witness.ranks import Ranks
 
 
 class Heard:
@@ -37,8 +37,7 @@ class Heard:
         for name in sorted(names):
             value = logged.get(name)
             found[name] = float(value) if value is not None and value is not self._before.get(name) else None
-        if trainer.world_size > 1:
-            found = mean_over_ranks(found, trainer.strategy.root_device)
+        found = Ranks(trainer.strategy.root_device).means(found)
         return {name: value for name, value in found.items() if value is not None}
 
     def may_come(self, trainer: Trainer) -> bool:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze.audited import AuditedRun, size_of
+from lightning_freeze.gate.backward import Circumstances
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.optimizers import held_by
 from lightning_freeze.plan.groups import clean_name, frozen_modules
@@ -40,8 +41,7 @@ class RequiresGradWatch(AuditedRun):
         suspects: Sequence[str] = (),
         record: Callable[[Record], None] = lambda record: None,
     ) -> None:
-        super().__init__(record, suspects)
-        self._module = module
+        super().__init__(module, record, suspects)
         self._parameters = [(clean_name(name), p) for name, p in module.named_parameters()]
         self._flags: list[bool] = []
         self._frozen: dict[int, Watched] = {}
@@ -64,9 +64,15 @@ class RequiresGradWatch(AuditedRun):
         """The epoch the run is in, from 0."""
         return self._epoch
 
-    def attach(self, *optimizers: Optimizer) -> None:
-        """Watch these optimizers' steps; nothing is held."""
+    def attach(self, *optimizers: Optimizer, around: Circumstances | None = None) -> None:
+        """Watch these optimizers' steps; nothing is held.
+
+        Args:
+            optimizers: The run's optimizers.
+            around: The processes that share the run, and what is wrapped around the model.
+        """
         self.detach()
+        self._meet(around or Circumstances(self._module, self._module))
         self._flags, self._frozen = [], {}
         held = held_by(*optimizers)
         members = [(name, p) for name, p in self._parameters if id(p) in held]
@@ -111,7 +117,7 @@ class RequiresGradWatch(AuditedRun):
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
         self._last_check = self._total
-        found = self._found(self._require().end_epoch(self._epoch, self._total))
+        found = self._epoch_found(self._require().end_epoch(self._epoch, self._total), self._epoch)
         self._record(self.counts())
         self._epoch += 1
         self._begin_epoch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -16,10 +16,12 @@ class Finding:
 
     Args:
         audit: Which audit: ``frozen`` (weights and optimizer state planned frozen), ``moved`` (groups planned to
-            train), ``buffers`` (of frozen modules), ``inputs`` or ``ranks``.
+            train), ``buffers`` (of frozen modules), ``inputs`` or ``ranks`` (processes that have gone apart).
         kind: What about it: ``value``, ``optimizer_state`` or ``buffer`` of something frozen that moved;
             ``no_gradient``, ``unmoved`` or ``stalled`` for something planned to train; ``unused``, ``dead``,
-            ``metadata`` or ``conditional`` for an input, ``stale`` for a declaration about one that no longer holds.
+            ``metadata`` or ``conditional`` for an input, ``stale`` for a declaration about one that no longer holds;
+            ``place`` where ranks stand at different places in the schedule, ``copies`` where they hold different bits of
+            the same parameter.
         severity: ``error`` breaks the guarantee, ``warning`` is likely a mistake, ``info`` is to be known.
         message: What moved, when, why, and what to change.
         cause: ``gradient`` (one was there at the update, so the gate was bypassed), ``optimizer`` (it moves parameters
@@ -39,6 +41,7 @@ class Finding:
         bytes_sole: For inputs: the most of them that nothing but the call held.
         bytes_kept: For inputs: the most of them made within the forward and still alive after it.
         source: For inputs: file and line of the module's ``forward``.
+        ranks: Under several processes, the ranks that found it, where not all of them did.
 
     Example:
         >>> Finding(audit="frozen", kind="value", severity="error", message="moved", epoch=3).epoch
@@ -64,10 +67,17 @@ class Finding:
     bytes_sole: int | None = None
     bytes_kept: int | None = None
     source: tuple[str, int] | None = None
+    ranks: tuple[int, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as builtins, without the fields that its audit does not fill."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Finding:
+        """The finding that `as_dict` wrote, also after it went through JSON."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return cls(**values)
 
 
 def once_a_class(findings: Sequence[Finding]) -> list[Finding]:
@@ -96,7 +106,6 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
     Args:
         findings: The errors that were found.
         checkpoint: Where the run was saved before it stopped, or None where nothing could be saved.
-        elsewhere: Errors that other ranks found.
         switched: Whether it was ``LIGHTNING_FREEZE_AUDIT`` that asked for the audit.
         unsaved: Why nothing was saved, where that is known.
     """
@@ -105,24 +114,27 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
         self,
         findings: Sequence[Finding],
         checkpoint: str | None = None,
-        elsewhere: int = 0,
         switched: bool = False,
         unsaved: str = "",
     ) -> None:
         self.findings = list(findings)
         self.checkpoint = checkpoint
-        self.elsewhere = elsewhere
         self._switched, self._unsaved = switched, unsaved
         shown = "\n".join(f"  - {finding.message}" for finding in self.findings[:10])
         more = f"\n  … and {len(self.findings) - 10} more (see .findings)" if len(self.findings) > 10 else ""
-        ranks = f"\n  {elsewhere} more on other ranks" if elsewhere else ""
         nothing = f"Nothing was saved, since {unsaved}." if unsaved else "Nothing was saved."
         saved = f"The run was saved to {checkpoint!r} before it stopped." if checkpoint else nothing
-        what = "modules are handed what they never use" if self._of_inputs() else "what was planned frozen moved"
         super().__init__(
-            f"{len(self.findings) + elsewhere} violation(s): {what}.\n{shown}{more}{ranks}\n"
+            f"{len(self.findings)} violation(s): {self._what()}.\n{shown}{more}\n"
             f"{saved} To go on all the same, {self._way_out()}"
         )
+
+    def _what(self) -> str:
+        if self._of_inputs():
+            return "modules are handed what they never use"
+        if self.findings and all(finding.audit == "ranks" for finding in self.findings):
+            return "the processes of the run have gone apart"
+        return "what was planned frozen moved"
 
     def _way_out(self) -> str:
         mode = "set LIGHTNING_FREEZE_AUDIT=warn" if self._switched else "set on_finding='warn'"
@@ -135,4 +147,4 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
         return bool(self.findings) and all(finding.audit == "inputs" for finding in self.findings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.findings, self.checkpoint, self.elsewhere, self._switched, self._unsaved)
+        return type(self), (self.findings, self.checkpoint, self._switched, self._unsaved)

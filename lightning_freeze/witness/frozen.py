@@ -149,6 +149,10 @@ class FrozenAudit:
             if interval is not None and interval.gradient_at is None:
                 interval.gradient_at = update
 
+    def print_of(self, key: object) -> Digest | None:
+        """The bits with which an interval that is open began."""
+        return self._open[key].value if key in self._open else None
+
     def collect(self) -> list[Shift]:
         """What moved in the intervals compared since the last call. The one place that waits for a device."""
         compared, self._compared = self._compared, []

@@ -50,6 +50,12 @@ class MovedAudit:
         self._planned: set[str] = set()
         self._last_planned: frozenset[str] = frozenset()
         self._samples: dict[str, _Sample] = {}
+        self._places = {id(p): (group, n) for group, members in groups.items() for n, (_, p) in enumerate(members)}
+
+    def print_of(self, parameter: Tensor) -> Digest | None:
+        """The bits of what may train, as the epoch began with them; None for anything else."""
+        group, number = self._places.get(id(parameter), ("", 0))
+        return self._before[group][number] if group in self._before else None
 
     def begin_epoch(self) -> None:
         """Remember the bits of everything that may train."""
@@ -78,9 +84,13 @@ class MovedAudit:
         moved = iter(settled([old is None or differ(old, new) for old, new in ends]))
         findings = []
         for group in groups:
-            kept = [not next(moved) and not self._excused(parameter) for _, parameter in self._groups[group]]
+            kept = [not next(moved) and not self._needs_not(parameter) for _, parameter in self._groups[group]]
             findings += self._judge(group, kept, samples.get(group), epoch)
         return findings
+
+    def _needs_not(self, parameter: Tensor) -> bool:
+        """Whether a parameter that kept its bits may have: also one without elements, which FSDP1 keeps on other ranks."""
+        return self._excused(parameter) or not parameter.numel()
 
     def _sample(self, group: str) -> _Sample:
         gradients = [p.grad for _, p in self._groups[group]]

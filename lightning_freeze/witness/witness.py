@@ -12,6 +12,7 @@ from lightning_freeze.gate.optimizers import probe_optimizer
 from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.witness.causes import Surroundings, explain
+from lightning_freeze.witness.fingerprint import Digest
 from lightning_freeze.witness.frozen import HERE, FrozenAudit, Shift, Watched
 from lightning_freeze.witness.moved import MovedAudit
 
@@ -123,6 +124,11 @@ class Witness:
         self._moved.stepped(planned, updated)
         if bypassed:
             self._frozen.saw_gradient([id(parameter) for parameter in bypassed], update)
+
+    def print_of(self, parameter: Tensor) -> Digest | None:
+        """The digest of a parameter that was made last, or None where none was."""
+        found = self._frozen.print_of(id(parameter))
+        return found if found is not None else self._moved.print_of(parameter)
 
     def check(self, update: int) -> None:
         """Compare everything that is frozen now."""

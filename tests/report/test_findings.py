@@ -34,11 +34,10 @@ def test_a_violation_says_what_moved_and_what_was_saved() -> None:
 
 
 def test_a_violation_without_a_checkpoint_says_so_and_a_long_one_is_cut() -> None:
-    text = str(FreezeViolation([ERROR] * 13, None, elsewhere=2))
+    text = str(FreezeViolation([ERROR] * 13))
     assert "Nothing was saved" in text
-    assert "15 violation(s)" in text
+    assert "13 violation(s)" in text
     assert "… and 3 more" in text
-    assert "2 more on other ranks" in text
 
 
 def test_a_violation_survives_being_sent_between_processes() -> None:

@@ -1,0 +1,126 @@
+"""What stands around a model and its optimizers: DDP, FSDP, Fabric, torch.compile; and what of it cannot be held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lightning_freeze.gate.optimizers import UnsupportedError
+
+
+def unwrapped(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The model as its user wrote it, and the outermost wrapper that shares it among processes (or the model itself).
+
+    Args:
+        module: A model, or what DistributedDataParallel, FSDP1, ``fabric.setup`` or ``torch.compile`` made of one. What was
+            compiled stays compiled: names are cleaned of it.
+
+    Raises:
+        UnsupportedError: It is a DeepSpeed engine.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> unwrapped(model)[0] is model
+        True
+    """
+    wrapper: nn.Module | None = None
+    while True:
+        inner = _within(module)
+        if inner is None:
+            return module, wrapper or module
+        if _is_wrapper(module):
+            wrapper = wrapper or module
+        module = inner
+
+
+def _within(module: nn.Module) -> nn.Module | None:
+    """What a wrapper holds; None for a model."""
+    names = {kind.__name__ for kind in type(module).__mro__}
+    if "DeepSpeedEngine" in names:
+        raise UnsupportedError(
+            "the model is a DeepSpeed engine, which keeps gradients of its own: neither an emptied gradient nor "
+            "requires_grad=False holds a parameter still in ZeRO 1, 2 or 3. Use DDP, or FSDP2 (`fully_shard`)."
+        )
+    if "_FabricModule" in names:
+        return module._modules["_forward_module"]
+    if _is_wrapper(module):
+        return module.module  # type: ignore[return-value]
+    inner = module._modules.get("_orig_mod")
+    return inner if inner is not None and _within(inner) is not None else None
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return isinstance(module, DistributedDataParallel) or is_fsdp1(module)
+
+
+def is_fsdp1(module: nn.Module) -> bool:
+    """Whether a module is wrapped by FullyShardedDataParallel, of which FSDP2 knows nothing."""
+    return type(module).__name__ == "FullyShardedDataParallel"
+
+
+def plain_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that Lightning's or Fabric's wrapper steps, or the optimizer itself."""
+    wrappers = {"LightningOptimizer", "_FabricOptimizer"}
+    wraps = not wrappers.isdisjoint(kind.__name__ for kind in type(optimizer).__mro__)
+    inner: Any = optimizer
+    return inner.optimizer if wraps else optimizer
+
+
+def refuse_flattened(module: nn.Module) -> None:
+    """Refuse a model whose parameters FSDP1 has flattened into one, or ZeRO has partitioned.
+
+    Raises:
+        UnsupportedError: Groups cannot be told apart in it.
+    """
+    for name, parameter in module.named_parameters():
+        if type(parameter).__name__ == "FlatParameter":
+            raise UnsupportedError(
+                f"{name!r} is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be told "
+                "apart. Use use_orig_params=True, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
+            )
+        if hasattr(parameter, "ds_id"):
+            raise UnsupportedError(
+                f"{name!r} is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing holds it still. "
+                "Use DDP, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
+            )
+
+
+class LateShards:
+    """The layers of FSDP2 that were frozen as a whole when they were first used, and must learn anew once they train.
+
+    FSDP2 takes the dtype of a layer's gradients from those of its parameters that require one at its first forward. Where
+    none does, it later refuses its gradients under a mixed precision policy ("attempting to assign a gradient with dtype
+    …"). Unsharding a layer by hand lets it look again.
+
+    Args:
+        module: The model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        owners: dict[int, tuple[Any, nn.Parameter]] = {}
+        for each in _fsdp2(module):  # outer ones first: what an inner one holds is its own
+            owners.update({id(parameter): (each, parameter) for parameter in each.parameters()})
+        self._held: dict[Any, list[nn.Parameter]] = {}
+        for layer, parameter in owners.values():
+            self._held.setdefault(layer, []).append(parameter)
+        self._begun = False
+
+    def settle(self) -> None:
+        """What is to require gradients now does so: remember what does not at first, and mend it when it does."""
+        if not self._begun:
+            self._begun = True
+            self._held = {layer: held for layer, held in self._held.items() if not any(p.requires_grad for p in held)}
+            return
+        for layer, held in list(self._held.items()):
+            if any(parameter.requires_grad for parameter in held):
+                layer.unshard()
+                layer.reshard()
+                del self._held[layer]
+
+
+def _fsdp2(module: nn.Module) -> Iterable[Any]:
+    return [m for m in module.modules() if hasattr(m, "set_requires_gradient_sync") and hasattr(m, "unshard")]
