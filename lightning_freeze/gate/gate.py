@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch.nn import Parameter
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
 from lightning_freeze.gate.rates import SplitGroups
 
 _KEPT_SETS = 64
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,15 @@ class Lane:
         looked_at = self._now.frozen if everywhere else self._now.spots
         return [parameter for parameter in looked_at if parameter.grad is not None]
 
+    @property
+    def derived(self) -> bool:
+        """Whether there was a backward for what trains."""
+        return any(held[0].grad is not None for _, held in self._now.active)
+
     def note_gradients(self) -> None:
         """Remember which groups have a gradient, right before the step."""
         now = self._now
-        without = [group for group, held in now.active if held[0].grad is None and all(p.grad is None for p in held)]
+        without = [group for group, held in now.active if held[0].grad is None and not any(map(_has_gradient, held))]
         self._updated = now.groups.difference(without) if without else now.groups
 
     def take_updated(self) -> frozenset[str]:
@@ -124,12 +132,28 @@ class Lane:
         return updated
 
 
+def _has_gradient(parameter: Parameter) -> bool:
+    """Whether a parameter has a gradient; of one that FSDP1 keeps on other ranks as a whole it is taken to be there."""
+    return parameter.grad is not None or (not isinstance(parameter, UninitializedTensorMixin) and not parameter.numel())
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable would import the compiler here and now
+def _unseen(function: Callable[..., _T], *args: Any) -> _T:
+    """Call a hook where a compiled optimizer step leaves it alone.
+
+    What the hooks read changes with each step, such as the counts of updates: compiled with the step, every step would
+    ask for graphs of its own, until torch gives up. Only a step that is being compiled comes this way, since the detour
+    takes longer than what a hook may cost.
+    """
+    return function(*args)
+
+
 class Gate:
     """Holds the frozen parameters of every optimizer still, through torch's own step hooks.
 
     Frozen gradients are emptied twice: by `hold`, early enough to be left out of clipping, and again at the last moment
     before the step, after everything that could have filled them since. With a closure that moment is inside the step,
-    so the closure is wrapped.
+    so the closure is wrapped. A step that is compiled runs the hooks as they are, between its graphs.
 
     Args:
         lanes: The optimizers and what they hold.
@@ -162,7 +186,9 @@ class Gate:
         )
 
     def attach(self) -> None:
-        """Hook into every optimizer."""
+        """Hook into every optimizer. Safe to call again."""
+        if self._hooks:
+            return
         for lane in self.lanes:
             self._hooks.append(lane.optimizer.register_step_pre_hook(self._pre_step))
             self._hooks.append(lane.optimizer.register_step_post_hook(self._post_step))
@@ -177,6 +203,8 @@ class Gate:
     def _pre_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if torch.compiler.is_dynamo_compiling():
+            return _unseen(Gate._pre_step, self, optimizer, args, kwargs)
         lane = self._by_optimizer[id(optimizer)]
         # torch hands its hooks the optimizer itself as the first of the arguments.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -194,6 +222,8 @@ class Gate:
         return (args[0], held, *args[2:]), kwargs
 
     def _last_moment(self, lane: Lane) -> None:
+        if torch.compiler.is_dynamo_compiling():  # where the step's closure is compiled with it
+            return _unseen(Gate._last_moment, self, lane)
         lane.attempted = True
         lane.merge()  # where the step before failed
         if len(lane.optimizer.param_groups) != lane.param_groups:
@@ -205,6 +235,8 @@ class Gate:
         lane.split()
 
     def _post_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            return _unseen(Gate._post_step, self, optimizer, args, kwargs)
         lane = self._by_optimizer[id(optimizer)]
         lane.merge()
         updated = lane.take_updated()

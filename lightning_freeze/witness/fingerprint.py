@@ -28,6 +28,7 @@ Digest = int | Tensor
 
 _LOG = logging.getLogger("lightning_freeze")
 
+_PLAIN = (Tensor, torch.nn.Parameter)  # the types whose memory is all there is to them
 _PIECE = 1 << 21  # bytes that one thread reads at a time: some 200 µs, several times what waking a thread costs
 _SHARED = 1 << 18  # bytes from which it pays to share many tensors among threads
 _COLUMNS = 1024
@@ -42,13 +43,18 @@ def fingerprint(tensor: Tensor) -> str:
 
     Digests made on one type of device can be compared with each other; a CPU digest (xxh3-128) and one made on an
     accelerator (a multilinear hash with position-dependent odd weights, after Lemire and Kaser, "Strongly Universal
-    String Hashing is Fast", 2014) cannot. A DTensor is digested by its local shard.
+    String Hashing is Fast", 2014) cannot.
+
+    A DTensor is digested by its local shard, a wrapper subclass (torchao's quantised weights) by the tensors that its
+    ``__tensor_flatten__`` names, any other subclass by its memory, whatever it overrides. The scales and zero points of
+    a quantized tensor are among its bits.
 
     Args:
-        tensor: Any strided, sparse or quantized tensor, of any dtype and any shape.
+        tensor: A tensor of any layout, dtype and shape.
 
     Raises:
-        ValueError: The tensor has no bits: it is on the meta device, or not yet materialised.
+        ValueError: The tensor has no bits that could be read: it is on the meta device or not yet materialised, or it
+            wraps others and does not say which.
 
     Example:
         >>> fingerprint(torch.tensor([0.0])) == fingerprint(torch.tensor([-0.0]))
@@ -63,19 +69,15 @@ def fingerprint(tensor: Tensor) -> str:
 
 def digest(tensor: Tensor) -> Digest:
     """The digest without a wait: an int on the CPU, a tensor on the device elsewhere."""
-    lazy = is_lazy(tensor)
-    if not lazy:
-        tensor = tensor.detach()
-        if hasattr(tensor, "to_local"):  # a DTensor: each rank digests its own shard
-            tensor = tensor.to_local()
-    if lazy or tensor.is_meta:
-        raise ValueError(
-            f"a tensor {'that is not yet materialised' if lazy else 'on the meta device'} has no bits to "
-            "fingerprint. Materialise the model first: run one forward of lazy modules, or load its weights."
-        )
+    if type(tensor) not in _PLAIN:
+        return _of_subclass(tensor)
+    tensor = tensor.detach()
+    if tensor.is_meta:
+        raise _without_bits("on the meta device")
     parts = _plain_parts(tensor)
     if parts is not None:
-        return _joined([digest(part) for part in parts], repr((tensor.layout, tensor.dtype, tuple(tensor.shape))))
+        shape = () if tensor.is_nested else tuple(tensor.shape)  # that of a nested one is among its parts
+        return _joined([digest(part) for part in parts], repr((tensor.layout, tensor.dtype, shape)))
     salt = _salt(tensor.dtype, tensor.shape)
     raw = _bytes(tensor)
     if not raw.is_cpu:
@@ -261,12 +263,12 @@ def _is_shared(tensor: Tensor | None) -> TypeGuard[Tensor]:
     """Whether a tensor is worth a turn on a thread: plain, in one piece (no copy is kept), on the CPU, of some size."""
     return (
         tensor is not None
-        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and type(tensor) in _PLAIN
         and tensor.layout is torch.strided
         and tensor.nbytes >= _SHARED
         and tensor.is_cpu
         and tensor.is_contiguous()
-        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.is_nested)
     )
 
 
@@ -319,33 +321,122 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lightning_freeze")
 
 
+def _of_subclass(tensor: Any) -> Digest:
+    """The digest of what a subclass holds, without its overrides of torch's functions in the way."""
+    if is_lazy(tensor):
+        raise _without_bits("that is not yet materialised")
+    with torch._C.DisableTorchFunctionSubclass():
+        if hasattr(tensor, "to_local"):  # a DTensor: each rank digests its own shard
+            with torch.no_grad():  # with gradients it would be a view, and not every shard can give one
+                return digest(tensor.to_local())
+        if hasattr(tensor, "trigger_wait"):  # an AsyncCollectiveTensor: what a collective may still be writing
+            return digest(tensor.trigger_wait())
+        if hasattr(tensor, "__tensor_flatten__"):
+            return _of_wrapper(tensor)
+        return digest(_own_memory(tensor))
+
+
+def _of_wrapper(tensor: Any) -> Digest:
+    """The digest of a wrapper subclass: of every tensor in it, and what its context says in plain builtins.
+
+    A bool of the context is left out. It often is ``requires_grad``, which is no bit of the tensor's.
+    """
+    names, context = tensor.__tensor_flatten__()
+    leaves = [*_leaves("", {name: getattr(tensor, name) for name in names}), *_leaves("context", context)]
+    parts = [digest(leaf) for _, leaf in leaves if isinstance(leaf, Tensor)]
+    if not parts:
+        return digest(_own_memory(tensor))
+    said = [(key, "" if isinstance(leaf, (Tensor, bool)) else _said(leaf)) for key, leaf in leaves]
+    shape = [size for size in tensor.shape if isinstance(size, int)]  # that of a jagged one is not all integers
+    return _joined(parts, repr((type(tensor).__name__, tensor.dtype, shape, said)))
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """A subclass's own memory as a plain tensor.
+
+    Raises:
+        ValueError: It has none: it wraps other tensors, and does not say which.
+    """
+    if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:
+        return Tensor.detach(tensor)
+    if not tensor.numel():
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    try:
+        memory = tensor.untyped_storage()
+        there = memory.device.type == "meta" or memory.data_ptr() != 0
+    except RuntimeError:  # what torch says of a storage that is not there
+        there = False
+    if there:  # `detach` would ask the subclass
+        plain = torch.empty(0, dtype=tensor.dtype, device=memory.device)
+        return plain.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
+    name = type(tensor).__name__
+    raise ValueError(
+        f"a tensor of {name} has no memory of its own to fingerprint: {name} wraps other tensors, and does not say "
+        "which. Give it the method that torch asks for the tensors inside of a wrapper, here two of its attributes:\n\n"
+        f"class {name}(torch.Tensor):\n"
+        "    def __tensor_flatten__(self):\n"
+        '        return ["data", "scale"], None'
+    )
+
+
+def _without_bits(where: str) -> ValueError:
+    return ValueError(
+        f"a tensor {where} has no bits to fingerprint. Materialise the model first: run one forward of lazy modules, "
+        "or load its weights."
+    )
+
+
 def _plain_parts(tensor: Tensor) -> list[Tensor] | None:
-    """The strided tensors that hold a sparse or quantized one's bits, or None for a plain one."""
+    """The strided tensors that hold the bits of a sparse, quantized, nested or mkldnn one, or None for a plain one."""
     if tensor.layout is torch.strided:
-        return [tensor.int_repr()] if tensor.is_quantized else None
+        if tensor.is_quantized:
+            return [tensor.int_repr(), *_scales(tensor)]
+        if tensor.is_nested:
+            sizes, strides = tensor._nested_tensor_size(), tensor._nested_tensor_strides()
+            return [sizes, strides, tensor._nested_tensor_storage_offsets(), tensor.values()]
+        return None
     if tensor.layout == torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return None
+    return [tensor.to_dense()]  # mkldnn's, whose order of the elements is its own
+
+
+def _scales(quantized: Tensor) -> list[Tensor]:
+    """Scales, zero points and, where they are those of channels, their axis."""
+    try:
+        scheme = quantized.qscheme()
+    except RuntimeError:  # `torch.empty` makes tensors of a quantized dtype that have none
+        return []
+    # On the CPU, where torch keeps what is one number for the whole tensor: nothing is copied to a device.
+    if scheme == torch.per_tensor_affine:
+        scale, zero_point = quantized.q_scale(), quantized.q_zero_point()
+        return [torch.tensor(scale, dtype=torch.float64, device="cpu"), torch.tensor(zero_point, device="cpu")]
+    axis = torch.tensor(quantized.q_per_channel_axis(), device="cpu")
+    return [quantized.q_per_channel_scales(), quantized.q_per_channel_zero_points(), axis]
 
 
 def _bytes(tensor: Tensor) -> Tensor:
     """A tensor's own memory as uint8 in one piece, copied only where it is not contiguous."""
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
-    tensor = tensor.contiguous()
+    if not tensor.is_contiguous():
+        # As uint8 where that is possible: torch copies no elements of int1 to uint7.
+        tensor = (tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor).contiguous()
     return (tensor if tensor.dim() else tensor.reshape(1)).view(torch.uint8)
 
 
-def _joined(parts: list[Digest], salt: str) -> Digest:
-    start = xxhash.xxh3_64_intdigest(salt.encode())
-    if isinstance(parts[0], int):
-        return xxhash.xxh3_128_intdigest(repr(parts).encode(), seed=start)
-    stacked = torch.cat([part for part in parts if isinstance(part, Tensor)])
-    return multilinear(_bytes(stacked), start)
+def _joined(parts: Sequence[Digest], kind: str) -> Digest:
+    """One digest of several; where some are on a device, it is there, and those of the CPU are in its salt."""
+    there = [part for part in parts if isinstance(part, Tensor)]
+    if not there:
+        return xxhash.xxh3_128_intdigest(repr(parts).encode(), seed=xxhash.xxh3_64_intdigest(kind.encode()))
+    here = [(number, part) for number, part in enumerate(parts) if not isinstance(part, Tensor)]
+    salt = xxhash.xxh3_64_intdigest(f"{kind}{here or ''}".encode())
+    stacked = torch.cat([part.to(there[0].device, non_blocking=True) for part in there])
+    return multilinear(_bytes(stacked), salt)
 
 
 def _leaves(key: str, value: object) -> Iterable[tuple[str, object]]:
@@ -359,7 +450,11 @@ def _leaves(key: str, value: object) -> Iterable[tuple[str, object]]:
         yield key, value
 
 
-def _of_plain(value: Any) -> int:
+def _of_plain(value: object) -> int:
+    return xxhash.xxh3_128_intdigest(_said(value).encode())
+
+
+def _said(value: object) -> str:
     # An object's default repr holds its address, which says nothing of its content.
     known = isinstance(value, (int, float, str, bool, complex, type(None)))
-    return xxhash.xxh3_128_intdigest((repr(value) if known else type(value).__name__).encode())
+    return repr(value) if known else type(value).__name__

@@ -401,7 +401,7 @@ class InputsAudit:
         if tally is None:
             swallowed = leaf.name == (frame.signature.varkw or "kwargs") and leaf.name not in frame.signature.named
             source = _source(frame.target)
-            of_torch = type(frame.target).__module__.startswith("torch.")
+            of_torch = _kind(frame.target).__module__.startswith("torch.")
             tally = Tally(frame.name, kind, leaf.argument, leaf.name, swallowed, source, of_torch)
             self._tallies[key] = tally
         tally.verdicts[verdict] += 1
@@ -426,9 +426,18 @@ class InputsAudit:
                 tally.handed_by = _ancestors(thread, frame, leaf)
 
 
+def _kind(module: nn.Module) -> type:
+    """A module's class; where `fully_shard` made one of its own for it, what it was before."""
+    kind, *bases = type(module).__mro__
+    for made, base in enumerate(bases[:2]):
+        if base.__name__ == "FSDPModule":
+            return bases[made + 1]
+    return kind
+
+
 def _wrapper(module: nn.Module) -> str:
     """The name of a module's class where it is torch's own."""
-    kind = type(module)
+    kind = _kind(module)
     return kind.__name__ if kind.__module__.startswith("torch.") else ""
 
 

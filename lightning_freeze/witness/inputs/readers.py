@@ -80,6 +80,8 @@ class Readers:
         for name in READERS:
             self._put(Tensor, name, self._method(getattr(Tensor, name), _leaves))
         self._put(Tensor, "data", self._data(Tensor.data))
+        self._put(Tensor, "as_subclass", self._as_subclass(Tensor.as_subclass))
+        self._put(Tensor, "_make_subclass", staticmethod(self._make_subclass(Tensor._make_subclass)))
         self._put(FunctionCtx, "save_for_backward", self._saving(FunctionCtx.save_for_backward))
 
     def remove(self) -> None:
@@ -126,6 +128,31 @@ class Readers:
 
         return property(getter, original.__set__, original.__delete__)
 
+    def _as_subclass(self, original: Any) -> Any:
+        current = self._current
+
+        @functools.wraps(original)
+        def as_subclass(tensor: Tensor, /, *args: Any, **kwargs: Any) -> Any:
+            if has_torch_function_unary(tensor):
+                alias = handle_torch_function(original, (tensor,), tensor, *args, **kwargs)
+            else:
+                alias = original(tensor, *args, **kwargs)
+            _tell(current(), _aliases, tensor, (alias,), {})
+            return alias
+
+        return as_subclass
+
+    def _make_subclass(self, original: Any) -> Any:
+        current = self._current
+
+        @functools.wraps(original)
+        def make_subclass(*args: Any, **kwargs: Any) -> Any:
+            alias = original(*args, **kwargs)
+            _tell(current(), _aliases, args[1] if len(args) > 1 else kwargs.get("data"), (alias,), {})
+            return alias
+
+        return make_subclass
+
     def _saving(self, original: Any) -> Any:
         current = self._current
 
@@ -152,7 +179,8 @@ def _tell(watcher: Watcher | None, tell: Tell, tensor: Any, args: tuple[Any, ...
 
 
 def _aliases(watcher: Watcher, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    watcher.alias(tensor, args[0])
+    if isinstance(tensor, Tensor) and isinstance(args[0], Tensor):  # whoever handles it may give anything
+        watcher.alias(tensor, args[0])
 
 
 def _saves(watcher: Watcher, ctx: Any, tensors: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from .leaves import Leaf, Signature, leaves_of, signature_of, tensors_in
 from .operators import Use, use_of
 from .readers import Base, Readers
 from .verdicts import Fate
+from .wrappers import PLAIN, within
 
 LOCAL = threading.local()
 _STORAGE = Base.untyped_storage
@@ -110,23 +111,64 @@ class Thread:
 
     def look(self, tensor: Tensor) -> tuple[int, int]:
         """The inputs that a tensor was computed from, and those that it is or views."""
+        return self._label(tensor) if type(tensor) in PLAIN else self._look_within(tensor)
+
+    def _look_within(self, tensor: Tensor) -> tuple[int, int]:
+        """What a tensor is that may be made of others: a hook wraps an input in one, and torch tells nobody."""
+        derived, same = self._label(tensor)
+        known = bool(derived | same)
+        if known and not self.storages:
+            return derived, same
+        parts = self._parts(tensor)
+        if parts is None:  # nobody can say what it is made of: perhaps of everything
+            return (derived, same) if known else ((1 << self.top) - 1, 0)
+        for part in parts:
+            if known:  # its own label tells more, but not of what was written to its parts since
+                derived |= self._written(part)
+            else:
+                one, two = self._label(part)
+                derived |= one
+                same |= two
+        return derived, same
+
+    def _parts(self, tensor: Tensor) -> list[Tensor] | None:
+        self.quiet += 1
+        try:
+            return within(tensor)
+        finally:
+            self.quiet -= 1
+
+    def _with_parts(self, tensor: Tensor) -> set[int]:
+        if type(tensor) in PLAIN:
+            return {id(tensor)}
+        return {id(tensor), *map(id, self._parts(tensor) or ())}
+
+    def _label(self, tensor: Tensor) -> tuple[int, int]:
         derived = same = 0
         label = self.labels.get(id(tensor))
         if label is not None and label.tensor() is tensor:
             valid = self._valid(label.stamp)
             derived, same = label.derived & valid, label.same & valid
         if self.storages:
-            written = self.storages.get(_storage_key(tensor))
-            if written is not None:
-                derived |= written[1] & self._valid(written[2])
+            derived |= self._written(tensor)
         return derived, same
 
+    def _written(self, tensor: Tensor) -> int:
+        """The inputs that were written to a tensor's memory."""
+        written = self.storages.get(_storage_key(tensor))
+        return 0 if written is None else written[1] & self._valid(written[2])
+
     def put(self, tensor: Tensor, derived: int, same: int) -> None:
-        """Label a tensor."""
+        """Label a tensor, and those that it is made of beside what they are already."""
         self.stamp += 1
         key = id(tensor)
         self.labels[key] = Label(weakref.ref(tensor), derived, same, self.stamp)
         self.created.append(key)
+        if type(tensor) not in PLAIN:
+            for part in self._parts(tensor) or ():
+                one, two = self._label(part)
+                self.labels[id(part)] = Label(weakref.ref(part), derived | one, same | two, self.stamp)
+                self.created.append(id(part))
 
     # ---- what readers tell
 
@@ -180,7 +222,7 @@ class Thread:
         derived = same = asked = 0
         for position, value in enumerate(args):
             if isinstance(value, Tensor):
-                if id(value) not in labels and not self.storages:
+                if id(value) not in labels and not self.storages and type(value) in PLAIN:
                     continue
                 one, two = self.look(value)
                 if position == use.shape_only:
@@ -189,14 +231,14 @@ class Thread:
                     derived |= one
                     same |= two
             elif isinstance(value, (list, tuple)):
-                for item in value:
+                for item in _items(value):
                     if isinstance(item, Tensor):
                         one, two = self.look(item)
                         derived |= one
                         same |= two
         for key, value in kwargs.items():
             if key not in use.blind:
-                for item in value if isinstance(value, (list, tuple)) else (value,):
+                for item in _items(value):
                     if isinstance(item, Tensor):
                         one, two = self.look(item)
                         derived |= one
@@ -211,7 +253,7 @@ class Thread:
             self.out |= mask
         for place in use.writes:
             value = kwargs.get(place) if isinstance(place, str) else args[place] if place < len(args) else None
-            for item in value if isinstance(value, (list, tuple)) else (value,):
+            for item in _items(value):
                 if isinstance(item, Tensor):
                     self._write(item, mask, place in use.blind)
         if use.statistics and len(args) > 5 and args[5]:
@@ -253,10 +295,11 @@ class Thread:
         if not mask:
             return
         self.put(tensor, derived | mask, same)
-        if key:
-            before = self.storages.get(key)
-            bits = mask | (before[1] & self._valid(before[2]) if before else 0)
-            self.storages[key] = (before[0] if before else StorageWeakRef(_STORAGE(tensor)), bits, self.stamp)
+        for part in (tensor,) if type(tensor) in PLAIN else (tensor, *(self._parts(tensor) or ())):
+            if key := _storage_key(part):
+                before = self.storages.get(key)
+                bits = mask | (before[1] & self._valid(before[2]) if before else 0)
+                self.storages[key] = (before[0] if before else StorageWeakRef(_STORAGE(part)), bits, self.stamp)
 
     # ---- calls
 
@@ -346,7 +389,7 @@ class Thread:
         outputs: set[int] = set()
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             tensor = plain(tensor)
-            outputs.add(id(tensor))
+            outputs.update(self._with_parts(tensor))
             one, two = self.look(tensor)
             derived |= one
             same |= two
@@ -394,7 +437,7 @@ class Thread:
     def _survivors(self, frame: Frame, wanted: int, outputs: set[int]) -> int:
         """Of the inputs asked for, those of which something made in this call is still alive, but not in the result."""
         kept = 0
-        own = {id(plain(leaf.tensor)) for leaf in frame.leaves}
+        own = {key for leaf in frame.leaves for key in self._with_parts(plain(leaf.tensor))}
         for key in self.created[frame.created :]:
             label = self.labels.get(key)
             if label is None or key in own or key in outputs:
@@ -663,6 +706,15 @@ class Tracer:
                 except Exception as error:
                     self.give_up(error)
                 LOCAL.thread = None  # it leads to the audited modules
+
+
+def _items(value: Any) -> Any:
+    """An operand's tensors: itself, those of a list, or those of a list of lists, as collectives take them."""
+    if not isinstance(value, (list, tuple)):
+        return (value,)
+    if value and isinstance(value[0], (list, tuple)):
+        return [item for part in value for item in part]
+    return value
 
 
 def _current() -> Thread | None:

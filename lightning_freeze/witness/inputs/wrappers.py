@@ -1,0 +1,84 @@
+"""The tensors that a tensor is made of: a DTensor of its local shard, a nested one of its values and offsets."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PLAIN: frozenset[type] = frozenset((Tensor, nn.Parameter))
+"""Classes whose tensors have a memory of their own and are made of nothing else."""
+
+DEPTH = 3
+"""How deep in what a tensor keeps others are looked for."""
+
+
+def within(tensor: Tensor) -> list[Tensor] | None:
+    """Every tensor that a tensor holds, and those that these hold; None for one that shows nothing of what it is made of.
+
+    Nothing of the tensor's own is called where it keeps them as attributes, as all of torch's do.
+
+    Example:
+        >>> from torch.testing._internal.two_tensor import TwoTensor
+        >>> one, two = torch.ones(1), torch.zeros(1)
+        >>> [part is one or part is two for part in within(TwoTensor(one, two))], within(one)
+        ([True, True], [])
+    """
+    kind = type(tensor)
+    if kind in PLAIN or kind.__module__.startswith("torch._subclasses"):  # a fake tensor has no values
+        return []
+    found: list[Tensor] = []
+    seen = {id(tensor)}
+    waiting = [tensor]
+    while waiting:
+        for part in _parts(waiting.pop()):
+            if id(part) not in seen:
+                seen.add(id(part))
+                found.append(part)
+                if type(part) not in PLAIN:
+                    waiting.append(part)
+    return found if found or not _dispatches(kind) else None
+
+
+def _dispatches(kind: type) -> bool:
+    """Whether a class has operators of its own, so that its tensors need no memory."""
+    return getattr(kind, "__torch_dispatch__", None) is not torch._C._disabled_torch_dispatch_impl
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    held = [*object.__getattribute__(tensor, "__dict__").values()]
+    for slot in _slots(type(tensor)):
+        try:
+            held.append(slot.__get__(tensor))
+        except AttributeError:  # not set
+            continue
+    found = [part for value in held for part in _tensors(value, DEPTH)]
+    if found or not hasattr(type(tensor), "__tensor_flatten__"):
+        return found
+    try:
+        return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
+    except Exception:
+        return []
+
+
+def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple, dict)):
+        for item in dict.values(value) if isinstance(value, dict) else value:
+            yield from _tensors(item, depth - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _slots(kind: type) -> tuple[Any, ...]:
+    return tuple(
+        held
+        for base in kind.__mro__
+        if base not in PLAIN
+        for held in vars(base).values()
+        if isinstance(held, types.MemberDescriptorType)
+    )

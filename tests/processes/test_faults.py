@@ -1,0 +1,243 @@
+"""Two real processes: what one does alone is found on both, what one loses stops both, and nothing hangs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes.faults import loads, saves
+from tests.processes.matrix import TOLERANCES, distance
+from tests.processes.pairs import Case, Outcome, run_pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Lightning's, about each strategy
+
+
+def case(function: str, name: str = "", **arguments: Any) -> Case:
+    return Case(name or function, f"tests.processes.faults:{function}", arguments)
+
+
+CASES = [
+    case("frozen_write"),
+    case("frozen_write", "frozen_write_within", every=1),
+    case("frozen_write", "frozen_write_audit", audit_alone=True),
+    case("trained_write"),
+    case("trained_write", "trained_write_tp", strategy="tensor parallel"),
+    case("another_schedule"),
+    case("another_checkpoint"),
+    case("counts_apart"),
+    case("post_local"),
+    *(case("hook_raises", f"hook_raises_{s}", everywhere=True, strategy=s) for s in ("DDP", "FSDP2")),
+    case("empty_shards", "empty_fsdp1", strategy="FSDP1"),
+    case("empty_shards", "empty_fsdp2", strategy="FSDP2"),
+    case("overflow_in_one_shard"),
+    case("draws"),
+    case("interrupted", "straight"),
+    case("saves", "saves_ddp", strategy="DDP"),
+    *(case("saves", f"saves_{how}", strategy="FSDP2", save=how) for how in ("sharded", "whole")),
+    # From here on a case ends the pair that runs it.
+    case("untold"),
+    case("interrupted", "killed", kills=True),
+    case("hook_raises", everywhere=False, strategy="DDP"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pairs")
+
+
+@pytest.fixture(scope="module")
+def outcomes(root: Path) -> dict[str, list[Outcome]]:
+    """All that can be run without what another has left; then what goes on from that."""
+    first = run_pairs(root, CASES)
+    alone = root / "alone"
+    alone.mkdir()
+    saves(alone, "one process")
+    last = sorted(root.glob("killed/*.ckpt"), key=lambda path: path.stat().st_mtime)[-1]
+    then = [
+        case("interrupted", "goes_on", path=str(last)),
+        case("loads", "loads_alone", strategy="DDP", path=str(alone / "saved.ckpt")),
+        *(
+            case("loads", f"loads_{how}", strategy="FSDP2", path=str(root / f"saves_{how}" / "saved.ckpt"), save=how)
+            for how in ("sharded", "whole")
+        ),
+    ]
+    return first | run_pairs(root, then)
+
+
+Found = Callable[[str], list[Any]]
+
+
+@pytest.fixture
+def found(outcomes: dict[str, list[Outcome]]) -> Found:
+    """What each rank made of a case, of which neither failed."""
+
+    def results(name: str) -> list[Any]:
+        assert [o.error for o in outcomes[name]] == ["", ""], [(o.error, o.text, o.trace) for o in outcomes[name]]
+        return [outcome.result for outcome in outcomes[name]]
+
+    return results
+
+
+@pytest.mark.parametrize(("name", "seen"), [("frozen_write", 6), ("frozen_write_within", 3), ("frozen_write_audit", 6)])
+def test_a_frozen_weight_that_one_rank_writes_to_stops_both_alike(name: str, seen: int, found: Found) -> None:
+    for made in found(name):
+        assert made["kinds"] == ["value"]
+        assert "on rank 1: 'layer1.weight'" in made["text"]
+        assert made["saved"]
+        assert made["batches"] == seen
+        assert made["findings"] == 1
+
+
+@pytest.mark.parametrize(("name", "first"), [("trained_write", "layer1.weight"), ("trained_write_tp", "layer2.bias")])
+def test_replicas_that_have_gone_apart_are_found_by_name_on_both(name: str, first: str, found: Found) -> None:
+    """Under DDP all parameters are copies, under tensor parallelism those that are not split."""
+    for made in found(name):
+        assert made["kinds"] == ["copies"]
+        assert made["parameters"] == [first]
+        assert f"{first!r} should be the same on all ranks" in made["text"]
+        assert "alike are rank 0; rank 1" in made["text"]
+        assert "the processes of the run have gone apart" in made["text"]
+        assert made["saved"]
+
+
+def test_ranks_that_average_their_weights_now_and_then_are_no_replicas(found: Found) -> None:
+    for made in found("post_local"):
+        assert made == {"findings": [], "updates": {"slow": 2, "fast": 6}}
+
+
+def test_another_schedule_on_one_rank_is_refused_on_both_and_names_both(outcomes: dict[str, list[Outcome]]) -> None:
+    for outcome in outcomes["another_schedule"]:
+        assert outcome.error == "ScheduleError"
+        assert "the ranks do not agree, before training" in outcome.text
+        assert "schedule.init_args.periods.slow: rank 0 has 3, rank 1 has 4" in outcome.text
+
+
+def test_ranks_that_resume_from_different_places_are_refused(outcomes: dict[str, list[Outcome]]) -> None:
+    for outcome in outcomes["another_checkpoint"]:
+        assert outcome.error == "ScheduleError", outcome.trace
+        assert "where training begins" in outcome.text
+        assert "updates.bottom: rank 0 has 3, rank 1 has 4" in outcome.text
+
+
+def test_counts_that_go_apart_within_an_epoch_stop_both_at_its_end(found: Found) -> None:
+    for made in found("counts_apart"):
+        assert "place" in made["kinds"]
+        assert "the ranks do not train the same: at the end of epoch 0" in made["text"]
+        assert "updates.bottom: rank 0 has 3, rank 1 has 7" in made["text"]
+        assert made["saved"]
+
+
+@pytest.mark.parametrize("strategy", ["DDP", "FSDP2"])
+def test_an_exception_on_all_ranks_undoes_everything_on_each(strategy: str, found: Found, root: Path) -> None:
+    for made in found(f"hook_raises_{strategy}"):
+        assert made == {"error": "ValueError", "restored": True, "frozen": True}
+    if strategy == "DDP":  # saved by Lightning's own callback, while the exception is handled
+        assert (root / "hook_raises_DDP" / "exception.ckpt").exists()
+
+
+def test_an_exception_on_one_rank_undoes_everything_on_both(outcomes: dict[str, list[Outcome]], root: Path) -> None:
+    first, second = outcomes["hook_raises"]
+    assert first.result["error"] not in ("", "ValueError"), "rank 0 has not heard of it"
+    assert first.result["restored"]
+    assert second.error == "gone"
+    assert json.loads((root / "hook_raises" / "rank-1.json").read_text()) == {
+        "error": "ValueError",
+        "restored": True,
+        "frozen": True,
+    }
+
+
+def test_a_killed_rank_ends_the_other_and_the_last_checkpoint_goes_on_exactly(
+    outcomes: dict[str, list[Outcome]], found: Found
+) -> None:
+    first, second = outcomes["killed"]
+    assert second.error == "gone"
+    assert first.result["error"] != ""
+    assert first.result["restored"]
+    for made, never_stopped in zip(found("goes_on"), found("straight"), strict=True):
+        assert made == never_stopped
+        assert made["error"] == ""
+
+
+@pytest.mark.parametrize("strategy", ["fsdp1", "fsdp2"])
+def test_a_group_of_which_a_rank_holds_nothing_counts_alike(strategy: str, found: Found) -> None:
+    made = found(f"empty_{strategy}")
+    assert any(each["empty"] for each in made), "no rank is without a part of it"
+    for each in made:
+        assert each["updates"] == {"biases": 3, "weights": 5}
+        assert each["findings"] == []
+
+
+def test_an_overflow_in_the_shard_of_one_rank_counts_on_neither(found: Found) -> None:
+    for made in found("overflow_in_one_shard"):
+        assert made == {"updates": {"slow": 3, "fast": 7}, "findings": []}
+
+
+def test_two_processes_with_different_global_seeds_draw_the_same_groups(found: Found) -> None:
+    """And end a phase together, by the mean of what they logged, where they logged different values."""
+    first, second = found("draws")
+    assert first == second
+    sets = first["seen"]
+    assert len({tuple(groups) for groups in sets[:16]}) >= 5, "the draws differ from each other"
+    # The phase of the metric begins after 16 updates, in epoch 2 of six batches, and the mean sinks: it lasts its three
+    # epochs, which it would not if rank 1 were heard alone.
+    assert sets[15:30] == [["ends"]] * 15
+    assert len(sets[14]) == 3
+    assert len(sets[30]) == 2
+    assert len(sets[-1]) == 2
+
+
+def test_plain_ddp_fails_without_being_told_of_what_is_frozen(outcomes: dict[str, list[Outcome]]) -> None:
+    """Should torch mend this, the telling can go."""
+    texts = [str(outcome.result or outcome.text) for outcome in outcomes["untold"]]
+    assert any("parameters that were not used in producing the loss" in text for text in texts), texts
+
+
+@pytest.mark.parametrize("how", ["sharded", "whole"])
+def test_fsdp2_goes_on_from_its_checkpoints_of_groups_that_never_trained(how: str, found: Found) -> None:
+    assert found(f"saves_{how}")[0]["updates"]["upper"] == 0
+    for made in found(f"loads_{how}"):
+        assert made["resumed"] == made["straight"]
+        assert made["resumed"]["updates"] == {"bottom": 6, "upper": 2, "head": 10}
+        assert made["resumed"]["findings"] == []
+        assert made["resumed"]["restored"]
+
+
+def close(one: Any, other: Any) -> bool:
+    return distance(one["weights"], other["weights"]) <= TOLERANCES["32-true"] and one["updates"] == other["updates"]
+
+
+def test_ddp_goes_on_from_a_checkpoint_of_one_process(found: Found) -> None:
+    for made in found("loads_alone"):
+        assert close(made["resumed"], made["straight"])
+        assert made["resumed"]["findings"] == []
+
+
+def test_one_process_goes_on_from_a_checkpoint_of_ddp(outcomes: Any, root: Path, tmp_path: Path) -> None:
+    made = loads(tmp_path, "one process", str(root / "saves_ddp" / "saved.ckpt"))
+    assert close(made["resumed"], made["straight"])
+    assert made["resumed"]["findings"] == []
+
+
+def test_a_case_that_hangs_ends_by_its_deadline_and_the_next_one_runs(tmp_path: Path) -> None:
+    """The harness itself: a collective that one rank never joins."""
+    here = "tests.processes.test_faults"
+    found = run_pairs(tmp_path, [Case("hangs", f"{here}:hangs", deadline=3.0), Case("fine", f"{here}:fine")])
+    assert {outcome.error for outcome in found["hangs"]} == {"gone"}
+    assert "in hangs" in found["hangs"][1].text
+    assert [outcome.result for outcome in found["fine"]] == [1, 1]
+
+
+def hangs(root: Path) -> None:
+    import time
+
+    time.sleep(60)
+
+
+def fine(root: Path) -> int:
+    return 1
