@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.audited import AuditedRun, size_of
-from lightning_freeze.gate.backward import SKIP_BACKWARD, BackwardSkip, Choice, Circumstances, SkipBackward, choose
+from lightning_freeze.gate.backward import (
+    SKIP_BACKWARD,
+    BackwardSkip,
+    Choice,
+    Circumstances,
+    SkipBackward,
+    choose,
+    compiled,
+)
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.memory import state_bytes
 from lightning_freeze.gate.modes import EvalModes
@@ -47,6 +55,7 @@ from lightning_freeze.witness.witness import Witness, buffers_of
 _LOG = logging.getLogger("lightning_freeze")
 _STATE_VERSION = 1
 _KEPT_SETS = 64
+_NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
 
 
 OnScheduleChange = Literal["raise", "continue"]
@@ -72,14 +81,18 @@ class FreezeController(AuditedRun):
     """Runs a schedule over a model and its optimizers: who trains, held so, and proved.
 
     The order of calls is `attach` and `begin`, then for every batch `begin_step` and the usual backward and
-    ``optimizer.step()``, `end_epoch` after each epoch, and at the end `finish` and `detach`. Where gradients are clipped,
-    `before_optimizer_step` comes before the clipping, so that frozen gradients are not counted into the norm; under a
-    GradScaler, and under DDP, `after_backward` comes after each backward. `pause` comes before whatever is to find
-    ``requires_grad`` as you made it, such as validation between two batches. `state_dict` goes into a checkpoint and back
-    into `begin`.
+    ``optimizer.step()``, `end_epoch` after each epoch, and at the end `finish` and `detach`; ``with controller:``
+    detaches by itself. Where gradients are clipped, `before_optimizer_step` comes before the clipping, so that frozen gradients
+    are not counted into the norm; under a GradScaler, and under DDP, `after_backward` comes after each backward. `pause`
+    comes before whatever is to find ``requires_grad`` as you made it, such as validation between two batches. `state_dict`
+    goes into a checkpoint and back into `begin`; the optimizer's own state is best loaded before `attach`. Under several
+    processes all of them call the same methods, and are told the same findings. ``examples/plain_loop.py`` and
+    ``examples/fabric_loop.py`` are whole programs.
 
     Args:
-        module: The model, with every parameter of every group at ``requires_grad=True``.
+        module: The model, with every parameter of every group at ``requires_grad=True``; or what you call in its place, from
+            DistributedDataParallel, FSDP, Fabric's ``setup`` or `torch.compile`, which under several processes is how
+            ``skip_backward: auto`` and the audit learn of it. Names are those of the model within.
         schedule: Who trains when.
         groups: Group to selector (see `resolve_groups`). A name in the schedule that is no group is read as a selector.
         rest: What becomes of the parameters outside the groups: ``train``, ``freeze`` or ``error``.
@@ -140,9 +153,8 @@ class FreezeController(AuditedRun):
         say: Callable[[str], None] = _LOG.info,
         record: Callable[[Record], None] = lambda record: None,
     ) -> None:
-        model, wrapper = unwrapped(module)
+        model, self._given_wrapper, self._compiled = unwrapped(module)
         super().__init__(model, record, suspects)
-        self._wrapper = wrapper
         one_of("skip_backward", skip_backward, SKIP_BACKWARD)
         one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE)
         self.schedule = schedule
@@ -154,9 +166,11 @@ class FreezeController(AuditedRun):
         self._skip = BackwardSkip()
         self.backward = Choice(False, "the controller is not attached")
         """Whether the backward work of frozen groups is left out, and why."""
+        self._around: Circumstances | None = None
+        self._regions: Collection[str] = ()
         self._late = LateShards(nn.Module())
         self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
-        self._by_hand = self._skipping = self._warned_of_loss = False
+        self._by_hand = self._skipping = self._stepped_into = self._warned_of_loss = False
         self.hears_backward = False
         """Whether `after_backward` has something to do: under a GradScaler, and under plain DDP where backward is skipped."""
         self._audit = audit
@@ -223,12 +237,11 @@ class FreezeController(AuditedRun):
         """Bind the schedule to the optimizers and hook into them.
 
         Args:
-            optimizers: The run's optimizers, in the order that schedules count them.
+            optimizers: The run's optimizers, or Fabric's wrappers of them, in the order that schedules count them.
             scaler: Whether a GradScaler steps them.
             epoch: The epoch to begin in.
-            around: What decides whether backward can be skipped: under DDP, ``Circumstances(model, ddp_around_it)``. By
-                default the model is called as it is, and with several optimizers each may step within a batch.
-
+            around: What decides whether backward can be skipped. By default, what the controller was given is called, and with
+                several optimizers each may step within a batch.
             waits: Whether the optimizers' state is yet to be loaded, so that steps before `begin` are not the run's:
                 `torch.distributed.checkpoint` makes one, of gradients of zero, to see what there is to load.
 
@@ -240,7 +253,9 @@ class FreezeController(AuditedRun):
         """
         self.detach()
         optimizers = tuple(map(plain_optimizer, optimizers))
-        around = around or Circumstances(self._module, self._wrapper, by_hand=len(optimizers) > 1)
+        around = around or Circumstances(
+            self._module, self._given_wrapper, by_hand=len(optimizers) > 1, compiled=self._compiled
+        )
         self._meet(around)
         refuse_flattened(self._module)
         layout = self.groups.layout(optimizers)
@@ -258,12 +273,8 @@ class FreezeController(AuditedRun):
                 refuse_idle(lane.optimizer, lane.index, idle)
                 may_idle = f"optimizer {lane.index} can come to that: {idle}"
         self._by_hand = around.by_hand
-        self.backward = choose(
-            self._skip_asked,
-            replace(around, idle=may_idle),
-            self._plan.sets(),
-            {id(m.parameter): group for group, members in self._freezable.items() for m in members},
-        )
+        self._around, self._regions = replace(around, idle=may_idle), compiled(self._module).keys()
+        self.backward = self._choice(self._around)
         attends = any(isinstance(each, nn.MultiheadAttention) for each in self._module.modules())
         self._skip = BackwardSkip(self.backward.reducer, plain_attention=attends)
         self.hears_backward = scaler or self._skip.tells
@@ -307,6 +318,7 @@ class FreezeController(AuditedRun):
         self._make_units()
         self._sets = self._watched_sets = ()
         self._rates = None
+        self._stepped_into = False
         self._at = self._plan.start(epoch)
         self._decide()
         if not waits:
@@ -377,7 +389,9 @@ class FreezeController(AuditedRun):
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
         """
         gate, plan, at = self._require_gate(), self._require_plan(), self._at
-        self._begun = True
+        if not self._stepped_into:
+            self._choose_again()
+        self._begun = self._stepped_into = True
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
             self._say_why()
@@ -758,6 +772,18 @@ class FreezeController(AuditedRun):
         members = self.groups.members
         return {group: members[group] for group in members if group != REST or self.groups.rest == "freeze"}
 
+    def _choice(self, around: Circumstances) -> Choice:
+        groups = {id(m.parameter): group for group, members in self._freezable.items() for m in members}
+        return choose(self._skip_asked, around, self._require_plan().sets(), groups)
+
+    def _choose_again(self) -> None:
+        """Before the first step: code that was compiled since is counted, too."""
+        around = self._around
+        if self.backward.skips and around is not None and compiled(self._module).keys() != self._regions:
+            self.backward = self._choice(around)
+            if not self.backward.skips:
+                self._say(f"freeze: the backward work of frozen groups is not skipped after all: {self.backward.why}.")
+
     def _held_by(self, optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, ...]]:
         mine = held_by(optimizer)
         held = {
@@ -900,7 +926,13 @@ class FreezeController(AuditedRun):
         return modules
 
     def _before_step(self, lane: Lane) -> None:
+        if not self._stepped_into and lane.derived:
+            raise RuntimeError(_NOT_BEGUN + "phases that count epochs, and skipped backward work, begin with it.")
         if self._sets is not self._watched_sets:
+            if self._skipping and not self._by_hand and self._watched_sets:
+                raise RuntimeError(
+                    _NOT_BEGUN + "what trains now has no gradient of a backward that was skipped for others."
+                )
             self._follow()
         self._state.ready()
         if self._skip.tells and lane.derived:

@@ -230,16 +230,25 @@ def test_raising_the_limit_skips_more_sets(graphs: Graphs, trainer: Any) -> None
     assert graphs.compiled == LIMIT
 
 
-@pytest.mark.parametrize("case", ["compiled too late to be seen", "smaller last batches of many sets"])
-def test_past_the_limit_training_is_right_all_the_same(case: str, graphs: Graphs, trainer: Any) -> None:
-    """What `auto` cannot foresee: torch then runs the sets and sizes that are new to it uncompiled, the others as before."""
-    late = case.startswith("compiled")
-    count, data, epochs = (LIMIT + 2, rows(4 * (LIMIT + 2)), 2) if late else (LIMIT - 2, rows(4 * 6 + 2), 4)
-    expected = Deep(count=count)
-    fitted(trainer, expected, one_block_at_a_time(False), data, max_epochs=epochs)
-    model = Deep(whole(graphs), "on_train_start" if late else "setup", count)
+def test_what_is_compiled_after_the_fit_began_is_counted_before_the_first_step(graphs: Graphs, trainer: Any) -> None:
+    count = LIMIT + 2
+    expected, model = Deep(count=count), Deep(whole(graphs), "on_train_start", count)
+    fitted(trainer, expected, one_block_at_a_time(False), rows(4 * count))
     scheduler = one_block_at_a_time("auto")
-    held = fitted(trainer, model, scheduler, data, graphs, max_epochs=epochs)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        held = fitted(trainer, model, scheduler, rows(4 * count), graphs)
+    assert not scheduler.controller.backward.skips  # type: ignore[union-attr]
+    assert max(held.compiled) == 1
+    assert same(weights(model), weights(expected))
+
+
+def test_past_the_limit_training_is_right_all_the_same(graphs: Graphs, trainer: Any) -> None:
+    """Smaller last batches of many sets, which `auto` cannot foresee: torch runs what is new to it uncompiled."""
+    data, epochs = rows(4 * 6 + 2), 4
+    expected = Deep(count=LIMIT - 2)
+    fitted(trainer, expected, one_block_at_a_time(False), data, max_epochs=epochs)
+    model = Deep(whole(graphs), "setup", LIMIT - 2)
+    held = fitted(trainer, model, one_block_at_a_time("auto"), data, graphs, max_epochs=epochs)
     assert same(weights(model), weights(expected))
     assert max(held.compiled) == LIMIT
     assert graphs.runs > len(held.compiled) / 2, "what was compiled before is used no more"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze.gate.optimizers import UnsupportedError
+from lightning_freeze.gate.wrapped import is_fsdp1
 
 SkipBackward = bool | Literal["auto"]
 SKIP_BACKWARD: tuple[SkipBackward, ...] = ("auto", True, False)
@@ -37,6 +38,9 @@ class Circumstances:
         idle: Under a GradScaler, why an optimizer can come to a step with nothing to train.
         toggles: The method of the model that turns ``requires_grad`` on and off itself, by Lightning's `toggle_optimizer`.
         strategy: What one calls the way in which processes share the run.
+        device: Where processes exchange what is small; by default that of the model's first parameter.
+        averages: Whether the strategy lets processes go apart, and averages their weights now and then.
+        compiled: Whether code is compiled around both, so that neither shows it.
     """
 
     module: nn.Module
@@ -48,6 +52,9 @@ class Circumstances:
     idle: str | None = None
     toggles: str | None = None
     strategy: str = ""
+    device: torch.device | None = None
+    averages: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def choose(
     """
     if asked is False:
         return Choice(False, "as asked by `skip_backward: false`")
-    unsafe = _unsafe(around) or _recompiles(around.module, sets, groups)
+    unsafe = _unsafe(around) or _recompiles(around, sets, groups)
     if asked == "auto" and around.by_hand and unsafe is None:
         return Choice(
             False,
@@ -141,26 +148,32 @@ def _unsafe(around: Circumstances) -> tuple[str, str] | None:
             return (
                 "plain DDP waits in every backward for every parameter, and a model that steps its optimizers itself makes "
                 "several",
-                "use strategy='ddp_find_unused_parameters_true'",
+                "build DDP with find_unused_parameters=True (strategy='ddp_find_unused_parameters_true')",
             )
         if not ddp.find_unused_parameters and any(map(_has_hooks, around.module.parameters())):
             return (
                 "plain DDP is told of frozen parameters by gradients of zero, and a parameter has a hook of its own, which "
                 "would take those for gradients",
-                "use strategy='ddp_find_unused_parameters_true'",
+                "build DDP with find_unused_parameters=True (strategy='ddp_find_unused_parameters_true')",
             )
-        if compiled(around.module) or compiled(ddp):
+        if around.compiled or compiled(around.module) or compiled(ddp):
             return "the model is compiled under DDP, which cuts its graph by buckets", "compile it without DDP"
         return None
-    if any(type(m).__name__ == "FullyShardedDataParallel" for m in ddp.modules()):
+    if any(map(is_fsdp1, ddp.modules())):
         return (
             "FSDP1 keeps several parameters in one flat one, which trains as a whole",
             "use FSDP2, through ModelParallelStrategy",
         )
     if around.world > 1 and not any(hasattr(p, "to_local") for p in around.module.parameters()):
+        if not around.strategy:
+            return (
+                f"it is not known what shares the run among {around.world} processes, nor whether it waits for gradients of "
+                "what is frozen",
+                "hand over what is called in the model's place, such as DistributedDataParallel(model)",
+            )
         return (
-            f"{around.strategy or 'what'} shares the run among {around.world} processes, and it is not known whether it "
-            "waits for gradients of what is frozen",
+            f"{around.strategy} shares the run among {around.world} processes, and it is not known whether it waits for "
+            "gradients of what is frozen",
             "use strategy='ddp', or FSDP2 through ModelParallelStrategy",
         )
     return None
@@ -190,13 +203,15 @@ def _is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or any(hasattr(f, "_torchdynamo_orig_callable") for f in functions)
 
 
-def _recompiles(module: nn.Module, sets: Iterable[frozenset[str]], groups: Mapping[int, str]) -> tuple[str, str] | None:
+def _recompiles(
+    around: Circumstances, sets: Iterable[frozenset[str]], groups: Mapping[int, str]
+) -> tuple[str, str] | None:
     """Why compiled code would be compiled too often, and the mend.
 
     A graph holds for one pattern of ``requires_grad`` over the parameters of a compiled module, and over its inputs where
     it is not the whole model. Modules of one class share their graphs.
     """
-    regions = compiled(module)
+    regions = {"": around.module} if around.compiled else compiled(around.module)
     if not regions:
         return None
     limit: int = torch._dynamo.config.recompile_limit
@@ -247,6 +262,7 @@ class BackwardSkip:
         self._held: dict[int, nn.Parameter] = {}
         self._plain_attention = plain_attention
         self._fast_attention = True
+        self._told = False
 
     @property
     def holds(self) -> bool:
@@ -257,6 +273,21 @@ class BackwardSkip:
     def tells(self) -> bool:
         """Whether `tell` has something to do after a backward."""
         return self._reducer is not None
+
+    def insist(self) -> None:
+        """Before an optimizer's step: the reducer must have been told.
+
+        Raises:
+            RuntimeError: It was not, since the last time.
+        """
+        if self._held and self._reducer is not None and not self._told:
+            raise RuntimeError(
+                "`after_backward()` was not called between a backward and this step. Under DDP without "
+                "find_unused_parameters, frozen groups are told to the reducer there, without which gradients are not "
+                "averaged. Call it after each backward, or set `skip_backward=False`, or build DDP with "
+                "find_unused_parameters=True."
+            )
+        self._told = False
 
     def freeze(self, parameters: Iterable[nn.Parameter]) -> None:
         """These get no gradients from here on; what is the user's own to freeze is left alone."""
@@ -288,6 +319,7 @@ class BackwardSkip:
         Without it plain DDP raises in the next forward, which finds parameters that it still waits for, or, where there is
         no next one, leaves the ranks with gradients that were never averaged.
         """
+        self._told = True
         # Within an accumulation nothing is averaged, and the reducer does not listen.
         if not self._held or not self._reducer.require_backward_grad_sync:
             return

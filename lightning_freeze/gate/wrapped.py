@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,8 +12,22 @@ from torch.optim import Optimizer
 from lightning_freeze.gate.optimizers import UnsupportedError
 
 
-def unwrapped(module: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The model as its user wrote it, and the outermost wrapper that shares it among processes (or the model itself).
+class Unwrapped(NamedTuple):
+    """What `unwrapped` finds.
+
+    Args:
+        module: The model as its user wrote it; compiled, where it was compiled before it was wrapped.
+        wrapper: The outermost wrapper that shares it among processes, or the model itself.
+        compiled: Whether `torch.compile` was called on a wrapper, so that its graphs reach over the whole model.
+    """
+
+    module: nn.Module
+    wrapper: nn.Module
+    compiled: bool
+
+
+def unwrapped(module: nn.Module) -> Unwrapped:
+    """The model within whatever one calls in its place.
 
     Args:
         module: A model, or what DistributedDataParallel, FSDP1, ``fabric.setup`` or ``torch.compile`` made of one. What was
@@ -24,16 +38,18 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, nn.Module]:
 
     Example:
         >>> model = nn.Linear(2, 1)
-        >>> unwrapped(model)[0] is model
+        >>> unwrapped(model).module is model
         True
     """
     wrapper: nn.Module | None = None
+    compiled = False
     while True:
         inner = _within(module)
         if inner is None:
-            return module, wrapper or module
+            return Unwrapped(module, wrapper or module, compiled)
         if _is_wrapper(module):
             wrapper = wrapper or module
+        compiled = compiled or "_orig_mod" in module._modules
         module = inner
 
 
@@ -77,7 +93,7 @@ def refuse_flattened(module: nn.Module) -> None:
         UnsupportedError: Groups cannot be told apart in it.
     """
     for name, parameter in module.named_parameters():
-        if type(parameter).__name__ == "FlatParameter":
+        if getattr(parameter, "_is_flat_param", False):  # its type is plain Parameter
             raise UnsupportedError(
                 f"{name!r} is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be told "
                 "apart. Use use_orig_params=True, or FSDP2 (`fully_shard`, ModelParallelStrategy)."

@@ -236,7 +236,9 @@ class Slim(Net):
         super().__init__(lambda model: torch.optim.AdamW(model.parameters(), lr=0.01))
         self.sharded, self.overflows, self.overflowing = sharded, overflows, False
         self.layer1, self.layer2 = nn.Linear(4, 1), nn.Linear(1, 3)
-        self.layer2.register_forward_hook(self._overflow)  # before FSDP2's own, which takes the whole weights away again
+        self.layer2.register_forward_hook(
+            self._overflow
+        )  # before FSDP2's own, which takes the whole weights away again
 
     def configure_model(self) -> None:
         if self.sharded:

@@ -7,24 +7,24 @@ the pair is ended and a new one goes on with the next case, so that none can han
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import faulthandler
+import functools
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 WORLD = 2
-_START = 120.0  # seconds that a pair has to import everything
-_APART = 3
 
 
 @dataclass(frozen=True)
@@ -67,46 +67,116 @@ def run_pairs(root: Path, cases: Sequence[Case]) -> dict[str, list[Outcome]]:
     """The outcomes of each case, by its name: of rank 0, and of rank 1.
 
     Args:
-        root: An empty folder for what the cases write.
+        root: A folder for what the cases write.
         cases: In the order in which they are run; their names differ.
     """
-    left = list(cases)
-    found: dict[str, list[Outcome]] = {}
-    while left:
-        done = _one_pair(root, left)
-        found.update(done)
-        left = left[len(done) :]
-    return found
+    seed = _seed()
+    assert seed.stdin is not None
+    assert seed.stdout is not None
+    seed.stdin.write(json.dumps({"root": str(root), "cases": [asdict(case) for case in cases]}) + "\n")
+    seed.stdin.flush()
+    assert seed.stdout.readline() == "done\n", "the process from which pairs are forked is gone"
+    return {case.name: [_outcome(root, case.name, rank) for rank in range(WORLD)] for case in cases}
 
 
-def _one_pair(root: Path, cases: Sequence[Case]) -> dict[str, list[Outcome]]:
-    """Start a pair and follow it until it is through with the cases, or must be ended; at least one is done."""
-    (root / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
-    processes = list(_start(root))
-    found: dict[str, list[Outcome]] = {}
-    try:
-        for number, case in enumerate(cases):
-            ended = _wait(root, case, processes, case.deadline + (_START if number == 0 else 0.0))
-            found[case.name] = [_outcome(root, case.name, rank) for rank in range(WORLD)]
-            if not ended or len({bool(outcome.error) for outcome in found[case.name]}) > 1:
-                break
-    finally:
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # those that are through end by themselves
-                process.wait(timeout=10 if len(found) == len(cases) else 0.5)
-            process.kill()
-            process.wait()
-    return found
+@functools.lru_cache(maxsize=1)
+def _seed() -> subprocess.Popen[str]:
+    """A process that has imported everything, and has no threads, from which pairs are forked: to import takes seconds."""
+    here = str(Path(__file__).resolve().parents[2])
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    seed = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.processes.pairs"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    atexit.register(_end, seed)
+    return seed
 
 
-def _start(root: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _end(seed: subprocess.Popen[str]) -> None:
+    seed.kill()
+    seed.communicate()
+
+
+def _serve() -> None:
+    """In the process that pairs are forked from: run the cases of each line of the input."""
+    import torch
+
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")  # what imports and cases print goes elsewhere
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        left = [Case(**plain) for plain in asked["cases"]]
+        for module in {case.function.partition(":")[0] for case in left}:
+            importlib.import_module(module)
+        while left:
+            left = left[_one_pair(Path(asked["root"]), left) :]
+        answers.write("done\n")
+        answers.flush()
+
+
+def _one_pair(root: Path, cases: Sequence[Case]) -> int:
+    """Fork a pair and follow it until it is through with the cases, or must be ended: how many are done, at least one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    here = str(Path(__file__).resolve().parents[2])
+    children = [_fork(root, cases, rank, port) for rank in range(WORLD)]
+    done = 0
+    try:
+        for case in cases:
+            done += 1
+            ended = _wait(root, case, children)
+            if not ended or len({bool(_outcome(root, case.name, rank).error) for rank in range(WORLD)}) > 1:
+                break
+    finally:
+        for child in children:
+            child.end()
     for rank in range(WORLD):
-        environment = {
-            **os.environ,
+        if not _place(root, cases[done - 1].name, rank).exists():
+            said = (root / f"output-{rank}.txt").read_text(errors="replace")
+            _write(root, cases[done - 1].name, rank, Outcome(error="gone", text=said[-3000:]))
+    return done
+
+
+@dataclass
+class _Child:
+    """A forked process."""
+
+    pid: int
+    gone: bool = False
+
+    def alive(self) -> bool:
+        """Whether it is still there."""
+        if not self.gone:
+            self.gone = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        return not self.gone
+
+    def end(self) -> None:
+        """Now."""
+        if self.alive():
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.gone = True
+
+
+def _fork(root: Path, cases: Sequence[Case], rank: int, port: int) -> _Child:
+    pid = os.fork()
+    if pid:
+        return _Child(pid)
+    try:
+        output = os.open(root / f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.environ |= {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "RANK": str(rank),
@@ -115,30 +185,22 @@ def _start(root: Path) -> Iterator[subprocess.Popen[bytes]]:
             "WORLD_SIZE": str(WORLD),
             "LOCAL_WORLD_SIZE": str(WORLD),
             "TORCHELASTIC_RUN_ID": "pair",  # so that Lightning starts no processes of its own
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
-        with (root / f"output-{rank}.txt").open("wb") as output:
-            yield subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "tests.processes.pairs", str(root)],
-                env=environment,
-                cwd=root,
-                stdout=output,
-                stderr=output,
-            )
+        os.chdir(root)
+        _work(root, cases, rank)
+    finally:
+        os._exit(0)
 
 
-def _wait(root: Path, case: Case, processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
+def _wait(root: Path, case: Case, children: Sequence[_Child]) -> bool:
     """Wait until both processes have ended a case. One that is gone gives the other the case's time to notice."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + case.deadline + 2
     while not all(_place(root, case.name, rank).exists() for rank in range(WORLD)):
-        alive = [process for process in processes if process.poll() is None]
         written = [_place(root, case.name, rank).exists() for rank in range(WORLD)]
-        waiting = [p for p, there in zip(processes, written, strict=True) if not there and p.poll() is None]
-        if time.monotonic() > until or not alive or not waiting:
-            return all(written)
-        time.sleep(0.01)
+        waiting = [child for child, there in zip(children, written, strict=True) if not there and child.alive()]
+        if time.monotonic() > until or not waiting:
+            return all(_place(root, case.name, rank).exists() for rank in range(WORLD))
+        time.sleep(0.005)
     return True
 
 
@@ -147,21 +209,20 @@ def _place(root: Path, name: str, rank: int) -> Path:
 
 
 def _outcome(root: Path, name: str, rank: int) -> Outcome:
-    place = _place(root, name, rank)
-    if place.exists():
-        return Outcome(**json.loads(place.read_text()))
-    output = (root / f"output-{rank}.txt").read_text(errors="replace")
-    return Outcome(error="gone", text=output[-3000:])
+    return Outcome(**json.loads(_place(root, name, rank).read_text()))
 
 
-def _work(root: Path) -> None:
+def _write(root: Path, name: str, rank: int, outcome: Outcome) -> None:
+    part = _place(root, name, rank).with_suffix(".part")
+    part.write_text(json.dumps(asdict(outcome)))
+    part.rename(_place(root, name, rank))
+
+
+def _work(root: Path, cases: Sequence[Case], rank: int) -> None:
     """What each process of a pair does."""
-    importlib.import_module("tests.conftest")  # torch and Lightning, which take their time
-    rank = int(os.environ["RANK"])
-    for plain in json.loads((root / "cases.json").read_text()):
-        case = Case(**plain)
+    for case in cases:
         # Past its deadline a process says where it stands, and ends.
-        faulthandler.dump_traceback_later(case.deadline, exit=True)
+        faulthandler.dump_traceback_later(case.deadline, exit=True, file=2)
         begun = time.monotonic()
         try:
             module, _, function = case.function.partition(":")
@@ -171,16 +232,15 @@ def _work(root: Path) -> None:
             outcome = Outcome(made, seconds=time.monotonic() - begun)
         except Exception as error:
             outcome = Outcome(None, type(error).__name__, str(error), traceback.format_exc(), time.monotonic() - begun)
-        place = _place(root, case.name, rank)
-        place.with_suffix(".part").write_text(json.dumps(asdict(outcome)))
-        place.with_suffix(".part").rename(place)
+        _write(root, case.name, rank, outcome)
         other = _place(root, case.name, 1 - rank)
         while not other.exists():
             time.sleep(0.002)
         if bool(json.loads(other.read_text())["error"]) != bool(outcome.error):
-            sys.exit(_APART)
+            return
         faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]))
+    # As the module that cases and tests know, and not a second one.
+    importlib.import_module("tests.processes.pairs")._serve()
