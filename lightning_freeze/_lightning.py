@@ -135,6 +135,20 @@ def averages(trainer: Trainer) -> bool:
     return getattr(trainer.strategy, "_model_averager", None) is not None
 
 
+def uneven_batches(trainer: Trainer) -> bool:
+    """Whether the training batches of an epoch may differ in size, as far as their loaders show."""
+    loaders: Any = trainer.train_dataloader
+    for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+        try:
+            samples, size = len(loader.sampler), int(loader.batch_size)
+        except (AttributeError, TypeError):  # an iterable dataset, a sampler of batches, a loader of another kind
+            return True
+        last = samples % size and not loader.drop_last
+        if last and trainer.num_training_batches > samples // size:
+            return True
+    return False
+
+
 def may_clip(trainer: Trainer, module: LightningModule) -> bool:
     """Whether gradients may be clipped, or looked at, between the callbacks' part of a step and the step itself."""
     hooks = {"configure_gradient_clipping", "on_before_optimizer_step"}

@@ -42,7 +42,6 @@ class AuditedRun(ABC):
         self._averages = False
         self._apart: set[str] = set()
         self._witness: Witness | None = None
-        self._last_check = 0
         self._epoch_updates: dict[str, int] = {}
         self._epoch_intervals = 0
         self._begun = False
@@ -117,14 +116,9 @@ class AuditedRun(ABC):
     def _compare(self) -> list[Finding]:
         if self._witness is None:
             return []
-        self._last_check = self.total
         self._witness.check(self.total)
         # Between an epoch's end and the next batch, what is found belongs to the epoch that has ended.
         return self._witness.collect(self.epoch if self._begun else max(0, self.epoch - 1))
-
-    def check_due(self, every_n_updates: int) -> bool:
-        """Whether that many updates were made since the last check."""
-        return self.total - self._last_check >= every_n_updates
 
     def counts(self) -> Record:
         """The ``counts`` record of the epoch so far."""
@@ -164,10 +158,10 @@ class AuditedRun(ABC):
             return []
         named = ((clean_name(name), parameter) for name, parameter in self._module.named_parameters())
         apart = self._ranks.apart(copies_of(named, self._wrapper, self._witness.print_of))
-        fresh = [(name, sides) for name, sides in apart if name not in self._apart]
-        self._apart.update(name for name, _ in fresh)
-        found = [copies_apart(name, sides, epoch, self.total) for name, sides in fresh]
-        return self._found(found, together=False)  # all ranks have found the same
+        if apart is None or apart[0] in self._apart:
+            return []
+        self._apart.add(apart[0])
+        return self._found([copies_apart(*apart, epoch, self.total)], together=False)  # all ranks have found the same
 
     def _found(self, findings: list[Finding], together: bool = True) -> list[Finding]:
         if together:

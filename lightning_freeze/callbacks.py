@@ -29,6 +29,7 @@ from lightning_freeze._lightning import (
     say,
     suspects,
     toggles_by_hand,
+    uneven_batches,
 )
 from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController, OnScheduleChange
@@ -61,7 +62,7 @@ class _Audited(Auditor):
         self._engine: FreezeController | RequiresGradWatch | None = None
         self._recorder: Recorder | None = None
         self._records: list[Record] = []
-        self._judged = 0
+        self._judged = self._checked = 0
         self._running = False
         self._bar: BarText | None = None
         self._audits_inputs = inputs
@@ -84,9 +85,19 @@ class _Audited(Auditor):
         self._engine.begin_step(trainer.current_epoch)
         if self._inputs is not None:
             self._inputs.begin_batch(trainer.current_epoch, batch_idx)
-        if self._every_n_updates is not None and self._engine.check_due(self._every_n_updates):
+        if (
+            self._every_n_updates is not None
+            and self._made(trainer, pl_module) - self._checked >= self._every_n_updates
+        ):
+            self._checked = self._made(trainer, pl_module)
             self._engine.check()
             self._judge(trainer)
+
+    def _made(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        """The updates so far; of several processes the steps, which are as many on all of them, whatever has happened."""
+        if trainer.world_size > 1 and pl_module.automatic_optimization:
+            return int(trainer.global_step)
+        return self._engine.total if self._engine is not None else 0
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """The batch's inputs are watched no more."""
@@ -107,6 +118,7 @@ class _Audited(Auditor):
         if self._engine is None or self._engine.epoch > trainer.current_epoch:  # ended before the run was resumed
             return
         self._tell_inputs(trainer, self._engine)
+        self._checked = self._made(trainer, pl_module)
         self._engine.end_epoch()
         if self.asked_by == "switch":
             return self._judge(trainer)
@@ -154,7 +166,7 @@ class _Audited(Auditor):
         others = any(isinstance(callback, InputAudit) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
         self._records = []
-        self._judged = 0
+        self._judged = self._checked = 0
         directory = log_directory(trainer)  # on every rank: it may be broadcast
         here = trainer.is_global_zero and not trainer.fast_dev_run and self.asked_by != "switch"  # type: ignore[attr-defined]
         self._recorder = Recorder(directory / FILE_NAME) if here and self._writes else None
@@ -402,7 +414,7 @@ class FreezeScheduler(_Audited):
                 f"the checkpoint {str(trainer.ckpt_path)!r} holds no state of a freeze scheduler, so the schedule begins "
                 "anew from its first step."
             )
-        self._controller.begin(trainer.current_epoch, self._resume)
+        self._controller.begin(trainer.current_epoch, self._resume, uneven=uneven_batches(trainer))
         # What a checkpoint's own comparison found, and no epoch's end has judged yet.
         self._controller.findings += [Finding.from_dict(plain) for plain in (self._resume or {}).get(_UNJUDGED, [])]
         self._running = True

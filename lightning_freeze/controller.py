@@ -168,6 +168,7 @@ class FreezeController(AuditedRun):
         """Whether the backward work of frozen groups is left out, and why."""
         self._around: Circumstances | None = None
         self._regions: Collection[str] = ()
+        self._uneven = False
         self._late = LateShards(nn.Module())
         self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
         self._by_hand = self._skipping = self._stepped_into = self._warned_of_loss = False
@@ -301,7 +302,6 @@ class FreezeController(AuditedRun):
                 suspects=self._suspects,
                 away=self._state.away,
             )
-            self._witness.begin()
         self._held_groups = [sorted(lane.members) for lane in lanes]
         self._refuse_apart(
             "before training",
@@ -346,16 +346,18 @@ class FreezeController(AuditedRun):
                 stacklevel=2,
             )
 
-    def begin(self, epoch: int | None = None, state: Mapping[str, Any] | None = None) -> None:
+    def begin(self, epoch: int | None = None, state: Mapping[str, Any] | None = None, *, uneven: bool = False) -> None:
         """Training begins: go on from a saved state, remember what is to move, and record the run.
 
         Args:
             epoch: The epoch to begin in, where there is no state.
             state: What `state_dict` gave.
+            uneven: Whether batches may differ in size, which compiled code is compiled anew for.
 
         Raises:
-            ScheduleError: The state was saved under another schedule or other groups.
+            ScheduleError: The state was saved under another schedule or other groups, or ranks go on from different places.
         """
+        self._uneven = uneven
         if state is not None:
             self.load_state_dict(state)
             if state["schedule"] == self.schedule.describe():
@@ -364,8 +366,7 @@ class FreezeController(AuditedRun):
             self._at.epoch = epoch
         self._refuse_apart("where training begins", "the checkpoints that the ranks go on from", self._place())
         self._require_gate().attach()
-        if self._witness is not None:
-            self._witness.begin()
+        self._begin_witness()
         self._record(
             {
                 "type": "run",
@@ -391,6 +392,7 @@ class FreezeController(AuditedRun):
         gate, plan, at = self._require_gate(), self._require_plan(), self._at
         if not self._stepped_into:
             self._choose_again()
+            self._begin_witness()
         self._begun = self._stepped_into = True
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
@@ -560,7 +562,6 @@ class FreezeController(AuditedRun):
             self._state.ready()
             found = self._witness.end_epoch(epoch, self._at.total)
             found += self._stalled(epoch)
-            self._last_check = self._at.total
         found = self._epoch_found(found, epoch)
         found += self.compare_ranks(epoch)
         self._epoch_length = self._at.total - self._steps.first
@@ -740,7 +741,6 @@ class FreezeController(AuditedRun):
         self._at = position
         self._steps = Steps.from_dict(state["steps"])
         self._epoch_updates = {group: state["epoch_updates"].get(group, 0) for group in position.updates}
-        self._last_check = self._at.total
         self._rates = None
         self._decide()
 
@@ -772,15 +772,20 @@ class FreezeController(AuditedRun):
         members = self.groups.members
         return {group: members[group] for group in members if group != REST or self.groups.rest == "freeze"}
 
+    def _begin_witness(self) -> None:
+        """Remember the bits that are to move, once everything is loaded."""
+        if self._witness is not None and not self._witness.begun:
+            self._witness.begin()
+
     def _choice(self, around: Circumstances) -> Choice:
         groups = {id(m.parameter): group for group, members in self._freezable.items() for m in members}
         return choose(self._skip_asked, around, self._require_plan().sets(), groups)
 
     def _choose_again(self) -> None:
-        """Before the first step: code that was compiled since is counted, too."""
-        around = self._around
-        if self.backward.skips and around is not None and compiled(self._module).keys() != self._regions:
-            self.backward = self._choice(around)
+        """Before the first step: code that was compiled since is counted, too, and the sizes of batches."""
+        around, regions = self._around, compiled(self._module).keys()
+        if self.backward.skips and around is not None and (regions != self._regions or (regions and self._uneven)):
+            self.backward = self._choice(replace(around, uneven=self._uneven))
             if not self.backward.skips:
                 self._say(f"freeze: the backward work of frozen groups is not skipped after all: {self.backward.why}.")
 

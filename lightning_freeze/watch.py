@@ -116,7 +116,6 @@ class RequiresGradWatch(AuditedRun):
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
-        self._last_check = self._total
         found = self._epoch_found(self._require().end_epoch(self._epoch, self._total), self._epoch)
         self._record(self.counts())
         self._epoch += 1

@@ -242,8 +242,25 @@ def test_what_is_compiled_after_the_fit_began_is_counted_before_the_first_step(g
     assert same(weights(model), weights(expected))
 
 
-def test_past_the_limit_training_is_right_all_the_same(graphs: Graphs, trainer: Any) -> None:
-    """Smaller last batches of many sets, which `auto` cannot foresee: torch runs what is new to it uncompiled."""
+@pytest.mark.parametrize(("limit", "skips"), [(8, True), (7, False)])
+def test_a_smaller_last_batch_is_counted_with_each_set(limit: int, skips: bool, graphs: Graphs, trainer: Any) -> None:
+    """It comes with another of three sets in each epoch: twice the graphs, and two for validation."""
+    count, data, epochs = 3, rows(4 * 3 + 2), 4
+    expected = Deep(count=count)
+    fitted(trainer, expected, one_block_at_a_time(False), data, max_epochs=epochs)
+    model, scheduler = Deep(whole(graphs), "setup", count), one_block_at_a_time("auto")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=limit):
+        fitted(trainer, model, scheduler, data, graphs, max_epochs=epochs)
+    assert scheduler.controller.backward.skips == skips  # type: ignore[union-attr]
+    assert same(weights(model), weights(expected))
+    if not skips:
+        assert "for each size of a batch" in scheduler.controller.backward.why  # type: ignore[union-attr]
+        assert "drop_last=True" in scheduler.controller.backward.why  # type: ignore[union-attr]
+
+
+def test_past_the_limit_training_is_right_all_the_same(graphs: Graphs, trainer: Any, monkeypatch: Any) -> None:
+    """Batches that `auto` could not see to be uneven: torch runs what is new to it uncompiled."""
+    monkeypatch.setattr("lightning_freeze.callbacks.uneven_batches", lambda trainer: False)
     data, epochs = rows(4 * 6 + 2), 4
     expected = Deep(count=LIMIT - 2)
     fitted(trainer, expected, one_block_at_a_time(False), data, max_epochs=epochs)

@@ -22,7 +22,7 @@ from lightning_freeze.gate.wrapped import is_fsdp1
 SkipBackward = bool | Literal["auto"]
 SKIP_BACKWARD: tuple[SkipBackward, ...] = ("auto", True, False)
 
-_SPARE_GRAPHS = 2  # for validation, and for a last, smaller batch
+_SPARE_GRAPHS = 2  # for validation and its last, smaller batch
 _SETS = 1000
 
 
@@ -41,6 +41,7 @@ class Circumstances:
         device: Where processes exchange what is small; by default that of the model's first parameter.
         averages: Whether the strategy lets processes go apart, and averages their weights now and then.
         compiled: Whether code is compiled around both, so that neither shows it.
+        uneven: Whether batches may differ in size, each of which compiled code asks for graphs of its own.
     """
 
     module: nn.Module
@@ -55,6 +56,7 @@ class Circumstances:
     device: torch.device | None = None
     averages: bool = False
     compiled: bool = False
+    uneven: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,14 +223,16 @@ def _recompiles(
         for name, owners in held.items():
             seen = patterns.setdefault(_code(regions[name]), set())
             seen.add(tuple(owner is None or owner in trained for owner in owners))
-            graphs = len(seen) * (1 if name == "" else 2) + _SPARE_GRAPHS
+            graphs = len(seen) * (1 if name == "" else 2) * (2 if around.uneven else 1) + _SPARE_GRAPHS
             if graphs > limit:
                 what = f"{name!r}" if name else "the model"
                 return (
-                    f"{what} is compiled, each set of trainable groups asks for a graph of its own, and with those for "
-                    f"validation and a smaller batch torch would compile at least {graphs} where "
+                    f"{what} is compiled, each set of trainable groups asks for a graph of its own"
+                    + (" for each size of a batch" if around.uneven else "")
+                    + f", and with those for validation torch would compile at least {graphs} where "
                     f"torch._dynamo.config.recompile_limit is {limit}, after which it runs uncompiled",
-                    "raise that limit, or compile the blocks one by one",
+                    "raise that limit, or compile the blocks one by one"
+                    + (", or let all batches be of one size (`drop_last=True`)" if around.uneven else ""),
                 )
     return None
 

@@ -110,7 +110,7 @@ class LateShards:
 
     FSDP2 takes the dtype of a layer's gradients from those of its parameters that require one at its first forward. Where
     none does, it later refuses its gradients under a mixed precision policy ("attempting to assign a gradient with dtype
-    …"). Unsharding a layer by hand lets it look again.
+    …"). It looks again, without a message to other processes, when it is asked to prepare a layer anew.
 
     Args:
         module: The model.
@@ -133,9 +133,17 @@ class LateShards:
             return
         for layer, held in list(self._held.items()):
             if any(parameter.requires_grad for parameter in held):
-                layer.unshard()
-                layer.reshard()
+                _prepare(layer)
                 del self._held[layer]
+
+
+def _prepare(layer: Any) -> None:
+    """Let FSDP2 prepare a layer as at its first forward."""
+    state = layer._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)  # several since torch 2.13
+    for group in [state._fsdp_param_group] if groups is None else groups:
+        if group is not None:
+            group.lazy_init()
 
 
 def _fsdp2(module: nn.Module) -> Iterable[Any]:

@@ -57,9 +57,16 @@ class MovedAudit:
         group, number = self._places.get(id(parameter), ("", 0))
         return self._before[group][number] if group in self._before else None
 
-    def begin_epoch(self) -> None:
-        """Remember the bits of everything that may train."""
-        found = iter(digests(p for members in self._groups.values() for _, p in members))
+    def begin_epoch(self, known: Callable[[Tensor], Digest | None] = lambda parameter: None) -> None:
+        """Remember the bits of everything that may train.
+
+        Args:
+            known: Gives the digest of a parameter that was made a moment ago, where one was.
+        """
+        there = [known(p) for members in self._groups.values() for _, p in members]
+        every = (p for members in self._groups.values() for _, p in members)
+        made = iter(digests(p for p, old in zip(every, there, strict=True) if old is None))
+        found = iter([next(made) if old is None else old for old in there])
         self._before = {group: [next(found) for _ in members] for group, members in self._groups.items()}
         self._planned.clear()
         self._last_planned = frozenset()
@@ -74,10 +81,15 @@ class MovedAudit:
             for group in updated - self._samples.keys():
                 self._samples[group] = self._sample(group) if group in self._groups else _Sample([], [], [])
 
-    def end_epoch(self, epoch: int) -> list[Finding]:
-        """What was planned to train and did not. Begins the next epoch."""
+    def end_epoch(self, epoch: int, known: Callable[[Tensor], Digest | None] = lambda parameter: None) -> list[Finding]:
+        """What was planned to train and did not. Begins the next epoch.
+
+        Args:
+            epoch: The epoch that has ended.
+            known: As for `begin_epoch`.
+        """
         planned, samples, before = set(self._planned), dict(self._samples), self._before
-        self.begin_epoch()
+        self.begin_epoch(known)
         groups = [group for group in self._groups if group in planned]
         ends = [pair for group in groups for pair in zip(before[group], self._before[group], strict=True)]
         # What had no bits at the beginning, a lazy parameter, cannot have kept them.

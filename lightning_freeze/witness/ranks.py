@@ -129,9 +129,8 @@ class Ranks:
             return [part.reshape(-1)]
         metric = _Gathered().to(self._device)
         metric.update(part.reshape(-1).to(self._device))
-        return [
-            each.cpu().reshape(-1) for each in metric.compute()
-        ]  # torchmetrics makes a scalar of what has one element
+        parts = [each.reshape(-1) for each in metric.compute()]  # torchmetrics makes a scalar of what has one element
+        return list(torch.cat(parts).cpu().split([part.numel() for part in parts]))  # with one wait for a device
 
     def texts(self, text: str) -> list[str]:
         """The text of each rank."""
@@ -195,10 +194,11 @@ class Ranks:
             *mine[_TOLD:],
         ]
 
-    def apart(self, copies: Mapping[Holders, Sequence[tuple[str, int | None]]]) -> list[tuple[str, list[list[int]]]]:
-        """The first parameter of which ranks that should hold the same bits do not; for each set of such ranks.
+    def apart(self, copies: Mapping[Holders, Sequence[tuple[str, int | None]]]) -> tuple[str, list[list[int]]] | None:
+        """The first parameter of which ranks that should hold the same bits do not, where there is one.
 
-        It is searched by halves, in as many rounds as its number has binary digits.
+        It is searched by halves, in as many rounds as its number has binary digits. Where several sets of ranks hold
+        copies, that is in the first such set that has gone apart.
 
         Args:
             copies: The parameters of this rank that others have, too, in the model's order, with their digests.
@@ -207,7 +207,7 @@ class Ranks:
             Its name, and its holders, sorted by what they hold.
         """
         if not self.many:
-            return []
+            return None
         mine = {_key(holders): list(prints) for holders, prints in copies.items()}
         row = [
             number for key, prints in sorted(mine.items()) for number in (key, len(prints), *_halves(_joined(prints)))
@@ -216,7 +216,8 @@ class Ranks:
         for each in self.gathered(torch.tensor(row or [0, 0, 0, 0])):
             for key, *rest in each.reshape(-1, 4).tolist():
                 held.setdefault(key, set()).add(tuple(rest))
-        return [self._first_apart(key, mine.get(key, [])) for key in sorted(held) if len(held[key]) > 1]
+        key = next((key for key in sorted(held) if len(held[key]) > 1), None)
+        return None if key is None else self._first_apart(key, mine.get(key, []))
 
     def _first_apart(self, key: int, prints: Sequence[tuple[str, int | None]]) -> tuple[str, list[list[int]]]:
         holds = bool(prints)

@@ -46,6 +46,8 @@ class Witness:
         excused: Callable[[Tensor], bool] = lambda parameter: False,
         away: Callable[[Tensor], bool] = lambda parameter: False,
     ) -> None:
+        self.begun = False
+        """Whether `begin` was called."""
         self._away = away
         self.rebind(optimizers)
         self._trained = trained
@@ -93,6 +95,7 @@ class Witness:
 
     def begin(self) -> None:
         """Training begins, with everything restored: remember what is to move, and at what rates."""
+        self.begun = True
         self.rebind(self._optimizers)
         self._moved.begin_epoch()
 
@@ -154,7 +157,7 @@ class Witness:
     def end_epoch(self, epoch: int, update: int) -> list[Finding]:
         """Compare what is frozen and what should have moved."""
         self.check(update)
-        return [*self.collect(epoch), *self._moved.end_epoch(epoch)]
+        return [*self.collect(epoch), *self._moved.end_epoch(epoch, lambda p: self._frozen.print_of(id(p)))]
 
     def _rate(self, parameter: Tensor) -> float:
         rate = self._rates.get(id(parameter), {}).get("lr", 1.0)

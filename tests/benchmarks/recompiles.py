@@ -115,7 +115,7 @@ def count(sets: int, what: What, asked: bool | Literal["auto"]) -> Recompiles:
     passed = False
     with threads(1), torch._dynamo.config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True):
         try:
-            quiet_fit(model, DataLoader([torch.ones(3, 4)] * (2 * sets), batch_size=None), scheduler, Counts())  # type: ignore[arg-type]
+            quiet_fit(model, DataLoader(torch.ones(3 * 2 * sets, 4), batch_size=3), scheduler, Counts())  # type: ignore[arg-type]
         except FailOnRecompileLimitHit:
             passed = True
     torch._dynamo.reset()

@@ -19,11 +19,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.plugins.precision import FSDPPrecision, MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, Subset
 
@@ -53,6 +54,22 @@ class OnCPU(FSDPStrategy):
 
 
 ALONE = ("one process", "one process, GAN by hand")
+
+
+class OnCPUPrecision(FSDPPrecision):
+    """Lightning's precisions of FSDP1, which know of CUDA alone, on the CPU."""
+
+    def __init__(self, precision: Any) -> None:
+        super().__init__(precision)
+        if self.scaler is not None:
+            self.scaler = ShardedGradScaler(device="cpu", init_scale=2.0**4)
+
+    def forward_context(self) -> Any:
+        if "mixed" not in self.precision:
+            return super().forward_context()
+        return torch.autocast("cpu", torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16)
+
+
 STRATEGIES: dict[str, Any] = {
     **dict.fromkeys(ALONE, lambda: SingleDeviceStrategy("cpu")),
     "DDP": lambda: DDPStrategy(),
@@ -289,7 +306,9 @@ def made(
     model: pl.LightningModule = GAN(cell) if cell.by_hand else Stack(cell)
     scheduler = FreezeScheduler(schedule(), None if cell.by_hand else GROUPS, rest="error", skip_backward=cell.skip)
     precision: dict[str, Any] = {"precision": cell.precision}
-    if cell.precision == "16-mixed" and not cell.strategy.startswith("FSDP1"):  # on a CPU Lightning makes bf16 of it
+    if cell.strategy.startswith("FSDP1"):
+        precision = {"plugins": [OnCPUPrecision(cell.precision)]}
+    elif cell.precision == "16-mixed":  # on a CPU Lightning makes bf16 of it
         scaler = GradScaler("cpu", init_scale=2.0**4)
         precision = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
     own = {
@@ -354,6 +373,7 @@ REFUSALS = {
     "The `ModelParallelStrategy` does not support": "Lightning",
     "is not supported in FSDP": "Lightning",
     "expect_autograd_hooks_ INTERNAL ASSERT": "torch",
+    "_amp_foreach_non_finite_check_and_unscale_.default: got mixed torch.Tensor and DTensor": "torch",
     "the strategy is FSDP with use_orig_params=False": "freeze",
     "`skip_backward` is true, which is not safe here": "freeze",
 }
@@ -367,6 +387,8 @@ def expected_refusal(cell: Cell) -> str | None:
         return "Lightning"
     if cell.skip is True and cell.strategy in UNSKIPPED:
         return "freeze"
+    if cell.strategy == "tensor parallel" and cell.precision == "16-mixed":
+        return "torch"  # whose scaler cannot take split and whole parameters together
     return "torch" if cell.strategy == "DDP, static graph" and cell.accumulate > 1 else None
 
 
@@ -392,7 +414,9 @@ def faults(cell: Cell, outcomes: Sequence[Outcome], reference: Mapping[str, list
         return [f"refused by {refused}, not by {wanted}", *texts]
     if refused is not None:
         return []
-    found: list[str] = []
+    found = [f"rank {n}: {o.error}: {o.text[-2000:]}\n{o.trace[-2000:]}" for n, o in enumerate(outcomes) if o.error]
+    if found:
+        return found
     expected = cell.expected()
     for rank, outcome in enumerate(outcomes):
         made = outcome.result
@@ -455,6 +479,8 @@ def table(outcomes: Mapping[Cell, Sequence[Outcome]]) -> str:
 def _word(outcomes: Mapping[Cell, Sequence[Outcome]]) -> str:
     """What to say of the cases of one strategy and precision."""
     ran = {cell: found for cell, found in outcomes.items() if refusal(found) is None}
+    if any(outcome.error for found in ran.values() for outcome in found):
+        return "fails"
     if not ran:
         return f"refused by {' and '.join(sorted({str(refusal(found)) for found in outcomes.values()}))}"
     skips = any(found[0].result["skips"] for cell, found in ran.items() if cell.skip == "auto")
