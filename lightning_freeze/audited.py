@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from lightning_freeze.gate.backward import Circumstances
+from lightning_freeze.gate.wrapped import is_split
 from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
@@ -41,6 +42,7 @@ class AuditedRun(ABC):
         self._wrapper: nn.Module = module
         self._averages = False
         self._apart: set[str] = set()
+        self._split = False
         self._witness: Witness | None = None
         self._epoch_updates: dict[str, int] = {}
         self._epoch_intervals = 0
@@ -52,6 +54,7 @@ class AuditedRun(ABC):
         self._ranks = Ranks(device)
         self._wrapper, self._averages = around.wrapper, around.averages
         self._apart.clear()
+        self._split = self._ranks.many and is_split(around.wrapper)
 
     @property
     @abstractmethod
@@ -149,9 +152,13 @@ class AuditedRun(ABC):
 
     def _epoch_found(self, found: list[Finding], epoch: int) -> list[Finding]:
         """Take in what an epoch's end has found, and whether ranks hold other bits of what they hold copies of."""
-        found = self._found(found)
+        found = self._found(found, settle=self._moved_elsewhere)
         self._apart.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
         return found + self._copies_apart(epoch)
+
+    def _moved_elsewhere(self, finding: Finding) -> bool:
+        """Whether a part of a parameter kept its bits, by rounding, while others of it moved."""
+        return self._split and finding.kind == "unmoved" and finding.ranks is not None
 
     def _copies_apart(self, epoch: int) -> list[Finding]:
         if not self._ranks.many or self._witness is None or self._averages:
@@ -163,9 +170,14 @@ class AuditedRun(ABC):
         self._apart.add(apart[0])
         return self._found([copies_apart(*apart, epoch, self.total)], together=False)  # all ranks have found the same
 
-    def _found(self, findings: list[Finding], together: bool = True) -> list[Finding]:
+    def _found(
+        self,
+        findings: list[Finding],
+        together: bool = True,
+        settle: Callable[[Finding], bool] = lambda finding: False,
+    ) -> list[Finding]:
         if together:
-            findings = self._ranks.shared(findings)
+            findings = [finding for finding in self._ranks.shared(findings) if not settle(finding)]
         for finding in findings:
             self._record({"type": "finding", **finding.as_dict()})
         self.findings += findings

@@ -301,6 +301,7 @@ class FreezeController(AuditedRun):
                 buffers_held=self._eval,
                 suspects=self._suspects,
                 away=self._state.away,
+                split=self._split,
             )
         self._held_groups = [sorted(lane.members) for lane in lanes]
         self._refuse_apart(

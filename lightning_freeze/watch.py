@@ -83,6 +83,7 @@ class RequiresGradWatch(AuditedRun):
             suspects=self._suspects,
             gated=False,
             excused=lambda parameter: not parameter.requires_grad,
+            split=self._split,
         )
         lanes = [Lane(index, o, {TRAINED: tuple(p for _, p in members)}) for index, o in enumerate(optimizers)]
         for lane in lanes:

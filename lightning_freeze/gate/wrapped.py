@@ -78,6 +78,11 @@ def is_fsdp1(module: nn.Module) -> bool:
     return type(module).__name__ == "FullyShardedDataParallel"
 
 
+def is_split(wrapper: nn.Module) -> bool:
+    """Whether this process holds parts of parameters, of which others hold the rest."""
+    return any(hasattr(p, "to_local") for p in wrapper.parameters()) or any(map(is_fsdp1, wrapper.modules()))
+
+
 def plain_optimizer(optimizer: Optimizer) -> Optimizer:
     """The optimizer that Lightning's or Fabric's wrapper steps, or the optimizer itself."""
     wrappers = {"LightningOptimizer", "_FabricOptimizer"}

@@ -35,6 +35,8 @@ class MovedAudit:
         groups: Group to (FQN, parameter) of its members.
         rate: Gives the learning rate that a parameter has now.
         excused: Says of a parameter, at an epoch's end, that it need not have moved.
+        split: Whether this process holds parts of parameters, so that each that kept its bits is told of by itself, to be
+            compared with what others say.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class MovedAudit:
         groups: Mapping[str, Sequence[tuple[str, Tensor]]],
         rate: Callable[[Tensor], float],
         excused: Callable[[Tensor], bool] = lambda parameter: False,
+        split: bool = False,
     ) -> None:
         self._groups = groups
+        self._split = split
         self._excused = excused
         self._rate = rate
         self._before: dict[str, list[Digest | None]] = {}
@@ -123,7 +127,8 @@ class MovedAudit:
             if same and norm is not None and bool(norm != 0) and rate > 0
         ]
         found = [_no_gradient(group, idle, len(members), epoch, ever=True)] if idle else []
-        return [*found, _unmoved(group, stuck, len(members), epoch)] if stuck else found
+        told = [[name] for name in stuck] if self._split else [stuck] if stuck else []
+        return [*found, *(_unmoved(group, names, len(members), epoch) for names in told)]
 
 
 def _values(gradient: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Witness:
         gated: Whether a gate empties frozen gradients.
         excused: Says of a parameter that was to train, at an epoch's end, that it need not have moved.
         away: Says of a parameter whether its optimizer state is elsewhere for now, to be compared when it is back.
+        split: Whether this process holds parts of parameters.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Witness:
         gated: bool = True,
         excused: Callable[[Tensor], bool] = lambda parameter: False,
         away: Callable[[Tensor], bool] = lambda parameter: False,
+        split: bool = False,
     ) -> None:
         self.begun = False
         """Whether `begin` was called."""
@@ -52,7 +54,7 @@ class Witness:
         self.rebind(optimizers)
         self._trained = trained
         self._frozen = FrozenAudit()
-        self._moved = MovedAudit(trained, self._rate, excused)
+        self._moved = MovedAudit(trained, self._rate, excused, split)
         self._said: set[tuple[str, str]] = set()
         self._buffers: Buffers = {}
         modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False)}
