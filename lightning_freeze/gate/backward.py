@@ -47,7 +47,11 @@ class Circumstances:
     module: nn.Module
     wrapper: nn.Module
     world: int = field(
-        default_factory=lambda: torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        default_factory=lambda: (
+            torch.distributed.get_world_size()
+            if torch.distributed.is_available() and torch.distributed.is_initialized()
+            else 1
+        )
     )
     by_hand: bool = False
     idle: str | None = None

@@ -112,6 +112,8 @@ class Ranks:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
+        if self._device.type == "cpu" and _distributed() and torch.distributed.get_backend() == "nccl":
+            self._device = torch.device("cuda", torch.cuda.current_device())  # it knows nothing of the CPU
 
     @property
     def many(self) -> bool:

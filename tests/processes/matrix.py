@@ -84,6 +84,8 @@ STRATEGIES: dict[str, Any] = {
     "FSDP2": lambda: ModelParallelStrategy(2, 1),
     "FSDP2, bfloat16 policy": lambda: ModelParallelStrategy(2, 1),
     "tensor parallel": lambda: ModelParallelStrategy(1, 2),
+    "FSDP2, tensor parallel, four processes": lambda: ModelParallelStrategy(2, 2),
+    "FSDP2, hybrid, four processes": lambda: ModelParallelStrategy(2, 2),
 }
 UNSKIPPED = ("DDP, static graph", "DDP, compiled", "FSDP1")
 PRECISIONS = {
@@ -142,7 +144,15 @@ class Cell:
     @property
     def world(self) -> int:
         """The processes that share it."""
-        return 1 if self.strategy in ALONE else 2
+        return 1 if self.strategy in ALONE else 4 if "four" in self.strategy else 2
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Of how many parts of each batch this process gets which."""
+        rank = int(os.environ.get("RANK", 0))
+        if self.strategy.startswith("tensor") or self.world == 1:
+            return 1, 0
+        return (2, rank // 2) if "tensor" in self.strategy else (self.world, rank)
 
     def expected(self) -> dict[str, list[bool]]:
         """For each group, whether each window moves it."""
@@ -195,15 +205,16 @@ class Stack(_Common):
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
+        if "tensor parallel" in self.cell.strategy and mesh is not None:
+            plan = {"layer1": ColwiseParallel(), "layer2": RowwiseParallel()}
+            parallelize_module(self, mesh["tensor_parallel"], plan)
         if self.cell.strategy.startswith("FSDP2") and mesh is not None:
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if "policy" in self.cell.strategy else None
-            options: dict[str, Any] = {"mesh": mesh["data_parallel"], **({"mp_policy": policy} if policy else {})}
+            over = mesh if "hybrid" in self.cell.strategy else mesh["data_parallel"]
+            options: dict[str, Any] = {"mesh": over, **({"mp_policy": policy} if policy else {})}
             for block in self.blocks:
                 fully_shard(block, **options)
             fully_shard(self, **options)
-        elif self.cell.strategy == "tensor parallel" and mesh is not None:
-            plan = {"layer1": ColwiseParallel(), "layer2": RowwiseParallel()}
-            parallelize_module(self, mesh["tensor_parallel"], plan)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -346,10 +357,10 @@ def restored(trainer: pl.Trainer, model: nn.Module) -> bool:
 
 
 def data(cell: Cell) -> DataLoader[Any]:
-    """The batches of one process; of several each gets its share of every batch, but under tensor parallelism all of it."""
-    shares = 1 if cell.strategy == "tensor parallel" else cell.world
+    """The batches of one process; those that hold parts of the same layers get the same of them."""
+    shares, place = cell.share
     samples = batches(WINDOWS * cell.accumulate, size=BATCH).dataset
-    mine = range(int(os.environ.get("RANK", 0)) if shares > 1 else 0, WINDOWS * cell.accumulate * BATCH, shares)
+    mine = range(place, WINDOWS * cell.accumulate * BATCH, shares)
     return DataLoader(Subset(samples, mine), batch_size=BATCH // shares)
 
 
@@ -363,7 +374,7 @@ def outcomes_of(wanted: Sequence[Cell], root: Path) -> dict[Cell, list[Outcome]]
             except Exception as error:
                 found[cell] = [Outcome(None, type(error).__name__, str(error))]
     pairs = {cell.name: cell for cell in wanted if cell.world > 1}
-    cases = [Case(name, "tests.processes.matrix:run", asdict(cell)) for name, cell in pairs.items()]
+    cases = [Case(name, "tests.processes.matrix:run", asdict(c), world=c.world) for name, c in pairs.items()]
     found |= {pairs[name]: outcomes for name, outcomes in run_pairs(root, cases).items()}
     return {cell: found[cell] for cell in wanted}
 

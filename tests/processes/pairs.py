@@ -1,8 +1,8 @@
-"""Cases that are run by two real processes together, one after the other in one pair, each under its own deadline.
+"""Cases that are run by real processes together, one case after the other in one pair, each under its own deadline.
 
-A case is a function of the test package, called by both processes with the same arguments; what it returns, as JSON, is the
-outcome of its rank, and so is an exception. Where a case ends for one process and not for the other, or one of them is gone,
-the pair is ended and a new one goes on with the next case, so that none can hang the others.
+A case is a function of the test package, called by both processes (or by all, of more) with the same arguments; what it
+returns, as JSON, is the outcome of its rank, and so is an exception. Where a case ends for one process and not for another,
+or one of them is gone, they are all ended and new ones go on with the next case, so that none can hang the others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import atexit
 import faulthandler
 import functools
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -24,8 +25,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-WORLD = 2
-
 
 @dataclass(frozen=True)
 class Case:
@@ -36,12 +35,14 @@ class Case:
         function: Where the function is, as ``module:function``.
         arguments: Its keyword arguments, which JSON can hold; ``root``, a folder of the case's own, comes on top.
         deadline: Seconds it may take.
+        world: The processes that it takes.
     """
 
     name: str
     function: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     deadline: float = 30.0
+    world: int = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Outcome:
 
 
 def run_pairs(root: Path, cases: Sequence[Case]) -> dict[str, list[Outcome]]:
-    """The outcomes of each case, by its name: of rank 0, and of rank 1.
+    """The outcomes of each case, by its name: of rank 0, rank 1, and so on.
 
     Args:
         root: A folder for what the cases write.
@@ -76,7 +77,7 @@ def run_pairs(root: Path, cases: Sequence[Case]) -> dict[str, list[Outcome]]:
     seed.stdin.write(json.dumps({"root": str(root), "cases": [asdict(case) for case in cases]}) + "\n")
     seed.stdin.flush()
     assert seed.stdout.readline() == "done\n", "the process from which pairs are forked is gone"
-    return {case.name: [_outcome(root, case.name, rank) for rank in range(WORLD)] for case in cases}
+    return {case.name: [_outcome(root, case.name, rank) for rank in range(case.world)] for case in cases}
 
 
 @functools.lru_cache(maxsize=1)
@@ -126,21 +127,23 @@ def _serve() -> None:
 
 def _one_pair(root: Path, cases: Sequence[Case]) -> int:
     """Fork a pair and follow it until it is through with the cases, or must be ended: how many are done, at least one."""
+    world = cases[0].world
+    cases = list(itertools.takewhile(lambda case: case.world == world, cases))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [_fork(root, cases, rank, port) for rank in range(WORLD)]
+    children = [_fork(root, cases, rank, port) for rank in range(world)]
     done = 0
     try:
         for case in cases:
             done += 1
             ended = _wait(root, case, children)
-            if not ended or len({bool(_outcome(root, case.name, rank).error) for rank in range(WORLD)}) > 1:
+            if not ended or len({bool(_outcome(root, case.name, rank).error) for rank in range(world)}) > 1:
                 break
     finally:
         for child in children:
             child.end()
-    for rank in range(WORLD):
+    for rank in range(world):
         if not _place(root, cases[done - 1].name, rank).exists():
             said = (root / f"output-{rank}.txt").read_text(errors="replace")
             _write(root, cases[done - 1].name, rank, Outcome(error="gone", text=said[-3000:]))
@@ -182,8 +185,8 @@ def _fork(root: Path, cases: Sequence[Case], rank: int, port: int) -> _Child:
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "GROUP_RANK": "0",
-            "WORLD_SIZE": str(WORLD),
-            "LOCAL_WORLD_SIZE": str(WORLD),
+            "WORLD_SIZE": str(cases[0].world),
+            "LOCAL_WORLD_SIZE": str(cases[0].world),
             "TORCHELASTIC_RUN_ID": "pair",  # so that Lightning starts no processes of its own
         }
         os.chdir(root)
@@ -193,13 +196,13 @@ def _fork(root: Path, cases: Sequence[Case], rank: int, port: int) -> _Child:
 
 
 def _wait(root: Path, case: Case, children: Sequence[_Child]) -> bool:
-    """Wait until both processes have ended a case. One that is gone gives the other the case's time to notice."""
+    """Wait until all processes have ended a case. One that is gone gives the others the case's time to notice."""
     until = time.monotonic() + case.deadline + 2
-    while not all(_place(root, case.name, rank).exists() for rank in range(WORLD)):
-        written = [_place(root, case.name, rank).exists() for rank in range(WORLD)]
-        waiting = [child for child, there in zip(children, written, strict=True) if not there and child.alive()]
+    places = [_place(root, case.name, rank) for rank in range(case.world)]
+    while not all(place.exists() for place in places):
+        waiting = [child for child, place in zip(children, places, strict=True) if not place.exists() and child.alive()]
         if time.monotonic() > until or not waiting:
-            return all(_place(root, case.name, rank).exists() for rank in range(WORLD))
+            return all(place.exists() for place in places)
         time.sleep(0.005)
     return True
 
@@ -233,10 +236,9 @@ def _work(root: Path, cases: Sequence[Case], rank: int) -> None:
         except Exception as error:
             outcome = Outcome(None, type(error).__name__, str(error), traceback.format_exc(), time.monotonic() - begun)
         _write(root, case.name, rank, outcome)
-        other = _place(root, case.name, 1 - rank)
-        while not other.exists():
+        while not all(_place(root, case.name, other).exists() for other in range(case.world)):
             time.sleep(0.002)
-        if bool(json.loads(other.read_text())["error"]) != bool(outcome.error):
+        if len({bool(_outcome(root, case.name, other).error) for other in range(case.world)}) > 1:
             return
         faulthandler.cancel_dump_traceback_later()
 
