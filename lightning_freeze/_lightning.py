@@ -15,6 +15,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.plan.groups import clean_name
+from lightning_freeze.witness.ranks import Ranks
 
 __all__ = ["Callback", "LightningModule", "Trainer", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
 
@@ -71,13 +72,13 @@ class LateLoading:
             return
         original = strategy.load_checkpoint
 
-        def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None, **kwargs: Any) -> Any:
             path = Path(strategy.broadcast(checkpoint_path))
-            stateless = _without_state(path, strategy.model, trainer.optimizers)
+            stateless = _without_state(path, strategy.model, trainer.optimizers, weights_only)
             for parameter in stateless:
                 parameter.requires_grad = False
             try:
-                return original(checkpoint_path, *args, **kwargs)
+                return original(checkpoint_path, weights_only, **kwargs)
             finally:
                 for parameter in stateless:
                     parameter.requires_grad = True
@@ -91,19 +92,26 @@ class LateLoading:
         self._strategy = None
 
 
-def _without_state(path: Path, model: Module, optimizers: Iterable[Optimizer]) -> list[Parameter]:
+def _without_state(
+    path: Path, model: Module, optimizers: Iterable[Optimizer], weights_only: bool | None
+) -> list[Parameter]:
     """The parameters that require a gradient and of which a checkpoint, sharded or whole, holds no optimizer state."""
     names = {id(p): clean_name(name) for name, p in model.named_parameters()}
+    saved: dict[int, set[str]]
     if path.is_dir():
         from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-        keys = FileSystemReader(path).read_metadata().state_dict_metadata
-        saved = {
-            number: {n for n in names.values() if any(key.startswith(f"optimizer_{number}.state.{n}.") for key in keys)}
-            for number, _ in enumerate(optimizers)
-        }
+        every = set(names.values())
+        saved = {number: set() for number, _ in enumerate(optimizers)}
+        for key in FileSystemReader(path).read_metadata().state_dict_metadata:
+            owner, _, entry = key.partition(".state.")
+            while entry and entry not in every:  # "layer.weight.exp_avg", or deeper
+                entry = entry.rpartition(".")[0]
+            if entry and owner.startswith("optimizer_"):
+                saved.setdefault(int(owner.removeprefix("optimizer_")), set()).add(entry)
     else:
-        states = torch.load(path, mmap=True, map_location="cpu", weights_only=True).get("optimizer_states", [])
+        whole = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        states = whole.get("optimizer_states", [])
         by_number = list(names.values())
         saved = {
             number: {by_number[key] if isinstance(key, int) else clean_name(key) for key in state["state"]}
@@ -141,7 +149,7 @@ def uneven_batches(trainer: Trainer) -> bool:
     for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
         try:
             samples, size = len(loader.sampler), int(loader.batch_size)
-        except (AttributeError, TypeError):  # an iterable dataset, a sampler of batches, a loader of another kind
+        except Exception:  # an iterable dataset, a sampler of batches, or without a length; a loader of another kind
             return True
         last = samples % size and not loader.drop_last
         if last and trainer.num_training_batches > samples // size:
@@ -199,13 +207,17 @@ def save_before_stopping(trainer: Trainer, why: str) -> str | None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     name = f"{why}-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
-    path = str(log_directory(trainer) / name)
+    path = str(trainer.strategy.broadcast(str(log_directory(trainer) / name)))
+    failed = ""
     try:
         trainer.save_checkpoint(path)
     except Exception as error:  # why it stops is what must be told; that it could not be saved is said with it
-        rank_zero_warn(f"the run could not be saved to {path!r} before it stops: {type(error).__name__}: {error}")
-        return None
-    return path
+        failed = f"{type(error).__name__}: {error}"
+        trainer.strategy.barrier()  # where the others wait who could save their part
+    failed = next((each.strip() for each in Ranks(trainer.strategy.root_device).texts(failed) if each.strip()), "")
+    if failed:
+        rank_zero_warn(f"the run could not be saved to {path!r} before it stops: {failed}")
+    return None if failed else path
 
 
 def say(trainer: Trainer, text: str) -> None:

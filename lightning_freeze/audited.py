@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from lightning_freeze.gate.backward import Circumstances
-from lightning_freeze.gate.wrapped import is_split
+from lightning_freeze.gate.wrapped import Shards, is_split
 from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
-from lightning_freeze.witness.fingerprint import is_lazy
+from lightning_freeze.witness.fingerprint import Digest, digest_if_any, is_lazy
 from lightning_freeze.witness.ranks import Ranks, copies_apart, copies_of
 from lightning_freeze.witness.witness import Witness
 
@@ -43,6 +44,7 @@ class AuditedRun(ABC):
         self._averages = False
         self._apart: set[str] = set()
         self._split = False
+        self._shards = Shards(nn.Module())
         self._witness: Witness | None = None
         self._epoch_updates: dict[str, int] = {}
         self._epoch_intervals = 0
@@ -54,6 +56,7 @@ class AuditedRun(ABC):
         self._ranks = Ranks(device)
         self._wrapper, self._averages = around.wrapper, around.averages
         self._apart.clear()
+        self._shards = Shards(self._module)
         self._split = self._ranks.many and is_split(around.wrapper)
 
     @property
@@ -110,7 +113,7 @@ class AuditedRun(ABC):
         found = self._compare()
         if self._suspects and not self._begun:
             found = [replace(f, severity="warning") if f.severity == "error" else f for f in found]
-        self._found(found)
+        found = self._found(found)
         if self._begun:
             self.flush()
             self._record(self.counts())
@@ -119,6 +122,7 @@ class AuditedRun(ABC):
     def _compare(self) -> list[Finding]:
         if self._witness is None:
             return []
+        self._shards.close()
         self._witness.check(self.total)
         # Between an epoch's end and the next batch, what is found belongs to the epoch that has ended.
         return self._witness.collect(self.epoch if self._begun else max(0, self.epoch - 1))
@@ -152,32 +156,41 @@ class AuditedRun(ABC):
 
     def _epoch_found(self, found: list[Finding], epoch: int) -> list[Finding]:
         """Take in what an epoch's end has found, and whether ranks hold other bits of what they hold copies of."""
-        found = self._found(found, settle=self._moved_elsewhere)
+        found = self._ranks.shared(found)
+        found = self._found(self._without_moved(found) if self._split else found, together=False)
         self._apart.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
         return found + self._copies_apart(epoch)
 
-    def _moved_elsewhere(self, finding: Finding) -> bool:
-        """Whether a part of a parameter kept its bits, by rounding, while others of it moved."""
-        return self._split and finding.kind == "unmoved" and finding.ranks is not None
+    def _without_moved(self, found: list[Finding]) -> list[Finding]:
+        """Without parameters of which a part kept its bits, by rounding or for want of elements, while another moved."""
+        unmoved = [finding for finding in found if finding.kind == "unmoved"]
+        if not unmoved or self._witness is None:
+            return found
+        moved = self._witness.moved
+        rows = self._ranks.gathered(torch.tensor([finding.parameter in moved for finding in unmoved]))
+        some = torch.stack(rows).any(0).tolist()
+        gone = [finding for finding, elsewhere in zip(unmoved, some, strict=True) if elsewhere]
+        return [finding for finding in found if finding not in gone]
 
     def _copies_apart(self, epoch: int) -> list[Finding]:
         if not self._ranks.many or self._witness is None or self._averages:
             return []
         named = ((clean_name(name), parameter) for name, parameter in self._module.named_parameters())
-        apart = self._ranks.apart(copies_of(named, self._wrapper, self._witness.print_of))
+        apart = self._ranks.apart(copies_of(named, self._wrapper, self._print_of))
         if apart is None or apart[0] in self._apart:
             return []
         self._apart.add(apart[0])
         return self._found([copies_apart(*apart, epoch, self.total)], together=False)  # all ranks have found the same
 
-    def _found(
-        self,
-        findings: list[Finding],
-        together: bool = True,
-        settle: Callable[[Finding], bool] = lambda finding: False,
-    ) -> list[Finding]:
+    def _print_of(self, parameter: Tensor) -> Digest | None:
+        """A parameter's digest, which is there already but for what is the user's own to freeze."""
+        found = self._witness.print_of(parameter) if self._witness is not None else None
+        return digest_if_any(parameter) if found is None else found
+
+    def _found(self, findings: list[Finding], together: bool = True) -> list[Finding]:
+        """Take in what was found: together with other ranks, what all have found."""
         if together:
-            findings = [finding for finding in self._ranks.shared(findings) if not settle(finding)]
+            findings = self._ranks.shared(findings)
         for finding in findings:
             self._record({"type": "finding", **finding.as_dict()})
         self.findings += findings

@@ -13,7 +13,7 @@ OnFinding = Literal["raise", "warn"]
 AskedBy = Literal["switch", "command", "user"]
 _LIGHTNINGS_OWN = ("log", "log_dict")  # bound methods of the model, given anew in every run
 _OF_A_RUN: dict[str, Any] = {
-    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_bar", "_loading")),
+    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_bar", "_loading", "_handled")),
     "_stepped": (),
 }
 

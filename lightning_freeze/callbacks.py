@@ -33,7 +33,7 @@ from lightning_freeze._lightning import (
 )
 from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController, OnScheduleChange
-from lightning_freeze.gate.backward import SKIP_BACKWARD, Circumstances, SkipBackward
+from lightning_freeze.gate.backward import SKIP_BACKWARD, Circumstances, SkipBackward, compiled
 from lightning_freeze.gate.optimizers import refuse_strategy
 from lightning_freeze.gate.state import OPTIMIZER_STATE, OptimizerState
 from lightning_freeze.input_audit import InputAudit, InputWatch
@@ -63,6 +63,7 @@ class _Audited(Auditor):
         self._recorder: Recorder | None = None
         self._records: list[Record] = []
         self._judged = self._checked = 0
+        self._handled: BaseException | None = None
         self._running = False
         self._bar: BarText | None = None
         self._audits_inputs = inputs
@@ -95,9 +96,15 @@ class _Audited(Auditor):
 
     def _made(self, trainer: Trainer, pl_module: LightningModule) -> int:
         """The updates so far; of several processes the steps, which are as many on all of them, whatever has happened."""
-        if trainer.world_size > 1 and pl_module.automatic_optimization:
-            return int(trainer.global_step)
+        if trainer.world_size > 1:
+            loop = trainer.fit_loop.epoch_loop
+            return int(trainer.global_step if pl_module.automatic_optimization else loop.total_batch_idx)
         return self._engine.total if self._engine is not None else 0
+
+    @property
+    def _together(self) -> bool:
+        """Whether ranks do what is done now together: not where one of them saves because of an exception."""
+        return sys.exc_info()[1] is self._handled
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """The batch's inputs are watched no more."""
@@ -142,7 +149,7 @@ class _Audited(Auditor):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; a finding is acted upon at the epoch's end."""
         if self._engine is not None and trainer.training:
-            self._engine.check(together=_together())
+            self._engine.check(together=self._together)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record what was done, and undo what was changed."""
@@ -163,6 +170,7 @@ class _Audited(Auditor):
 
     def _begin_report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._undo()
+        self._handled = sys.exc_info()[1]  # where the fit is itself a second try
         others = any(isinstance(callback, InputAudit) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
         self._records = []
@@ -414,7 +422,9 @@ class FreezeScheduler(_Audited):
                 f"the checkpoint {str(trainer.ckpt_path)!r} holds no state of a freeze scheduler, so the schedule begins "
                 "anew from its first step."
             )
-        self._controller.begin(trainer.current_epoch, self._resume, uneven=uneven_batches(trainer))
+        self._controller.begin(
+            trainer.current_epoch, self._resume, uneven=bool(compiled(pl_module)) and uneven_batches(trainer)
+        )
         # What a checkpoint's own comparison found, and no epoch's end has judged yet.
         self._controller.findings += [Finding.from_dict(plain) for plain in (self._resume or {}).get(_UNJUDGED, [])]
         self._running = True
@@ -509,7 +519,7 @@ class FreezeScheduler(_Audited):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; what is found stays in the checkpoint until an epoch's end has judged it."""
-        if self._controller is not None and self._running and self._controller.metrics and _together():
+        if self._controller is not None and self._running and self._controller.metrics and self._together:
             self._hear(trainer)  # a checkpoint of after validation, or after the epoch's end, has heard of it
             if self.state_key in checkpoint.get("callbacks", {}):
                 checkpoint["callbacks"][self.state_key] = self.state_dict()
@@ -639,11 +649,6 @@ class FreezeAudit(_Audited):
         if self._watch is not None:
             self._watch.begin(trainer.current_epoch)
             self._running = True
-
-
-def _together() -> bool:
-    """Whether ranks do what is done now together: not where one of them saves because of an exception."""
-    return sys.exc_info()[0] is None
 
 
 def _is(one: object, other: object) -> bool:

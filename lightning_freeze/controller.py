@@ -30,7 +30,7 @@ from lightning_freeze.gate.modes import EvalModes
 from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
 from lightning_freeze.gate.reentrant import ReentrantInputs
 from lightning_freeze.gate.state import OPTIMIZER_STATE, SHORTEST, FrozenState, Held, OptimizerState, refuse_state
-from lightning_freeze.gate.wrapped import LateShards, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.gate.wrapped import plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.plan.groups import (
     Member,
     Rest,
@@ -169,7 +169,6 @@ class FreezeController(AuditedRun):
         self._around: Circumstances | None = None
         self._regions: Collection[str] = ()
         self._uneven = False
-        self._late = LateShards(nn.Module())
         self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
         self._by_hand = self._skipping = self._stepped_into = self._warned_of_loss = False
         self.hears_backward = False
@@ -248,7 +247,7 @@ class FreezeController(AuditedRun):
 
         Raises:
             SelectionError: A parameter of a group is in none of the optimizers.
-            ScheduleError: The schedule leaves nothing trainable.
+            ScheduleError: The schedule leaves nothing trainable, or ranks were given different ones.
             UnsupportedError: An optimizer cannot hold a frozen parameter still, backward cannot be skipped though it is to
                 be, or optimizer state cannot be dropped or moved.
         """
@@ -304,18 +303,18 @@ class FreezeController(AuditedRun):
                 split=self._split,
             )
         self._held_groups = [sorted(lane.members) for lane in lanes]
-        self._refuse_apart(
-            "before training",
-            "the schedule, the groups and the optimizers that the ranks were given",
-            {
-                "schedule": self.schedule.describe(),
-                "groups": self.groups.names(),
-                "rest": self.groups.rest,
-                "optimizers": self._held_groups,
-                "skip_backward": self.backward.skips,
-                "optimizer_state": self._state.mode,
-            },
-        )
+        given = {
+            "schedule": self.schedule.describe(),
+            "groups": self.groups.names(),
+            "rest": self.groups.rest,
+            "optimizers": self._held_groups,
+            "skip_backward": self.backward.skips,
+            "optimizer_state": self._state.mode,
+            "frozen_modules": "eval" if self._eval else "train",
+            "audit": self._audit,
+        }
+        what = "the schedule, the groups and the optimizers that the ranks were given"
+        self._refuse_apart("before training", what, self._ranks.disagreement(given))
         self._make_units()
         self._sets = self._watched_sets = ()
         self._rates = None
@@ -327,7 +326,6 @@ class FreezeController(AuditedRun):
         self._state.attach(optimizers)
         if self.backward.skips:
             self._reentrant.attach()
-            self._late = LateShards(self._module)
         self._begin_epoch()
         never = self._plan.never_freezes() and not (self.groups.rest == "freeze" and REST in self.groups.members)
         if self._state.mode == "offload" and all(p.device.type == "cpu" for p in scheduled):
@@ -359,13 +357,21 @@ class FreezeController(AuditedRun):
             ScheduleError: The state was saved under another schedule or other groups, or ranks go on from different places.
         """
         self._uneven = uneven
+        refused: ScheduleError | None = None
         if state is not None:
-            self.load_state_dict(state)
-            if state["schedule"] == self.schedule.describe():
-                self._warn_of_lost_value(self._at.epoch if epoch is None else epoch)
+            try:
+                self.load_state_dict(state)
+            except ScheduleError as error:  # told to the other ranks before it is raised
+                refused = error
         elif epoch is not None:
             self._at.epoch = epoch
-        self._refuse_apart("where training begins", "the checkpoints that the ranks go on from", self._place())
+        place = {**self._place(), "refused": str(refused or ""), "uneven": uneven}
+        difference = self._ranks.disagreement(place)
+        if refused is not None:
+            raise refused
+        self._refuse_apart("where training begins", "the checkpoints that the ranks go on from", difference)
+        if state is not None and state["schedule"] == self.schedule.describe():
+            self._warn_of_lost_value(self._at.epoch if epoch is None else epoch)
         self._require_gate().attach()
         self._begin_witness()
         self._record(
@@ -391,6 +397,7 @@ class FreezeController(AuditedRun):
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
         """
         gate, plan, at = self._require_gate(), self._require_plan(), self._at
+        self._shards.close()
         if not self._stepped_into:
             self._choose_again()
             self._begin_witness()
@@ -536,13 +543,13 @@ class FreezeController(AuditedRun):
         """Where the run stands, as all ranks must."""
         return {"trainable": [sorted(groups) for groups in self._sets], **self._at.as_dict()}
 
-    def _refuse_apart(self, when: str, what: str, place: Mapping[str, object]) -> None:
+    @staticmethod
+    def _refuse_apart(when: str, what: str, difference: str | None) -> None:
         """Refuse a run whose ranks would train different groups.
 
         Raises:
             ScheduleError: They would.
         """
-        difference = self._ranks.disagreement(place)
         if difference is not None:
             raise ScheduleError(
                 f"the ranks do not agree, {when}:\n{difference}\nThey would train different groups. Give all of them the "
@@ -558,6 +565,7 @@ class FreezeController(AuditedRun):
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
         plan, epoch = self._require_plan(), self._at.epoch
+        self._shards.close()
         found: list[Finding] = []
         if self._witness is not None:
             self._state.ready()
@@ -879,7 +887,7 @@ class FreezeController(AuditedRun):
         if self._skipping:
             self._skip.thaw(p for unit in thaws for p in unit.parameters)
             self._skip.freeze(p for unit in freezes for p in unit.parameters)
-            self._late.settle()
+            self._shards.settle()
 
     def _watch(self, freezes: Iterable[_Unit], thaws: Iterable[_Unit]) -> None:
         """Let the audit follow: close the intervals of what thaws, open those of what freezes."""
@@ -891,9 +899,10 @@ class FreezeController(AuditedRun):
 
     def _skip_frozen(self) -> None:
         """From here on backward makes no gradients of what is frozen now."""
+        self._shards.close()
         self._skip.thaw(p for unit in self._all_units() if not unit.frozen(self._sets) for p in unit.parameters)
         self._skip.freeze(p for unit in self._all_units() if unit.frozen(self._sets) for p in unit.parameters)
-        self._late.settle()
+        self._shards.settle()
         self._skipping = True
 
     def _all_units(self) -> Iterator[_Unit]:

@@ -113,10 +113,12 @@ class RequiresGradWatch(AuditedRun):
         """A batch begins: see what is frozen now."""
         self._epoch = self._epoch if epoch is None else epoch
         self._begun = True
+        self._shards.close()
         self._see()
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
+        self._shards.close()
         found = self._epoch_found(self._require().end_epoch(self._epoch, self._total), self._epoch)
         self._record(self.counts())
         self._epoch += 1

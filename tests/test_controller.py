@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError
 from lightning_freeze.report.records import steps_of
@@ -170,3 +171,20 @@ def test_what_leaves_nothing_trainable_is_refused(schedule: Any, text: str) -> N
     controller = FreezeController(model, schedule, {"a": "a"}, rest="freeze")
     with pytest.raises(ScheduleError, match=text):
         controller.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_a_step_of_torchs_own_to_see_an_optimizers_state_is_none() -> None:
+    """`torch.distributed.checkpoint` steps one without state, with gradients of zero at a rate of zero."""
+    model = model_of("a", "b")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = FreezeController(model, Every({"a": 3}, of="b"))
+    controller.attach(optimizer)
+    get_optimizer_state_dict(model, optimizer)
+    controller.begin()
+    train(model, optimizer, controller, 4)
+    optimizer.zero_grad()
+    get_optimizer_state_dict(model, optimizer)
+    assert controller.updates == {"a": 2, "b": 4}
+    train(model, optimizer, controller, 3, first=4)
+    assert controller.end_epoch() == []
+    assert controller.updates == {"a": 3, "b": 7}

@@ -37,6 +37,7 @@ class Lane:
         optimizer: The optimizer.
         members: Group to the parameters of it that this optimizer holds, ``rest`` included.
         attempted: Whether it came to a step in this epoch, a skipped one included.
+        asked: Whether its step is none: `torch.distributed.checkpoint` makes one at a rate of zero, to see its state.
         param_groups: How many param groups the optimizer had when ``members`` was made.
     """
 
@@ -44,6 +45,7 @@ class Lane:
     optimizer: Optimizer
     members: Mapping[str, tuple[Parameter, ...]]
     attempted: bool = False
+    asked: bool = False
     param_groups: int = 0
     _sides: dict[frozenset[str], _Sides] = field(default_factory=dict, repr=False)
     _now: _Sides = field(default=_Sides(frozenset(), (), (), ()), repr=False)
@@ -118,12 +120,12 @@ class Lane:
     @property
     def derived(self) -> bool:
         """Whether there was a backward for what trains."""
-        return any(held[0].grad is not None for _, held in self._now.active)
+        return any(parameter.grad is not None for _, held in self._now.active for parameter in held)
 
     def note_gradients(self) -> None:
         """Remember which groups have a gradient, right before the step."""
         now = self._now
-        without = [group for group, held in now.active if held[0].grad is None and not any(map(_has_gradient, held))]
+        without = [group for group, held in now.active if held[0].grad is None and _without_gradient(held)]
         self._updated = now.groups.difference(without) if without else now.groups
 
     def take_updated(self) -> frozenset[str]:
@@ -132,12 +134,16 @@ class Lane:
         return updated
 
 
-def _has_gradient(parameter: Parameter) -> bool:
-    """Whether a parameter has a gradient; of one that FSDP1 keeps on other ranks as a whole it is taken to be there."""
-    return parameter.grad is not None or (not isinstance(parameter, UninitializedTensorMixin) and not parameter.numel())
+def _without_gradient(held: Sequence[Parameter]) -> bool:
+    """Whether no parameter of a group has a gradient.
+
+    Of those without elements, which FSDP1 keeps on other ranks as a whole, it is not known; a group of nothing else is taken
+    to have one.
+    """
+    here = [parameter for parameter in held if isinstance(parameter, UninitializedTensorMixin) or parameter.numel()]
+    return bool(here) and all(parameter.grad is None for parameter in here)
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable would import the compiler here and now
 def _unseen(function: Callable[..., _T], *args: Any) -> _T:
     """Call a hook where a compiled optimizer step leaves it alone.
 
@@ -146,6 +152,10 @@ def _unseen(function: Callable[..., _T], *args: Any) -> _T:
     takes longer than what a hook may cost.
     """
     return function(*args)
+
+
+def _rates_are_zero(optimizer: Optimizer) -> bool:
+    return all("lr" in group and float(group["lr"]) == 0 for group in optimizer.param_groups)
 
 
 class Gate:
@@ -208,6 +218,9 @@ class Gate:
         lane = self._by_optimizer[id(optimizer)]
         # torch hands its hooks the optimizer itself as the first of the arguments.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        lane.asked = "closure" in kwargs and closure is None and _rates_are_zero(optimizer)
+        if lane.asked:
+            return None
         if not callable(closure):
             self._last_moment(lane)
             return None
@@ -238,6 +251,8 @@ class Gate:
         if torch.compiler.is_dynamo_compiling():
             return _unseen(Gate._post_step, self, optimizer, args, kwargs)
         lane = self._by_optimizer[id(optimizer)]
+        if lane.asked:
+            return
         lane.merge()
         updated = lane.take_updated()
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone

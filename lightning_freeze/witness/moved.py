@@ -54,6 +54,8 @@ class MovedAudit:
         self._planned: set[str] = set()
         self._last_planned: frozenset[str] = frozenset()
         self._samples: dict[str, _Sample] = {}
+        self.moved: frozenset[str] = frozenset()
+        """The parameters that the last epoch moved, of the groups that were to train."""
         self._places = {id(p): (group, n) for group, members in groups.items() for n, (_, p) in enumerate(members)}
 
     def print_of(self, parameter: Tensor) -> Digest | None:
@@ -97,7 +99,10 @@ class MovedAudit:
         groups = [group for group in self._groups if group in planned]
         ends = [pair for group in groups for pair in zip(before[group], self._before[group], strict=True)]
         # What had no bits at the beginning, a lazy parameter, cannot have kept them.
-        moved = iter(settled([old is None or differ(old, new) for old, new in ends]))
+        flags = settled([old is None or differ(old, new) for old, new in ends])
+        names = [name for group in groups for name, _ in self._groups[group]]
+        self.moved = frozenset(name for name, flag in zip(names, flags, strict=True) if flag)
+        moved = iter(flags)
         findings = []
         for group in groups:
             kept = [not next(moved) and not self._needs_not(parameter) for _, parameter in self._groups[group]]

@@ -21,7 +21,7 @@ from lightning_freeze.report.findings import Finding
 from lightning_freeze.witness.fingerprint import Digest
 
 _TOLD = 20
-"""Findings that one rank tells the others of, the gravest first."""
+"""Findings that one rank tells of in full, the gravest first."""
 
 _SEVERITIES = ("error", "warning", "info")
 _SHOWN = 6
@@ -181,20 +181,17 @@ class Ranks:
     def shared(self, found: Sequence[Finding]) -> list[Finding]:
         """What all ranks have found, the same list on each: what not every rank has found says which have.
 
-        Of one rank's findings the gravest are told to the others, so that whatever stops a run stops it everywhere.
+        Of many findings of one rank the gravest are told, and the number of the others.
         """
         if not self.many or not any(int(row[0]) for row in self.gathered(torch.tensor([len(found)]))):
             return list(found)
-        mine = sorted(found, key=lambda finding: _SEVERITIES.index(finding.severity))
-        told = [json.loads(each) for each in self.texts(json.dumps([each.as_dict() for each in mine[:_TOLD]]))]
-        where: dict[str, list[int]] = {}
+        mine = sorted(found, key=lambda f: (_SEVERITIES.index(f.severity), f.parameter or "", f.message))
+        told = [json.loads(each) for each in self.texts(json.dumps([each.as_dict() for each in _few(mine)]))]
+        where: dict[str, set[int]] = {}
         for rank, findings in enumerate(told):
             for plain in findings:
-                where.setdefault(json.dumps(plain, sort_keys=True), []).append(rank)
-        return [
-            *(_found_by(Finding.from_dict(json.loads(p)), ranks, len(told)) for p, ranks in where.items()),
-            *mine[_TOLD:],
-        ]
+                where.setdefault(json.dumps(plain, sort_keys=True), set()).add(rank)
+        return [_found_by(Finding.from_dict(json.loads(p)), sorted(ranks), len(told)) for p, ranks in where.items()]
 
     def apart(self, copies: Mapping[Holders, Sequence[tuple[str, int | None]]]) -> tuple[str, list[list[int]]] | None:
         """The first parameter of which ranks that should hold the same bits do not, where there is one.
@@ -265,7 +262,7 @@ def copies_of(
         wrapper: The DistributedDataParallel around the model, where there is one.
         print_of: Gives the digest of a parameter, None where there is none.
     """
-    ddp = wrapper if isinstance(wrapper, DistributedDataParallel) else None
+    ddp = wrapper if isinstance(wrapper, DistributedDataParallel) and not _averages(wrapper) else None
     everyone = tuple(torch.distributed.get_process_group_ranks(ddp.process_group)) if ddp is not None else ()
     ignored = _ignored(ddp) if ddp is not None else set()
     found: dict[Holders, list[tuple[str, Digest | None]]] = {}
@@ -276,6 +273,12 @@ def copies_of(
         if len(holders) > 1:
             found.setdefault(holders, []).append((name, print_of(parameter)))
     return {holders: _on_host(prints) for holders, prints in found.items()}
+
+
+def _averages(ddp: DistributedDataParallel) -> bool:
+    """Whether ranks go apart by intent, between averages of their weights."""
+    hooks = getattr(ddp, "_comm_hooks", ())
+    return any("post_localSGD" in getattr(hook, "__qualname__", "") for hook, *_ in hooks)
 
 
 def _ignored(ddp: DistributedDataParallel) -> set[int]:
@@ -297,10 +300,13 @@ def _beside(parameter: Any) -> Holders:
 
 
 def _on_host(prints: Sequence[tuple[str, Digest | None]]) -> list[tuple[str, int | None]]:
-    """Digests as ints; those on a device are read with one wait."""
-    there = [each for _, each in prints if isinstance(each, Tensor)]
-    read = iter(torch.stack(there).tolist()) if there else iter(())
-    return [(name, _whole(*next(read)) if isinstance(each, Tensor) else each) for name, each in prints]
+    """Digests as ints; those on a device are read with one wait for each."""
+    waiting: dict[torch.device, list[Tensor]] = {}
+    for _, each in prints:
+        if isinstance(each, Tensor):
+            waiting.setdefault(each.device, []).append(each)
+    read = {device: iter(torch.stack(there).tolist()) for device, there in waiting.items()}
+    return [(name, _whole(*next(read[p.device])) if isinstance(p, Tensor) else p) for name, p in prints]
 
 
 def _joined(prints: Sequence[tuple[str, int | None]]) -> int:
@@ -323,18 +329,30 @@ def _whole(high: int, low: int) -> int:
 
 
 def _apart(what: str, mine: object, theirs: object) -> list[tuple[str, object, object]]:
-    """What differs between two builtins: of mappings, the entries."""
+    """What differs between two builtins: of mappings and lists, the entries."""
     if mine == theirs:
         return []
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         return [found for key in keys[:_SHOWN] for found in _apart(f"{what}.{key}", mine.get(key), theirs.get(key))]
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        pairs = enumerate(zip(mine, theirs, strict=True))
+        return [found for n, (one, other) in pairs for found in _apart(f"{what}[{n}]", one, other)][:_SHOWN]
     return [(what, mine, theirs)]
 
 
 def _shown(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _few(found: Sequence[Finding]) -> list[Finding]:
+    """Findings that can be told to all ranks: where there are many, the first of them and the number of the others."""
+    if len(found) <= _TOLD:
+        return list(found)
+    rest = found[_TOLD:]
+    more = replace(rest[0], message=f"and {len(rest)} findings more, of which the first: {rest[0].message}")
+    return [*found[:_TOLD], more]
 
 
 def _found_by(finding: Finding, ranks: Sequence[int], world: int) -> Finding:

@@ -79,6 +79,11 @@ class Witness:
                     self._rates[id(parameter)] = group
 
     @property
+    def moved(self) -> frozenset[str]:
+        """The parameters that the last epoch moved, of the groups that were to train."""
+        return self._moved.moved
+
+    @property
     def checked(self) -> int:
         """Frozen intervals compared so far."""
         return self._frozen.checked

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, SelectionError, UnsupportedError
 from lightning_freeze.gate.backward import Circumstances, choose
-from lightning_freeze.gate.wrapped import LateShards, is_fsdp1, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.gate.wrapped import Shards, is_fsdp1, plain_optimizer, refuse_flattened, unwrapped
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_a_model_that_fsdp1_flattens_after_its_groups_were_made_is_refused() -> 
         controller.attach(torch.optim.SGD(fsdp.parameters(), lr=0.1))
 
 
-# --- LateShards -----------------------------------------------------------------------------------------------------
+# --- Shards -----------------------------------------------------------------------------------------------------
 
 
 def sharded() -> Any:
@@ -242,7 +242,7 @@ def derive(model: nn.Module) -> None:
 @pytest.mark.usefixtures("process")
 def test_a_layer_that_was_frozen_as_a_whole_at_first_gets_its_gradients_later() -> None:
     model = sharded()
-    late = LateShards(model)
+    late = Shards(model)
     model[0].weight.requires_grad = False
     late.settle()
     derive(model)
@@ -284,7 +284,7 @@ def test_the_controller_sees_to_it() -> None:
 @pytest.mark.usefixtures("process")
 def test_what_trains_from_the_first_is_not_unsharded_by_hand() -> None:
     model = sharded()
-    late = LateShards(model)
+    late = Shards(model)
     late.settle()
-    assert late._held == {}
-    assert LateShards(model_of())._held == {}
+    assert late._late == {}
+    assert Shards(model_of())._late == {}

@@ -23,6 +23,7 @@ from lightning_freeze import (
     AlternatingFreeze,
     Every,
     FreezeAudit,
+    FreezeController,
     FreezeScheduler,
     FreezeViolation,
     Phase,
@@ -360,6 +361,194 @@ def untold(root: Path) -> str:
     finally:
         BackwardSkip.tell = tell  # type: ignore[method-assign]
     return ""
+
+
+# --- what one rank meets alone, and forwards between the batches ------------------------------------------------------
+
+
+class Wide(Stack):
+    """With a batch norm in what freezes, and a validation."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(cell)
+        self.blocks[0] = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self(batch[0])
+
+
+class Looks(pl.Callback):
+    """Calls the model without gradients after each batch, as a probe would."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with torch.no_grad():
+            module(batch[0])
+
+
+def looked_at(root: Path) -> dict[str, Any]:
+    """FSDP2 leaves its outermost layer unsharded after each forward without a backward, and in the sanity check."""
+    cell = Cell("FSDP2", "32-true", 1, "auto", "every")
+    trainer, _, scheduler = made(root, cell, Looks(), num_sanity_val_steps=1)
+    scheduler._frozen_modules = "eval"
+    scheduler._groups = {"bottom": "blocks.0", "upper": ["blocks.1", "blocks.2"], "head": ["layer1", "layer2"]}
+    scheduler._schedule = Phases([Phase(["head", "upper"])])
+    model = Wide(cell)
+    trainer.fit(model, data(cell), data(cell))
+    norm = model.blocks[0][1]
+    return {
+        "updates": scheduler.updates,
+        "tracked": int(norm.num_batches_tracked),
+        "mean": norm.running_mean.tolist(),
+        "findings": [finding.message for finding in scheduler.findings],
+    }
+
+
+def thaws_after_a_look(root: Path) -> dict[str, int]:
+    """What thaws gets its gradient, though a forward without one came between."""
+    cell = Cell("FSDP2", "32-true", 1, "auto", "phases")
+    trainer, model, scheduler = made(root, cell, Looks())
+    trainer.fit(model, data(cell))
+    return scheduler.updates
+
+
+def copies_after_validation(root: Path) -> dict[str, Any]:
+    """Of four ranks the last writes to a copy of a shard; a validation follows before the epoch ends."""
+    cell = Cell("FSDP2, hybrid, four processes", "32-true", 1, "auto", "every")
+
+    class Writes(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 5 and trainer.global_rank == 3:
+                module.layer2.bias.to_local().data.add_(0.5)
+
+    trainer, _, scheduler = made(root, cell, Writes())
+
+    class Validated(Stack):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self(batch[0])
+
+    found = stopped(lambda: trainer.fit(Validated(cell), data(cell), data(cell)))
+    return {**found, "parameters": [f.parameter for f in scheduler.findings]}
+
+
+class Branched(Net):
+    """A layer that every second batch uses."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda model: torch.optim.AdamW(model.parameters(), lr=0.01))
+        self.layer1, self.layer2 = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.branch = nn.Linear(4, 4)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        self.takes = batch_idx % 2 == 0
+        return super().training_step(batch, batch_idx)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.branch(x) if self.takes else x)
+
+
+def branch(root: Path) -> dict[str, Any]:
+    """FSDP1 keeps the bias of a layer on one rank: where the layer has no gradient, neither counts an update of it."""
+    schedule = Phases([Phase(["all"])])
+    scheduler = FreezeScheduler(schedule, {"branch": "branch", "others": ["layer1", "layer2"]}, rest="error")
+    how = OnCPU(use_orig_params=True, auto_wrap_policy={nn.Linear})
+    make_trainer(root, scheduler, strategy=how, devices=2).fit(Branched(), batches(12))
+    return {"updates": scheduler.updates, "kinds": sorted({f.kind for f in scheduler.findings})}
+
+
+def hand(root: Path) -> dict[str, Any]:
+    """By hand, with comparisons within the epoch; rank 1 leaves out a step."""
+
+    class Hand(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+            loss = super().training_step(batch, batch_idx)
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            if batch_idx != 1 or rank() == 0:
+                optimizer.step()
+            return None
+
+    model = Hand()
+    model.automatic_optimization = False
+    audit = FreezeAudit(every_n_updates=2, inputs=False)
+    scheduler = AlternatingFreeze("layer1", "layer2", every=3, audit=audit)
+    trainer = make_trainer(root, scheduler, strategy="ddp_find_unused_parameters_true", devices=2)
+    return stopped(lambda: trainer.fit(model, batches(16)))
+
+
+def second_try(root: Path) -> dict[str, Any]:
+    """A fit within an ``except`` block, in which a checkpoint's comparison finds what rank 1 wrote."""
+    cell = Cell("FSDP2", "32-true", 1, "auto", "phases")
+
+    def write(module: Any) -> None:
+        module.blocks[0].weight.to_local().data.add_(0.5)  # frozen at first
+
+    every = ModelCheckpoint(root, every_n_train_steps=1, save_top_k=-1)
+    trainer, model, _ = made(root, cell, At(0, write), every, enable_checkpointing=True)
+    try:
+        raise MemoryError("the first try")
+    except MemoryError:
+        return stopped(lambda: trainer.fit(model, data(cell)))
+
+
+def cannot_save(root: Path) -> dict[str, Any]:
+    """Rank 0 cannot write when a violation stops the run."""
+    trainer, model, _ = made(root, DDP, At(5, lambda module: module.layer2.bias.data.add_(0.5)))
+    original = trainer.strategy.save_checkpoint
+
+    def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+        if rank() == 0:
+            raise OSError("no space left")
+        original(*args, **kwargs)
+
+    trainer.strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+    return stopped(lambda: trainer.fit(model, data(DDP)))
+
+
+def other_groups_in_one_checkpoint(root: Path) -> None:
+    """What rank 1 goes on from was made with another schedule."""
+    model = Net()
+    ddp = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = FreezeController(ddp, Every({"layer1": 2}, of="layer2"))
+    controller.attach(optimizer)
+    state = controller.state_dict()
+    if rank() == 1:
+        state["schedule"] = {**state["schedule"], "class_path": "Phases"}
+    with controller:
+        controller.begin(state=state)
+
+
+def finds_at_the_end(root: Path) -> dict[str, Any]:
+    """In a plain loop, rank 1 alone writes to something frozen, and to what its user froze, after the last epoch."""
+    model = Net()
+    model.own = nn.Parameter(torch.ones(3), requires_grad=False)
+    ddp = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD([*model.layer1.parameters(), *model.layer2.parameters()], lr=0.1)
+    with FreezeController(ddp, Phases([Phase(["layer2"])]), {"layer1": "layer1", "layer2": "layer2"}) as controller:
+        controller.attach(optimizer)
+        controller.begin()
+        controller.begin_step()
+        ddp(torch.ones(2, 4)).sum().backward()
+        controller.after_backward()
+        optimizer.step()
+        if rank() == 1:
+            model.own.data.add_(1.0)
+        epoch = controller.end_epoch()
+        if rank() == 1:
+            model.layer1.weight.data.mul_(1.01)
+        return {"epoch": [f.parameter for f in epoch], "end": [f.message for f in controller.finish()]}
+
+
+def unmoved(root: Path) -> dict[str, Any]:
+    """A rate that rounds everything away is told of, of layers of which a rank holds nothing, too."""
+    model = Slim(True)
+    model.make = lambda module: torch.optim.SGD(module.parameters(), lr=1e-30)
+    scheduler = FreezeScheduler(Phases([Phase(["all"])]), {"layer1": "layer1", "layer2": "layer2"}, on_finding="warn")
+    make_trainer(root, scheduler, strategy=ModelParallelStrategy(2, 1), devices=2).fit(model, batches(8))
+    return {"parameters": sorted(str(f.parameter) for f in scheduler.findings if f.kind == "unmoved")}
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -35,6 +35,15 @@ CASES = [
     case("empty_shards", "empty_fsdp2", strategy="FSDP2"),
     case("overflow_in_one_shard"),
     case("draws"),
+    case("looked_at"),
+    case("thaws_after_a_look"),
+    case("branch"),
+    case("hand"),
+    case("second_try"),
+    case("cannot_save"),
+    case("other_groups_in_one_checkpoint"),
+    case("finds_at_the_end"),
+    case("unmoved"),
     case("interrupted", "straight"),
     case("saves", "saves_ddp", strategy="DDP"),
     *(case("saves", f"saves_{how}", strategy="FSDP2", save=how) for how in ("sharded", "whole")),
@@ -42,6 +51,7 @@ CASES = [
     case("untold"),
     case("interrupted", "killed", kills=True),
     case("hook_raises", everywhere=False, strategy="DDP"),
+    Case("copies_after_validation", "tests.processes.faults:copies_after_validation", world=4),
 ]
 
 
@@ -77,7 +87,7 @@ def found(outcomes: dict[str, list[Outcome]]) -> Found:
     """What each rank made of a case, of which neither failed."""
 
     def results(name: str) -> list[Any]:
-        assert [o.error for o in outcomes[name]] == ["", ""], [(o.error, o.text, o.trace) for o in outcomes[name]]
+        assert {o.error for o in outcomes[name]} == {""}, [(o.error, o.text, o.trace) for o in outcomes[name]]
         return [outcome.result for outcome in outcomes[name]]
 
     return results
@@ -103,6 +113,74 @@ def test_replicas_that_have_gone_apart_are_found_by_name_on_both(name: str, firs
         assert "alike are rank 0; rank 1" in made["text"]
         assert "the processes of the run have gone apart" in made["text"]
         assert made["saved"]
+
+
+def test_copies_of_a_shard_are_compared_after_a_validation_too(found: Found) -> None:
+    """Which leaves FSDP2's outermost layer unsharded, so that its module shows other parameters."""
+    results = found("copies_after_validation")
+    assert len(results) == 4
+    for made in results:
+        assert made["kinds"] == ["copies"]
+        assert made["parameters"] == ["layer2.bias"]
+        assert "alike are rank 1; rank 3" in made["text"]
+
+
+def test_what_is_held_in_eval_mode_stands_still_under_fsdp2_after_a_sanity_check(found: Found) -> None:
+    for made in found("looked_at"):
+        assert made["updates"] == {"bottom": 0, "upper": 8, "head": 8}
+        assert made["tracked"] == 0
+        assert made["mean"] == [0.0] * 4
+        assert made["findings"] == []
+
+
+def test_what_thaws_under_fsdp2_gets_its_gradient_whatever_was_called_in_between(found: Found) -> None:
+    for made in found("thaws_after_a_look"):
+        assert made == {"bottom": 2, "upper": 2, "head": 6}
+
+
+def test_under_fsdp1_a_layer_without_a_gradient_counts_on_neither_rank(found: Found) -> None:
+    for made in found("branch"):
+        assert made == {"updates": {"branch": 3, "others": 6}, "kinds": []}
+
+
+def test_ranks_that_step_otherwise_by_hand_are_found_and_do_not_hang(found: Found) -> None:
+    for made in found("hand"):
+        assert {"place", "copies"} <= set(made["kinds"])
+        assert "rank 0 has 8, rank 1 has 7" in made["text"]
+
+
+def test_a_fit_within_an_except_block_stops_on_both(found: Found) -> None:
+    for made in found("second_try"):
+        assert made["kinds"] == ["value"]
+        assert "on rank 1: 'blocks.0.weight'" in made["text"]
+
+
+@pytest.mark.filterwarnings("ignore:the run could not be saved")
+def test_a_rank_that_cannot_save_leaves_none_waiting(found: Found) -> None:
+    for made in found("cannot_save"):
+        assert made["kinds"] == ["copies"]
+        assert not made["saved"]
+        assert "Nothing was saved" in made["text"]
+
+
+def test_a_state_that_one_rank_refuses_is_refused_by_all(outcomes: dict[str, list[Outcome]]) -> None:
+    first, second = outcomes["other_groups_in_one_checkpoint"]
+    assert (first.error, second.error) == ("ScheduleError", "ScheduleError"), first.trace + second.trace
+    assert "refused: rank 0 has" in first.text
+    assert "rank 1 has" in first.text
+    assert "another schedule" in second.text
+
+
+def test_in_a_plain_loop_both_are_told_also_at_the_end(found: Found) -> None:
+    for made in found("finds_at_the_end"):
+        assert made["epoch"] == ["own"]
+        assert len(made["end"]) == 1
+        assert made["end"][0].startswith("on rank 1: 'layer1.weight'")
+
+
+def test_what_no_rank_moves_is_told_of_under_fsdp2(found: Found) -> None:
+    for made in found("unmoved"):
+        assert {"layer1.weight", "layer1.bias", "layer2.weight"} <= set(made["parameters"])
 
 
 def test_ranks_that_average_their_weights_now_and_then_are_no_replicas(found: Found) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import post_localSGD_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -146,9 +147,10 @@ def test_of_many_findings_the_gravest_reach_all_so_that_all_stop() -> None:
         return [*(finding(f"w{n}", "warning") for n in range(30)), finding("the error")] if rank else []
 
     got, _ = on_all(2, lambda ranks, rank: ranks.shared(found(rank)))
+    assert got[0] == got[1]
     assert [f.message for f in got[0] if f.severity == "error"] == ["on rank 1: the error"]
-    assert len(got[0]) == 20
-    assert len(got[1]) == 31
+    assert len(got[0]) == 21
+    assert "and 11 findings more" in got[0][-1].message
 
 
 @given(st.integers(1, 60), st.data())
@@ -225,6 +227,13 @@ def test_under_ddp_all_are_copies_but_what_it_was_told_to_ignore(eight: None) ->
     model._ddp_params_and_buffers_to_ignore = ["bias"]  # type: ignore[assignment]
     ddp = nn.parallel.DistributedDataParallel(model, init_sync=False)
     assert copies_of(model.named_parameters(), ddp, print_of) == {tuple(range(8)): [("weight", 7)]}
+
+
+def test_ranks_that_average_now_and_then_hold_no_copies(eight: None) -> None:
+    ddp = nn.parallel.DistributedDataParallel(nn.Linear(2, 1), init_sync=False)
+    state = post_localSGD_hook.PostLocalSGDState(process_group=None, subgroup=None, start_localSGD_iter=10)
+    ddp.register_comm_hook(state, post_localSGD_hook.post_localSGD_hook)
+    assert copies_of(ddp.module.named_parameters(), ddp, print_of) == {}
 
 
 def test_digests_on_a_device_are_read_as_the_ints_they_are(eight: None) -> None:
