@@ -4,8 +4,8 @@ Run it (it needs the extra ``demo``)::
 
     python examples/fabric_loop.py
     python examples/fabric_loop.py --devices 2 --precision bf16-mixed
-    python examples/fabric_loop.py --devices 2 --strategy fsdp2 --accumulate 2
     python examples/fabric_loop.py --epochs 10 --resume fabric_loop.ckpt
+    python examples/fabric_loop.py --devices 2 --strategy fsdp2 --accumulate 2 --out sharded.ckpt
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -287,7 +288,8 @@ class FreezeScheduler(_Audited):
     ) -> None:
         if not isinstance(schedule, Schedule):
             raise ScheduleError(
-                f"`schedule` is {schedule!r}, but must be a schedule: Every({{'layer1': 5}}, of='layer2'), or Phases([…]).",
+                f"`schedule` is {schedule!r}, but must be a schedule: Every({{'layer1': 5}}, of='layer2'), or Phases([…])."
+                + " Paths and mappings are read by a LightningCLI alone." * isinstance(schedule, (str, Mapping, Path)),
                 key="schedule",
                 value=schedule,
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_freeze._lightning import Callback, LightningModule, Trainer
+from lightning_freeze._lightning import Callback, LightningModule, Trainer, rank_zero_warn
 from lightning_freeze.plan.schedule import nearest
 from lightning_freeze.witness.ranks import Ranks
 
@@ -24,6 +24,8 @@ class Heard:
         """Whether a validation has ended in this fit."""
         self.told: set[str] = set()
         """The metrics of which it was said that they are not logged."""
+        self.partly: set[str] = set()
+        """Those of which it was said that only some ranks log them."""
         self._before: dict[str, Tensor] = {}
 
     def begin_epoch(self, trainer: Trainer) -> None:
@@ -37,7 +39,13 @@ class Heard:
         for name in sorted(names):
             value = logged.get(name)
             found[name] = float(value) if value is not None and value is not self._before.get(name) else None
-        found = Ranks(trainer.strategy.root_device).means(found)
+        found, partly = Ranks(trainer.strategy.root_device).means(found)
+        for name in sorted(partly - self.partly):
+            rank_zero_warn(
+                f"{name!r}, which ends a phase, was logged on some ranks only, and what these logged is what counts. Log it on "
+                f"all: `self.log({name!r}, …, sync_dist=True)`, without asking for the rank."
+            )
+        self.partly |= partly
         return {name: value for name, value in found.items() if value is not None}
 
     def may_come(self, trainer: Trainer) -> bool:

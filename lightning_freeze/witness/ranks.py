@@ -62,7 +62,7 @@ def copies_apart(name: str, sides: Sequence[Sequence[int]], epoch: int, update: 
         epoch: The epoch it was found in.
         update: The updates made so far.
     """
-    groups = "; ".join(
+    groups = " and ".join(
         f"rank{'s' * (len(side) > 1)} {', '.join(map(str, side[:_SHOWN]))}{', …' * (len(side) > _SHOWN)}"
         for side in sides[:_SHOWN]
     )
@@ -70,8 +70,8 @@ def copies_apart(name: str, sides: Sequence[Sequence[int]], epoch: int, update: 
         "ranks",
         "copies",
         "error",
-        f"{name!r} should be the same on all ranks, and by the end of epoch {epoch} (update {update}) is not: alike are "
-        f"{groups}. It is the first such parameter in the model's order; others may have gone apart, too. Ranks stay alike "
+        f"{name!r} should be the same on all ranks, and by the end of epoch {epoch} (update {update}) is not: {groups} "
+        f"hold different bits. It is the first such parameter in the model's order; others may have gone apart, too. Ranks stay alike "
         "as long as they begin alike and apply the same gradients: look for a write on some ranks alone, a backward that "
         "does not go through the wrapped model, an optimizer that draws random numbers, a parameter that did not require a "
         "gradient when DDP was built. Resume from a checkpoint, which all ranks load alike.",
@@ -141,18 +141,23 @@ class Ranks:
         raw = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
         return [bytes(part.tolist()).decode() for part in self.gathered(raw)]
 
-    def means(self, values: Mapping[str, float | None]) -> dict[str, float | None]:
+    def means(self, values: Mapping[str, float | None]) -> tuple[dict[str, float | None], set[str]]:
         """Each value's mean over the ranks that have it, the same number on all; not finite where one is not.
 
         Args:
             values: The same names, in the same order, on every rank; None where this rank has no value.
+
+        Returns:
+            The means, and the names of which only some ranks have a value.
         """
         if not self.many:
-            return dict(values)
+            return dict(values), set()
         mine = [(0.0, 0.0) if value is None else (value, 1.0) for value in values.values()]
         rows = self.gathered(torch.tensor(mine, dtype=torch.float64))
         sums = torch.stack(rows).sum(0).reshape(-1, 2).tolist()
-        return {name: total / count if count else None for name, (total, count) in zip(values, sums, strict=True)}
+        found = dict(zip(values, sums, strict=True))
+        partly = {name for name, (_, count) in found.items() if 0 < count < self.world}
+        return {name: total / count if count else None for name, (total, count) in found.items()}, partly
 
     def disagreement(self, place: Mapping[str, object]) -> str | None:
         """What two ranks say of where they stand, where they say different things; None where all say the same.

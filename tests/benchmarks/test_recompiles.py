@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.benchmarks.recompiles import ASKED, WHAT, count, markdown, measure
 
 
-def test_two_sets_and_their_table():
+def test_two_sets_and_their_table() -> None:
     rows = measure([2])
     assert [(row.what, row.asked) for row in rows] == [(what, asked) for what in WHAT for asked in ASKED]
     assert {row.skips for row in rows if row.asked is False} == {False}
@@ -23,9 +27,16 @@ def test_two_sets_and_their_table():
     assert len(lines) == 2 + 6
 
 
-def test_past_the_limit_it_is_said(monkeypatch):
+def test_past_the_limit_it_is_said(monkeypatch: Any) -> None:
     monkeypatch.setattr("tests.benchmarks.recompiles.RAISED", 3)
     monkeypatch.setattr("lightning_freeze.gate.backward._recompiles", lambda *_: None)
     row = count(4, "model", True)
     assert row.passed
     assert row.graphs == 3
+
+
+@pytest.mark.slow
+def test_the_readmes_table_is_what_is_measured() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for line in markdown(measure()).splitlines():
+        assert line.startswith("| ---") or line in readme, line

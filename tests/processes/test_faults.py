@@ -110,8 +110,9 @@ def test_replicas_that_have_gone_apart_are_found_by_name_on_both(name: str, firs
         assert made["kinds"] == ["copies"]
         assert made["parameters"] == [first]
         assert f"{first!r} should be the same on all ranks" in made["text"]
-        assert "alike are rank 0; rank 1" in made["text"]
+        assert "rank 0 and rank 1 hold different bits" in made["text"]
         assert "the processes of the run have gone apart" in made["text"]
+        assert "To go on, resume from a checkpoint that was made before" in made["text"]
         assert made["saved"]
 
 
@@ -122,7 +123,7 @@ def test_copies_of_a_shard_are_compared_after_a_validation_too(found: Found) -> 
     for made in results:
         assert made["kinds"] == ["copies"]
         assert made["parameters"] == ["layer2.bias"]
-        assert "alike are rank 1; rank 3" in made["text"]
+        assert "rank 1 and rank 3 hold different bits" in made["text"]
 
 
 def test_what_is_held_in_eval_mode_stands_still_under_fsdp2_after_a_sanity_check(found: Found) -> None:

@@ -71,7 +71,7 @@ def test_alone_nothing_is_gathered() -> None:
     ranks = Ranks()
     assert not ranks.many
     assert ranks.texts("mine") == ["mine"]
-    assert ranks.means({"a": 2.0, "b": None}) == {"a": 2.0, "b": None}
+    assert ranks.means({"a": 2.0, "b": None}) == ({"a": 2.0, "b": None}, set())
     assert ranks.disagreement({"a": 1}) is None
     assert ranks.apart({(0, 1): [("w", 1)]}) is None
     found = [finding("moved")]
@@ -89,16 +89,18 @@ def test_a_mean_is_of_those_that_have_a_value_and_the_same_on_all(values: list[f
     got, _ = on_all(len(values), lambda ranks, rank: ranks.means({"x": values[rank], "y": 1.0}))
     assert all(each == got[0] for each in got)
     there = [value for value in values if value is not None]
+    means, partly = got[0]
+    assert partly == ({"x"} if 0 < len(there) < len(values) else set())
     if there:
-        assert got[0]["x"] == pytest.approx(sum(there) / len(there), rel=1e-9, abs=1e-9)
+        assert means["x"] == pytest.approx(sum(there) / len(there), rel=1e-9, abs=1e-9)
     else:
-        assert got[0]["x"] is None
-    assert got[0]["y"] == 1.0
+        assert means["x"] is None
+    assert means["y"] == 1.0
 
 
 def test_a_value_that_is_not_finite_on_one_rank_is_so_on_all() -> None:
     got, _ = on_all(2, lambda ranks, rank: ranks.means({"x": math.nan if rank else 1.0}))
-    assert all(math.isnan(each["x"]) for each in got)
+    assert all(math.isnan(means["x"]) for means, _ in got)
 
 
 def test_ranks_at_the_same_place_agree_in_one_gather() -> None:
@@ -189,7 +191,7 @@ def test_ranks_that_hold_other_shards_are_no_copies_and_join_the_search_of_other
 def test_the_finding_says_who_is_alike() -> None:
     text = copies_apart("blocks.0.weight", [[0, 2], [1]], 4, 30).message
     assert "'blocks.0.weight' should be the same on all ranks" in text
-    assert "by the end of epoch 4 (update 30) is not: alike are ranks 0, 2; rank 1." in text
+    assert "by the end of epoch 4 (update 30) is not: ranks 0, 2 and rank 1 hold different bits." in text
 
 
 @pytest.fixture
