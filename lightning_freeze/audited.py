@@ -80,7 +80,7 @@ class AuditedRun(ABC):
 
     @abstractmethod
     def end_epoch(self) -> list[Finding]:
-        """A training epoch ended: the audits' findings of it."""
+        """A training epoch ended: the audits' findings of it, by whichever rank. All ranks call it together."""
 
     @abstractmethod
     def detach(self, bring_back: bool = True) -> None:
@@ -105,7 +105,7 @@ class AuditedRun(ABC):
         return self._found(self._compare(), together)
 
     def finish(self) -> list[Finding]:
-        """The fit ends: a last comparison.
+        """The fit ends: a last comparison, called by all ranks together, which are told the same.
 
         What moved since the last epoch's end is a warning only where something in the run averages weights: to write
         its average back at the end is what it is for.
@@ -173,6 +173,7 @@ class AuditedRun(ABC):
         return [finding for finding in found if finding not in gone]
 
     def _copies_apart(self, epoch: int) -> list[Finding]:
+        """Whether ranks hold other bits of what they hold copies of; each parameter is told of once."""
         if not self._ranks.many or self._witness is None or self._averages:
             return []
         named = ((clean_name(name), parameter) for name, parameter in self._module.named_parameters())
