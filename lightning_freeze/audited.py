@@ -14,7 +14,7 @@ from lightning_freeze.gate.wrapped import Shards, is_split
 from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
-from lightning_freeze.witness.fingerprint import Digest, digest_if_any, is_lazy
+from lightning_freeze.witness.fingerprint import digests, is_lazy
 from lightning_freeze.witness.ranks import Ranks, copies_apart, copies_of
 from lightning_freeze.witness.witness import Witness
 
@@ -44,7 +44,7 @@ class AuditedRun(ABC):
         self._averages = False
         self._apart: set[str] = set()
         self._split = False
-        self._shards = Shards(nn.Module())
+        self._shards = Shards(module)  # before anything reads the model's parameters
         self._witness: Witness | None = None
         self._epoch_updates: dict[str, int] = {}
         self._epoch_intervals = 0
@@ -176,17 +176,15 @@ class AuditedRun(ABC):
         """Whether ranks hold other bits of what they hold copies of; each parameter is told of once."""
         if not self._ranks.many or self._witness is None or self._averages:
             return []
-        named = ((clean_name(name), parameter) for name, parameter in self._module.named_parameters())
-        apart = self._ranks.apart(copies_of(named, self._wrapper, self._print_of))
+        named = [(clean_name(name), parameter) for name, parameter in self._module.named_parameters()]
+        prints = {id(parameter): self._witness.print_of(parameter) for _, parameter in named}
+        own = [parameter for _, parameter in named if prints[id(parameter)] is None]  # the user's own to freeze
+        prints |= zip(map(id, own), digests(own), strict=True)
+        apart = self._ranks.apart(copies_of(named, self._wrapper, lambda parameter: prints[id(parameter)]))
         if apart is None or apart[0] in self._apart:
             return []
         self._apart.add(apart[0])
         return self._found([copies_apart(*apart, epoch, self.total)], together=False)  # all ranks have found the same
-
-    def _print_of(self, parameter: Tensor) -> Digest | None:
-        """A parameter's digest, which is there already but for what is the user's own to freeze."""
-        found = self._witness.print_of(parameter) if self._witness is not None else None
-        return digest_if_any(parameter) if found is None else found
 
     def _found(self, findings: list[Finding], together: bool = True) -> list[Finding]:
         """Take in what was found: together with other ranks, what all have found."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
+import torch
 import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -356,17 +357,16 @@ class FreezeController(AuditedRun):
         Raises:
             ScheduleError: The state was saved under another schedule or other groups, or ranks go on from different places.
         """
-        self._uneven = uneven
-        refused: ScheduleError | None = None
+        self._uneven = any(bool(row[0]) for row in self._ranks.gathered(torch.tensor([uneven])))
+        refused: Exception | None = None
         if state is not None:
             try:
                 self.load_state_dict(state)
-            except ScheduleError as error:  # told to the other ranks before it is raised
+            except Exception as error:  # told to the other ranks before it is raised
                 refused = error
         elif epoch is not None:
             self._at.epoch = epoch
-        place = {**self._place(), "refused": str(refused or ""), "uneven": uneven}
-        difference = self._ranks.disagreement(place)
+        difference = self._ranks.disagreement({**self._place(), "refused": str(refused or "")})
         if refused is not None:
             raise refused
         self._refuse_apart("where training begins", "the checkpoints that the ranks go on from", difference)

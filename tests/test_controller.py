@@ -188,3 +188,21 @@ def test_a_step_of_torchs_own_to_see_an_optimizers_state_is_none() -> None:
     train(model, optimizer, controller, 3, first=4)
     assert controller.end_epoch() == []
     assert controller.updates == {"a": 3, "b": 7}
+    controller.detach()
+
+
+def test_a_warm_up_from_zero_steps_like_any_other() -> None:
+    """Also where its step is handed a closure of None by name, as that one of torch's own is."""
+    model = model_of("a", "b")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    controller = FreezeController(model, Phases([Phase(["b"])]), {"a": "a", "b": "b"}, skip_backward=False)
+    controller.attach(optimizer)
+    controller.begin()
+    for _ in range(3):
+        controller.begin_step()
+        optimizer.zero_grad()
+        model["b"](torch.tanh(model["a"](torch.ones(2, 3)))).square().sum().backward()  # type: ignore[index]
+        optimizer.step(closure=None)
+    assert controller.updates == {"a": 0, "b": 3}
+    assert {name for name, p in model.named_parameters() if optimizer.state[p]} == {"b.weight"}
+    controller.detach()

@@ -144,6 +144,7 @@ def _without_gradient(held: Sequence[Parameter]) -> bool:
     return bool(here) and all(parameter.grad is None for parameter in here)
 
 
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def _unseen(function: Callable[..., _T], *args: Any) -> _T:
     """Call a hook where a compiled optimizer step leaves it alone.
 
@@ -154,8 +155,12 @@ def _unseen(function: Callable[..., _T], *args: Any) -> _T:
     return function(*args)
 
 
-def _rates_are_zero(optimizer: Optimizer) -> bool:
-    return all("lr" in group and float(group["lr"]) == 0 for group in optimizer.param_groups)
+def _only_asks(optimizer: Optimizer) -> bool:
+    """Whether a step is to make an optimizer's first state and nothing else: no rate, no gradient, no state yet."""
+    if optimizer.state or not all("lr" in group and float(group["lr"]) == 0 for group in optimizer.param_groups):
+        return False
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return not any(bool((g.to_local() if hasattr(g, "to_local") else g).any()) for g in gradients)
 
 
 class Gate:
@@ -218,7 +223,7 @@ class Gate:
         lane = self._by_optimizer[id(optimizer)]
         # torch hands its hooks the optimizer itself as the first of the arguments.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        lane.asked = "closure" in kwargs and closure is None and _rates_are_zero(optimizer)
+        lane.asked = "closure" in kwargs and closure is None and _only_asks(optimizer)
         if lane.asked:
             return None
         if not callable(closure):

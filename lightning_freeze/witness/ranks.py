@@ -356,7 +356,9 @@ def _few(found: Sequence[Finding]) -> list[Finding]:
     if len(found) <= _TOLD:
         return list(found)
     rest = found[_TOLD:]
-    more = replace(rest[0], message=f"and {len(rest)} findings more, of which the first: {rest[0].message}")
+    more = replace(
+        rest[0], parameter=None, message=f"and {len(rest)} findings more, of which the first: {rest[0].message}"
+    )
     return [*found[:_TOLD], more]
 
 
