@@ -487,7 +487,10 @@ def _source(module: nn.Module) -> tuple[str, int] | None:
 
 
 _SOLE: dict[tuple[bool, bool], int] = {}
-"""How often a tensor is held that only a call holds: by whether it comes by keyword, and whether the call has any."""
+"""How often a tensor is held that only a call holds: by whether it comes by keyword, and whether the call has any.
+
+Measured for each audit: after torch has passed a recompile limit, Python counts otherwise.
+"""
 
 
 def _probe(self: nn.Module, input: Tensor, other: Any = None) -> Tensor:
@@ -495,7 +498,7 @@ def _probe(self: nn.Module, input: Tensor, other: Any = None) -> Tensor:
 
 
 def _calibrate() -> None:
-    if _SOLE or Tracer.active is not None:
+    if Tracer.active is not None:
         return
     counts: list[int] = []
 
