@@ -357,7 +357,9 @@ class FreezeController(AuditedRun):
         Raises:
             ScheduleError: The state was saved under another schedule or other groups, or ranks go on from different places.
         """
-        self._uneven = any(bool(row[0]) for row in self._ranks.gathered(torch.tensor([uneven])))
+        self._uneven = uneven
+        if self._regions:  # compiled: all ranks are to choose alike
+            self._uneven = any(bool(row[0]) for row in self._ranks.gathered(torch.tensor([uneven])))
         refused: Exception | None = None
         if state is not None:
             try:

@@ -464,7 +464,7 @@ def _until(model: nn.Module, groups: int, costs: Costs, skip_backward: SkipBackw
     for number, value in enumerate((1.0, 2.0, 2.0)):
         run.step(costs, "a change that a metric made" if number == 2 else "a step without a change", "count")
         with costs.of("a metric's mean over the ranks"):
-            mean = Ranks().means({"loss": value})["loss"]
+            mean = Ranks().means({"loss": value})[0]["loss"]
         if mean != value:
             raise RuntimeError(f"all ranks have {value}, and their mean is {mean}")
         with costs.of("a metric is heard"):
