@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
     from lightning_freeze.controller import FreezeController
-    from lightning_freeze.gate.optimizers import OptimizerTraits, UnsupportedError, probe_optimizer
+    from lightning_freeze.gate.optimizers import OptimizerTraits, probe_optimizer
+    from lightning_freeze.gate.refusals import UnsupportedError
     from lightning_freeze.input_audit import InputAudit
     from lightning_freeze.plan.every import Every
     from lightning_freeze.plan.groups import SelectionError, resolve_groups
@@ -34,7 +35,7 @@ _HOME = {
     "InputAudit": "input_audit",
     "FreezeController": "controller",
     "OptimizerTraits": "gate.optimizers",
-    "UnsupportedError": "gate.optimizers",
+    "UnsupportedError": "gate.refusals",
     "probe_optimizer": "gate.optimizers",
     "Every": "plan.every",
     "SelectionError": "plan.groups",

@@ -35,7 +35,7 @@ from lightning_freeze._lightning import (
 from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController, OnScheduleChange
 from lightning_freeze.gate.backward import SKIP_BACKWARD, Circumstances, SkipBackward, compiled
-from lightning_freeze.gate.optimizers import refuse_strategy
+from lightning_freeze.gate.refusals import refuse_strategy
 from lightning_freeze.gate.state import OPTIMIZER_STATE, OptimizerState
 from lightning_freeze.input_audit import InputAudit, InputWatch
 from lightning_freeze.metrics_heard import Heard, logs_later, unlogged
@@ -402,6 +402,7 @@ class FreezeScheduler(_Audited):
                 averages=averages(trainer),
             ),
             waits=loads_later(trainer),
+            closures=True,
         )
         self._loading = LateLoading(trainer)
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]

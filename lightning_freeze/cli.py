@@ -25,7 +25,7 @@ from lightning_freeze._yaml import ConfigError, Place, read
 from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
 from lightning_freeze.commands import COMMANDS, LIGHTNING_LOGGERS, Command, InputsCommand, command_of
 from lightning_freeze.demos import MissingPackageError
-from lightning_freeze.gate.optimizers import UnsupportedError
+from lightning_freeze.gate.refusals import UnsupportedError
 from lightning_freeze.input_audit import InputAudit, place_of, read_declarations
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.groups import SelectionError, check_selector

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lightning_freeze._lightning import LightningModule, Trainer
 from lightning_freeze.forecast import Forecast, Horizon, forecast, read_metrics
-from lightning_freeze.gate.optimizers import refuse_strategy
+from lightning_freeze.gate.refusals import refuse_strategy
 from lightning_freeze.input_audit import InputAudit, write_declarations
 from lightning_freeze.plan.groups import Selector, group_parameters
 from lightning_freeze.plan.schedule import REST

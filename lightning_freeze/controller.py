@@ -26,10 +26,12 @@ from lightning_freeze.gate.backward import (
     compiled,
 )
 from lightning_freeze.gate.gate import Gate, Lane
+from lightning_freeze.gate.holding import way_of
 from lightning_freeze.gate.memory import state_bytes
 from lightning_freeze.gate.modes import EvalModes
-from lightning_freeze.gate.optimizers import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
+from lightning_freeze.gate.optimizers import OptimizerTraits, probe_optimizer
 from lightning_freeze.gate.reentrant import ReentrantInputs
+from lightning_freeze.gate.refusals import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
 from lightning_freeze.gate.state import OPTIMIZER_STATE, SHORTEST, FrozenState, Held, OptimizerState, refuse_state
 from lightning_freeze.gate.wrapped import plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.plan.groups import (
@@ -168,6 +170,8 @@ class FreezeController(AuditedRun):
         self.backward = Choice(False, "the controller is not attached")
         """Whether the backward work of frozen groups is left out, and why."""
         self._around: Circumstances | None = None
+        self.traits: dict[int, OptimizerTraits] = {}
+        """What the probe has learnt of each optimizer that holds something which freezes, by its index."""
         self._regions: Collection[str] = ()
         self._uneven = False
         self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
@@ -234,6 +238,7 @@ class FreezeController(AuditedRun):
         epoch: int = 0,
         around: Circumstances | None = None,
         waits: bool = False,
+        closures: bool | None = None,
     ) -> None:
         """Bind the schedule to the optimizers and hook into them.
 
@@ -245,6 +250,8 @@ class FreezeController(AuditedRun):
                 several optimizers each may step within a batch.
             waits: Whether the optimizers' state is yet to be loaded, so that steps before `begin` are not the run's:
                 `torch.distributed.checkpoint` makes one, of gradients of zero, to see what there is to load.
+            closures: Whether steps are handed a closure, as Lightning hands them one: some optimizers act otherwise then. By
+                default, only where an optimizer asks for one.
 
         Raises:
             SelectionError: A parameter of a group is in none of the optimizers.
@@ -254,6 +261,7 @@ class FreezeController(AuditedRun):
         """
         self.detach()
         optimizers = tuple(map(plain_optimizer, optimizers))
+        self.traits.clear()
         around = around or Circumstances(
             self._module, self._given_wrapper, by_hand=len(optimizers) > 1, compiled=self._compiled
         )
@@ -267,6 +275,8 @@ class FreezeController(AuditedRun):
         rated = [m.parameter for group in self._plan.rated for m in self.groups.members.get(group, ())]
         refuse_without_rate(optimizers, rated)
         lanes = [Lane(index, optimizer, self._held_by(optimizer)) for index, optimizer in enumerate(optimizers)]
+        for lane in lanes:
+            self._learn(lane, closures)
         may_idle: str | None = None
         for lane in lanes:
             idle = self._plan.may_idle(lane.index) if scaler and lane.members else None
@@ -309,6 +319,7 @@ class FreezeController(AuditedRun):
             "groups": self.groups.names(),
             "rest": self.groups.rest,
             "optimizers": self._held_groups,
+            "left out": [lane.leaves_out for lane in lanes],
             "skip_backward": self.backward.skips,
             "optimizer_state": self._state.mode,
             "frozen_modules": "eval" if self._eval else "train",
@@ -407,8 +418,8 @@ class FreezeController(AuditedRun):
         if plan.begin_window(at, at.epoch if epoch is None else epoch):
             self._decide()
             self._say_why()
-        if plan.rated:
-            for lane in gate.lanes:
+        for lane in gate.lanes:
+            if plan.rated or lane.leaves_out or lane.early:
                 lane.merge()  # after a step that failed, and that the model has survived
         if self._sets is not self._watched_sets:
             self._follow()
@@ -799,6 +810,33 @@ class FreezeController(AuditedRun):
             self.backward = self._choice(replace(around, uneven=self._uneven))
             if not self.backward.skips:
                 self._say(f"freeze: the backward work of frozen groups is not skipped after all: {self.backward.why}.")
+
+    def _learn(self, lane: Lane, closures: bool | None) -> None:
+        """What its optimizer does to what is frozen, and so how it is held.
+
+        Raises:
+            UnsupportedError: It cannot be.
+        """
+        plan, freezable = self._require_plan(), lane.members.keys() & self._freezable.keys()
+        forever = {REST} if self.groups.rest == "freeze" else set()
+        if not freezable or (plan.never_freezes() and not freezable & forever):
+            return
+        self.traits[lane.index] = traits = probe_optimizer(lane.optimizer, closures)
+        late = sorted(freezable - plan.trains(plan.start(), lane.index) - forever)
+        way = way_of(traits, lane.index, late=late, idle=plan.may_idle(lane.index), audited=self._audit)
+        lane.leaves_out, lane.early = way == "left out", traits.closure_reentrant
+        if way == "left out":
+            self._say(
+                f"freeze: optimizer {lane.index} ({traits.name}) moves a parameter whose gradient is None "
+                f"({traits.reasons['skips_none']}): what is frozen is left out of its param groups for each step."
+            )
+        elif way == "unknown":
+            warnings.warn(
+                f"optimizer {lane.index} ({traits.name}) could not be probed: {traits.why}. Whether it holds a parameter "
+                "still whose gradient is None is not known before training; the audit tells at the epoch's end. To know it "
+                "before, use one of torch.optim.",
+                stacklevel=3,
+            )
 
     def _held_by(self, optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, ...]]:
         mine = held_by(optimizer)

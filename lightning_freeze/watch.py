@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_freeze.audited import AuditedRun, size_of
 from lightning_freeze.gate.backward import Circumstances
 from lightning_freeze.gate.gate import Gate, Lane
-from lightning_freeze.gate.optimizers import held_by
+from lightning_freeze.gate.refusals import held_by
 from lightning_freeze.plan.groups import clean_name, frozen_modules
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record

@@ -24,7 +24,7 @@ from lightning_freeze import (
     SelectionError,
     UnsupportedError,
 )
-from lightning_freeze.gate.optimizers import refuse_strategy
+from lightning_freeze.gate.refusals import refuse_strategy
 from lightning_freeze.report.records import read_records
 from tests.conftest import Net, batches
 from tests.gate.test_optim_db import Snapshots

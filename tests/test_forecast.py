@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases, ScheduleError, SelectionError, Until
 from lightning_freeze.forecast import Forecast, Horizon, forecast, read_metrics
-from lightning_freeze.gate.optimizers import UnsupportedError
+from lightning_freeze.gate.refusals import UnsupportedError
 from lightning_freeze.report.pictures import Held, Size
 from lightning_freeze.report.records import read_records, steps_of
 from tests.conftest import Net, batches, make_trainer

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_freeze.gate.optimizers import UnsupportedError
+from lightning_freeze.gate.refusals import UnsupportedError
 from lightning_freeze.gate.wrapped import is_fsdp1
 
 SkipBackward = bool | Literal["auto"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
+from lightning_freeze.gate.left_out import LeftOut
 from lightning_freeze.gate.rates import SplitGroups
 
 _KEPT_SETS = 64
@@ -27,6 +29,11 @@ class _Sides:
     spots: tuple[Parameter, ...]
     active: tuple[tuple[str, tuple[Parameter, ...]], ...]
 
+    @cached_property
+    def identities(self) -> frozenset[int]:
+        """Those of what is frozen."""
+        return frozenset(map(id, self.frozen))
+
 
 @dataclass
 class Lane:
@@ -38,6 +45,9 @@ class Lane:
         members: Group to the parameters of it that this optimizer holds, ``rest`` included.
         attempted: Whether it came to a step in this epoch, a skipped one included.
         asked: Whether its step is none: `torch.distributed.checkpoint` makes one at a rate of zero, to see its state.
+        leaves_out: Whether what is frozen is left out of the optimizer's param groups for each step, since it moves what
+            has no gradient.
+        early: Whether it reads gradients before it calls its closure, so that they are emptied before the step, too.
         param_groups: How many param groups the optimizer had when ``members`` was made.
     """
 
@@ -46,12 +56,16 @@ class Lane:
     members: Mapping[str, tuple[Parameter, ...]]
     attempted: bool = False
     asked: bool = False
+    leaves_out: bool = False
+    early: bool = False
     param_groups: int = 0
     _sides: dict[frozenset[str], _Sides] = field(default_factory=dict, repr=False)
     _now: _Sides = field(default=_Sides(frozenset(), (), (), ()), repr=False)
     _updated: frozenset[str] = field(default=frozenset(), repr=False)
     _factors: dict[int, float] = field(default_factory=dict, repr=False)
     _split: SplitGroups | None = field(default=None, repr=False)
+    _left: LeftOut | None = field(default=None, repr=False)
+    _depth: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         self.param_groups = len(self.optimizer.param_groups)
@@ -94,9 +108,29 @@ class Lane:
 
     def merge(self) -> None:
         """After a step, or after one that failed: the param groups as the optimizer's owner made them."""
+        self._depth = 0
+        self.unite()
+        if self._left is not None:
+            self._left.put_back()
+            self._left = None
+
+    def unite(self) -> None:
+        """The parts that `split` made are one again."""
         if self._split is not None:
             self._split.merge()
             self._split = None
+
+    def enter(self) -> None:
+        """A step begins; one of a class that calls its parent's is within another."""
+        self._depth += 1
+        if self._depth == 1 and self.leaves_out and self._now.frozen:
+            self._left = LeftOut(self.optimizer, self._now.identities)
+
+    def leave(self) -> None:
+        """A step ends."""
+        self._depth -= 1
+        if self._depth <= 0:
+            self.merge()
 
     @property
     def training(self) -> frozenset[str]:
@@ -226,6 +260,8 @@ class Gate:
         lane.asked = "closure" in kwargs and closure is None and _only_asks(optimizer)
         if lane.asked:
             return None
+        if lane.leaves_out or lane.early:
+            self._begin_step(lane)
         if not callable(closure):
             self._last_moment(lane)
             return None
@@ -239,13 +275,26 @@ class Gate:
             return args, {**kwargs, "closure": held}
         return (args[0], held, *args[2:]), kwargs
 
+    def _begin_step(self, lane: Lane) -> None:
+        """Before a step, of an optimizer that would move what is frozen before its closure is called, or whatever it finds."""
+        if lane._depth == 0:
+            self._look_at(lane)
+        if self.last_moment:
+            lane.hold()
+            lane.enter()
+
+    def _look_at(self, lane: Lane) -> None:
+        """See whether an optimizer was given other param groups."""
+        if len(lane.optimizer.param_groups) != lane.param_groups:
+            self._changed()
+
     def _last_moment(self, lane: Lane) -> None:
         if torch.compiler.is_dynamo_compiling():  # where the step's closure is compiled with it
             return _unseen(Gate._last_moment, self, lane)
         lane.attempted = True
-        lane.merge()  # where the step before failed
-        if len(lane.optimizer.param_groups) != lane.param_groups:
-            self._changed()
+        lane.unite()  # where the step before failed
+        if not lane.leaves_out:
+            self._look_at(lane)
         self._before_step(lane)
         if self.last_moment:
             lane.hold()
@@ -258,7 +307,7 @@ class Gate:
         lane = self._by_optimizer[id(optimizer)]
         if lane.asked:
             return
-        lane.merge()
+        lane.leave()
         updated = lane.take_updated()
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is not None and float(found_inf) != 0:

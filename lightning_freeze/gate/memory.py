@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.gate.optimizers import twin_of
+from lightning_freeze.gate.twins import twin_of
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)
 _STEPS = 3

@@ -1,32 +1,48 @@
-"""What an optimizer does to a parameter whose gradient is None: the probe, and refusals of what cannot hold."""
+"""The probe: what an optimizer does to a parameter that is frozen, learnt from twins of it under the gate itself."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from inspect import signature
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_freeze.gate.snapshots import same
+from lightning_freeze.gate.trials import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, find_way
+from lightning_freeze.gate.twins import NoTwinError, family, is_plain, options, small_pairs, undisturbed
 
-class UnsupportedError(RuntimeError):
-    """Something under which frozen parameters cannot be held still; refused before training starts."""
+FROZEN_STEPS = 21
+"""Steps through which a parameter stays frozen in the probe, at least: wrappers such as Lookahead act every few."""
+
+_FEWER = 7  # the same for one that is frozen from the first step on, unless a period is longer
+_WARM = 3
+_LONGEST = 256  # of a period that is waited for
+_PERIOD = re.compile(r"k|.*(freq|every|interval|period|gap|steps|sync|merge).*")
+_KEPT = 64
 
 
 @dataclass(frozen=True)
 class OptimizerTraits:
-    """What `probe_optimizer` learnt.
+    """What `probe_optimizer` learnt. What could not be learnt is None.
 
     Args:
         name: The optimizer's class.
-        skips_none: Whether a parameter whose gradient is None keeps its value and its state through a step that updates
-            another; None where the optimizer could not be built anew on the probe's parameters.
-        why: Where it could not be probed: the reason.
+        skips_none: Whether a parameter whose gradient is None keeps its value and its state, bit for bit, while others are
+            updated, and trains on afterwards.
+        holds_left_out: The same of a parameter that is left out of the param groups for the step.
+        all_none_ok: Whether a step survives in which nothing has a gradient, held in the way that holds.
+        late_first_step_ok: Whether a parameter that was frozen from the very first step is held, and trains later.
+        clocks: Entries of param groups that run on while a parameter of theirs is frozen, such as ``step``.
+        steps_in_backward: Whether it updates parameters within backward, before any hook of a step.
+        closure_reentrant: Whether one step calls its closure more than once.
+        extra_state: Attributes, outside of its state and its param groups, that change from step to step.
+        why: Where nothing could be learnt: the reason.
+        reasons: Of each trait that is False: what happened in the probe.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2, 2))
@@ -35,222 +51,262 @@ class OptimizerTraits:
     """
 
     name: str
-    skips_none: bool | None
+    skips_none: bool | None = None
+    holds_left_out: bool | None = None
+    all_none_ok: bool | None = None
+    late_first_step_ok: bool | None = None
+    clocks: tuple[str, ...] = ()
+    steps_in_backward: bool | None = None
+    closure_reentrant: bool = False
+    extra_state: tuple[str, ...] = ()
     why: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def probe_optimizer(optimizer: Optimizer) -> OptimizerTraits:
-    """Run the optimizer's class, with its hyper-parameters, on two small parameters, of which one is then frozen.
+def probe_optimizer(optimizer: Optimizer, closure: bool | None = None) -> OptimizerTraits:
+    """Run twins of an optimizer on small parameters: freeze some, thaw them, and see what holds.
 
-    The optimizer itself, its parameters and the global random state are left as they are.
+    A twin has the class, the hyper-parameters and the param groups of the optimizer, wrapped optimizers included, over
+    two small parameters for each kind that a group has: number of dimensions, dtype, device. The gate that holds a run's
+    parameters holds theirs. The optimizer itself, its parameters, its state and every global random state are left as they
+    are. (The idea is that of torch's own tests, which step each optimizer of a database, ``optim_db``, in every
+    configuration.)
 
     Args:
-        optimizer: Any `torch.optim.Optimizer`.
+        optimizer: Any `torch.optim.Optimizer`, wrappers included.
+        closure: Whether its steps are handed a closure, as Lightning hands them one; by default, only where it asks for one.
 
     Example:
-        >>> lbfgs = probe_optimizer(torch.optim.LBFGS([torch.nn.Parameter(torch.ones(2))]))
-        >>> lbfgs.skips_none, lbfgs.why  # its step asks for a closure, which the probe does not have
-        (None, "TypeError: LBFGS.step() missing 1 required positional argument: 'closure'")
+        >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+        >>> lbfgs = probe_optimizer(torch.optim.LBFGS([weight]))
+        >>> lbfgs.skips_none, lbfgs.reasons["skips_none"]
+        (False, 'the value of a parameter whose gradient is None moved')
     """
-    name = type(optimizer).__qualname__
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        try:
-            return OptimizerTraits(name, all(_skips(optimizer, group) for group in optimizer.param_groups))
-        except Exception as error:  # third-party code of any kind; what it raises is the answer
-            return OptimizerTraits(name, None, f"{type(error).__name__}: {error}")
+    key = _key(optimizer, closure)
+    if key is not None and key in _known:
+        _known.move_to_end(key)
+        return _known[key]
+    devices = {p.device for group in optimizer.param_groups for p in group["params"]}
+    with undisturbed(devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class that warns has done so when the user made it
+        traits = _probed(optimizer, closure)
+    if key is not None:
+        _known[key] = traits
+        if len(_known) > _KEPT:
+            _known.popitem(last=False)
+    return traits
 
 
-def _skips(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    moving, frozen = _two_like(group)
-    twin = twin_of(optimizer, group, [moving, frozen])
-    _step(twin, [moving, frozen])
-    before = (frozen.detach().clone(), copy.deepcopy(twin.state.get(frozen)))
-    frozen.grad = None
-    _step(twin, [moving])
-    return bool(torch.equal(before[0], frozen.detach())) and _same(before[1], twin.state.get(frozen))
+_known: OrderedDict[Any, OptimizerTraits] = OrderedDict()
 
 
-def _two_like(group: Mapping[str, Any], dtype: torch.dtype | None = None) -> list[torch.nn.Parameter]:
-    """Two small parameters with the number of dimensions, and by default the dtype, of a group's first."""
-    like: Tensor = group["params"][0]
-    shape = (2,) * min(like.dim(), 4)
-    return [torch.nn.Parameter(torch.full(shape, value, dtype=dtype or like.dtype)) for value in (0.5, 0.75)]
-
-
-def _step(twin: Optimizer, parameters: Sequence[torch.nn.Parameter], times: int = 3) -> None:
-    """Steps in which these have a gradient."""
-    for _ in range(times):
-        for parameter in parameters:
-            parameter.grad = torch.full_like(parameter, 0.25)
-        twin.step()
-
-
-def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
-    """Why an optimizer cannot begin anew for a parameter whose state was dropped, or None where it can, or cannot be asked.
-
-    Its first update after that must be the one that a new optimizer makes: one whose clock is the param group's (as some
-    130 of 177 third-party optimizers have it) takes the parameter for an old one. Asked of optimizers made by the class's
-    own constructor, since some make their state there.
-
-    Args:
-        optimizer: Left as it is, as is the global random state.
-        group: One of its parameter groups.
-    """
-    kind: Any = type(optimizer)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        try:
-            options = {name: value for name, value in _options(group).items() if name in signature(kind).parameters}
-            if isinstance(options.get("lr"), (int, float)):
-                options["lr"] = 0.01  # a warm-up may begin at 0, at which nothing could be seen
-            (one, other), (new, like) = _two_like(group, torch.float32), _two_like(group, torch.float32)
-            twin, fresh = kind([one, other], **options), kind([new, like], **options)
-            _step(twin, [one, other])
-        except Exception:  # third-party code of any kind; where it cannot be run, nothing is known
-            return None
-        twin.state.pop(other, None)
-        with torch.no_grad():
-            one.copy_(new)
-            other.copy_(like)
-        try:
-            for optimizer_, parameters in ((twin, (one, other)), (fresh, (new, like))):
-                torch.default_generator.manual_seed(0)  # for one that draws: both draw the same
-                _step(optimizer_, parameters, 1)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-    begun = _two_like(group, torch.float32)[1]
-    if torch.allclose(other - begun, like - begun, rtol=0.01, atol=0.0):
+def _key(optimizer: Optimizer, closure: bool | None) -> Any:
+    """What decides on an optimizer's traits; None where that is not told by plain values."""
+    own = {key: value for key, value in vars(optimizer).items() if not NOT_OURS.fullmatch(key)}
+    groups = [options(group) for group in optimizer.param_groups]
+    if not all(is_plain(value) for held in (own, *groups) for value in held.values()) or optimizer.state:
         return None
-    return (
-        "its first update is not that of a new optimizer, so it keeps a clock or an average for the whole param group"
+    if _hooked_by(optimizer):
+        return None
+    try:
+        kinds = tuple(
+            (pair.group, pair.moving.shape, pair.like.dtype, pair.like.device) for pair in small_pairs(optimizer)[0]
+        )
+    except NoTwinError:
+        return None
+    said = (
+        repr(sorted(own.items())),
+        repr([sorted(group.items()) for group in groups]),
+        repr(sorted(optimizer.defaults.items())),
+    )
+    return type(optimizer), type(optimizer).step, closure, kinds, said
+
+
+def _probed(optimizer: Optimizer, closure: bool | None) -> OptimizerTraits:
+    traits = OptimizerTraits(type(optimizer).__qualname__)
+    if _hooked_by(optimizer):
+        return replace(traits, steps_in_backward=True)
+    how, why = find_way(optimizer, closure)
+    if how is None:
+        return replace(traits, why=why, steps_in_backward=None if "backward" not in why else True)
+    return _Probe(optimizer, how).traits(traits)
+
+
+class _Probe:
+    """The trials of one optimizer."""
+
+    def __init__(self, optimizer: Optimizer, how: How) -> None:
+        self._optimizer, self._how = optimizer, how
+        longest = _longest_period(optimizer) + 1
+        self._steps, self._fewer = max(FROZEN_STEPS, longest), max(_FEWER, longest)
+        self._reasons: dict[str, str] = {}
+        self._clocks: set[str] = set()
+        self._extra: set[str] = set()
+        self._begins_late = {False: False, True: False}  # by whether what is frozen is left out
+
+    def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
+        """All that is learnt."""
+        trial = Trial(self._optimizer, self._how)
+        reentrant = self._how.early
+        if not trial.moves(MOVING):
+            return replace(
+                traits,
+                steps_in_backward=False,
+                closure_reentrant=reentrant,
+                why=f"it moved nothing in {WARMEST + 1} steps, so nothing is known of what it would move",
+            )
+        if not trial.heard:
+            self._reasons["skips_none"] = self._reasons["holds_left_out"] = "its step does not run torch's step hooks"
+            return replace(
+                traits, skips_none=False, holds_left_out=False, steps_in_backward=False, reasons=self._reasons
+            )
+        none = self._holds("skips_none", False, self._steps)
+        left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
+        out = not none and left
+        return replace(
+            traits,
+            skips_none=none,
+            holds_left_out=left,
+            all_none_ok=self._survives_idle(out),
+            late_first_step_ok=self._begins_late[out],
+            clocks=tuple(sorted(self._clocks)),
+            steps_in_backward=False,
+            closure_reentrant=reentrant,
+            extra_state=tuple(sorted(self._extra)),
+            reasons=self._of_way(out),
+        )
+
+    def _holds(self, trait: str, leaves_out: bool, steps: int) -> bool:
+        """Whether what is frozen stands still: after some updates, a whole param group of it, and from the first step on."""
+        what = "left out of the param groups" if leaves_out else "whose gradient is None"
+        self._begins_late[leaves_out] = False
+        try:
+            trial = Trial(self._optimizer, self._how, leaves_out)
+            trial.run(ALL, _WARM)
+            for frozen in ([FROZEN], [FROZEN, FIRST]):
+                if frozen[-1] in trial.members:
+                    clocks, attributes = trial.clocks(), trial.attributes()
+                    if moved := _moved(trial, frozen, steps):
+                        return self._says(trait, f"{moved} of a parameter {what} moved")
+                    self._clocks |= _differ(clocks, trial.clocks())
+                    self._extra |= _differ([attributes], [trial.attributes()])
+            if not trial.moves(FROZEN):
+                return self._says(trait, f"a parameter {what} did not train again")
+            late = Trial(self._optimizer, self._how, leaves_out)
+            if moved := _moved(late, [FROZEN], self._fewer):
+                return self._says(trait, f"{moved} of a parameter {what} from the first step on moved")
+        except Exception as error:  # third-party code of any kind
+            return self._says(trait, f"a step with a parameter {what} raised {_named(error)}")
+        try:
+            self._begins_late[leaves_out] = late.moves(FROZEN) or self._says(
+                _late(leaves_out), "a parameter that was frozen from the first step on did not train later"
+            )
+        except Exception as error:
+            why = f"the first update of a parameter that had been frozen from the first step on raised {_named(error)}"
+            self._says(_late(leaves_out), why)
+        return True
+
+    def _survives_idle(self, leaves_out: bool) -> bool:
+        try:
+            trial = Trial(self._optimizer, self._how, leaves_out)
+            trial.run(ALL, _WARM)
+            values, states = trial.values(*ALL), trial.states(*ALL)
+            trial.run(frozenset(), _WARM)
+            if not (same(values, trial.values(*ALL)) and same(states, trial.states(*ALL))):
+                return self._says("all_none_ok", "a step in which nothing had a gradient moved something")
+            trial.run(ALL)
+        except Exception as error:
+            return self._says("all_none_ok", f"a step in which nothing had a gradient raised {_named(error)}")
+        return True
+
+    def _of_way(self, leaves_out: bool) -> dict[str, str]:
+        """What happened, of the way that is gone; the other's late first step is nobody's matter."""
+        kept = {trait: why for trait, why in self._reasons.items() if trait != _late(not leaves_out)}
+        return {trait.removesuffix("_left_out") if trait == _late(True) else trait: why for trait, why in kept.items()}
+
+    def _says(self, trait: str, reason: str) -> bool:
+        self._reasons[trait] = reason
+        return False
+
+
+def _late(leaves_out: bool) -> str:
+    return "late_first_step_ok" + "_left_out" * leaves_out
+
+
+def _moved(trial: Trial, frozen: Sequence[str], steps: int) -> str:
+    """What has moved of these groups, frozen through so many steps; nothing where all held."""
+    values, states = trial.values(*frozen), trial.states(*frozen)
+    trial.run(ALL.difference(frozen), steps)
+    if not same(values, trial.values(*frozen)):
+        return "the value"
+    if same(states, trial.states(*frozen)):
+        return ""
+    entries = ", ".join(_entries(states, trial.states(*frozen)))
+    return "the state" + (f" ({entries})" if entries else "")
+
+
+def _differ(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys whose values have changed."""
+    pairs = list(zip(before, after, strict=True))
+    return {key for one, other in pairs for key in one.keys() | other.keys() if not same(one.get(key), other.get(key))}
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _entries(before: Sequence[Any], after: Sequence[Any]) -> list[str]:
+    """The entries of the states of parameters that differ."""
+    found: dict[str, None] = {}
+    for one, other in zip(before, after, strict=True):
+        for old, new in zip(one, other, strict=True):
+            old, new = ({} if each is None else each for each in (old, new))
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                found |= {str(key): None for key in [*old, *new] if not same(old.get(key), new.get(key))}
+    return list(found)
+
+
+def _longest_period(optimizer: Optimizer) -> int:
+    """The longest period that one of its options may be, such as Lookahead's ``k``."""
+    longest = 0
+    for member in family(optimizer):
+        for held in (vars(member), *member.param_groups):
+            for key, value in held.items():
+                if type(value) is int and value <= _LONGEST and _PERIOD.fullmatch(key):
+                    longest = max(longest, value)
+    return longest
+
+
+def _hooked_by(optimizer: Optimizer) -> bool:
+    """Whether a parameter's backward calls the optimizer: its hooks refer to it."""
+    members = {id(member) for member in family(optimizer)}
+    return any(
+        _refers(hook, members, 4)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for hooks in (getattr(p, "_post_accumulate_grad_hooks", None), p._backward_hooks)
+        if hooks
+        for hook in hooks.values()
     )
 
 
-def twin_of(optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
-    """The optimizer's class once more, with a group's hyper-parameters, over parameters of the caller's own.
-
-    Args:
-        optimizer: Left as it is.
-        group: One of its parameter groups.
-        parameters: What the twin holds instead of the group's parameters.
-    """
-    twin = type(optimizer).__new__(type(optimizer))
-    Optimizer.__init__(twin, [{**_options(group), "params": list(parameters)}], dict(optimizer.defaults))
-    for key, value in vars(optimizer).items():
-        # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
-        if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
-            setattr(twin, key, copy.copy(value))
-    return twin
+def _refers(value: object, members: set[int], depth: int) -> bool:
+    if id(value) in members:
+        return True
+    if not depth or isinstance(value, (Tensor, str, int, float, type, nn.Module)):
+        return False
+    held: list[object] = [
+        getattr(value, name, None) for name in ("__self__", "func", "args", "keywords", "__wrapped__")
+    ]
+    held += [_contents(cell) for cell in getattr(value, "__closure__", None) or ()]
+    held += (
+        list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else []
+    )
+    return any(_refers(each, members, depth - 1) for each in held if each is not None)
 
 
-def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: copy.copy(value) for key, value in group.items() if key not in ("params", "param_names")}
-
-
-def _same(before: object, after: object) -> bool:
-    if isinstance(before, Tensor) and isinstance(after, Tensor):
-        return bool(torch.equal(before, after))
-    if isinstance(before, dict) and isinstance(after, dict):
-        return before.keys() == after.keys() and all(_same(before[key], after[key]) for key in before)
-    if isinstance(before, float) and isinstance(after, float) and math.isnan(before):
-        return math.isnan(after)
-    return bool(before == after)
-
-
-def held_by(*optimizers: Optimizer) -> set[int]:
-    """The identities of the parameters that these optimizers hold."""
-    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-
-
-def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse optimizers that move a parameter whatever its gradient.
-
-    Args:
-        optimizers: The run's optimizers.
-        scheduled: The parameters that will be frozen at times.
-
-    Raises:
-        UnsupportedError: LBFGS, or an optimizer without step hooks, holds a scheduled parameter.
-    """
-    wanted = {id(parameter) for parameter in scheduled}
-    for index, optimizer in enumerate(optimizers):
-        if wanted.isdisjoint(held_by(optimizer)):
-            continue
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise UnsupportedError(
-                f"optimizer {index} is LBFGS, which flattens all its parameters into one vector and steps along it, so "
-                "it moves a parameter whose gradient is None. Use another optimizer for the groups that freeze (AdamW, "
-                "SGD), or give LBFGS only parameters of `rest` with `rest: train`."
-            )
-        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            raise UnsupportedError(
-                f"optimizer {index} ({type(optimizer).__qualname__}) has no step hooks, so nothing can be held at the "
-                "last moment before its step. Call `super().__init__(params, defaults)` in its constructor, as "
-                "torch.optim.Optimizer asks for."
-            )
-
-
-def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]) -> None:
-    """Refuse factors on learning rates where there is none, or none that could be multiplied for one step.
-
-    Args:
-        optimizers: The run's optimizers.
-        rated: The parameters whose rate the schedule changes.
-
-    Raises:
-        UnsupportedError: A param group has no ``lr``, or none that is a number; LBFGS holds such a parameter.
-    """
-    wanted = {id(parameter) for parameter in rated}
-    for index, optimizer in enumerate(optimizers):
-        if wanted.isdisjoint(held_by(optimizer)):
-            continue
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise UnsupportedError(
-                f"the schedule sets learning rates (`lr` or `ramp`) of what optimizer {index} holds, which is LBFGS: it has "
-                "one param group and reads its rate before anything can be changed. Take those groups out of `lr`."
-            )
-        for group in optimizer.param_groups:
-            if not isinstance(group.get("lr"), (int, float, Tensor)):
-                raise UnsupportedError(
-                    f"the schedule sets learning rates (`lr` or `ramp`), and optimizer {index} "
-                    f"({type(optimizer).__qualname__}) has `lr`: {group.get('lr')!r} in a param group, which is no number. "
-                    "Give the optimizer a learning rate, or take `lr` and `ramp` out of the schedule."
-                )
-
-
-def refuse_idle(optimizer: Optimizer, index: int, why: str) -> None:
-    """Refuse a fused optimizer that the schedule can leave without any gradient under a GradScaler.
-
-    Raises:
-        UnsupportedError: It is fused: torch's scaler then fails with "No inf checks were recorded".
-    """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise UnsupportedError(
-            f"optimizer {index} ({type(optimizer).__qualname__}) is fused and steps under a GradScaler, and {why}; with "
-            'no gradient at all, torch\'s scaler fails in the middle of training ("No inf checks were recorded"). '
-            "Use `fused=False`, precision 'bf16-mixed' (which needs no scaler), or a schedule in which one of its "
-            "groups always trains."
-        )
-
-
-def refuse_strategy(strategy: object) -> None:
-    """Refuse Lightning strategies that keep gradients where they cannot be emptied.
-
-    Args:
-        strategy: The trainer's strategy, of either Lightning package.
-
-    Raises:
-        UnsupportedError: DeepSpeed, or FSDP without original parameters.
-    """
-    names = {kind.__name__ for kind in type(strategy).__mro__}
-    if "DeepSpeedStrategy" in names:
-        raise UnsupportedError(
-            "the strategy is DeepSpeed, which keeps gradients of its own: neither an emptied gradient nor "
-            "requires_grad=False holds a parameter still in ZeRO 1, 2 or 3. Use strategy='ddp', or FSDP2 through "
-            "ModelParallelStrategy."
-        )
-    options = getattr(strategy, "kwargs", None) or getattr(strategy, "_fsdp_kwargs", None) or {}
-    if "FSDPStrategy" in names and not options.get("use_orig_params", True):
-        raise UnsupportedError(
-            "the strategy is FSDP with use_orig_params=False, which shows only flattened parameters, so groups cannot "
-            "be told apart. Use FSDPStrategy(use_orig_params=True), or FSDP2 through ModelParallelStrategy."
-        )
+def _contents(cell: Any) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None

@@ -11,9 +11,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_freeze.gate.snapshots import same
 
 _OF_A_PART = ("params", "param_names", "lr")
 
@@ -65,7 +66,7 @@ class SplitGroups:
             believed = sorted(parts, key=lambda pair: all(p.grad is None for p in pair[0]["params"]))
             for part, before in reversed(believed):  # the most believed has the last word
                 for key, value in part.items():
-                    if key not in _OF_A_PART and not (key in before and _same(before[key], value)):
+                    if key not in _OF_A_PART and not (key in before and same(before[key], value)):
                         _write(group, key, value)
 
 
@@ -84,21 +85,6 @@ def _copies(group: ParamGroup) -> ParamGroup:
         for key, value in group.items()
         if key not in _OF_A_PART and isinstance(value, (Tensor, list, dict))
     }
-
-
-def _same(before: object, after: object) -> bool:
-    if isinstance(before, Tensor) and isinstance(after, Tensor):
-        return before is after or torch.equal(before, after)
-    if type(before) is not type(after):
-        return False
-    if isinstance(before, dict) and isinstance(after, dict):
-        return before.keys() == after.keys() and all(_same(before[key], after[key]) for key in before)
-    if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
-        return len(before) == len(after) and all(map(_same, before, after))
-    try:
-        return before is after or bool(before == after)
-    except (RuntimeError, ValueError):  # arrays, whose comparison is no single answer
-        return False
 
 
 def _write(group: ParamGroup, key: str, value: object) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.gate.optimizers import UnsupportedError, begins_anew
+from lightning_freeze.gate.anew import begins_anew
+from lightning_freeze.gate.refusals import UnsupportedError
 
 OptimizerState = Literal["keep", "offload", "reset"]
 OPTIMIZER_STATE: tuple[OptimizerState, ...] = get_args(OptimizerState)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lightning_freeze.gate.optimizers import UnsupportedError
+from lightning_freeze.gate.refusals import UnsupportedError
 
 
 class Unwrapped(NamedTuple):

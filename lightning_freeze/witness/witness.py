@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.gate.optimizers import probe_optimizer
+from lightning_freeze.gate.twins import family
 from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.witness.causes import Surroundings, explain
@@ -90,12 +92,15 @@ class Witness:
 
     def watched(self, name: str, group: str, parameter: Tensor) -> Watched:
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
-        holders = self._holders.get(id(parameter), [])
+        holders = [member for holder in self._holders.get(id(parameter), []) for member in family(holder)]
+
+        def kept() -> list[Any]:  # a wrapper may share its state with the optimizer in it
+            return list({id(holder.state): holder.state for holder in holders}.values())
 
         def state() -> object:  # asked of the optimizer each time: `load_state_dict` gives it another dict
             if self._away(parameter):
                 return None
-            found = [holder.state.get(parameter) or {} for holder in holders]
+            found = [each.get(parameter) or {} for each in kept()]
             return found[0] if len(found) == 1 else found
 
         return Watched(name, group, lambda: parameter, state)

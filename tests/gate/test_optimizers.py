@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_freeze import UnsupportedError, probe_optimizer
-from lightning_freeze.gate.optimizers import refuse_optimizers
+from lightning_freeze.gate.refusals import refuse_optimizers
 from tests.conftest import Net, batches
 from tests.gate.test_optim_db import configurations, same
 from tests.test_sabotage import DecaysAll

@@ -13,8 +13,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.gate.gate import Gate, Lane
-from lightning_freeze.gate.optimizers import UnsupportedError, refuse_without_rate
 from lightning_freeze.gate.rates import SplitGroups
+from lightning_freeze.gate.refusals import UnsupportedError, refuse_without_rate
 from tests.gate.test_optim_db import same
 
 
