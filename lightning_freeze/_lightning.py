@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,6 +142,14 @@ def suspects(trainer: Trainer) -> list[str]:
 def averages(trainer: Trainer) -> bool:
     """Whether the strategy lets ranks go apart between averages of their weights, as post-local SGD does."""
     return getattr(trainer.strategy, "_model_averager", None) is not None
+
+
+def windows_per_epoch(trainer: Trainer, module: LightningModule) -> int | None:
+    """Optimizer windows in an epoch; None where the data says no length."""
+    batches = trainer.num_training_batches
+    if not math.isfinite(batches):
+        return None
+    return math.ceil(batches / (trainer.accumulate_grad_batches if module.automatic_optimization else 1))
 
 
 def uneven_batches(trainer: Trainer) -> bool:

@@ -31,6 +31,7 @@ from lightning_freeze._lightning import (
     suspects,
     toggles_by_hand,
     uneven_batches,
+    windows_per_epoch,
 )
 from lightning_freeze.auditor import Auditor, OnFinding
 from lightning_freeze.controller import FreezeController, OnScheduleChange
@@ -426,7 +427,10 @@ class FreezeScheduler(_Audited):
                 "anew from its first step."
             )
         self._controller.begin(
-            trainer.current_epoch, self._resume, uneven=bool(compiled(pl_module)) and uneven_batches(trainer)
+            trainer.current_epoch,
+            self._resume,
+            uneven=bool(compiled(pl_module)) and uneven_batches(trainer),
+            windows_per_epoch=windows_per_epoch(trainer, pl_module),
         )
         # What a checkpoint's own comparison found, and no epoch's end has judged yet.
         self._controller.findings += [Finding.from_dict(plain) for plain in (self._resume or {}).get(_UNJUDGED, [])]

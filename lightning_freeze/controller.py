@@ -25,6 +25,7 @@ from lightning_freeze.gate.backward import (
     choose,
     compiled,
 )
+from lightning_freeze.gate.clocks import first_update
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.holding import way_of
 from lightning_freeze.gate.memory import state_bytes
@@ -33,6 +34,7 @@ from lightning_freeze.gate.optimizers import OptimizerTraits, probe_optimizer
 from lightning_freeze.gate.reentrant import ReentrantInputs
 from lightning_freeze.gate.refusals import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
 from lightning_freeze.gate.state import OPTIMIZER_STATE, SHORTEST, FrozenState, Held, OptimizerState, refuse_state
+from lightning_freeze.gate.swaps import Swaps
 from lightning_freeze.gate.wrapped import plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.plan.groups import (
     Member,
@@ -44,6 +46,7 @@ from lightning_freeze.plan.groups import (
     group_parameters,
     selectors_for,
 )
+from lightning_freeze.plan.intervals import longest_interval
 from lightning_freeze.plan.preview import Step, preview
 from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule, ScheduleError, nearest, one_of
 from lightning_freeze.report.findings import Finding
@@ -58,6 +61,9 @@ from lightning_freeze.witness.witness import Witness, buffers_of
 _LOG = logging.getLogger("lightning_freeze")
 _STATE_VERSION = 1
 _KEPT_SETS = 64
+_NO_END = 1 << 62
+_FORESEEN = 2000  # windows in which the longest frozen interval is looked for
+_ALIKE = 0.05
 _NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
 
 
@@ -167,11 +173,13 @@ class FreezeController(AuditedRun):
         self._skip_asked = skip_backward
         self._state = FrozenState(optimizer_state)
         self._skip = BackwardSkip()
+        self._swaps = Swaps(())
         self.backward = Choice(False, "the controller is not attached")
         """Whether the backward work of frozen groups is left out, and why."""
         self._around: Circumstances | None = None
         self.traits: dict[int, OptimizerTraits] = {}
         """What the probe has learnt of each optimizer that holds something which freezes, by its index."""
+        self._closures: bool | None = None
         self._regions: Collection[str] = ()
         self._uneven = False
         self._reentrant = ReentrantInputs(lambda: self._skip.holds, say)
@@ -262,15 +270,16 @@ class FreezeController(AuditedRun):
         self.detach()
         optimizers = tuple(map(plain_optimizer, optimizers))
         self.traits.clear()
+        self._closures = closures
         around = around or Circumstances(
             self._module, self._given_wrapper, by_hand=len(optimizers) > 1, compiled=self._compiled
         )
         self._meet(around)
         refuse_flattened(self._module)
-        layout = self.groups.layout(optimizers)
-        self._plan = self.schedule.bind(layout)
         scheduled = [m.parameter for members in self._freezable.values() for m in members]
         refuse_optimizers(optimizers, scheduled)
+        layout = self.groups.layout(optimizers)
+        self._plan = self.schedule.bind(layout)
         refuse_state(self._state.mode, optimizers, scheduled)
         rated = [m.parameter for group in self._plan.rated for m in self.groups.members.get(group, ())]
         refuse_without_rate(optimizers, rated)
@@ -290,6 +299,7 @@ class FreezeController(AuditedRun):
         self._skip = BackwardSkip(self.backward.reducer, plain_attention=attends)
         self.hears_backward = scaler or self._skip.tells
         self._gate = Gate(lanes, self._before_step, self._after_step, self._rebind)
+        self._swaps = Swaps(lanes)
         if self.groups.users_own:
             own = self.groups.users_own
             self._say(
@@ -336,6 +346,7 @@ class FreezeController(AuditedRun):
         if not waits:
             self._gate.attach()
         self._state.attach(optimizers)
+        self._swaps.attach()
         if self.backward.skips:
             self._reentrant.attach()
         self._begin_epoch()
@@ -357,13 +368,22 @@ class FreezeController(AuditedRun):
                 stacklevel=2,
             )
 
-    def begin(self, epoch: int | None = None, state: Mapping[str, Any] | None = None, *, uneven: bool = False) -> None:
+    def begin(
+        self,
+        epoch: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        *,
+        uneven: bool = False,
+        windows_per_epoch: int | None = None,
+    ) -> None:
         """Training begins: go on from a saved state, remember what is to move, and record the run.
 
         Args:
             epoch: The epoch to begin in, where there is no state.
             state: What `state_dict` gave.
             uneven: Whether batches may differ in size, which compiled code is compiled anew for.
+            windows_per_epoch: Optimizer windows (a batch, or an accumulation of several) in an epoch, to know how long groups
+                will be frozen; where it is not known, phases that count epochs are taken to have no end.
 
         Raises:
             ScheduleError: The state was saved under another schedule or other groups, or ranks go on from different places.
@@ -387,6 +407,7 @@ class FreezeController(AuditedRun):
             self._warn_of_lost_value(self._at.epoch if epoch is None else epoch)
         self._require_gate().attach()
         self._begin_witness()
+        self._warn_of_clocks(windows_per_epoch or _NO_END)
         self._record(
             {
                 "type": "run",
@@ -582,7 +603,8 @@ class FreezeController(AuditedRun):
         found: list[Finding] = []
         if self._witness is not None:
             self._state.ready()
-            found = self._witness.end_epoch(epoch, self._at.total)
+            with self._swaps.as_trained():
+                found = self._witness.end_epoch(epoch, self._at.total)
             found += self._stalled(epoch)
         found = self._epoch_found(found, epoch)
         found += self.compare_ranks(epoch)
@@ -609,7 +631,8 @@ class FreezeController(AuditedRun):
 
     def _compare(self) -> list[Finding]:
         self._state.ready()  # flags that were made beside the step's own work
-        return super()._compare()
+        with self._swaps.as_trained():
+            return super()._compare()
 
     def __enter__(self) -> FreezeController:
         """For ``with controller:``, which undoes everything at the block's end, also after an exception."""
@@ -639,6 +662,7 @@ class FreezeController(AuditedRun):
         self.pause()
         self._reentrant.detach()
         self._state.detach(bring_back)
+        self._swaps.detach()
         if self._gate is not None:
             self._gate.detach()
         self._modes.release()
@@ -838,6 +862,32 @@ class FreezeController(AuditedRun):
                 stacklevel=3,
             )
 
+    def _warn_of_clocks(self, windows_per_epoch: int) -> None:
+        """Say what the clocks of param groups, which run on while a group is frozen, do to the first update after that."""
+        for lane in self._require_gate().lanes:
+            traits = self.traits.get(lane.index)
+            if traits is None or not traits.clocks or traits.skips_none is None:
+                continue
+            coming = self.preview(windows_per_epoch, windows=_FORESEEN)
+            interval = longest_interval(
+                coming, lane.index, lane.members.keys() & self._freezable.keys(), self._at.updates
+            )
+            if interval is None:
+                continue
+            ratio = first_update(
+                lane.optimizer, interval.before, interval.length, closure=self._closures, leaves_out=lane.leaves_out
+            )
+            if ratio is None or abs(ratio - 1) <= _ALIKE:
+                continue
+            warnings.warn(
+                f"optimizer {lane.index} ({traits.name}) keeps {', '.join(traits.clocks)} for a whole param group, and goes on "
+                f"with it while a part of the group is frozen: after the longest planned interval (`{interval.group}` is frozen "
+                f"for {interval.length} updates, after {interval.before} of its own) the first update is {ratio:.2f} times as "
+                "large as it would be without the interval, in a run on small parameters. Where that matters, let a phase "
+                "begin with a `ramp`, or use an optimizer that counts for each parameter (torch's AdamW does).",
+                stacklevel=3,
+            )
+
     def _held_by(self, optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, ...]]:
         mine = held_by(optimizer)
         held = {
@@ -956,7 +1006,7 @@ class FreezeController(AuditedRun):
         """Drop the optimizer state of what is frozen, or move it, but not of what trains again within a few updates."""
         soon: frozenset[str] = frozenset()
         if self._state.mode == "offload":  # as if every group found its gradients, and epochs were as long as the last
-            length, made = self._epoch_length or 1 << 62, self._at.total - self._steps.first
+            length, made = self._epoch_length or _NO_END, self._at.total - self._steps.first
             lanes = len(self._require_gate().lanes)
             coming = self.preview(lambda epoch: -(-length // lanes), windows=-(-SHORTEST // lanes), done=made // lanes)
             soon = soon.union(*(step.trained for step in coming))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -137,6 +139,11 @@ class Lane:
         """The groups of this optimizer that train now."""
         return self._now.groups
 
+    @property
+    def frozen(self) -> tuple[Parameter, ...]:
+        """The parameters of this optimizer that are frozen now."""
+        return self._now.frozen
+
     def hold(self) -> None:
         """Empty the gradients of what is frozen."""
         for parameter in self._now.frozen:
@@ -197,6 +204,33 @@ def _only_asks(optimizer: Optimizer) -> bool:
     return not any(bool((g.to_local() if hasattr(g, "to_local") else g).any()) for g in gradients)
 
 
+def _listen(optimizer: Optimizer) -> Callable[[], None]:
+    """Let an optimizer whose constructor leaves out torch's own run step hooks; one that runs them is left as it is.
+
+    Returns:
+        What undoes it.
+    """
+    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        if not hasattr(optimizer, name):
+            setattr(optimizer, name, OrderedDict())
+    if getattr(type(optimizer).step, "hooked", False):
+        return lambda: None
+    own = vars(optimizer).get("step")  # a learning-rate scheduler's
+    inner: Any = optimizer.step
+    # On the object: a class that runs hooks breaks those of its objects that have none.
+    outer: Any = MethodType(Optimizer.profile_hook_step(lambda _, *args, **kwargs: inner(*args, **kwargs)), optimizer)
+    outer.__func__.__dict__.update(getattr(inner, "__dict__", {}))
+    vars(optimizer)["step"] = outer
+
+    def undo() -> None:
+        if vars(optimizer).get("step") is outer:
+            del vars(optimizer)["step"]
+            if own is not None:
+                vars(optimizer)["step"] = own
+
+    return undo
+
+
 class Gate:
     """Holds the frozen parameters of every optimizer still, through torch's own step hooks.
 
@@ -225,6 +259,7 @@ class Gate:
         self._after_step = after_step
         self._changed = changed
         self._hooks: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
         self.last_moment = True
         """Whether gradients are emptied again right before the step; switched off only to prove that the audit sees."""
 
@@ -239,6 +274,7 @@ class Gate:
         if self._hooks:
             return
         for lane in self.lanes:
+            self._undo.append(_listen(lane.optimizer))
             self._hooks.append(lane.optimizer.register_step_pre_hook(self._pre_step))
             self._hooks.append(lane.optimizer.register_step_post_hook(self._post_step))
 
@@ -246,6 +282,8 @@ class Gate:
         """Take every hook out again."""
         while self._hooks:
             self._hooks.pop().remove()
+        while self._undo:
+            self._undo.pop()()
         for lane in self.lanes:
             lane.merge()
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.gate.snapshots import same
+from lightning_freeze.gate.stand_ins import NoTwinError, is_plain, small_ones
 from lightning_freeze.gate.trials import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, find_way
-from lightning_freeze.gate.twins import NoTwinError, family, is_plain, options, small_pairs, undisturbed
+from lightning_freeze.gate.twins import family, options, undisturbed
 
 FROZEN_STEPS = 21
 """Steps through which a parameter stays frozen in the probe, at least: wrappers such as Lookahead act every few."""
@@ -45,6 +46,7 @@ class OptimizerTraits:
         reasons: Of each trait that is False: what happened in the probe.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(2, 2))
         >>> probe_optimizer(torch.optim.AdamW([weight])).skips_none
         True
@@ -77,11 +79,14 @@ def probe_optimizer(optimizer: Optimizer, closure: bool | None = None) -> Optimi
         closure: Whether its steps are handed a closure, as Lightning hands them one; by default, only where it asks for one.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(2, 2))
         >>> lbfgs = probe_optimizer(torch.optim.LBFGS([weight]))
         >>> lbfgs.skips_none, lbfgs.reasons["skips_none"]
         (False, 'the value of a parameter whose gradient is None moved')
     """
+    if not hasattr(optimizer, "param_groups"):
+        return OptimizerTraits(type(optimizer).__qualname__, why="it has no `param_groups`")
     key = _key(optimizer, closure)
     if key is not None and key in _known:
         _known.move_to_end(key)
@@ -109,9 +114,7 @@ def _key(optimizer: Optimizer, closure: bool | None) -> Any:
     if _hooked_by(optimizer):
         return None
     try:
-        kinds = tuple(
-            (pair.group, pair.moving.shape, pair.like.dtype, pair.like.device) for pair in small_pairs(optimizer)[0]
-        )
+        kinds = small_ones(optimizer).kinds
     except NoTwinError:
         return None
     said = (

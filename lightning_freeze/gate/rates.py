@@ -29,6 +29,7 @@ class SplitGroups:
         factors: Identity of a parameter to the factor on its learning rate, where that is not 1.
 
     Example:
+        >>> import torch
         >>> a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
         >>> sgd = torch.optim.SGD([a, b], lr=0.5)
         >>> split = SplitGroups(sgd, {id(a): 0.1})

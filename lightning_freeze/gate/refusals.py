@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.gate.twins import listen
-
 
 class UnsupportedError(RuntimeError):
     """Something under which frozen parameters cannot be held still; refused before training starts."""
@@ -21,7 +19,7 @@ def held_by(*optimizers: Optimizer) -> set[int]:
 
 
 def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse optimizers of which it is known, without a probe, that they hold nothing still; let the others run step hooks.
+    """Refuse optimizers of which it is known, without a probe, that they hold nothing still.
 
     Args:
         optimizers: The run's optimizers.
@@ -32,6 +30,11 @@ def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tenso
     """
     wanted = {id(parameter) for parameter in scheduled}
     for index, optimizer in enumerate(optimizers):
+        if not hasattr(optimizer, "param_groups"):
+            raise UnsupportedError(
+                f"optimizer {index} ({type(optimizer).__qualname__}) has no `param_groups`, so what it holds is not known. Let "
+                "its class inherit from torch.optim.Optimizer, or hand over the optimizer that it wraps."
+            )
         if wanted.isdisjoint(held_by(optimizer)):
             continue
         if isinstance(optimizer, torch.optim.LBFGS):
@@ -40,9 +43,7 @@ def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tenso
                 "it moves a parameter whose gradient is None. Use another optimizer for the groups that freeze (AdamW, "
                 "SGD), or give LBFGS only parameters of `rest` with `rest: train`."
             )
-        if isinstance(optimizer, Optimizer):
-            listen(optimizer)
-        elif not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        if not isinstance(optimizer, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
             raise UnsupportedError(
                 f"optimizer {index} ({type(optimizer).__qualname__}) has no step hooks, so nothing can be held at the "
                 "last moment before its step. Let its class inherit from torch.optim.Optimizer."

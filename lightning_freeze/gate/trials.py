@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.snapshots import same, snapshot
-from lightning_freeze.gate.twins import NoTwinError, Twin, family, options, twin_by_constructor, twin_by_parts
+from lightning_freeze.gate.stand_ins import NoTwinError, StandIns, small_ones, whole_ones
+from lightning_freeze.gate.twins import Twin, family, options, twin_by_constructor, twin_by_parts
 
 WARMEST = 15
 """Steps in which an optimizer that only gathers at first should have moved something."""
@@ -28,7 +29,12 @@ NOT_OURS = re.compile(
 MOVING, FIRST, FROZEN = "moving", "first", "frozen"
 """The groups of a trial: what trains; the part of it in the first param group, where there are several; what is frozen."""
 ALL = frozenset({MOVING, FIRST, FROZEN})
-MAKERS = {"parts": twin_by_parts, "constructor": twin_by_constructor}
+_Maker = tuple[Callable[[Optimizer], StandIns], Callable[[Optimizer, StandIns], Twin]]
+MAKERS: dict[str, _Maker] = {
+    "parts": (small_ones, twin_by_parts),
+    "constructor": (small_ones, twin_by_constructor),
+    "copies": (whole_ones, twin_by_parts),  # for shapes that must fit each other, as those of LoRA's pairs
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class How:
     """How a twin is built and stepped.
 
     Args:
-        maker: ``parts`` or ``constructor``.
+        maker: ``parts``, ``constructor`` or ``copies``.
         gradients: ``dense``, ``sparse``, or ``graph`` for those that derive them once more.
         closure: Whether its step is handed a closure: ``no``, ``yes``, or ``after backward``, for those that read gradients
             before they call it (SAM).
@@ -82,15 +88,17 @@ class Trial:
     """
 
     def __init__(self, optimizer: Optimizer, how: How, leaves_out: bool = False) -> None:
-        self.twin: Twin = MAKERS[how.maker](optimizer)
+        stand_ins, make = MAKERS[how.maker]
+        self.twin = make(optimizer, stand_ins(optimizer))
         self._how = how
-        self._count = self.calls = self.heard = 0
-        pairs = self.twin.pairs
-        first = {pair.group for pair in pairs[:1]} if len({pair.group for pair in pairs}) > 1 else set()
+        self.count = self.calls = self.heard = 0
+        held = self.twin.stand_ins
+        moving = {number: held.moving(number) for number in held.groups if held.moving(number)}
+        first = tuple(moving)[:1] if len(moving) > 1 else ()
         members = {
-            MOVING: tuple(pair.moving for pair in pairs if pair.group not in first),
-            FIRST: tuple(pair.moving for pair in pairs if pair.group in first),
-            FROZEN: tuple(pair.frozen for pair in pairs),
+            MOVING: tuple(p for number, each in moving.items() if number not in first for p in each),
+            FIRST: tuple(p for number in first for p in moving[number]),
+            FROZEN: held.frozen,
         }
         self.members = {group: held for group, held in members.items() if held}
         self._pool = {p: _gradients(p, number) for number, p in enumerate(self._every())}
@@ -116,14 +124,14 @@ class Trial:
         """Steps in which these groups train; every parameter is given a gradient, as backward would."""
         self._lane.train(trains.intersection(self.members))
         for _ in range(times):
-            self._count += 1
+            self.count += 1
             if self._how.closure != "yes":
                 self._backward()
                 self.calls -= 1
             if self._how.closure == "no":
                 self.twin.optimizer.step()
             else:
-                self.twin.optimizer.step(self._backward)
+                self.twin.optimizer.step(self._backward)  # type: ignore[arg-type]  # of a tensor, as torch documents
 
     @torch.enable_grad()
     def _backward(self) -> Tensor:
@@ -131,13 +139,13 @@ class Trial:
         if self._how.gradients == "graph":
             held = list(self._every())
             loss = torch.stack(
-                [(p * p * p * p / 4 + p * pool[self._count % len(pool)]).sum().real for p, pool in self._pool.items()]
+                [(p * p * p * p / 4 + p * pool[self.count % len(pool)]).sum().real for p, pool in self._pool.items()]
             ).sum()
             for p, gradient in zip(held, torch.autograd.grad(loss, held, create_graph=True), strict=True):
                 p.grad = gradient
             return loss
         for p, pool in self._pool.items():
-            gradient = pool[self._count % len(pool)]
+            gradient = pool[self.count % len(pool)]
             p.grad = gradient.to_sparse(1) if self._how.gradients == "sparse" and p.dim() else gradient.clone()
         return torch.tensor(1.0)
 

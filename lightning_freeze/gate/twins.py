@@ -16,36 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
 
-LARGE = 4096
-"""Elements from which a small parameter keeps at least so many: 8-bit optimizers treat smaller ones apart."""
+from lightning_freeze.gate.stand_ins import MOST_COPIED, NoTwinError, StandIns, is_plain
 
-_MOST_COPIED = 1 << 20  # elements of a tensor that an optimizer holds beside its state
 _MODELS = ("model", "module", "net", "network")
-
-
-class NoTwinError(RuntimeError):
-    """Why an optimizer cannot be built once more."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two small parameters like one of the optimizer's, of which the second is to be frozen.
-
-    Args:
-        group: The number of the param group that they are in.
-        like: The parameter that they are like, in dtype, device and number of dimensions.
-        moving: The one.
-        frozen: The other.
-    """
-
-    group: int
-    like: Tensor
-    moving: nn.Parameter
-    frozen: nn.Parameter
 
 
 @dataclass(frozen=True)
@@ -54,12 +30,12 @@ class Twin:
 
     Args:
         optimizer: The optimizer.
-        pairs: What it holds.
+        stand_ins: What it holds.
         built: Whether its class's own constructor was called, which may have put hooks on parameters.
     """
 
     optimizer: Optimizer
-    pairs: tuple[Pair, ...]
+    stand_ins: StandIns
     built: bool
 
 
@@ -73,60 +49,51 @@ def family(optimizer: Optimizer) -> list[Optimizer]:
     return found
 
 
-def twin_by_parts(optimizer: Optimizer) -> Twin:
-    """A twin with copies of everything that the optimizer and those in it hold, but small parameters and their state.
+def twin_by_parts(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
+    """A twin with copies of everything that the optimizer and those in it hold, but other parameters, and their state.
 
     Args:
         optimizer: Left as it is.
+        stand_ins: Its parameters.
 
     Raises:
         NoTwinError: It holds what cannot be copied, or could not be copied without reaching what is the user's.
     """
     members = family(optimizer)
-    pairs, alike = small_pairs(optimizer)
-    memo: dict[int, Any] = {}
-    shells = []
+    memo: dict[int, Any] = {id(member): object.__new__(type(member)) for member in members}
+    memo |= {parameter: held[0] for parameter, held in stand_ins.of.items()}
     for member in members:
-        shell = object.__new__(type(member))
-        shells.append(shell)
-        memo[id(member)] = shell
-    for parameter, pair in alike.items():
-        memo[parameter] = pair.moving
+        _other_groups(member, stand_ins, memo, optimizer.param_groups)
+        memo[id(member.state)] = _other_state(member, stand_ins, memo)
     for member in members:
-        _small_groups(member, pairs, memo, optimizer.param_groups)
-        memo[id(member.state)] = _small_state(member, pairs, memo)
-    for member, shell in zip(members, shells, strict=True):
+        shell = memo[id(member)]
         for key, value in vars(member).items():
             if key.startswith("_optimizer_") and key.endswith("_hooks"):
                 shell.__dict__[key] = OrderedDict()
             elif key == "step" or (isinstance(value, FunctionType) and key in dir(type(member))):
                 continue  # a learning-rate scheduler's, or a compiled one, which steps the user's own optimizer
             else:
-                _survey(key, value, alike, memo)
+                _survey(key, value, stand_ins, memo)
                 try:
                     shell.__dict__[key] = copy.deepcopy(value, memo)
                 except Exception as error:
                     raise NoTwinError(f"its `{key}` cannot be copied ({type(error).__name__}: {error})") from error
-    listen(shells[0])
-    return Twin(shells[0], pairs, built=False)
+    return Twin(memo[id(optimizer)], stand_ins, built=False)
 
 
-def twin_by_constructor(optimizer: Optimizer) -> Twin:
+def twin_by_constructor(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
     """A twin made by the class's own constructor, with the hyper-parameters that it can be handed.
 
     Args:
         optimizer: Left as it is.
+        stand_ins: Its parameters.
 
     Raises:
         NoTwinError: The constructor asks for what is not known.
     """
-    pairs, _ = small_pairs(optimizer)
     kind: Any = type(optimizer)
     arguments = list(signature(kind).parameters.values())
-    kept = sorted({pair.group for pair in pairs})
-    groups = [options(optimizer.param_groups[number]) for number in kept]
-    for number, group in zip(kept, groups, strict=True):
-        group["params"] = [p for pair in pairs if pair.group == number for p in (pair.moving, pair.frozen)]
+    groups = [{**options(optimizer.param_groups[n]), "params": list(held)} for n, held in stand_ins.groups.items()]
     inner = [each for each in vars(optimizer).values() if isinstance(each, Optimizer)]
     given: dict[str, Any] = {}
     for place, argument in enumerate(arguments):
@@ -151,8 +118,7 @@ def twin_by_constructor(optimizer: Optimizer) -> Twin:
         twin = kind(**given)
     except Exception as error:  # third-party code of any kind
         raise NoTwinError(f"its constructor raised {type(error).__name__}: {error}") from error
-    listen(twin)
-    return Twin(twin, pairs, built=True)
+    return Twin(twin, stand_ins, built=True)
 
 
 def twin_of(optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> Optimizer:
@@ -170,19 +136,6 @@ def twin_of(optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence
         if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
             setattr(twin, key, copy.copy(value))
     return twin
-
-
-def listen(optimizer: Optimizer) -> None:
-    """Let an optimizer whose constructor leaves out torch's own run step hooks, as one that was unpickled does.
-
-    Args:
-        optimizer: Any optimizer; one that runs them already is left as it is.
-    """
-    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        if not hasattr(optimizer, name):
-            setattr(optimizer, name, OrderedDict())
-    if not getattr(type(optimizer).step, "hooked", False):
-        optimizer._patch_step_function()
 
 
 @contextmanager
@@ -225,88 +178,37 @@ class _Small(nn.Module):
         self.layers = nn.ParameterList(parameters)
 
 
-def small_pairs(optimizer: Optimizer) -> tuple[tuple[Pair, ...], dict[int, Pair]]:
-    """For each kind of param group, and each kind of parameter in it, two small ones; and which each parameter is like."""
-    pairs: dict[Any, Pair] = {}
-    alike: dict[int, Pair] = {}
-    for number, group in enumerate(optimizer.param_groups):
-        how = repr(sorted((k, v) for k, v in group.items() if k not in ("params", "param_names", "lr", "initial_lr")))
-        for p in group["params"]:
-            if isinstance(p, UninitializedTensorMixin):
-                continue
-            kind = (how, p.dim(), p.dtype, p.device, p.numel() >= LARGE)
-            if kind not in pairs:
-                pairs[kind] = _pair(number, p)
-            alike[id(p)] = pairs[kind]
-    if not pairs:
-        raise NoTwinError("none of its parameters has a shape yet")
-    return tuple(pairs.values()), alike
-
-
-def _pair(number: int, like: Tensor) -> Pair:
-    shape = _small(like)
-    device = torch.device("cpu") if like.device.type == "meta" else like.device
-    moving, frozen = (_parameter(shape, like, device, seed) for seed in (number, number + 1))
-    return Pair(number, like, moving, frozen)
-
-
-def _parameter(shape: Sequence[int], like: Tensor, device: torch.device, seed: int) -> nn.Parameter:
-    """Values of many magnitudes, so that a small step shows in low precision, too."""
-    generator = torch.Generator().manual_seed(seed)
-    size = torch.randn(*shape, generator=generator)
-    values = size * torch.logspace(0, -3, size.numel()).reshape(size.shape)
-    parameter = nn.Parameter(values.to(device, like.dtype))
-    for key, value in getattr(like, "__dict__", {}).items():  # what optimizers are told by
-        if is_plain(value):
-            parameter.__dict__[key] = value
-    return parameter
-
-
-def _small(like: Tensor) -> tuple[int, ...]:
-    """A shape of as many dimensions, and few elements; the longer side stays the longer."""
-    shape = [max(1, size) for size in like.shape] if like.numel() else [2] * like.dim()
-    most = 2 * LARGE if like.numel() >= LARGE else 64
-    while torch.Size(shape).numel() >= most:
-        longest = max(range(len(shape)), key=shape.__getitem__)
-        shape[longest] = (shape[longest] + 1) // 2
-    return tuple(shape)
-
-
-def _small_groups(member: Optimizer, pairs: Sequence[Pair], memo: dict[int, Any], outermost: list[Any]) -> None:
-    """Let copies of a member's param groups be small ones. Those of a member in another are the same in number."""
+def _other_groups(member: Optimizer, stand_ins: StandIns, memo: dict[int, Any], outermost: list[Any]) -> None:
+    """Let copies of a member's param groups hold other parameters. Those of a member in another are the same in number."""
     groups = member.param_groups
     if id(groups) in memo:
         return
     if len(groups) != len(outermost):
         raise NoTwinError("it wraps an optimizer with other param groups than its own")
-    small = []
-    for number in sorted({pair.group for pair in pairs}):
+    others = []
+    for number, held in stand_ins.groups.items():
         group = groups[number]
         if id(group) not in memo:
-            mine = [pair for pair in pairs if pair.group == number]
             given = {key: _copied(value, memo) for key, value in group.items() if key not in ("params", "param_names")}
             if "param_names" in group:
                 names = dict(zip(map(id, group["params"]), group["param_names"], strict=True))
-                given["param_names"] = [names[id(pair.like)] + end for pair in mine for end in ("", "_")]
-            memo[id(group)] = {"params": [p for pair in mine for p in (pair.moving, pair.frozen)], **given}
+                given["param_names"] = [f"{names[id(stand_ins.likes[p])]}{place}" for place, p in enumerate(held)]
+            memo[id(group)] = {"params": list(held), **given}
             memo[id(group["params"])] = memo[id(group)]["params"]
-        small.append(memo[id(group)])
-    memo[id(groups)] = small
+        others.append(memo[id(group)])
+    memo[id(groups)] = others
 
 
-def _small_state(member: Optimizer, pairs: Sequence[Pair], memo: dict[int, Any]) -> Any:
-    """What a member keeps for its parameters, cut to the size of the small ones."""
-    small: Any = defaultdict(dict) if isinstance(member.state, defaultdict) else {}
+def _other_state(member: Optimizer, stand_ins: StandIns, memo: dict[int, Any]) -> Any:
+    """What a member keeps for its parameters, cut to the size of the others."""
+    state: Any = defaultdict(dict) if isinstance(member.state, defaultdict) else {}
     for key, value in member.state.items():
         if not isinstance(key, Tensor):
-            small[key] = _copied(value, memo)
-    for pair in pairs:
-        if pair.like in member.state:
-            for parameter in (pair.moving, pair.frozen):
-                small[parameter] = {
-                    key: _cut(value, pair.like, parameter, memo) for key, value in member.state[pair.like].items()
-                }
-    return small
+            state[key] = _copied(value, memo)
+    for parameter, like in stand_ins.likes.items():
+        if like in member.state:
+            state[parameter] = {key: _cut(value, like, parameter, memo) for key, value in member.state[like].items()}
+    return state
 
 
 def _cut(value: Any, like: Tensor, small: nn.Parameter, memo: dict[int, Any]) -> Any:
@@ -330,19 +232,21 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         raise NoTwinError(f"{type(value).__name__} cannot be copied ({type(error).__name__}: {error})") from error
 
 
-def _survey(key: str, value: object, alike: Mapping[int, Pair], memo: dict[int, Any], depth: int = 3) -> None:
-    """Refuse to copy what is large or could still reach what is the user's; of lists of parameters, make small ones.
+def _survey(key: str, value: object, stand_ins: StandIns, memo: dict[int, Any], depth: int = 3) -> None:
+    """Before an attribute is copied: put stand-ins into lists of parameters and models, and refuse what is large.
 
     Raises:
-        NoTwinError: It is of that sort.
+        NoTwinError: It is large, or could still reach what is the user's.
     """
     if id(value) in memo:
         return
     if isinstance(value, nn.Module):
-        if any(id(p) in alike for p in value.parameters()) or sum(p.numel() for p in value.parameters()) > _MOST_COPIED:
-            raise NoTwinError(f"its `{key}` is the model")
+        if any(id(p) in stand_ins.of for p in value.parameters()):
+            memo[id(value)] = _Small(list(stand_ins.likes))
+        elif sum(p.numel() for p in value.parameters()) > MOST_COPIED:
+            raise NoTwinError(f"its `{key}` is a large module")
     elif isinstance(value, Tensor):
-        if value.numel() > _MOST_COPIED:
+        if value.numel() > MOST_COPIED:
             raise NoTwinError(f"its `{key}` is a tensor of {value.numel()} elements beside its state")
     elif isinstance(value, FunctionType):
         for cell in value.__closure__ or ():
@@ -351,21 +255,14 @@ def _survey(key: str, value: object, alike: Mapping[int, Pair], memo: dict[int, 
                 raise NoTwinError(f"its `{key}` is a function that holds a {type(held).__name__} of the run")
     elif depth and isinstance(value, Mapping):
         for each in value.values():
-            _survey(key, each, alike, memo, depth - 1)
+            _survey(key, each, stand_ins, memo, depth - 1)
     elif depth and isinstance(value, (list, tuple, set)):
-        if value and all(id(each) in alike for each in value):
-            pairs = {id(pair): pair for pair in (alike[id(each)] for each in value)}
-            memo[id(value)] = type(value)(p for pair in pairs.values() for p in (pair.moving, pair.frozen))
+        if value and all(id(each) in stand_ins.of for each in value):
+            others = {id(p): p for each in value for p in stand_ins.of[id(each)]}
+            memo[id(value)] = type(value)(others.values())
             return
         for each in value:
-            _survey(key, each, alike, memo, depth - 1)
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value is a number, a word, or a row of such."""
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+            _survey(key, each, stand_ins, memo, depth - 1)
 
 
 def options(group: Mapping[str, Any]) -> dict[str, Any]:
