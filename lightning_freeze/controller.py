@@ -62,7 +62,7 @@ _LOG = logging.getLogger("lightning_freeze")
 _STATE_VERSION = 1
 _KEPT_SETS = 64
 _NO_END = 1 << 62
-_FORESEEN = 2000  # windows in which the longest frozen interval is looked for
+_FORESEEN = 1000  # windows in which the longest frozen interval is looked for
 _ALIKE = 0.05
 _NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
 
@@ -848,7 +848,7 @@ class FreezeController(AuditedRun):
         self.traits[lane.index] = traits = probe_optimizer(lane.optimizer, closures)
         late = sorted(freezable - plan.trains(plan.start(), lane.index) - forever)
         way = way_of(traits, lane.index, late=late, idle=plan.may_idle(lane.index), audited=self._audit)
-        lane.leaves_out, lane.early = way == "left out", traits.closure_reentrant
+        lane.leaves_out, lane.early = way != "none", traits.reads_early
         if way == "left out":
             self._say(
                 f"freeze: optimizer {lane.index} ({traits.name}) moves a parameter whose gradient is None "
@@ -856,9 +856,9 @@ class FreezeController(AuditedRun):
             )
         elif way == "unknown":
             warnings.warn(
-                f"optimizer {lane.index} ({traits.name}) could not be probed: {traits.why}. Whether it holds a parameter "
-                "still whose gradient is None is not known before training; the audit tells at the epoch's end. To know it "
-                "before, use one of torch.optim.",
+                f"optimizer {lane.index} ({traits.name}) could not be probed: {traits.why}. What is frozen gets no gradient and is "
+                "left out of its param groups for each step, but whether that holds it still is not known before training: the "
+                "audit tells at the epoch's end. To know it before, use an optimizer of torch.optim.",
                 stacklevel=3,
             )
 
@@ -875,7 +875,12 @@ class FreezeController(AuditedRun):
             if interval is None:
                 continue
             ratio = first_update(
-                lane.optimizer, interval.before, interval.length, closure=self._closures, leaves_out=lane.leaves_out
+                lane.optimizer,
+                interval.before,
+                interval.length,
+                closure=self._closures,
+                leaves_out=lane.leaves_out,
+                early=lane.early,
             )
             if ratio is None or abs(ratio - 1) <= _ALIKE:
                 continue

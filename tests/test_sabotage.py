@@ -187,7 +187,17 @@ class DecaysAll(torch.optim.SGD):
         return loss
 
 
-def test_an_optimizer_that_ignores_none_is_caught_and_named(trainer: Any) -> None:
+def test_an_optimizer_that_ignores_none_is_held_by_leaving_out(trainer: Any) -> None:
+    model = Net(lambda m: DecaysAll(m.parameters(), lr=0.1))
+    scheduler = AlternatingFreeze("layer1", "layer2", every=EVERY)
+    trainer(scheduler).fit(model, batches(STEPS))
+    assert scheduler.findings == []
+
+
+def test_an_optimizer_that_ignores_none_is_caught_and_named_where_the_gate_is_told_otherwise(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_freeze.controller.way_of", lambda *_, **__: "none")
     model = Net(lambda m: DecaysAll(m.parameters(), lr=0.1))
     with pytest.raises(FreezeViolation) as caught:
         trainer(AlternatingFreeze("layer1", "layer2", every=EVERY)).fit(model, batches(STEPS))

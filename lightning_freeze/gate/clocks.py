@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.gate.trials import ALL, FROZEN, Trial, find_way
+from lightning_freeze.gate.trials import ALL, FROZEN, Trial, ways
 from lightning_freeze.gate.twins import undisturbed
 
 _MOST_BEFORE = 100  # updates that are run; with more before, an interval matters less
@@ -19,7 +20,13 @@ _MOST_FROZEN = 200  # updates that are run; what lies beyond is left to clocks t
 
 
 def first_update(
-    optimizer: Optimizer, before: int, length: int, *, closure: bool | None = None, leaves_out: bool = False
+    optimizer: Optimizer,
+    before: int,
+    length: int,
+    *,
+    closure: bool | None = None,
+    leaves_out: bool = False,
+    early: bool = False,
 ) -> float | None:
     """How much larger the first update after a frozen interval is than the same update without the interval.
 
@@ -32,6 +39,7 @@ def first_update(
         length: Updates of others in the interval.
         closure: Whether steps are handed a closure.
         leaves_out: Whether what is frozen is left out of its param groups.
+        early: Whether its gradients are emptied before the step, too.
 
     Returns:
         The ratio of the two updates' lengths, of the kind of parameter for which it is furthest from 1; None where it cannot
@@ -45,11 +53,11 @@ def first_update(
     devices = {p.device for group in optimizer.param_groups for p in group["params"]}
     with undisturbed(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        how, _ = find_way(optimizer, closure)
+        how = next(ways(optimizer, closure, []), None)
         if how is None:
             return None
         try:
-            ran, waited = (Trial(optimizer, how, leaves_out) for _ in range(2))
+            ran, waited = (Trial(optimizer, replace(how, early=early), leaves_out) for _ in range(2))
             for trial in (ran, waited):
                 torch.default_generator.manual_seed(0)
                 trial.run(ALL, min(before, _MOST_BEFORE))

@@ -211,8 +211,9 @@ def _listen(optimizer: Optimizer) -> Callable[[], None]:
         What undoes it.
     """
     for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        if not hasattr(optimizer, name):
-            setattr(optimizer, name, OrderedDict())
+        hooks = getattr(optimizer, name, {})
+        if type(hooks) is dict:  # none, or one that torch cannot take a hook out of again
+            setattr(optimizer, name, OrderedDict(hooks))
     if getattr(type(optimizer).step, "hooked", False):
         return lambda: None
     own = vars(optimizer).get("step")  # a learning-rate scheduler's

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.gate.snapshots import same
 from lightning_freeze.gate.stand_ins import NoTwinError, is_plain, small_ones
-from lightning_freeze.gate.trials import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, find_way
+from lightning_freeze.gate.trials import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, ways
 from lightning_freeze.gate.twins import family, options, undisturbed
 
 FROZEN_STEPS = 21
@@ -41,6 +41,8 @@ class OptimizerTraits:
         clocks: Entries of param groups that run on while a parameter of theirs is frozen, such as ``step``.
         steps_in_backward: Whether it updates parameters within backward, before any hook of a step.
         closure_reentrant: Whether one step calls its closure more than once.
+        reads_early: Whether it reads gradients before it calls its closure (as SAM does), so that those of what is frozen are
+            emptied before the step, too.
         extra_state: Attributes, outside of its state and its param groups, that change from step to step.
         why: Where nothing could be learnt: the reason.
         reasons: Of each trait that is False: what happened in the probe.
@@ -60,6 +62,7 @@ class OptimizerTraits:
     clocks: tuple[str, ...] = ()
     steps_in_backward: bool | None = None
     closure_reentrant: bool = False
+    reads_early: bool = False
     extra_state: tuple[str, ...] = ()
     why: str = ""
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -129,10 +132,14 @@ def _probed(optimizer: Optimizer, closure: bool | None) -> OptimizerTraits:
     traits = OptimizerTraits(type(optimizer).__qualname__)
     if _hooked_by(optimizer):
         return replace(traits, steps_in_backward=True)
-    how, why = find_way(optimizer, closure)
-    if how is None:
-        return replace(traits, why=why, steps_in_backward=None if "backward" not in why else True)
-    return _Probe(optimizer, how).traits(traits)
+    said: list[str] = []
+    for how in ways(optimizer, closure, said):
+        probe = _Probe(optimizer, how)
+        learnt = probe.traits(traits)
+        if learnt.skips_none or learnt.holds_left_out or learnt.why or (failed := probe.fails_anyway()) is None:
+            return learnt
+        said.append(failed)  # later than its first steps
+    return replace(traits, why=said[0])
 
 
 class _Probe:
@@ -150,8 +157,11 @@ class _Probe:
     def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
         """All that is learnt."""
         trial = Trial(self._optimizer, self._how)
-        reentrant = self._how.early
-        if not trial.moves(MOVING):
+        if trial.twin.built and trial.moves_in_backward():
+            return replace(traits, steps_in_backward=True, why="it updates parameters within backward")
+        moves = trial.moves(MOVING)
+        reentrant = trial.calls > trial.count
+        if not moves:
             return replace(
                 traits,
                 steps_in_backward=False,
@@ -164,6 +174,10 @@ class _Probe:
                 traits, skips_none=False, holds_left_out=False, steps_in_backward=False, reasons=self._reasons
             )
         none = self._holds("skips_none", False, self._steps)
+        if not none and self._how.closure != "no":
+            late, self._how = self._how, replace(self._how, early=True)
+            none = self._holds("skips_none", False, self._steps)
+            self._how = self._how if none else late
         left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
         out = not none and left
         return replace(
@@ -175,6 +189,7 @@ class _Probe:
             clocks=tuple(sorted(self._clocks)),
             steps_in_backward=False,
             closure_reentrant=reentrant,
+            reads_early=self._how.early,
             extra_state=tuple(sorted(self._extra)),
             reasons=self._of_way(out),
         )
@@ -193,7 +208,7 @@ class _Probe:
                         return self._says(trait, f"{moved} of a parameter {what} moved")
                     self._clocks |= _differ(clocks, trial.clocks())
                     self._extra |= _differ([attributes], [trial.attributes()])
-            if not trial.moves(FROZEN):
+            if not trial.moves(FROZEN) and self._moves_after(trial.count):
                 return self._says(trait, f"a parameter {what} did not train again")
             late = Trial(self._optimizer, self._how, leaves_out)
             if moved := _moved(late, [FROZEN], self._fewer):
@@ -201,13 +216,29 @@ class _Probe:
         except Exception as error:  # third-party code of any kind
             return self._says(trait, f"a step with a parameter {what} raised {_named(error)}")
         try:
-            self._begins_late[leaves_out] = late.moves(FROZEN) or self._says(
+            trains = late.moves(FROZEN) or not self._moves_after(late.count)
+            self._begins_late[leaves_out] = trains or self._says(
                 _late(leaves_out), "a parameter that was frozen from the first step on did not train later"
             )
         except Exception as error:
             why = f"the first update of a parameter that had been frozen from the first step on raised {_named(error)}"
             self._says(_late(leaves_out), why)
+        self._reasons.pop(trait, None)  # of a first try
         return True
+
+    def fails_anyway(self) -> str | None:
+        """What goes wrong in as many steps in which nothing is frozen, so that freezing has no part in it."""
+        try:
+            Trial(self._optimizer, self._how).run(ALL, self._steps + _WARM)
+        except Exception as error:
+            return _named(error)
+        return None
+
+    def _moves_after(self, steps: int) -> bool:
+        """Whether something still moves after so many steps in which nothing was frozen: some come to rest by themselves."""
+        control = Trial(self._optimizer, self._how)
+        control.run(ALL, steps)
+        return control.moves(FROZEN)
 
     def _survives_idle(self, leaves_out: bool) -> bool:
         try:

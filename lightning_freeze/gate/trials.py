@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -46,7 +46,7 @@ class How:
         gradients: ``dense``, ``sparse``, or ``graph`` for those that derive them once more.
         closure: Whether its step is handed a closure: ``no``, ``yes``, or ``after backward``, for those that read gradients
             before they call it (SAM).
-        early: Whether it calls its closure more than once a step.
+        early: Whether gradients are emptied before a step that is handed a closure, too.
     """
 
     maker: str
@@ -55,27 +55,27 @@ class How:
     early: bool = False
 
 
-def find_way(optimizer: Optimizer, closure: bool | None) -> tuple[How | None, str]:
-    """How a twin can be built and stepped; or None, and why not."""
-    why = ""
+def ways(optimizer: Optimizer, closure: bool | None, said: list[str]) -> Iterator[How]:
+    """The ways in which a twin can be built and makes its first steps.
+
+    Args:
+        optimizer: What the twin is one of.
+        closure: Whether the run's steps are handed a closure; None where that is not known.
+        said: Takes why the other ways are none.
+    """
     closures = ("yes", "after backward", "no") if closure else ("no", "yes", "after backward")
     for maker in MAKERS:
         for gradients, given in product(("dense", "sparse", "graph"), closures):
             how = How(maker, gradients, given)
             try:
-                trial = Trial(optimizer, how)
-                if trial.twin.built and trial.moves_in_backward():
-                    return None, "it updates parameters within backward"
-                trial.run(ALL, 2)
-                how = replace(how, early=trial.calls > 2)
+                Trial(optimizer, how).run(ALL, 2)
             except NoTwinError as error:
-                why = why or str(error)
+                said.append(str(error))
                 break
-            except Exception as error:  # third-party code of any kind; the first that it raised is the answer
-                why = why or f"{type(error).__name__}: {error}"
-                continue
-            return how, ""
-    return None, why
+            except Exception as error:  # third-party code of any kind
+                said.append(f"{type(error).__name__}: {error}")
+            else:
+                yield how
 
 
 class Trial:

@@ -225,6 +225,17 @@ def _cut(value: Any, like: Tensor, small: nn.Parameter, memo: dict[int, Any]) ->
     return here[corner].clone()
 
 
+def _keyed(value: Mapping[Any, Any], stand_ins: StandIns, memo: dict[int, Any]) -> dict[Any, Any]:
+    """A copy of what is kept by parameters, or by their identities."""
+    copies: dict[Any, Any] = {}
+    for key, each in value.items():
+        for parameter in stand_ins.of[key if isinstance(key, int) else id(key)]:
+            same_shape = isinstance(each, Tensor) and each.shape == stand_ins.likes[parameter].shape
+            copy_ = _cut(each, stand_ins.likes[parameter], parameter, memo) if same_shape else _copied(each, dict(memo))
+            copies[id(parameter) if isinstance(key, int) else parameter] = copy_
+    return copies
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
@@ -254,6 +265,9 @@ def _survey(key: str, value: object, stand_ins: StandIns, memo: dict[int, Any], 
             if isinstance(held, (Tensor, nn.Module, Optimizer)):
                 raise NoTwinError(f"its `{key}` is a function that holds a {type(held).__name__} of the run")
     elif depth and isinstance(value, Mapping):
+        if value and all((each if isinstance(each, int) else id(each)) in stand_ins.of for each in value):
+            memo[id(value)] = _keyed(value, stand_ins, memo)
+            return
         for each in value.values():
             _survey(key, each, stand_ins, memo, depth - 1)
     elif depth and isinstance(value, (list, tuple, set)):
