@@ -34,11 +34,12 @@ from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.schedule import Schedule, ScheduleError, nearest
 from lightning_freeze.plan.until import Until
+from lightning_freeze.probe_command import probe
 from lightning_freeze.report.findings import FreezeViolation
 from lightning_freeze.witness.inputs.whitelist import DeclarationError
 
 _ABOUT = (
-    "Lightning's own commands over any model and data that a configuration names (--config FILE), and three more: "
+    "Lightning's own commands over any model and data that a configuration names (--config FILE), and four more: "
     + "; ".join(f"{name}: {meaning}" for name, meaning in COMMANDS.items())
     + ". Each has a --help."
 )
@@ -62,12 +63,14 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments; by default those of the process.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
+    if arguments[:1] == ["probe"]:  # the one that needs neither model nor Trainer
+        return probe(arguments[1:])
     command = command_of(arguments)
     if command is not None:
         arguments = command.as_fit
         args, sys.argv = (None, [sys.argv[0], *arguments]) if args is None else (arguments, sys.argv)
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
     levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
     FreezeCLI.roots = roots = []
     FreezeCLI.command = command
@@ -179,6 +182,7 @@ class _Parser(LightningArgumentParser):
     def print_usage(self, file: Any = None) -> None:
         """One line instead of every option, so that an error stays on the screen."""
         print("usage: lightning-freeze fit|validate|test|predict|plan|groups|inputs --config FILE [options]", file=file)
+        print("       lightning-freeze probe [options]", file=file)
 
     def _mend(self, message: str) -> str:
         """The names nearest to one that is not accepted."""

@@ -1,4 +1,7 @@
-"""``lightning-freeze plan|groups|inputs``: commands of our own, each over what ``fit`` would run."""
+"""``lightning-freeze plan|groups|inputs``: commands of our own, each over what ``fit`` would run.
+
+`probe`, which needs no configuration, is in `probe_command`.
+"""
 
 from __future__ import annotations
 
@@ -65,12 +68,13 @@ COMMANDS = {
     "plan": "what a run will train when, before it runs",
     "groups": "groups that a model's structure suggests",
     "inputs": "what modules are handed and never use, as a whitelist",
+    "probe": "what any optimizer does to a frozen weight, by every way of freezing (needs no configuration)",
 }
 LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch")
 
 
 def command_of(arguments: Sequence[str]) -> Command | None:
-    """The command that the arguments give, if it is one of ours."""
+    """The command that the arguments give, if it is one of ours that takes the configuration of a fit."""
     makers = {"inputs": _inputs, "plan": _plan, "groups": _groups}
     return makers[arguments[0]](arguments[1:]) if arguments and arguments[0] in makers else None
 

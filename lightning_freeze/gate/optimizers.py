@@ -23,6 +23,7 @@ FROZEN_STEPS = 21
 _FEWER = 7  # the same for one that is frozen from the first step on, unless a period is longer
 _WARM = 3
 _LONGEST = 256  # of a period that is waited for
+_MOST_PERIODS = 4
 _PERIOD = re.compile(r"k|.*(freq|every|interval|period|gap|steps|sync|merge).*")
 _KEPT = 64
 
@@ -147,8 +148,14 @@ class _Probe:
 
     def __init__(self, optimizer: Optimizer, how: How) -> None:
         self._optimizer, self._how = optimizer, how
-        longest = _longest_period(optimizer) + 1
+        periods = _periods(optimizer)
+        longest = max(periods, default=0) + 1
         self._steps, self._fewer = max(FROZEN_STEPS, longest), max(_FEWER, longest)
+        # A first update may fail only where it falls on a period: with the step that ends one, or the one after that.
+        self._late_steps = {
+            self._fewer,
+            *(steps for period in periods[:_MOST_PERIODS] for steps in (period - 1, period)),
+        }
         self._reasons: dict[str, str] = {}
         self._clocks: set[str] = set()
         self._extra: set[str] = set()
@@ -175,9 +182,9 @@ class _Probe:
             )
         none = self._holds("skips_none", False, self._steps)
         if not none and self._how.closure != "no":
-            late, self._how = self._how, replace(self._how, early=True)
+            before, self._how = self._how, replace(self._how, early=True)
             none = self._holds("skips_none", False, self._steps)
-            self._how = self._how if none else late
+            self._how = self._how if none else before
         left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
         out = not none and left
         return replace(
@@ -210,21 +217,27 @@ class _Probe:
                     self._extra |= _differ([attributes], [trial.attributes()])
             if not trial.moves(FROZEN) and self._moves_after(trial.count):
                 return self._says(trait, f"a parameter {what} did not train again")
-            late = Trial(self._optimizer, self._how, leaves_out)
-            if moved := _moved(late, [FROZEN], self._fewer):
-                return self._says(trait, f"{moved} of a parameter {what} from the first step on moved")
+            late = [Trial(self._optimizer, self._how, leaves_out) for _ in self._late_steps]
+            for each, some in zip(late, sorted(self._late_steps), strict=True):
+                if moved := _moved(each, [FROZEN], some):
+                    return self._says(trait, f"{moved} of a parameter {what} from the first step on moved")
         except Exception as error:  # third-party code of any kind
             return self._says(trait, f"a step with a parameter {what} raised {_named(error)}")
+        self._begins_late[leaves_out] = all(self._trains_late(each, _late(leaves_out)) for each in late)
+        self._reasons.pop(trait, None)  # of a first try
+        return True
+
+    def _trains_late(self, trial: Trial, trait: str) -> bool:
+        """Whether a parameter that was frozen until now trains for the first time."""
         try:
-            trains = late.moves(FROZEN) or not self._moves_after(late.count)
-            self._begins_late[leaves_out] = trains or self._says(
-                _late(leaves_out), "a parameter that was frozen from the first step on did not train later"
+            return (
+                trial.moves(FROZEN)
+                or not self._moves_after(trial.count)
+                or self._says(trait, "a parameter that was frozen from the first step on did not train later")
             )
         except Exception as error:
             why = f"the first update of a parameter that had been frozen from the first step on raised {_named(error)}"
-            self._says(_late(leaves_out), why)
-        self._reasons.pop(trait, None)  # of a first try
-        return True
+            return self._says(trait, why)
 
     def fails_anyway(self) -> str | None:
         """What goes wrong in as many steps in which nothing is frozen, so that freezing has no part in it."""
@@ -300,15 +313,17 @@ def _entries(before: Sequence[Any], after: Sequence[Any]) -> list[str]:
     return list(found)
 
 
-def _longest_period(optimizer: Optimizer) -> int:
-    """The longest period that one of its options may be, such as Lookahead's ``k``."""
-    longest = 0
-    for member in family(optimizer):
-        for held in (vars(member), *member.param_groups):
-            for key, value in held.items():
-                if type(value) is int and value <= _LONGEST and _PERIOD.fullmatch(key):
-                    longest = max(longest, value)
-    return longest
+def _periods(optimizer: Optimizer) -> list[int]:
+    """What may be periods among its options, such as Lookahead's ``k``; the shortest first."""
+    held = [each for member in family(optimizer) for each in (vars(member), *member.param_groups)]
+    return sorted(
+        {
+            value
+            for each in held
+            for key, value in each.items()
+            if type(value) is int and 1 < value <= _LONGEST and _PERIOD.fullmatch(key)
+        }
+    )
 
 
 def _hooked_by(optimizer: Optimizer) -> bool:

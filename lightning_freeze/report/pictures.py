@@ -1,4 +1,4 @@
-"""A run as a picture: what trains when, how much of the model that is, and what memory it asks for."""
+"""A run as a picture: what trains when, how much of the model that is, and what memory it asks for; and a probe as one."""
 
 from __future__ import annotations
 
@@ -443,3 +443,115 @@ def _draw_epochs(panels: Sequence[Axes], epochs: Sequence[int], total: int) -> N
             xycoords=("data", "axes fraction"), textcoords="offset points", va="bottom", fontsize=7.5, color=_QUIET,
         )  # fmt: skip
         labelled = update
+
+
+# --- the founding table ---------------------------------------------------------------------------------------------
+
+_FATES = {
+    "held": "#cfe8dc",
+    "state moved": "#fbe8b4",
+    "moved": "#f3b9ae",
+    "refused": "#cddcf0",
+    "raised": "#dccbe8",
+    "unknown": _NEVER,
+}
+_LEGEND = {
+    "held": "held, value and state",
+    "state moved": "held, its state moved",
+    "moved": "moved, in % of how far the trained weight moved",
+    "refused": "refused",
+    "raised": "crashed",
+    "unknown": "not known",
+}
+_CELL, _ROW = 1.62, 0.29
+_LETTERS = 25  # that a cell has room for
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a frozen weight, as it is drawn.
+
+    Args:
+        kind: Of which colour: ``held``, ``state moved``, ``moved``, ``refused``, ``raised`` or ``unknown``.
+        word: What stands in the cell.
+        below: What stands beneath it: the entries of optimizer state that changed, or why.
+    """
+
+    kind: str
+    word: str
+    below: str = ""
+
+
+def draw_founding(
+    path: Path, ways: Sequence[str], rows: Sequence[tuple[str, Sequence[Fate]]], *, title: str = ""
+) -> None:
+    """Draw what optimizers do to a frozen weight: optimizers down, ways of freezing across, a colour and a word in each.
+
+    Args:
+        path: The file to write, a PNG or what else its suffix says (``.svg``, ``.pdf``); folders are made.
+        ways: The ways of freezing.
+        rows: Of each optimizer its name, and what became of the weight by each way; one alone is for all ways.
+        title: What stands above.
+
+    Raises:
+        ImportError: matplotlib, the extra ``plot``, is not installed.
+        ValueError: There is no row, or one has neither one word nor one for each way.
+    """
+    figure = _founding_figure(ways, rows, title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _founding_figure(ways: Sequence[str], rows: Sequence[tuple[str, Sequence[Fate]]], title: str = "") -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch, Rectangle
+    except ImportError as error:
+        raise ImportError(
+            "a picture of a probe needs matplotlib, the extra `plot`: pip install 'lightning-freeze[plot]' (in a "
+            "checkout: pip install -c constraints.txt -e '.[plot]')."
+        ) from error
+    if not rows:
+        raise ValueError("there is no optimizer to draw: `rows` is empty. Probe at least one.")
+    for name, fates in rows:
+        if len(fates) not in (1, len(ways)):
+            raise ValueError(
+                f"{name!r} has {len(fates)} words for {len(ways)} ways. Give one for each, or one for all."
+            )
+    high, wide, top = _ROW * len(rows), _CELL * len(ways), 0.9 if title else 0.6
+    figure = Figure(figsize=(_WIDTH, top + high + 0.15), dpi=160, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label="founding")
+    names = []
+    style: dict[str, Any] = {"va": "center_baseline", "fontsize": 8.5, "color": _INK, "parse_math": False}
+    for index, (name, fates) in enumerate(rows):
+        at = (0, index + 0.5), (-6, 0)
+        names.append(axes.annotate(_short(name, 60), *at, textcoords="offset points", ha="right", **style))
+        across = len(ways) // len(fates)
+        for column, fate in enumerate(fates):
+            color = _FATES[fate.kind]
+            axes.add_patch(Rectangle((column, index), across, 1, facecolor=color, edgecolor="white", linewidth=1.4))
+            word = _short(fate.word, _LETTERS * across)
+            axes.text(column + across / 2, index + 0.5, word, ha="center", **style)
+    axes.set_xlim(0, len(ways))
+    axes.set_ylim(len(rows), 0)
+    axes.set_yticks([])
+    axes.xaxis.tick_top()
+    axes.set_xticks([column + 0.5 for column in range(len(ways))], ways)
+    axes.tick_params(length=0, colors=_INK, labelsize=8.5)
+    axes.spines[:].set_visible(False)
+    # The names decide where the axes begin, and how wide the picture is.
+    left = max(name.get_window_extent().width for name in names) / figure.dpi + 0.25
+    width, height = left + wide + 0.15, top + high + 0.15
+    figure.set_size_inches(width, height)
+    axes.set_position((left / width, 0.15 / height, wide / width, high / height))
+    kinds = dict.fromkeys(fate.kind for kind in _FATES for _, fates in rows for fate in fates if fate.kind == kind)
+    figure.legend(
+        handles=[Patch(facecolor=_FATES[kind], label=_LEGEND[kind]) for kind in kinds], loc="upper left",
+        bbox_to_anchor=(left / width, 1 - (top - 0.6 + 0.06) / height), ncols=len(kinds), frameon=False, fontsize=8,
+        labelcolor=_INK, handlelength=0.9, handleheight=0.9, borderpad=0, borderaxespad=0, columnspacing=1.4,
+    )  # fmt: skip
+    if title:
+        figure.text(0.12 / width, 1 - 0.1 / height, title, va="top", fontsize=12.5, fontweight="bold", parse_math=False)
+    return figure

@@ -1,4 +1,4 @@
-"""The table at the end of a fit and the line at the end of an epoch, both made from records."""
+"""The tables of a fit, of its inputs, of a plan and of a probe, and the line at the end of an epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.findings import Finding, once_a_class
-from lightning_freeze.report.pictures import ALL_KEPT, Held, Size, human_bytes, over_time
+from lightning_freeze.report.pictures import ALL_KEPT, Fate, Held, Size, human_bytes, over_time
 from lightning_freeze.report.records import Record
 
 _SHOWN = 4
@@ -219,6 +219,76 @@ def print_plan(
         highlight=False,
         soft_wrap=True,
     )
+
+
+_COLORS = {"held": "green", "state moved": "yellow", "moved": "red", "refused": "blue", "raised": "magenta"}
+_LONGEST = 26
+
+
+def founding_table(title: str, ways: Sequence[str], rows: Sequence[tuple[str, Sequence[Fate]]]) -> Table:
+    """What optimizers do to a frozen weight, and beneath it, to their state of it.
+
+    One optimizer has a row for each way of freezing; of several, each has one row.
+
+    Args:
+        title: What stands above.
+        ways: The ways of freezing.
+        rows: Of each optimizer its name, and what became of the weight by each way; one alone is for all ways.
+    """
+    moved = any(fate.kind == "moved" for _, fates in rows for fate in fates)
+    caption = "a percentage: how far it moved, of how far the weight moved that trained" if moved else None
+    table = Table(box=box.SIMPLE, caption=caption)
+    if len(rows) == 1 and len(rows[0][1]) == len(ways):
+        name, fates = rows[0]
+        table.title = f"{escape(name)}: {title}"
+        for column in ("frozen by", "the weight", "what changed of its optimizer state"):
+            table.add_column(column, no_wrap=True)
+        for way, fate in zip(ways, fates, strict=True):
+            table.add_row(escape(way), _colored(fate), escape(_clipped(fate.below, 64)) or _NONE)
+        return table
+    table.title = title
+    for column in ("optimizer", *ways):
+        table.add_column(escape(column), no_wrap=True)
+    for name, fates in rows:
+        cells = [
+            f"{_colored(fate)}\n[dim]{escape(_clipped(fate.below, _LONGEST))}[/dim]" if fate.below else _colored(fate)
+            for fate in fates
+        ]
+        table.add_row(escape(name), *(cells if len(fates) == len(ways) else [_NONE] * len(ways)))
+    return table
+
+
+def print_founding(
+    console: Console,
+    title: str,
+    ways: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Fate]]],
+    said: Sequence[Sequence[str]],
+) -> None:
+    """Print what optimizers do to a frozen weight, and what there is to say of each.
+
+    Args:
+        console: Where to.
+        title: What stands above.
+        ways: The ways of freezing.
+        rows: Of each optimizer its name, and what became of the weight by each way; one alone is for all ways.
+        said: Lines about each.
+    """
+    _print_whole(console, founding_table(title, ways, rows))
+    for (name, fates), lines in zip(rows, said, strict=True):
+        of = "" if len(rows) == 1 else f"{name}: "
+        alone = [fates[0].word] if len(fates) == 1 else []
+        for line in (*alone, *lines):
+            console.print(f"- {of}{line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _colored(fate: Fate) -> str:
+    color = _COLORS.get(fate.kind)
+    return f"[{color}]{escape(fate.word)}[/{color}]" if color else escape(fate.word)
+
+
+def _clipped(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _strip(trained: Sequence[bool]) -> str:

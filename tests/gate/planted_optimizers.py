@@ -78,7 +78,7 @@ class SyncsSlowWeights(Plain):
 class SyncsRarely(SyncsSlowWeights):
     """Every ``sync_every`` steps, more than a probe runs without being told."""
 
-    def __init__(self, params: Any, lr: float = 0.1, sync_every: int = 40) -> None:
+    def __init__(self, params: Any, lr: float = 0.1, sync_every: int = 23) -> None:
         super().__init__(params, lr)
         self.sync_every = sync_every
 
@@ -113,6 +113,23 @@ class BeginsAtOnce(Plain):
             if group["step"] == 1:
                 self.state[p]["average"] = torch.zeros_like(p)
             p.sub_(self.state[p]["average"].lerp_(p.grad, 0.1), alpha=group["lr"])
+
+
+class BeginsOffItsPeriod(Plain):
+    """Reads state that a first step has not made where that step falls on its period, as SophiaH of 2025 does."""
+
+    def __init__(self, params: Any, lr: float = 0.1, update_period: int = 10) -> None:
+        super().__init__(params, lr, update_period=update_period, step=-1)
+
+    def begin(self, group: dict[str, Any]) -> None:
+        group["step"] += 1
+
+    def each(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        if p.grad is not None:
+            if group["step"] and group["step"] % group["update_period"] == 0:
+                self.state[p]["curvature"].lerp_(p.grad, 0.1)
+            self.state[p].setdefault("curvature", p.grad.clone())
+            super().each(p, group)
 
 
 class GroupClock(Plain):
@@ -230,12 +247,27 @@ class Wrapper(Optimizer):
         self.state = defaultdict(dict)
         self.decays = decays
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)  # torch's own would let the class run hooks that its objects do not have
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = self.optimizer.step(closure)
         for group in self.param_groups:
             for p in group["params"] if self.decays else ():
                 p.mul_(0.999)
+        return loss
+
+
+class DecaysLast(FillsZeros):
+    """Steps its parent, whose step runs the hooks, too, and decays everything after that."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.mul_(0.99)
         return loss
 
 

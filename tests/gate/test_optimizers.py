@@ -22,7 +22,15 @@ from lightning_freeze.gate.left_out import LeftOut
 from lightning_freeze.gate.snapshots import same, snapshot
 from lightning_freeze.gate.twins import family
 from tests.conftest import Net, batches
-from tests.gate.planted_optimizers import WAYS, BeginsAtOnce, GroupClock, NeedsSome, SyncsRarely, Wrapper
+from tests.gate.planted_optimizers import (
+    WAYS,
+    BeginsAtOnce,
+    BeginsOffItsPeriod,
+    GroupClock,
+    NeedsSome,
+    SyncsRarely,
+    Wrapper,
+)
 from tests.gate.test_optim_db import configurations
 
 
@@ -121,6 +129,12 @@ def test_one_whose_state_is_made_at_once() -> None:
     assert traits.reasons["late_first_step_ok"] == (
         "the first update of a parameter that had been frozen from the first step on raised KeyError: 'average'"
     )
+
+
+def test_one_whose_first_update_fails_on_its_period_alone() -> None:
+    traits = probe_optimizer(BeginsOffItsPeriod(Net().parameters()))
+    assert (traits.skips_none, traits.late_first_step_ok) == (True, False)
+    assert "raised KeyError: 'curvature'" in traits.reasons["late_first_step_ok"]
 
 
 def test_clocks_closures_and_what_is_kept_elsewhere() -> None:

@@ -242,3 +242,56 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
         "pip install -c constraints.txt -e '.[plot]')."
     )
     assert not list(tmp_path.iterdir())
+
+
+# --- the founding table ---------------------------------------------------------------------------------------------
+
+WAYS = ("zero gradients", "None", "lr=0")
+FATES = [
+    ("SGD", [pictures.Fate("held", "held"), pictures.Fate("held", "held"), pictures.Fate("raised", "raised KeyError")]),
+    ("$Adam$", [pictures.Fate("moved", "moved 44%"), pictures.Fate("held", "held"), pictures.Fate("state moved", "s")]),
+    ("LOMO", [pictures.Fate("unknown", "could not be stepped: NotImplementedError")]),
+]
+
+
+def test_each_cell_of_the_founding_table_has_its_color_and_its_word() -> None:
+    axes = pictures._founding_figure(WAYS, FATES, "title").axes[0]
+    colors = {(p.get_x(), p.get_y()): p.get_facecolor() for p in axes.patches}
+    expected = {
+        (column, row): to_rgba(pictures._FATES[fate.kind])
+        for row, (_, fates) in enumerate(FATES)
+        for column, fate in enumerate(fates)
+    }
+    assert colors == expected
+    assert [p.get_width() for p in axes.patches] == [1] * 6 + [3]
+    assert texts(axes) == [word for name, fates in FATES for word in (name, *(fate.word for fate in fates))]
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(WAYS)
+    assert len({to_rgba(color) for color in pictures._FATES.values()}) == len(pictures._FATES)
+
+
+@pytest.mark.parametrize("number", [1, 8, 200])
+def test_the_founding_table_is_legible_whatever_its_length(number: int, tmp_path: Path) -> None:
+    rows = [(f"package.Optimizer{n}(base_optimizer=AdamW)", FATES[n % 3][1]) for n in range(number)]
+    figure = pictures._founding_figure(WAYS, rows, "title")
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    inside = figure.bbox
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert all(box.x0 >= inside.x0 and box.x1 <= inside.x1 for box in boxes)
+    rows_apart = axes.get_window_extent().height / number
+    assert all(box.height < rows_apart for box in boxes)
+    pictures.draw_founding(tmp_path / "new" / "probe.png", WAYS, rows)
+    assert (tmp_path / "new" / "probe.png").stat().st_size > 1000
+
+
+def test_what_cannot_be_drawn_as_a_founding_table() -> None:
+    with pytest.raises(ValueError, match="there is no optimizer to draw: `rows` is empty. Probe at least one."):
+        pictures._founding_figure(WAYS, [])
+    with pytest.raises(ValueError, match=r"'SGD' has 2 words for 3 ways. Give one for each, or one for all."):
+        pictures._founding_figure(WAYS, [("SGD", FATES[0][1][:2])])
+
+
+def test_a_founding_table_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"a picture of a probe needs matplotlib, the extra `plot`: pip install"):
+        pictures._founding_figure(WAYS, FATES)

@@ -12,12 +12,13 @@ from rich.console import Console
 
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.pictures import Size
+from lightning_freeze.report.pictures import Fate, Size
 from lightning_freeze.report.table import (
     epoch_line,
     inputs_table,
     phases_table,
     plan_table,
+    print_founding,
     print_inputs,
     print_plan,
     summary_table,
@@ -343,3 +344,48 @@ def test_names_with_markup_survive_in_the_table_of_groups() -> None:
 
 def test_names_with_markup_survive_in_the_summary() -> None:
     assert "[x]" in rendered({"type": "run", "groups": {"[x]": {"parameters": 1, "elements": 1}}})
+
+
+# --- the founding table ---------------------------------------------------------------------------------------------
+
+WAYS = ("zero gradients", "None")
+ADAM = ("Adam[x]", [Fate("moved", "moved 44%", "exp_avg, step"), Fate("held", "held")])
+LOMO = ("LOMO", [Fate("unknown", "could not be stepped: NotImplementedError")])
+
+
+def founding(rows: Sequence[tuple[str, Sequence[Fate]]], said: Sequence[Sequence[str]]) -> list[str]:
+    out = StringIO()
+    print_founding(Console(file=out, width=40, color_system=None), "20 steps", WAYS, rows, said)
+    return [line.strip() for line in out.getvalue().splitlines() if line.strip(" ─")]
+
+
+def test_one_optimizer_has_a_row_for_each_way() -> None:
+    lines = founding([ADAM], [["clocks: none"]])
+    assert [line.split() for line in lines] == [
+        "Adam[x]: 20 steps".split(),
+        "frozen by the weight what changed of its optimizer state".split(),
+        "zero gradients moved 44% exp_avg, step".split(),
+        ["None", "held", DASH],
+        "a percentage: how far it moved, of how far the weight moved that trained".split(),
+        "- clocks: none".split(),
+    ]
+
+
+def test_several_have_a_row_each_and_what_could_not_be_built_says_so() -> None:
+    lines = founding([ADAM, LOMO], [[], ["steps within backward: yes"]])
+    assert [line.split() for line in lines] == [
+        ["20", "steps"],
+        "optimizer zero gradients None".split(),
+        "Adam[x] moved 44% held".split(),
+        "exp_avg, step".split(),
+        ["LOMO", DASH, DASH],
+        "a percentage: how far it moved, of how far the weight moved that trained".split(),
+        "- LOMO: could not be stepped: NotImplementedError".split(),
+        "- LOMO: steps within backward: yes".split(),
+    ]
+
+
+def test_long_lists_of_state_are_clipped_in_a_table_of_several() -> None:
+    many = ("LBFGS", [Fate("moved", "moved", ", ".join(f"entry{n}" for n in range(20)))] * 2)
+    assert all(len(line) < 100 for line in founding([many, many], [[], []]))
+    assert any("…" in line for line in founding([many, many], [[], []]))
