@@ -308,3 +308,12 @@ class Named(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.layer1 = self.layer2 = module
+
+
+@pytest.mark.parametrize("mode", ["reset", "offload"])
+def test_the_state_of_a_wrapped_optimizer_is_neither_dropped_nor_moved(mode: Any, trainer: Any) -> None:
+    scheduler = AlternatingFreeze("layer1", "layer2", every=5, optimizer_state=mode)
+    with pytest.raises(
+        UnsupportedError, match=rf"`optimizer_state` is '{mode}', and optimizer 0 \(Wrapper\) wraps another"
+    ):
+        trainer(scheduler).fit(Net(WAYS["wrapper"][0]), batches(2))

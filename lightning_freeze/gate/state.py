@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.gate.anew import begins_anew
-from lightning_freeze.gate.refusals import UnsupportedError
+from lightning_freeze.gate.refusals import UnsupportedError, held_by
+from lightning_freeze.gate.twins import family
 
 OptimizerState = Literal["keep", "offload", "reset"]
 OPTIMIZER_STATE: tuple[OptimizerState, ...] = get_args(OptimizerState)
@@ -51,7 +52,7 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
 
     Raises:
         UnsupportedError: ``reset`` with an optimizer that cannot begin anew for a parameter; ``offload`` of sharded
-            parameters.
+            parameters; either with an optimizer that wraps another, or runs no hooks of torch's when its state is saved.
     """
     if mode == "keep":
         return
@@ -62,6 +63,19 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
             "moved yet. Use `optimizer_state: keep` or `reset`, or FSDP2's own CPUOffloadPolicy."
         )
     for index, optimizer in enumerate(optimizers):
+        wraps = len({id(member.state) for member in family(optimizer)}) > 1
+        if (wraps or not hasattr(optimizer, "_optimizer_state_dict_pre_hooks")) and not wanted.keys().isdisjoint(
+            held_by(optimizer)
+        ):
+            why = (
+                "wraps another, so that state is in two places"
+                if wraps
+                else "does not run torch's hooks when it is saved"
+            )
+            raise UnsupportedError(
+                f"`optimizer_state` is {mode!r}, and optimizer {index} ({type(optimizer).__qualname__}) {why}. Use "
+                "`optimizer_state: keep`."
+            )
         for group in optimizer.param_groups:
             held = [parameter for parameter in group["params"] if id(parameter) in wanted]
             if mode == "reset" and held and (why := begins_anew(optimizer, group)) is not None:
