@@ -67,13 +67,9 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
         if (wraps or not hasattr(optimizer, "_optimizer_state_dict_pre_hooks")) and not wanted.keys().isdisjoint(
             held_by(optimizer)
         ):
-            why = (
-                "wraps another, so that state is in two places"
-                if wraps
-                else "does not run torch's hooks when it is saved"
-            )
+            reason = "wraps another, so that state is in two places" if wraps else "runs no hooks when it is saved"
             raise UnsupportedError(
-                f"`optimizer_state` is {mode!r}, and optimizer {index} ({type(optimizer).__qualname__}) {why}. Use "
+                f"`optimizer_state` is {mode!r}, and optimizer {index} ({type(optimizer).__qualname__}) {reason}. Use "
                 "`optimizer_state: keep`."
             )
         for group in optimizer.param_groups:

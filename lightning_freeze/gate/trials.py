@@ -44,8 +44,8 @@ class How:
     Args:
         maker: ``parts``, ``constructor`` or ``copies``.
         gradients: ``dense``, ``sparse``, or ``graph`` for those that derive them once more.
-        closure: Whether its step is handed a closure: ``no``, ``yes``, or ``after backward``, for those that read gradients
-            before they call it (SAM).
+        closure: Whether its step is handed a closure: ``no``, ``yes``, ``after backward``, for those that read gradients
+            before they call it (SAM), or ``pair``, for those whose closure says outputs and loss (GSAM).
         early: Whether gradients are emptied before a step that is handed a closure, too.
     """
 
@@ -63,7 +63,7 @@ def ways(optimizer: Optimizer, closure: bool | None, said: list[str]) -> Iterato
         closure: Whether the run's steps are handed a closure; None where that is not known.
         said: Takes why the other ways are none.
     """
-    closures = ("yes", "after backward", "no") if closure else ("no", "yes", "after backward")
+    closures = ("yes", "after backward", "pair", "no") if closure else ("no", "yes", "after backward", "pair")
     for maker in MAKERS:
         for gradients, given in product(("dense", "sparse", "graph"), closures):
             how = How(maker, gradients, given)
@@ -125,11 +125,13 @@ class Trial:
         self._lane.train(trains.intersection(self.members))
         for _ in range(times):
             self.count += 1
-            if self._how.closure != "yes":
+            if self._how.closure in ("no", "after backward"):
                 self._backward()
                 self.calls -= 1
             if self._how.closure == "no":
                 self.twin.optimizer.step()
+            elif self._how.closure == "pair":
+                self.twin.optimizer.step(lambda: (None, self._backward()))  # type: ignore[arg-type,return-value]
             else:
                 self.twin.optimizer.step(self._backward)  # type: ignore[arg-type]  # of a tensor, as torch documents
 
