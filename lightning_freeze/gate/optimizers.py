@@ -26,6 +26,7 @@ _LONGEST = 256  # of a period that is waited for
 _MOST_PERIODS = 4
 _PERIOD = re.compile(r"k|.*(freq|every|interval|period|gap|steps|sync|merge).*")
 _KEPT = 64
+_STILL = "it moved nothing"
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,14 @@ def _probed(optimizer: Optimizer, closure: bool | None) -> OptimizerTraits:
     for how in ways(optimizer, closure, said):
         probe = _Probe(optimizer, how)
         learnt = probe.traits(traits)
-        if learnt.skips_none or learnt.holds_left_out or learnt.why or (failed := probe.fails_anyway()) is None:
+        if learnt.steps_in_backward or learnt.skips_none or learnt.holds_left_out:
             return learnt
-        said.append(failed)  # later than its first steps
-    return replace(traits, why=said[0])
+        failed = learnt.why or probe.fails_anyway()
+        if not failed:
+            return learnt
+        said.append(failed)  # later than in its first steps
+    # That it moved nothing says less than what it raised.
+    return replace(traits, why=next((why for why in said if not why.startswith(_STILL)), said[0]))
 
 
 class _Probe:
@@ -173,7 +178,7 @@ class _Probe:
                 traits,
                 steps_in_backward=False,
                 closure_reentrant=reentrant,
-                why=f"it moved nothing in {WARMEST + 1} steps, so nothing is known of what it would move",
+                why=f"{_STILL} in {WARMEST + 1} steps, so nothing is known of what it would move",
             )
         if not trial.heard:
             self._reasons["skips_none"] = self._reasons["holds_left_out"] = "its step does not run torch's step hooks"
