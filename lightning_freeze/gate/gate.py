@@ -108,9 +108,13 @@ class Lane:
         if self._factors and self._split is None:  # a step may call its closure more than once
             self._split = SplitGroups(self.optimizer, self._factors)
 
-    def merge(self) -> None:
-        """After a step, or after one that failed: the param groups as the optimizer's owner made them."""
-        self._depth = 0
+    def leave_out(self) -> None:
+        """Take what is frozen out of the param groups, where the optimizer moves it otherwise."""
+        if self.leaves_out and self._left is None and self._now.frozen:
+            self._left = LeftOut(self.optimizer, self._now.identities)
+
+    def put_back(self) -> None:
+        """The param groups hold everything again."""
         self.unite()
         if self._left is not None:
             self._left.put_back()
@@ -122,11 +126,19 @@ class Lane:
             self._split.merge()
             self._split = None
 
+    def merge(self) -> None:
+        """After a step, or after one that failed: the param groups as the optimizer's owner made them."""
+        self._depth = 0
+        self.put_back()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the param groups are as the optimizer's owner made them."""
+        return self._left is None and self._split is None
+
     def enter(self) -> None:
         """A step begins; one of a class that calls its parent's is within another."""
         self._depth += 1
-        if self._depth == 1 and self.leaves_out and self._now.frozen:
-            self._left = LeftOut(self.optimizer, self._now.identities)
 
     def leave(self) -> None:
         """A step ends."""
@@ -299,13 +311,17 @@ class Gate:
         lane.asked = "closure" in kwargs and closure is None and _only_asks(optimizer)
         if lane.asked:
             return None
-        if lane.leaves_out or lane.early:
-            self._begin_step(lane)
+        if lane.leaves_out:
+            lane.enter()
         if not callable(closure):
             self._last_moment(lane)
             return None
+        if self.last_moment and (lane.leaves_out or lane.early):  # it may act before it calls its closure
+            lane.hold()
+            lane.leave_out()
 
         def held() -> Any:
+            lane.put_back()  # for whatever the closure does with the optimizer: a checkpoint, another param group
             result = closure()
             self._last_moment(lane)
             return result
@@ -314,30 +330,19 @@ class Gate:
             return args, {**kwargs, "closure": held}
         return (args[0], held, *args[2:]), kwargs
 
-    def _begin_step(self, lane: Lane) -> None:
-        """Before a step, of an optimizer that would move what is frozen before its closure is called, or whatever it finds."""
-        if lane._depth == 0:
-            self._look_at(lane)
-        if self.last_moment:
-            lane.hold()
-            lane.enter()
-
-    def _look_at(self, lane: Lane) -> None:
-        """See whether an optimizer was given other param groups."""
-        if len(lane.optimizer.param_groups) != lane.param_groups:
-            self._changed()
-
     def _last_moment(self, lane: Lane) -> None:
         if torch.compiler.is_dynamo_compiling():  # where the step's closure is compiled with it
             return _unseen(Gate._last_moment, self, lane)
         lane.attempted = True
         lane.unite()  # where the step before failed
-        if not lane.leaves_out:
-            self._look_at(lane)
+        if lane.whole and len(lane.optimizer.param_groups) != lane.param_groups:
+            self._changed()
         self._before_step(lane)
         if self.last_moment:
             lane.hold()
         lane.note_gradients()
+        if self.last_moment:
+            lane.leave_out()
         lane.split()
 
     def _post_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

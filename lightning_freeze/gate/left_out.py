@@ -43,10 +43,11 @@ class LeftOut:
                 if isinstance(held, list) and len(held) == len(stays):
                     self._lists.append((held, list(held)))
                     held[:] = [each for each, stay in zip(held, stays, strict=True) if stay]
-        self._groups[:] = [group for group in self._whole if group["params"]]
+        self._groups[:] = self._shown = [group for group in self._whole if group["params"]]
 
     def put_back(self) -> None:
-        """The optimizer holds again what it held."""
+        """The optimizer holds again what it held, and what it was given since."""
+        added = [group for group in self._groups if all(group is not shown for shown in self._shown)]
         for now, before in self._lists:
             now[:] = before
-        self._groups[:] = self._whole
+        self._groups[:] = self._whole + added

@@ -17,7 +17,10 @@ LARGE = 4096
 MOST_COPIED = 1 << 20
 """Elements beyond which nothing is copied whole."""
 
-_BESIDE = ("params", "param_names", "lr", "initial_lr")
+MOST_KINDS = 24
+"""Kinds of parameters that are tried; an optimizer whose param groups differ in more ways is tried in the first of them."""
+
+_BESIDE = ("params", "param_names", "lr", "initial_lr", "name")
 
 
 class NoTwinError(RuntimeError):
@@ -45,66 +48,100 @@ class StandIns:
         frozen = set(map(id, self.frozen))
         return tuple(p for p in self.groups[group] if id(p) not in frozen)
 
+
+@dataclass(frozen=True)
+class Plan:
+    """What stands in for an optimizer's parameters, to be made anew for each trial.
+
+    Args:
+        models: The parameters that some are to be like, each with the number of its param group and the shapes to be.
+        of: The identity of each of the optimizer's parameters to the place of its model in ``models``.
+        both: Whether there are two of each, of which one is frozen; else there is one, and the first half is frozen.
+    """
+
+    models: tuple[tuple[int, Tensor, tuple[int, ...]], ...]
+    of: Mapping[int, int]
+    both: bool
+
     @property
     def kinds(self) -> tuple[Any, ...]:
         """What they are, in plain values."""
-        return tuple((number, *map(_kind, held)) for number, held in self.groups.items())
+        return tuple((number, shape, like.dtype, like.device) for number, like, shape in self.models)
+
+    def make(self) -> StandIns:
+        """New parameters, the same each time."""
+        groups: dict[int, list[nn.Parameter]] = {}
+        likes: dict[nn.Parameter, Tensor] = {}
+        made: list[tuple[nn.Parameter, ...]] = []
+        for place, (number, like, shape) in enumerate(self.models):
+            new = tuple(_parameter(shape, like, 2 * place + which) for which in range(2 if self.both else 1))
+            made.append(new)
+            groups.setdefault(number, []).extend(new)
+            likes |= dict.fromkeys(new, like)
+        return StandIns(
+            {number: tuple(held) for number, held in groups.items()},
+            likes,
+            {parameter: made[place] for parameter, place in self.of.items()},
+            tuple(pair[1] for pair in made) if self.both else tuple(one for (one,) in made[: len(made) // 2]),
+        )
 
 
-def small_ones(optimizer: Optimizer) -> StandIns:
+def small_ones(optimizer: Optimizer) -> Plan:
     """For each kind of param group, and each kind of parameter in it, two small parameters: one to train, one to freeze.
 
-    Kinds are those that optimizers tell apart: the number of dimensions, dtype, device, and size.
+    Kinds are those that optimizers tell apart: of a parameter the number of dimensions, dtype, device and size; of a param
+    group its switches, and which of its numbers are zero. At most `MOST_KINDS` are tried.
 
     Raises:
-        NoTwinError: No parameter has a shape.
+        NoTwinError: No parameter that trains has a shape.
     """
-    made: dict[Any, tuple[nn.Parameter, nn.Parameter]] = {}
-    groups: dict[int, list[nn.Parameter]] = {}
-    likes: dict[nn.Parameter, Tensor] = {}
-    of: dict[int, tuple[nn.Parameter, ...]] = {}
+    found: dict[Any, int] = {}
+    models: list[tuple[int, Tensor, tuple[int, ...]]] = []
+    of: dict[int, int] = {}
     for number, group in enumerate(optimizer.param_groups):
-        how = repr(sorted((key, value) for key, value in group.items() if key not in _BESIDE))
+        how = tuple((key, _switch(value)) for key, value in group.items() if key not in _BESIDE)
         for p in group["params"]:
-            if isinstance(p, UninitializedTensorMixin):
+            if not _trains(p):
                 continue
             kind = (how, p.dim(), p.dtype, p.device, p.numel() >= LARGE)
-            if kind not in made:
-                shape = _small(p)
-                made[kind] = (_parameter(shape, p, number), _parameter(shape, p, number + 1))
-                groups.setdefault(number, []).extend(made[kind])
-                likes |= dict.fromkeys(made[kind], p)
-            of[id(p)] = made[kind]
-    if not made:
-        raise NoTwinError("none of its parameters has a shape yet")
-    return StandIns(
-        {number: tuple(held) for number, held in groups.items()}, likes, of, tuple(pair[1] for pair in made.values())
-    )
+            place = found.get(kind)
+            if place is None:
+                if len(models) == MOST_KINDS:
+                    continue
+                place = found[kind] = len(models)
+                models.append((number, p, _small(p)))
+            of[id(p)] = place
+    if not models:
+        raise NoTwinError("none of its parameters trains and has a shape yet")
+    return Plan(tuple(models), of, both=True)
 
 
-def whole_ones(optimizer: Optimizer) -> StandIns:
+def whole_ones(optimizer: Optimizer) -> Plan:
     """One parameter for each of the optimizer's, as large as it; the first half is to be frozen.
 
     Raises:
         NoTwinError: They are too large, or too few.
     """
-    held = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
-    if any(isinstance(p, UninitializedTensorMixin) for _, p in held):
-        raise NoTwinError("some of its parameters have no shape yet")
+    held = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"] if _trains(p)]
     if len(held) < 2 or sum(p.numel() for _, p in held) > MOST_COPIED:
         raise NoTwinError(
-            "its parameters are too large to be copied" if len(held) > 1 else "it holds one parameter alone"
+            "its parameters are too large to be copied" if len(held) > 1 else "it trains one parameter alone"
         )
-    made = {id(p): _parameter(tuple(p.shape), p, seed) for seed, (_, p) in enumerate(held)}
-    groups: dict[int, list[nn.Parameter]] = {}
-    for number, p in held:
-        groups.setdefault(number, []).append(made[id(p)])
-    return StandIns(
-        {number: tuple(group) for number, group in groups.items()},
-        {made[id(p)]: p for _, p in held},
-        {id(p): (made[id(p)],) for _, p in held},
-        tuple(made[id(p)] for _, p in held[: len(held) // 2]),
-    )
+    models = tuple((number, p, tuple(p.shape)) for number, p in held)
+    return Plan(models, {id(p): place for place, (_, p) in enumerate(held)}, both=False)
+
+
+def _trains(parameter: Tensor) -> bool:
+    """Whether a parameter can have a gradient: not one that its owner has frozen, nor one that has no shape yet."""
+    kind = parameter.dtype.is_floating_point or parameter.dtype.is_complex
+    return kind and parameter.requires_grad and not isinstance(parameter, UninitializedTensorMixin)
+
+
+def _switch(value: object) -> object:
+    """What optimizers branch on, of an option's value."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    return (type(value).__name__, value != 0) if isinstance(value, (int, float)) else type(value).__name__
 
 
 def is_plain(value: object) -> bool:
@@ -114,14 +151,10 @@ def is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
-def _kind(parameter: Tensor) -> Any:
-    return parameter.shape, parameter.dtype, parameter.device
-
-
 def _parameter(shape: Sequence[int], like: Tensor, seed: int) -> nn.Parameter:
     """Values of many magnitudes, so that a small step shows in low precision, too."""
     generator = torch.Generator().manual_seed(seed)
-    size = torch.randn(*shape, generator=generator)
+    size = torch.randn(tuple(shape), generator=generator)
     values = size * torch.logspace(0, -3, size.numel()).reshape(size.shape)
     device = torch.device("cpu") if like.device.type == "meta" else like.device
     parameter = nn.Parameter(values.to(device, like.dtype))

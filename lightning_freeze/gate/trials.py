@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.snapshots import same, snapshot
-from lightning_freeze.gate.stand_ins import NoTwinError, StandIns, small_ones, whole_ones
+from lightning_freeze.gate.stand_ins import NoTwinError, Plan, StandIns, small_ones, whole_ones
 from lightning_freeze.gate.twins import Twin, family, options, twin_by_constructor, twin_by_parts
 
 WARMEST = 15
@@ -29,12 +29,12 @@ NOT_OURS = re.compile(
 MOVING, FIRST, FROZEN = "moving", "first", "frozen"
 """The groups of a trial: what trains; the part of it in the first param group, where there are several; what is frozen."""
 ALL = frozenset({MOVING, FIRST, FROZEN})
-_Maker = tuple[Callable[[Optimizer], StandIns], Callable[[Optimizer, StandIns], Twin]]
-MAKERS: dict[str, _Maker] = {
-    "parts": (small_ones, twin_by_parts),
-    "constructor": (small_ones, twin_by_constructor),
-    "copies": (whole_ones, twin_by_parts),  # for shapes that must fit each other, as those of LoRA's pairs
-}
+MAKERS: tuple[tuple[Callable[[Optimizer], Plan], Callable[[Optimizer, StandIns], Twin]], ...] = (
+    (small_ones, twin_by_parts),
+    (small_ones, twin_by_constructor),
+    (whole_ones, twin_by_parts),  # for shapes that must fit each other, as those of LoRA's pairs
+)
+"""Which parameters stand in, and how a twin is built over them, in the order in which that is tried."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ class How:
     """How a twin is built and stepped.
 
     Args:
-        maker: ``parts``, ``constructor`` or ``copies``.
+        plan: What stands in for the optimizer's parameters.
+        build: How a twin is made over that.
         gradients: ``dense``, ``sparse``, or ``graph`` for those that derive them once more.
         closure: Whether its step is handed a closure: ``no``, ``yes``, ``after backward``, for those that read gradients
             before they call it (SAM), or ``pair``, for those whose closure says outputs and loss (GSAM).
         early: Whether gradients are emptied before a step that is handed a closure, too.
     """
 
-    maker: str
+    plan: Plan
+    build: Callable[[Optimizer, StandIns], Twin]
     gradients: str
     closure: str
     early: bool = False
@@ -64,9 +66,14 @@ def ways(optimizer: Optimizer, closure: bool | None, said: list[str]) -> Iterato
         said: Takes why the other ways are none.
     """
     closures = ("yes", "after backward", "pair", "no") if closure else ("no", "yes", "after backward", "pair")
-    for maker in MAKERS:
+    for planned, build in MAKERS:
+        try:
+            plan = planned(optimizer)
+        except NoTwinError as error:
+            said.append(str(error))
+            continue
         for gradients, given in product(("dense", "sparse", "graph"), closures):
-            how = How(maker, gradients, given)
+            how = How(plan, build, gradients, given)
             try:
                 Trial(optimizer, how).run(ALL, 2)
             except NoTwinError as error:
@@ -88,8 +95,7 @@ class Trial:
     """
 
     def __init__(self, optimizer: Optimizer, how: How, leaves_out: bool = False) -> None:
-        stand_ins, make = MAKERS[how.maker]
-        self.twin = make(optimizer, stand_ins(optimizer))
+        self.twin = how.build(optimizer, how.plan.make())
         self._how = how
         self.count = self.calls = self.heard = 0
         held = self.twin.stand_ins
