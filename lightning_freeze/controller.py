@@ -848,7 +848,7 @@ class FreezeController(AuditedRun):
         self.traits[lane.index] = traits = probe_optimizer(lane.optimizer, closures)
         late = sorted(freezable - plan.trains(plan.start(), lane.index) - forever)
         way = way_of(traits, lane.index, late=late, idle=plan.may_idle(lane.index), audited=self._audit)
-        lane.leaves_out, lane.early = way != "none", traits.reads_early
+        lane.leaves_out, lane.early = way == "left out", traits.reads_early
         if way == "left out":
             self._say(
                 f"freeze: optimizer {lane.index} ({traits.name}) moves a parameter whose gradient is None "
@@ -856,9 +856,9 @@ class FreezeController(AuditedRun):
             )
         elif way == "unknown":
             warnings.warn(
-                f"optimizer {lane.index} ({traits.name}) could not be probed: {traits.why}. What is frozen gets no gradient and is "
-                "left out of its param groups for each step, but whether that holds it still is not known before training: the "
-                "audit tells at the epoch's end. To know it before, use an optimizer of torch.optim.",
+                f"optimizer {lane.index} ({traits.name}) could not be probed: {traits.why}. Whether it holds a parameter "
+                "still whose gradient is None is not known before training: the audit tells at the epoch's end. To know it "
+                "before, use an optimizer of torch.optim.",
                 stacklevel=3,
             )
 
@@ -976,7 +976,8 @@ class FreezeController(AuditedRun):
         if state.mode == "reset":
             self._put_away(freezes)
         if self._witness is not None:
-            self._watch(freezes, thaws)
+            with self._swaps.as_trained():
+                self._watch(freezes, thaws)
         if state.mode == "offload":
             self._put_away(freezes)
         if self._skipping:

@@ -23,7 +23,16 @@ from lightning_freeze import (
 from lightning_freeze.gate.left_out import LeftOut
 from lightning_freeze.plan.schedule import Schedule
 from tests.conftest import Net, batches
-from tests.gate.planted_optimizers import WAYS, BeginsAtOnce, DecaysLast, FillsZeros, NeedsSome, Wrapper
+from tests.gate.planted_optimizers import (
+    WAYS,
+    BeginsAtOnce,
+    DecaysLast,
+    FillsZeros,
+    IgnoresClosure,
+    IgnoresClosureFillsZeros,
+    NeedsSome,
+    Wrapper,
+)
 from tests.gate.test_optim_db import Snapshots
 
 STEPS = 25
@@ -317,3 +326,72 @@ def test_the_state_of_a_wrapped_optimizer_is_neither_dropped_nor_moved(mode: Any
         UnsupportedError, match=rf"`optimizer_state` is '{mode}', and optimizer 0 \(Wrapper\) wraps another"
     ):
         trainer(scheduler).fit(Net(WAYS["wrapper"][0]), batches(2))
+
+
+def test_the_closure_finds_the_optimizer_whole(trainer: Any, tmp_path: Any) -> None:
+    class Looks(Net):
+        rates: list[float] = []
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+            optimizer = self.optimizers()
+            self.rates.append(optimizer.param_groups[1]["lr"])  # type: ignore[union-attr]
+            if batch_idx == 2:
+                self.trainer.save_checkpoint(tmp_path / "within.ckpt")
+            if batch_idx == 3:
+                added = {"params": [nn.Parameter(torch.ones(2))]}
+                self.trainer.optimizers[0].add_param_group(added)
+            return super().training_step(batch, batch_idx)
+
+    made: list[FillsZeros] = []
+
+    def make(model: nn.Module) -> FillsZeros:
+        made.append(
+            FillsZeros([{"params": model.layer1.parameters()}, {"params": model.layer2.parameters(), "lr": 0.2}])
+        )  # type: ignore[union-attr]
+        return made[0]
+
+    model = Looks(make)
+    seen = Snapshots("layer1")
+    trainer(FreezeScheduler(SCHEDULES["alternating"][0]), seen, limit_train_batches=7).fit(model, batches(7))
+    assert model.rates == [0.2] * 7
+    assert seen.moved() == SCHEDULES["alternating"][1][:7]
+    saved = torch.load(tmp_path / "within.ckpt", weights_only=True)["optimizer_states"][0]
+    assert [len(group["params"]) for group in saved["param_groups"]] == [1, 1]
+    assert [len(group["params"]) for group in made[0].param_groups] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", [IgnoresClosure, IgnoresClosureFillsZeros])
+def test_steps_that_never_call_their_closure_count(kind: Any, trainer: Any) -> None:
+    class ByHand(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda m: kind(m.parameters()))
+            self.automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            loss = super().training_step(batch, batch_idx)
+            assert loss is not None
+            self.manual_backward(loss)
+            optimizer.step()  # type: ignore[union-attr]
+            return None
+
+    seen = Snapshots("layer1")
+    scheduler = FreezeScheduler(SCHEDULES["alternating"][0])
+    trainer(scheduler, seen, limit_train_batches=STEPS).fit(ByHand(), batches(STEPS))
+    assert seen.moved() == SCHEDULES["alternating"][1]
+    assert scheduler.updates == {"layer1": 5, "layer2": STEPS}
+
+
+def test_hooks_of_before_find_the_optimizer_whole_after_the_step(trainer: Any) -> None:
+    found: list[int] = []
+
+    def make(model: nn.Module) -> Optimizer:
+        optimizer = FillsZeros(model.parameters())
+        optimizer.register_step_post_hook(
+            lambda *_: found.append(len(optimizer.state_dict()["param_groups"][0]["params"]))
+        )
+        return optimizer
+
+    fit(trainer, make, SCHEDULES["alternating"][0])
+    assert found == [2] * STEPS

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.gate.trials import ALL, FROZEN, Trial, ways
 from lightning_freeze.gate.twins import undisturbed
+from lightning_freeze.gate.wrapped import plain_optimizer
 
 _MOST_BEFORE = 100  # updates that are run; with more before, an interval matters less
 _MOST_FROZEN = 200  # updates that are run; what lies beyond is left to clocks that run evenly
@@ -50,6 +51,7 @@ def first_update(
         >>> first_update(torch.optim.AdamW([weight]), before=1, length=50)  # which counts for each parameter
         1.0
     """
+    optimizer = plain_optimizer(optimizer)
     devices = {p.device for group in optimizer.param_groups for p in group["params"]}
     with undisturbed(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -290,6 +290,10 @@ class Gate:
             self._undo.append(_listen(lane.optimizer))
             self._hooks.append(lane.optimizer.register_step_pre_hook(self._pre_step))
             self._hooks.append(lane.optimizer.register_step_post_hook(self._post_step))
+            if lane.leaves_out:  # before hooks that somebody has registered earlier
+                first = lane.optimizer.register_step_post_hook(self._back)
+                lane.optimizer._optimizer_step_post_hooks.move_to_end(first.id, last=False)  # type: ignore[attr-defined]
+                self._hooks.append(first)
 
     def detach(self) -> None:
         """Take every hook out again."""
@@ -316,9 +320,8 @@ class Gate:
         if not callable(closure):
             self._last_moment(lane)
             return None
-        if self.last_moment and (lane.leaves_out or lane.early):  # it may act before it calls its closure
-            lane.hold()
-            lane.leave_out()
+        if lane.leaves_out or lane.early:  # it may act before it calls its closure, or call none
+            self._last_moment(lane)
 
         def held() -> Any:
             lane.put_back()  # for whatever the closure does with the optimizer: a checkpoint, another param group
@@ -344,6 +347,12 @@ class Gate:
         if self.last_moment:
             lane.leave_out()
         lane.split()
+
+    def _back(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """After the outermost step, the param groups are whole again."""
+        lane = self._by_optimizer[id(optimizer)]
+        if lane._depth <= 1:
+            lane.put_back()
 
     def _post_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_dynamo_compiling():

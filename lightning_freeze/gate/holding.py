@@ -9,7 +9,7 @@ from lightning_freeze.gate.optimizers import OptimizerTraits
 from lightning_freeze.gate.refusals import UnsupportedError
 
 Way = Literal["none", "left out", "unknown"]
-"""``none``: its gradient is None. ``left out``: of the param groups, too, for each step. ``unknown``: the same, unproved."""
+"""``none``: its gradient is None. ``left out``: of the param groups, too, for each step. ``unknown``: as ``none``, unproved."""
 
 
 def way_of(

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_freeze.gate.refusals import UnsupportedError
 from lightning_freeze.gate.snapshots import same
 from lightning_freeze.gate.stand_ins import NoTwinError, is_plain, small_ones
 from lightning_freeze.gate.trials import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, ways
-from lightning_freeze.gate.twins import family, options, undisturbed
+from lightning_freeze.gate.twins import family, options, reaches, undisturbed
+from lightning_freeze.gate.wrapped import plain_optimizer
 
 FROZEN_STEPS = 21
 """Steps through which a parameter stays frozen in the probe, at least: wrappers such as Lookahead act every few."""
@@ -27,6 +28,7 @@ _MOST_PERIODS = 4
 _PERIOD = re.compile(r"k|.*(freq|every|interval|period|gap|steps|sync|merge).*")
 _KEPT = 64
 _STILL = "it moved nothing"
+_NONE = "whose gradient is None"
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,15 @@ def probe_optimizer(optimizer: Optimizer, closure: bool | None = None) -> Optimi
 
     A twin has the class, the hyper-parameters and the param groups of the optimizer, wrapped optimizers included, over
     two small parameters for each kind that a group has: number of dimensions, dtype, device. The gate that holds a run's
-    parameters holds theirs. The optimizer itself, its parameters, its state and every global random state are left as they
+    parameters holds theirs; hooks that were registered on the optimizer are not run. The optimizer itself, its parameters, its state and every global random state are left as they
     are. (The idea is that of torch's own tests, which step each optimizer of a database, ``optim_db``, in every
     configuration.)
 
+    Raises:
+        UnsupportedError: A copy of the optimizer has reached the parameters of this one.
+
     Args:
-        optimizer: Any `torch.optim.Optimizer`, wrappers included.
+        optimizer: Any `torch.optim.Optimizer`, wrappers included, or what Lightning and Fabric make of one.
         closure: Whether its steps are handed a closure, as Lightning hands them one; by default, only where it asks for one.
 
     Example:
@@ -90,16 +95,23 @@ def probe_optimizer(optimizer: Optimizer, closure: bool | None = None) -> Optimi
         >>> lbfgs.skips_none, lbfgs.reasons["skips_none"]
         (False, 'the value of a parameter whose gradient is None moved')
     """
+    optimizer = plain_optimizer(optimizer)
     if not hasattr(optimizer, "param_groups"):
         return OptimizerTraits(type(optimizer).__qualname__, why="it has no `param_groups`")
     key = _key(optimizer, closure)
     if key is not None and key in _known:
         _known.move_to_end(key)
         return _known[key]
-    devices = {p.device for group in optimizer.param_groups for p in group["params"]}
-    with undisturbed(devices), warnings.catch_warnings():
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    versions = [p._version for p in held]
+    with undisturbed({p.device for p in held}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class that warns has done so when the user made it
         traits = _probed(optimizer, closure)
+    if versions != [p._version for p in held]:
+        raise UnsupportedError(
+            f"{type(optimizer).__qualname__} reaches its parameters in a way that a copy of it still does, so that trying it "
+            "out has changed them. Begin with new ones, and use an optimizer that holds its parameters in `param_groups`."
+        )
     if key is not None:
         _known[key] = traits
         if len(_known) > _KEPT:
@@ -112,6 +124,8 @@ _known: OrderedDict[Any, OptimizerTraits] = OrderedDict()
 
 def _key(optimizer: Optimizer, closure: bool | None) -> Any:
     """What decides on an optimizer's traits; None where that is not told by plain values."""
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        return None  # a class of one's own may change from one fit to the next
     own = {key: value for key, value in vars(optimizer).items() if not NOT_OURS.fullmatch(key)}
     groups = [options(group) for group in optimizer.param_groups]
     if not all(is_plain(value) for held in (own, *groups) for value in held.values()) or optimizer.state:
@@ -119,7 +133,7 @@ def _key(optimizer: Optimizer, closure: bool | None) -> Any:
     if _hooked_by(optimizer):
         return None
     try:
-        kinds = small_ones(optimizer).kinds
+        kinds = small_ones(optimizer, family(optimizer)[1:]).kinds
     except NoTwinError:
         return None
     said = (
@@ -164,6 +178,7 @@ class _Probe:
         self._reasons: dict[str, str] = {}
         self._clocks: set[str] = set()
         self._extra: set[str] = set()
+        self._others: dict[bool, list[Any]] = {}  # where what trained has come to, by whether the rest was left out
         self._begins_late = {False: False, True: False}  # by whether what is frozen is left out
 
     def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
@@ -191,6 +206,8 @@ class _Probe:
             none = self._holds("skips_none", False, self._steps)
             self._how = self._how if none else before
         left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
+        if none and (moved := self._moves_idle()):  # so it was not the frozen ones that the others' steps left alone
+            none = self._says("skips_none", moved)
         out = not none and left
         return replace(
             traits,
@@ -208,7 +225,7 @@ class _Probe:
 
     def _holds(self, trait: str, leaves_out: bool, steps: int) -> bool:
         """Whether what is frozen stands still: after some updates, a whole param group of it, and from the first step on."""
-        what = "left out of the param groups" if leaves_out else "whose gradient is None"
+        what = "left out of the param groups" if leaves_out else _NONE
         self._begins_late[leaves_out] = False
         try:
             trial = Trial(self._optimizer, self._how, leaves_out)
@@ -216,10 +233,15 @@ class _Probe:
             for frozen in ([FROZEN], [FROZEN, FIRST]):
                 if frozen[-1] in trial.members:
                     clocks, attributes = trial.clocks(), trial.attributes()
-                    if moved := _moved(trial, frozen, steps):
+                    moved = _moved(trial, frozen, steps)
+                    if leaves_out not in self._others:
+                        self._others[leaves_out] = trial.values(MOVING)
+                    if moved:
                         return self._says(trait, f"{moved} of a parameter {what} moved")
                     self._clocks |= _differ(clocks, trial.clocks())
                     self._extra |= _differ([attributes], [trial.attributes()])
+            if leaves_out and not same(self._others[True], self._where_others_come_to(steps)):
+                return self._says(trait, f"others trained otherwise than they do beside a parameter {_NONE}")
             if not trial.moves(FROZEN) and self._moves_after(trial.count):
                 return self._says(trait, f"a parameter {what} did not train again")
             late = [Trial(self._optimizer, self._how, leaves_out) for _ in self._late_steps]
@@ -244,6 +266,20 @@ class _Probe:
             why = f"the first update of a parameter that had been frozen from the first step on raised {_named(error)}"
             return self._says(trait, why)
 
+    def _where_others_come_to(self, steps: int) -> list[Any]:
+        """What trains, beside a parameter without a gradient; where that fails, beside one that trains."""
+        if steps == self._steps and False in self._others:
+            return self._others[False]
+        for trains in (ALL - {FROZEN}, ALL):
+            try:
+                trial = Trial(self._optimizer, self._how)
+                trial.run(ALL, _WARM)
+                trial.run(trains, steps)
+            except Exception:  # told elsewhere
+                continue
+            return trial.values(MOVING)
+        return self._others[True]
+
     def fails_anyway(self) -> str | None:
         """What goes wrong in as many steps in which nothing is frozen, so that freezing has no part in it."""
         try:
@@ -257,6 +293,16 @@ class _Probe:
         control = Trial(self._optimizer, self._how)
         control.run(ALL, steps)
         return control.moves(FROZEN)
+
+    def _moves_idle(self) -> str:
+        """What moves in steps in which nothing trains; nothing where they fail, or hold."""
+        try:
+            trial = Trial(self._optimizer, self._how)
+            trial.run(ALL, _WARM)
+            what = _moved(trial, sorted(ALL), _WARM)
+        except Exception:  # told elsewhere
+            return ""
+        return f"{what} of a parameter moved in steps in which nothing trained" if what else ""
 
     def _survives_idle(self, leaves_out: bool) -> bool:
         try:
@@ -335,32 +381,10 @@ def _hooked_by(optimizer: Optimizer) -> bool:
     """Whether a parameter's backward calls the optimizer: its hooks refer to it."""
     members = {id(member) for member in family(optimizer)}
     return any(
-        _refers(hook, members, 4)
+        reaches(hook, members)
         for group in optimizer.param_groups
         for p in group["params"]
         for hooks in (getattr(p, "_post_accumulate_grad_hooks", None), p._backward_hooks)
         if hooks
         for hook in hooks.values()
     )
-
-
-def _refers(value: object, members: set[int], depth: int) -> bool:
-    if id(value) in members:
-        return True
-    if not depth or isinstance(value, (Tensor, str, int, float, type, nn.Module)):
-        return False
-    held: list[object] = [
-        getattr(value, name, None) for name in ("__self__", "func", "args", "keywords", "__wrapped__")
-    ]
-    held += [_contents(cell) for cell in getattr(value, "__closure__", None) or ()]
-    held += (
-        list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else []
-    )
-    return any(_refers(each, members, depth - 1) for each in held if each is not None)
-
-
-def _contents(cell: Any) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None

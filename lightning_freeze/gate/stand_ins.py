@@ -15,7 +15,9 @@ LARGE = 4096
 """Elements from which a small parameter keeps at least so many: 8-bit optimizers treat smaller ones apart."""
 
 MOST_COPIED = 1 << 20
-"""Elements beyond which nothing is copied whole."""
+"""Elements beyond which nothing that an optimizer holds is copied."""
+
+_MOST_WHOLE = 1 << 16  # elements of parameters, beyond which trials would take long
 
 MOST_KINDS = 24
 """Kinds of parameters that are tried; an optimizer whose param groups differ in more ways is tried in the first of them."""
@@ -66,7 +68,7 @@ class Plan:
     @property
     def kinds(self) -> tuple[Any, ...]:
         """What they are, in plain values."""
-        return tuple((number, shape, like.dtype, like.device) for number, like, shape in self.models)
+        return tuple((number, shape, like.dtype, like.device, _told_by(like)) for number, like, shape in self.models)
 
     def make(self) -> StandIns:
         """New parameters, the same each time."""
@@ -82,19 +84,27 @@ class Plan:
             {number: tuple(held) for number, held in groups.items()},
             likes,
             {parameter: made[place] for parameter, place in self.of.items()},
-            tuple(pair[1] for pair in made) if self.both else tuple(one for (one,) in made[: len(made) // 2]),
+            tuple(pair[0] for pair in made) if self.both else tuple(one for (one,) in made[: len(made) // 2]),
         )
 
 
-def small_ones(optimizer: Optimizer) -> Plan:
+def small_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     """For each kind of param group, and each kind of parameter in it, two small parameters: one to train, one to freeze.
 
     Kinds are those that optimizers tell apart: of a parameter the number of dimensions, dtype, device and size; of a param
     group its switches, and which of its numbers are zero. At most `MOST_KINDS` are tried.
 
+    Args:
+        optimizer: The optimizer.
+        others: Those that it wraps, of which each may hold a part of the parameters.
+
     Raises:
         NoTwinError: No parameter that trains has a shape.
     """
+    held_by_others: dict[int, tuple[int, ...]] = {}
+    for index, other in enumerate(others):
+        for p in (p for group in other.param_groups for p in group["params"]):
+            held_by_others[id(p)] = (*held_by_others.get(id(p), ()), index)
     found: dict[Any, int] = {}
     models: list[tuple[int, Tensor, tuple[int, ...]]] = []
     of: dict[int, int] = {}
@@ -103,27 +113,26 @@ def small_ones(optimizer: Optimizer) -> Plan:
         for p in group["params"]:
             if not _trains(p):
                 continue
-            kind = (how, p.dim(), p.dtype, p.device, p.numel() >= LARGE)
-            place = found.get(kind)
-            if place is None:
+            kind = (how, p.dim(), p.dtype, p.device, p.numel() >= LARGE, _told_by(p), held_by_others.get(id(p)))
+            if kind not in found:
                 if len(models) == MOST_KINDS:
                     continue
-                place = found[kind] = len(models)
+                found[kind] = len(models)
                 models.append((number, p, _small(p)))
-            of[id(p)] = place
+            of[id(p)] = found[kind]
     if not models:
         raise NoTwinError("none of its parameters trains and has a shape yet")
     return Plan(tuple(models), of, both=True)
 
 
-def whole_ones(optimizer: Optimizer) -> Plan:
+def whole_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     """One parameter for each of the optimizer's, as large as it; the first half is to be frozen.
 
     Raises:
         NoTwinError: They are too large, or too few.
     """
     held = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"] if _trains(p)]
-    if len(held) < 2 or sum(p.numel() for _, p in held) > MOST_COPIED:
+    if len(held) < 2 or sum(p.numel() for _, p in held) > _MOST_WHOLE:
         raise NoTwinError(
             "its parameters are too large to be copied" if len(held) > 1 else "it trains one parameter alone"
         )
@@ -158,10 +167,17 @@ def _parameter(shape: Sequence[int], like: Tensor, seed: int) -> nn.Parameter:
     values = size * torch.logspace(0, -3, size.numel()).reshape(size.shape)
     device = torch.device("cpu") if like.device.type == "meta" else like.device
     parameter = nn.Parameter(values.to(device, like.dtype))
-    for key, value in getattr(like, "__dict__", {}).items():  # what optimizers are told by
-        if is_plain(value):
-            parameter.__dict__[key] = value
+    parameter.__dict__.update(_told_by(like))
     return parameter
+
+
+def _told_by(parameter: Tensor) -> tuple[tuple[str, Any], ...]:
+    """Marks on a parameter by which optimizers may tell it from others."""
+    return tuple((key, value) for key, value in getattr(parameter, "__dict__", {}).items() if _is_mark(value))
+
+
+def _is_mark(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _small(like: Tensor) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ class Swaps:
     back is rounded. So the bits of what is frozen are kept from the one to the other. In between, a frozen weight is the
     average, as such an optimizer's user expects; the audit compares what was kept.
 
-    The methods are replaced on the class, since Lightning's wrapper calls them there, and only for the optimizers given.
+    The methods are replaced on the class, since Lightning's wrapper calls them there, and act for the optimizers given alone.
 
     Args:
         lanes: The optimizers and what is frozen of them.
@@ -29,27 +30,33 @@ class Swaps:
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes = [lane for lane in lanes if swaps(lane.optimizer)]
-        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by lane: a parameter and its bits
-        self._replaced: list[tuple[type, str, Any, Any]] = []
+        self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
+        # By lane: what was frozen at `eval()`, and each parameter with its bits.
 
     def attach(self) -> None:
         """From here on bits are kept."""
-        kinds = {kind: None for lane in self._lanes for kind in type(lane.optimizer).__mro__}
-        for kind in kinds:
-            for name, around in (("eval", self._eval), ("train", self._train)):
+        if not self._lanes:
+            return
+        _LIVE.add(self)
+        for kind in {kind: None for lane in self._lanes for kind in type(lane.optimizer).__mro__}:
+            for name in ("eval", "train"):
                 method = vars(kind).get(name)
-                if callable(method) and issubclass(kind, Optimizer):
-                    replacement = self._around(method, around)
-                    self._replaced.append((kind, name, method, replacement))
-                    setattr(kind, name, replacement)
+                if callable(method) and issubclass(kind, Optimizer) and (kind, name) not in _REPLACED:
+                    _REPLACED[kind, name] = method
+                    setattr(kind, name, _around(method, name))
 
     def detach(self) -> None:
-        """Give the classes their own methods back. Safe to call again."""
-        while self._replaced:
-            kind, name, method, replacement = self._replaced.pop()
-            if vars(kind).get(name) is replacement:
-                setattr(kind, name, method)
+        """Give the classes their own methods back, with the last that needs them. Safe to call again."""
         self._kept.clear()
+        _LIVE.discard(self)
+        if not _LIVE:
+            while _REPLACED:
+                (kind, name), method = _REPLACED.popitem()
+                setattr(kind, name, method)
+
+    def lane(self, optimizer: Any) -> Lane | None:
+        """Its lane, by its param groups, which Lightning's wrapper of an optimizer shares."""
+        return next((lane for lane in self._lanes if lane.optimizer.param_groups is optimizer.param_groups), None)
 
     @contextmanager
     def as_trained(self) -> Iterator[None]:
@@ -62,35 +69,46 @@ class Swaps:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for lane, pairs in self._kept.items():
+        for lane, (frozen, pairs) in self._kept.items():
             now = [(parameter, parameter.detach().clone()) for parameter, _ in pairs]
             for parameter, bits in pairs:
                 parameter.copy_(bits)
-            self._kept[lane] = now
+            self._kept[lane] = frozen, now
 
-    def _around(
-        self, method: Callable[..., Any], around: Callable[[Lane, Callable[[], Any]], Any]
-    ) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def replacement(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            call = functools.partial(method, optimizer, *args, **kwargs)
-            # Lightning's wrapper of an optimizer shares its param groups.
-            mine = [lane for lane in self._lanes if lane.optimizer.param_groups is optimizer.param_groups]
-            return around(mine[0], call) if mine else call()
-
-        return replacement
-
-    def _eval(self, lane: Lane, call: Callable[[], Any]) -> Any:
+    def eval(self, lane: Lane, call: Callable[[], Any]) -> Any:
+        """Exchange weights for averages, and keep the bits of all: what freezes until `train` is to come back, too."""
         if lane.index not in self._kept:
-            self._kept[lane.index] = [(p, p.detach().clone()) for p in lane.frozen]
+            held = [p for parameters in lane.members.values() for p in parameters]
+            self._kept[lane.index] = frozenset(map(id, lane.frozen)), [(p, p.detach().clone()) for p in held]
         return call()
 
     @torch.no_grad()
-    def _train(self, lane: Lane, call: Callable[[], Any]) -> Any:
+    def train(self, lane: Lane, call: Callable[[], Any]) -> Any:
+        """Exchange averages for weights, and put back the bits of what is frozen, or was."""
         result = call()
-        for parameter, bits in self._kept.pop(lane.index, ()):
-            parameter.copy_(bits)
+        frozen, pairs = self._kept.pop(lane.index, (frozenset(), []))
+        frozen = frozen.union(map(id, lane.frozen))
+        for parameter, bits in pairs:
+            if id(parameter) in frozen:
+                parameter.copy_(bits)
         return result
+
+
+_LIVE: weakref.WeakSet[Swaps] = weakref.WeakSet()
+_REPLACED: dict[tuple[type, str], Callable[..., Any]] = {}
+
+
+def _around(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def replacement(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(method, optimizer, *args, **kwargs)
+        for each in _LIVE:
+            lane = each.lane(optimizer)
+            if lane is not None:
+                return getattr(each, name)(lane, call)
+        return call()
+
+    return replacement
 
 
 def swaps(optimizer: Optimizer) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -29,7 +30,7 @@ NOT_OURS = re.compile(
 MOVING, FIRST, FROZEN = "moving", "first", "frozen"
 """The groups of a trial: what trains; the part of it in the first param group, where there are several; what is frozen."""
 ALL = frozenset({MOVING, FIRST, FROZEN})
-MAKERS: tuple[tuple[Callable[[Optimizer], Plan], Callable[[Optimizer, StandIns], Twin]], ...] = (
+MAKERS: tuple[tuple[Callable[[Optimizer, Sequence[Optimizer]], Plan], Callable[[Optimizer, StandIns], Twin]], ...] = (
     (small_ones, twin_by_parts),
     (small_ones, twin_by_constructor),
     (whole_ones, twin_by_parts),  # for shapes that must fit each other, as those of LoRA's pairs
@@ -68,7 +69,7 @@ def ways(optimizer: Optimizer, closure: bool | None, said: list[str]) -> Iterato
     closures = ("yes", "after backward", "pair", "no") if closure else ("no", "yes", "after backward", "pair")
     for planned, build in MAKERS:
         try:
-            plan = planned(optimizer)
+            plan = planned(optimizer, family(optimizer)[1:])
         except NoTwinError as error:
             said.append(str(error))
             continue
@@ -96,6 +97,7 @@ class Trial:
 
     def __init__(self, optimizer: Optimizer, how: How, leaves_out: bool = False) -> None:
         self.twin = how.build(optimizer, how.plan.make())
+        _seed(self.twin)
         self._how = how
         self.count = self.calls = self.heard = 0
         held = self.twin.stand_ins
@@ -195,6 +197,14 @@ class Trial:
                 if not (NOT_OURS.fullmatch(key) or isinstance(value, Optimizer) or listed):
                     found["optimizer." * number + key] = snapshot(value, 3)
         return found
+
+
+def _seed(twin: Twin) -> None:
+    """Let an optimizer that draws draw the same in each trial; `undisturbed` puts the generators back."""
+    random.seed(0)
+    torch.default_generator.manual_seed(0)
+    for device in {p.device for p in twin.stand_ins.likes if p.is_cuda}:
+        torch.cuda.default_generators[device.index or 0].manual_seed(0)
 
 
 def _gradients(parameter: Tensor, seed: int) -> list[Tensor]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import Parameter as Argument
 from inspect import signature
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -44,9 +45,23 @@ def family(optimizer: Optimizer) -> list[Optimizer]:
     found: list[Optimizer] = [optimizer]
     for each in found:  # which grows meanwhile
         for value in vars(each).values():
-            inner = value if isinstance(value, (list, tuple)) else [value]
+            within = list(value.values()) if isinstance(value, dict) and value is not each.state else value
+            inner = within if isinstance(within, (list, tuple)) else [within]
             found += [one for one in inner if isinstance(one, Optimizer) and all(one is not other for other in found)]
     return found
+
+
+class _Memo(dict[int, Any]):
+    """What is copied already, for `copy.deepcopy`, which asks it for each object by its identity."""
+
+    several: Collection[int] = ()
+    """Parameters for which several stand in: none of them can take the place of one that is held in just any way."""
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """What an object has become."""
+        if key in self.several:
+            raise NoTwinError("holds single parameters, for which several would stand in")
+        return super().get(key, default)
 
 
 def twin_by_parts(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
@@ -60,10 +75,11 @@ def twin_by_parts(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
         NoTwinError: It holds what cannot be copied, or could not be copied without reaching what is the user's.
     """
     members = family(optimizer)
-    memo: dict[int, Any] = {id(member): object.__new__(type(member)) for member in members}
+    memo = _Memo({id(member): object.__new__(type(member)) for member in members})
     memo |= {parameter: held[0] for parameter, held in stand_ins.of.items()}
+    memo.several = {parameter for parameter, held in stand_ins.of.items() if len(held) > 1}
     for member in members:
-        _other_groups(member, stand_ins, memo, optimizer.param_groups)
+        _other_groups(member, stand_ins, memo)
         memo[id(member.state)] = _other_state(member, stand_ins, memo)
     for member in members:
         shell = memo[id(member)]
@@ -76,6 +92,8 @@ def twin_by_parts(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
                 _survey(key, value, stand_ins, memo)
                 try:
                     shell.__dict__[key] = copy.deepcopy(value, memo)
+                except NoTwinError as error:
+                    raise NoTwinError(f"its `{key}` {error}") from error
                 except Exception as error:
                     raise NoTwinError(f"its `{key}` cannot be copied ({type(error).__name__}: {error})") from error
     return Twin(memo[id(optimizer)], stand_ins, built=False)
@@ -178,25 +196,28 @@ class _Small(nn.Module):
         self.layers = nn.ParameterList(parameters)
 
 
-def _other_groups(member: Optimizer, stand_ins: StandIns, memo: dict[int, Any], outermost: list[Any]) -> None:
-    """Let copies of a member's param groups hold other parameters. Those of a member in another are the same in number."""
-    groups = member.param_groups
-    if id(groups) in memo:
+def _other_groups(member: Optimizer, stand_ins: StandIns, memo: dict[int, Any]) -> None:
+    """Let copies of a member's param groups hold the parameters that stand in for theirs; those without any are left out."""
+    if id(member.param_groups) in memo:
         return
-    if len(groups) != len(outermost):
-        raise NoTwinError("it wraps an optimizer with other param groups than its own")
     others = []
-    for number, held in stand_ins.groups.items():
-        group = groups[number]
+    for group in member.param_groups:
+        held = list({id(p): p for each in group["params"] for p in stand_ins.of.get(id(each), ())}.values())
+        first = any(
+            stand_ins.likes[p] is each for p in held for each in group["params"]
+        )  # not one that is like another
+        if not first:
+            continue
         if id(group) not in memo:
             given = {key: _copied(value, memo) for key, value in group.items() if key not in ("params", "param_names")}
+            held = [p for p in held if any(stand_ins.likes[p] is each for each in group["params"])]
             if "param_names" in group:
                 names = dict(zip(map(id, group["params"]), group["param_names"], strict=True))
                 given["param_names"] = [f"{names[id(stand_ins.likes[p])]}{place}" for place, p in enumerate(held)]
-            memo[id(group)] = {"params": list(held), **given}
-            memo[id(group["params"])] = memo[id(group)]["params"]
+            memo[id(group)] = {"params": held, **given}
+            memo[id(group["params"])] = held
         others.append(memo[id(group)])
-    memo[id(groups)] = others
+    memo[id(member.param_groups)] = others
 
 
 def _other_state(member: Optimizer, stand_ins: StandIns, memo: dict[int, Any]) -> Any:
@@ -213,7 +234,7 @@ def _other_state(member: Optimizer, stand_ins: StandIns, memo: dict[int, Any]) -
 
 def _cut(value: Any, like: Tensor, small: nn.Parameter, memo: dict[int, Any]) -> Any:
     if not isinstance(value, Tensor):
-        return _copied(value, dict(memo))  # not shared with the other of the pair
+        return _copied(value, _Memo(memo))  # not shared with the other of the pair
     if value.numel() == 1 and like.numel() != 1:
         return value.detach().clone()
     if value.shape != like.shape:
@@ -231,7 +252,9 @@ def _keyed(value: Mapping[Any, Any], stand_ins: StandIns, memo: dict[int, Any]) 
     for key, each in value.items():
         for parameter in stand_ins.of[key if isinstance(key, int) else id(key)]:
             same_shape = isinstance(each, Tensor) and each.shape == stand_ins.likes[parameter].shape
-            copy_ = _cut(each, stand_ins.likes[parameter], parameter, memo) if same_shape else _copied(each, dict(memo))
+            copy_ = (
+                _cut(each, stand_ins.likes[parameter], parameter, memo) if same_shape else _copied(each, _Memo(memo))
+            )
             copies[id(parameter) if isinstance(key, int) else parameter] = copy_
     return copies
 
@@ -259,11 +282,9 @@ def _survey(key: str, value: object, stand_ins: StandIns, memo: dict[int, Any], 
     elif isinstance(value, Tensor):
         if value.numel() > MOST_COPIED:
             raise NoTwinError(f"its `{key}` is a tensor of {value.numel()} elements beside its state")
-    elif isinstance(value, FunctionType):
-        for cell in value.__closure__ or ():
-            held = cell.cell_contents
-            if isinstance(held, (Tensor, nn.Module, Optimizer)):
-                raise NoTwinError(f"its `{key}` is a function that holds a {type(held).__name__} of the run")
+    elif _shared(value):
+        if reaches(value, stand_ins.of.keys() | memo.keys()):
+            raise NoTwinError(f"its `{key}` holds a function or a reference that reaches the run's own parameters")
     elif depth and isinstance(value, Mapping):
         if value and all((each if isinstance(each, int) else id(each)) in stand_ins.of for each in value):
             memo[id(value)] = _keyed(value, stand_ins, memo)
@@ -277,6 +298,54 @@ def _survey(key: str, value: object, stand_ins: StandIns, memo: dict[int, Any], 
             return
         for each in value:
             _survey(key, each, stand_ins, memo, depth - 1)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, (type, Optimizer)):
+        for each in vars(value).values():
+            _survey(key, each, stand_ins, memo, depth - 1)
+
+
+def _shared(value: object) -> bool:
+    """Whether copies of what holds a value hold the very same one."""
+    return isinstance(value, (FunctionType, weakref.ref)) or hasattr(value, "_torchdynamo_orig_callable")
+
+
+def reaches(value: object, own: Collection[int], depth: int = 6) -> bool:
+    """Whether a function, or something that it holds, leads to one of these objects.
+
+    Args:
+        value: Anything.
+        own: The identities of the objects.
+        depth: How many steps are looked at.
+    """
+    if id(value) in own:
+        return True
+    if not depth or value is None or isinstance(value, (str, int, float, type, ModuleType)):
+        return False
+    if isinstance(value, nn.Module):
+        return any(id(p) in own for p in value.parameters())
+    if isinstance(value, Tensor):
+        return False
+    held: list[object] = []
+    if isinstance(value, weakref.ref):
+        held.append(value())
+    if isinstance(value, FunctionType):
+        held += [_contents(cell) for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
+        held += [*(value.__kwdefaults__ or {}).values(), *vars(value).values()]
+    if isinstance(value, Mapping):
+        held += value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        held += value
+    for name in ("__self__", "__func__", "func", "args", "keywords", "__wrapped__", "_torchdynamo_orig_callable"):
+        held.append(getattr(value, name, None))
+    if not isinstance(value, FunctionType):
+        held += getattr(value, "__dict__", {}).values()
+    return any(reaches(each, own, depth - 1) for each in held)
+
+
+def _contents(cell: Any) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 def options(group: Mapping[str, Any]) -> dict[str, Any]:

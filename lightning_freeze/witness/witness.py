@@ -72,6 +72,7 @@ class Witness:
     def rebind(self, optimizers: Sequence[Optimizer]) -> None:
         """Learn anew which optimizer holds which parameter, and at what rate."""
         self._optimizers = optimizers
+        self._families = {id(optimizer): family(optimizer) for optimizer in optimizers}
         self._holders: dict[int, list[Optimizer]] = {}
         self._rates: dict[int, dict[str, object]] = {}
         for optimizer in optimizers:
@@ -92,7 +93,7 @@ class Witness:
 
     def watched(self, name: str, group: str, parameter: Tensor) -> Watched:
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
-        holders = [member for holder in self._holders.get(id(parameter), []) for member in family(holder)]
+        holders = [member for holder in self._holders.get(id(parameter), []) for member in self._families[id(holder)]]
 
         def kept() -> list[Any]:  # a wrapper may share its state with the optimizer in it
             return list({id(holder.state): holder.state for holder in holders}.values())

@@ -271,6 +271,78 @@ class DecaysLast(FillsZeros):
         return loss
 
 
+class HoldsPairs(Plain):
+    """Decays its parameters by a list of its own, of pairs."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        self.todo = [(p, "decay") for group in self.param_groups for p in group["params"]]
+
+    def begin(self, group: dict[str, Any]) -> None:
+        for p, _ in self.todo:
+            p.mul_(0.999)
+
+
+class Keeper:
+    """An object that holds parameters."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = {str(number): {"parameter": p} for number, p in enumerate(held)}
+
+
+class HoldsObject(Plain):
+    """Decays its parameters through an object."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        self.keeper = Keeper([p for group in self.param_groups for p in group["params"]])
+
+    def begin(self, group: dict[str, Any]) -> None:
+        for each in self.keeper.held.values():
+            each["parameter"].mul_(0.999)
+
+
+class ByMark(Plain):
+    """Fills zeros for parameters that are marked."""
+
+    def each(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        if getattr(p, "use_muon", False):
+            FillsZeros.each(self, p, group)  # type: ignore[arg-type]
+        else:
+            super().each(p, group)
+
+
+class Parts(Optimizer):
+    """Hands its param groups, which look alike, to optimizers of different kinds."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+        self.parts = {"muon": FillsZeros(self.param_groups[0]["params"]), "sgd": Plain(self.param_groups[1]["params"])}
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = closure() if closure is not None else None
+        for part in self.parts.values():
+            part.step()
+        return loss
+
+
+class IgnoresClosure(Plain):
+    """Takes a closure and never calls it, as Ranger of 2020 does."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.each(p, group)
+
+
+class IgnoresClosureFillsZeros(IgnoresClosure):
+    """The same, of one that takes no gradient for a zero one."""
+
+    def each(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        FillsZeros.each(self, p, group)  # type: ignore[arg-type]
+
+
 class Locked(Adam):
     """Holds what cannot be copied, and asks its constructor for what it does not keep."""
 
@@ -323,7 +395,7 @@ WAYS: dict[str, tuple[Callable[[nn.Module], Optimizer], str]] = OrderedDict(
         "syncs rarely": (lambda m: SyncsRarely(m.parameters()), "left out"),
         "needs gradients": (lambda m: NeedsGradients(m.parameters()), "left out"),
         "group clock": (lambda m: GroupClock(m.parameters()), "none"),
-        "one vector": (lambda m: OneVector(m.parameters()), "left out"),
+        "one vector": (lambda m: OneVector(m.parameters()), "refused"),
         "own list": (lambda m: OwnList(m.parameters()), "refused"),
         "swaps before closure": (lambda m: SwapsBeforeClosure(m.parameters()), "left out"),
         "two passes": (lambda m: TwoPasses(m.parameters(), lr=0.1, momentum=0.9), "none"),
@@ -337,6 +409,8 @@ WAYS: dict[str, tuple[Callable[[nn.Module], Optimizer], str]] = OrderedDict(
             ),  # type: ignore[union-attr]
             "left out",
         ),
+        "holds pairs": (lambda m: HoldsPairs(m.parameters()), "refused"),
+        "holds an object": (lambda m: HoldsObject(m.parameters()), "refused"),
         "draws": (lambda m: Draws(m.parameters()), "none"),
         "locked": (lambda m: Locked(m.parameters(), object()), "unknown"),
         "moves nothing": (lambda m: MovesNothing(m.parameters()), "unknown"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import random
 import time
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -20,14 +23,20 @@ from lightning_freeze.gate import optimizers as probing
 from lightning_freeze.gate.holding import way_of
 from lightning_freeze.gate.left_out import LeftOut
 from lightning_freeze.gate.snapshots import same, snapshot
+from lightning_freeze.gate.stand_ins import MOST_KINDS, small_ones
 from lightning_freeze.gate.twins import family
 from tests.conftest import Net, batches
 from tests.gate.planted_optimizers import (
     WAYS,
     BeginsAtOnce,
     BeginsOffItsPeriod,
+    ByMark,
+    FillsZeros,
     GroupClock,
+    IgnoresClosure,
     NeedsSome,
+    Parts,
+    Plain,
     SyncsRarely,
     Wrapper,
 )
@@ -83,6 +92,8 @@ def test_its_verdict_is_what_really_happens(name: str) -> None:
     make = WAYS[name][0]
     traits = probe_optimizer(make(Net()), closure=True)
     for holds, leaves_out in ((traits.skips_none, False), (traits.holds_left_out, True)):
+        if "others trained otherwise" in traits.reasons.get("holds_left_out", "") and leaves_out:
+            continue  # it holds, at others' cost
         real = {by_hand(make, leaves_out, warm) for warm in (0, 3)}
         assert holds is (real == {"held"}), (leaves_out, real, traits.reasons)
 
@@ -135,6 +146,132 @@ def test_one_whose_first_update_fails_on_its_period_alone() -> None:
     traits = probe_optimizer(BeginsOffItsPeriod(Net().parameters()))
     assert (traits.skips_none, traits.late_first_step_ok) == (True, False)
     assert "raised KeyError: 'curvature'" in traits.reasons["late_first_step_ok"]
+
+
+def test_marks_on_parameters_tell_them_apart() -> None:
+    def marked(*names: str) -> OptimizerTraits:
+        net = Net()
+        for name in names:
+            getattr(net, name).weight.use_muon = True
+        return probe_optimizer(ByMark(net.parameters()))
+
+    assert [marked().skips_none, marked("layer2").skips_none, marked("layer1").skips_none] == [True, False, False]
+
+
+def test_param_groups_of_different_inner_optimizers_are_not_taken_for_alike() -> None:
+    net = Net()
+    parts = Parts([{"params": net.layer1.parameters()}, {"params": net.layer2.parameters()}])
+    assert probe_optimizer(parts).skips_none is False
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        [nn.Parameter(torch.tensor(2.0))],
+        [nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(3))],
+        [nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)],
+        [nn.Parameter(torch.ones(0, 4)), nn.Parameter(torch.ones(3))],
+        [nn.Parameter(torch.ones(300, 3000))],
+    ],
+    ids=["a scalar", "a scalar among others", "whole numbers of one's own", "without elements", "large"],
+)
+def test_parameters_of_all_sorts(parameters: list[nn.Parameter]) -> None:
+    traits = probe_optimizer(AdamW(parameters))
+    assert (traits.skips_none, traits.why) == (True, "")
+
+
+def test_many_param_groups_that_differ_in_numbers_are_a_few_kinds() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "name": f"{n}", "weight_decay": 0.1 * n} for n in range(50)]
+    assert len(small_ones(AdamW(groups)).models) == 2  # with weight decay and without
+    named = [{"params": [nn.Parameter(torch.ones(2))], "kind": f"{n}"} for n in range(50)]
+    assert len(small_ones(AdamW(named)).models) == MOST_KINDS
+
+
+def test_what_lightning_makes_of_an_optimizer_is_probed_as_the_optimizer() -> None:
+    wrapped = LightningOptimizer(WAYS["fills zeros"][0](Net()))
+    assert probe_optimizer(wrapped) == probe_optimizer(WAYS["fills zeros"][0](Net()))
+
+
+def test_one_that_ignores_its_closure_is_stepped_after_backward() -> None:
+    traits = probe_optimizer(IgnoresClosure(Net().parameters()), closure=True)
+    assert (traits.skips_none, traits.reads_early) == (True, True)
+
+
+class Reaches(Plain):
+    """Decays all its parameters through something that a copy of it still shares."""
+
+    how = "lambda"
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        held = [p for group in self.param_groups for p in group["params"]]
+        decay = self._decay
+
+        def by_default(held: Any = tuple(held)) -> None:
+            for p in held:
+                p.mul_(0.999)
+
+        self.run: Any = {
+            "lambda": lambda: decay(),
+            "default": by_default,
+            "compiled": torch.compile(self._decay, backend="eager"),
+            "weakref": weakref.ref(self),
+            "object": SimpleNamespace(decay=lambda: [p.mul_(0.999) for p in held]),
+        }[self.how]
+
+    def _decay(self) -> None:
+        for p in (p for group in self.param_groups for p in group["params"]):
+            p.mul_(0.999)
+
+    def begin(self, group: dict[str, Any]) -> None:
+        run = self.run()._decay if isinstance(self.run, weakref.ref) else getattr(self.run, "decay", self.run)
+        run()
+
+
+@pytest.mark.parametrize("way", ["lambda", "default", "compiled", "weakref", "object"])
+def test_what_a_copy_would_share_is_never_run(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reaches, "how", way)
+    net = Net()
+    optimizer = Reaches(net.parameters())
+    before = snapshot(dict(net.state_dict()))
+    traits = probe_optimizer(optimizer)
+    assert same(before, snapshot(dict(net.state_dict())))
+    assert traits.skips_none is False, traits  # as the constructor's own twin shows
+
+
+def test_a_probe_that_changed_something_all_the_same_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_freeze.gate.twins.reaches", lambda *_: False)
+    with pytest.raises(UnsupportedError, match="Reaches reaches its parameters .* trying it out has changed them"):
+        probe_optimizer(Reaches(Net().parameters()))
+
+
+class ByNumber(FillsZeros):
+    """Keeps momentum by a parameter's running number, which leaving out shifts."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        self.kept: dict[int, Any] = {}
+
+    def begin(self, group: dict[str, Any]) -> None:
+        self.number = 0
+
+    def each(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        momentum = self.kept.setdefault(self.number, torch.zeros_like(p))
+        p.sub_(momentum.mul_(0.9).add_(p.grad), alpha=group["lr"])
+        self.number += 1
+
+
+def test_leaving_out_that_changes_how_others_train_does_not_hold() -> None:
+    traits = probe_optimizer(ByNumber(Net().parameters()))
+    assert (traits.skips_none, traits.holds_left_out) == (False, False)
+    same_shape = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    alike = probe_optimizer(ByNumber([p for layer in same_shape for p in layer.parameters()]))
+    assert (
+        alike.reasons["holds_left_out"]
+        == "others trained otherwise than they do beside a parameter whose gradient is None"
+    )
 
 
 def test_clocks_closures_and_what_is_kept_elsewhere() -> None:

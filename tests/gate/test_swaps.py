@@ -135,3 +135,37 @@ def test_other_optimizers_of_the_class_are_left_alone() -> None:
     others.train()
     assert not torch.equal(before, other.layer1.weight)  # rounded, as by itself
     controller.detach()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_at_once_give_the_class_its_methods_back(first: int) -> None:
+    methods = ScheduleFree.eval, ScheduleFree.train
+    made = []
+    for _ in range(2):
+        net = Net()
+        controller = FreezeController(net, Phases([Phase(["layer2"])]), rest="freeze")
+        controller.attach(ScheduleFree(net.parameters()))
+        made.append(controller)
+    made[first].detach()
+    assert ScheduleFree.eval is not methods[0]
+    made[1 - first].detach()
+    assert (ScheduleFree.eval, ScheduleFree.train) == methods
+
+
+class TrainsLate(Validated):
+    """Goes back to training weights with the first batch, when what freezes has changed."""
+
+    def on_validation_end(self) -> None:
+        pass
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.optimizers().train()  # type: ignore[union-attr]
+
+
+def test_what_freezes_between_evaluation_and_training_keeps_its_bits(trainer: Any) -> None:
+    scheduler = FreezeScheduler(
+        Phases([Phase(["layer1", "layer2"], epochs=1), Phase(["layer2"], epochs=1)], repeat=True)
+    )
+    fit = trainer(scheduler, max_epochs=4, limit_train_batches=6, limit_val_batches=1, num_sanity_val_steps=0)
+    fit.fit(TrainsLate(True), batches(6), batches(1))
+    assert [finding.message for finding in scheduler.findings] == []
