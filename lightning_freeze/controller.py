@@ -62,7 +62,7 @@ _LOG = logging.getLogger("lightning_freeze")
 _STATE_VERSION = 1
 _KEPT_SETS = 64
 _NO_END = 1 << 62
-_FORESEEN = 1000  # windows in which the longest frozen interval is looked for
+_FORESEEN = 3000  # windows in which the longest frozen interval is looked for
 _ALIKE = 0.05
 _NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
 

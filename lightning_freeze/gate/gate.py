@@ -321,7 +321,7 @@ class Gate:
             self._last_moment(lane)
             return None
         if lane.leaves_out or lane.early:  # it may act before it calls its closure, or call none
-            self._last_moment(lane)
+            self._before_closure(lane)
 
         def held() -> Any:
             lane.put_back()  # for whatever the closure does with the optimizer: a checkpoint, another param group
@@ -332,6 +332,16 @@ class Gate:
         if "closure" in kwargs:
             return args, {**kwargs, "closure": held}
         return (args[0], held, *args[2:]), kwargs
+
+    def _before_closure(self, lane: Lane) -> None:
+        """Hold what is frozen while a step has not called its closure yet; whether it ever does is not known."""
+        lane.attempted = True
+        if self.last_moment:
+            lane.hold()
+        lane.note_gradients()
+        if self.last_moment:
+            lane.leave_out()
+        lane.split()
 
     def _last_moment(self, lane: Lane) -> None:
         if torch.compiler.is_dynamo_compiling():  # where the step's closure is compiled with it

@@ -25,7 +25,7 @@ _FEWER = 7  # the same for one that is frozen from the first step on, unless a p
 _WARM = 3
 _LONGEST = 256  # of a period that is waited for
 _MOST_PERIODS = 4
-_PERIOD = re.compile(r"k|.*(freq|every|interval|period|gap|steps|sync|merge).*")
+_PERIOD = re.compile(r"k|(?!.*(warm|total|max)).*(freq|every|interval|period|gap|steps|sync|merge).*")
 _KEPT = 64
 _STILL = "it moved nothing"
 _NONE = "whose gradient is None"
@@ -214,7 +214,7 @@ class _Probe:
             skips_none=none,
             holds_left_out=left,
             all_none_ok=self._survives_idle(out),
-            late_first_step_ok=self._begins_late[out],
+            late_first_step_ok=self._begins_late[out] if none or left else None,
             clocks=tuple(sorted(self._clocks)),
             steps_in_backward=False,
             closure_reentrant=reentrant,

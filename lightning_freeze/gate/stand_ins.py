@@ -162,9 +162,9 @@ def is_plain(value: object) -> bool:
 
 def _parameter(shape: Sequence[int], like: Tensor, seed: int) -> nn.Parameter:
     """Values of many magnitudes, so that a small step shows in low precision, too."""
-    generator = torch.Generator().manual_seed(seed)
-    size = torch.randn(tuple(shape), generator=generator)
-    values = size * torch.logspace(0, -3, size.numel()).reshape(size.shape)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    size = torch.randn(tuple(shape), generator=generator, device="cpu")  # whatever torch's default device is
+    values = size * torch.logspace(0, -3, size.numel(), device="cpu").reshape(size.shape)
     device = torch.device("cpu") if like.device.type == "meta" else like.device
     parameter = nn.Parameter(values.to(device, like.dtype))
     parameter.__dict__.update(_told_by(like))

@@ -209,7 +209,7 @@ def _seed(twin: Twin) -> None:
 
 def _gradients(parameter: Tensor, seed: int) -> list[Tensor]:
     """A few gradients of a parameter, the same in each process."""
-    generator = torch.Generator().manual_seed(1000 + seed)
+    generator = torch.Generator("cpu").manual_seed(1000 + seed)
     kind = torch.complex64 if parameter.is_complex() else torch.float32
-    made = [torch.randn(parameter.shape, generator=generator, dtype=kind) for _ in range(5)]
+    made = [torch.randn(parameter.shape, generator=generator, dtype=kind, device="cpu") for _ in range(5)]
     return [each.to(parameter.device, parameter.dtype) for each in made]
