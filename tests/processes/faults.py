@@ -32,6 +32,8 @@ from lightning_freeze import (
     Until,
 )
 from tests.conftest import Net, batches, make_trainer
+from tests.gate.planted_optimizers import FillsZeros
+from tests.gate.test_optim_db import Snapshots
 from tests.processes.matrix import Cell, OnCPU, Stack, data, made, restored, whole
 
 DDP = Cell("DDP", "32-true", 1, "auto", "every")
@@ -540,6 +542,23 @@ def finds_at_the_end(root: Path) -> dict[str, Any]:
         if rank() == 1:
             model.layer1.weight.data.mul_(1.01)
         return {"epoch": [f.parameter for f in epoch], "end": [f.message for f in controller.finish()]}
+
+
+def left_out(root: Path) -> dict[str, Any]:
+    """Under DDP, which is told of what backward skips, an optimizer that is held by leaving out steps with closures."""
+    seen = Snapshots("layer1")
+    model = Net(lambda module: FillsZeros(module.parameters(), lr=0.1))
+    scheduler = FreezeScheduler(Every({"layer1": 3}, of="layer2"))
+    make_trainer(root, scheduler, seen, strategy="ddp", devices=2).fit(model, batches(16))
+    controller = scheduler.controller
+    assert controller is not None
+    return {
+        "moved": seen.moved(),
+        "skips": controller.backward.skips,
+        "updates": scheduler.updates,
+        "findings": [finding.message for finding in scheduler.findings],
+        "bits": [parameter.detach().numpy().tobytes().hex() for parameter in model.parameters()],
+    }
 
 
 def unmoved(root: Path) -> dict[str, Any]:

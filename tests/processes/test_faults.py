@@ -43,6 +43,7 @@ CASES = [
     case("cannot_save"),
     case("other_groups_in_one_checkpoint"),
     case("finds_at_the_end"),
+    case("left_out"),
     case("unmoved"),
     case("interrupted", "straight"),
     case("saves", "saves_ddp", strategy="DDP"),
@@ -177,6 +178,15 @@ def test_in_a_plain_loop_both_are_told_also_at_the_end(found: Found) -> None:
         assert made["epoch"] == ["own"]
         assert len(made["end"]) == 1
         assert made["end"][0].startswith("on rank 1: 'layer1.weight'")
+
+
+def test_an_optimizer_that_is_held_by_leaving_out_is_so_under_ddp(found: Found) -> None:
+    first, second = found("left_out")
+    assert first["skips"] is True
+    assert first["moved"] == [True, False, False, True, False, False, True, False]
+    assert first["updates"] == {"layer1": 3, "layer2": 8}
+    assert first["findings"] == []
+    assert second == first
 
 
 def test_what_no_rank_moves_is_told_of_under_fsdp2(found: Found) -> None:
