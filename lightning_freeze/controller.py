@@ -173,7 +173,7 @@ class FreezeController(AuditedRun):
         self._skip_asked = skip_backward
         self._state = FrozenState(optimizer_state)
         self._skip = BackwardSkip()
-        self._swaps = Swaps(())
+        self._swaps = Swaps((), frozenset)
         self.backward = Choice(False, "the controller is not attached")
         """Whether the backward work of frozen groups is left out, and why."""
         self._around: Circumstances | None = None
@@ -299,7 +299,7 @@ class FreezeController(AuditedRun):
         self._skip = BackwardSkip(self.backward.reducer, plain_attention=attends)
         self.hears_backward = scaler or self._skip.tells
         self._gate = Gate(lanes, self._before_step, self._after_step, self._rebind)
-        self._swaps = Swaps(lanes)
+        self._swaps = Swaps(lanes, self._still)
         if self.groups.users_own:
             own = self.groups.users_own
             self._say(
@@ -851,8 +851,8 @@ class FreezeController(AuditedRun):
         lane.leaves_out, lane.early = way == "left out", traits.reads_early
         if way == "left out":
             self._say(
-                f"freeze: optimizer {lane.index} ({traits.name}) moves a parameter whose gradient is None "
-                f"({traits.reasons['skips_none']}): what is frozen is left out of its param groups for each step."
+                f"freeze: optimizer {lane.index} ({traits.name}) is not held by an empty gradient "
+                f"({traits.reasons['skips_none']}): what is frozen is left out of its param groups for each step, too."
             )
         elif way == "unknown":
             warnings.warn(
@@ -984,6 +984,12 @@ class FreezeController(AuditedRun):
             self._skip.thaw(p for unit in thaws for p in unit.parameters)
             self._skip.freeze(p for unit in freezes for p in unit.parameters)
             self._shards.settle()
+
+    def _still(self) -> set[int]:
+        """The identities of what is frozen, by the set that the audit follows or by the coming one."""
+        sets = [each for each in (self._watched_sets, self._sets) if each]
+        units = [unit for unit in self._all_units() if any(map(unit.frozen, sets))]
+        return {id(p) for unit in units for p in unit.parameters}
 
     def _watch(self, freezes: Iterable[_Unit], thaws: Iterable[_Unit]) -> None:
         """Let the audit follow: close the intervals of what thaws, open those of what freezes."""

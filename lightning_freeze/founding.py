@@ -192,6 +192,8 @@ def measure(recipe: Recipe, steps: int = STEPS) -> Row:
         except Exception as error:
             traits = OptimizerTraits(type(made.optimizer).__qualname__, why=_named(error))
         how, why = _way_of_stepping(recipe)
+        if how is None and traits.steps_in_backward:
+            return Row(recipe.name, traits=traits, why="updates parameters within backward, so a run refuses it")
         if how is None:
             return Row(recipe.name, traits=traits, why=f"could not be stepped: {why}")
         return Row(recipe.name, {way: _cell(recipe, how, way, steps) for way in WAYS}, traits)

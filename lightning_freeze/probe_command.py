@@ -120,7 +120,6 @@ def probe(arguments: Sequence[str]) -> None:
     else:
         print_founding(console, _title(asked.steps), WAYS, shown(rows), [_said(row, asked.named) for row in rows])
     if asked.data is not None and str(asked.data) != "-":
-        asked.data.parent.mkdir(parents=True, exist_ok=True)
         asked.data.write_text(text, encoding="utf-8")
         console.print(f"The numbers are in {asked.data}.", markup=False, highlight=False, soft_wrap=True)
     if asked.picture is not None:
@@ -202,6 +201,10 @@ def _check(given: argparse.Namespace, rest: Sequence[str], own: Sequence[str]) -
             f"{rest[0]!r} is no option of the command{f'. Nearest: {near}' if near else ''}. An argument of an optimizer goes "
             "with its class: --optimizer AdamW --lr 0.1."
         )
+    for option, path in (("--json", given.json), ("--picture", given.picture)):
+        if path is not None and str(path) != "-" and (path.is_dir() or not path.parent.is_dir()):
+            what = "is a folder" if path.is_dir() else f"lies in {str(path.parent)!r}, which is no folder"
+            raise ProbeError(f"{option} is {str(path)!r}, which {what}. Name a file in a folder that is there.")
     path = given.picture
     if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
         raise ProbeError(
@@ -240,7 +243,7 @@ def find_class(path: str) -> type[Optimizer]:
         return found
     what = "has no such optimizer" if found is None else f"has it as no optimizer class: {_what(found)}"
     raise ProbeError(
-        f"--optimizer is {path!r}, but {home} {what}. {_near(name, classes_of(home))} Any other class goes by its path: "
+        f"--optimizer is {path!r}, but {home} {what}. {f'{near} ' if (near := _near(name, classes_of(home))) else ''}Any other class goes by its path: "
         "--optimizer package.Class."
     )
 
@@ -360,7 +363,8 @@ def _taught(kind: type[Optimizer], message: str, known: Sequence[str], own: Sequ
     types = dict.fromkeys(name for name in re.findall(r"Expected an? <class '([\w.]+)'>", message))
     value = re.search(r"(?:Got value|Given value): (.*)$", message)
     if wrong is not None and value is not None and types:
-        return f"--{wrong[1]} is {value[1]!r}, but must be of type {' or '.join(types)}. {_AT_HELP}"
+        written = ', written "[0.9, 0.95]"' if types.keys() & {"tuple", "list"} else ""
+        return f"--{wrong[1]} is {value[1]!r}, but must be of type {' or '.join(types)}{written}. {_AT_HELP}"
     return f"{message}. {_AT_HELP}"
 
 

@@ -103,13 +103,31 @@ def test_json_on_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["traits"]["clocks"] == []
 
 
-def test_files_in_folders_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_and_picture_go_into_files(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    main(["probe", "--optimizer", "SGD", "--steps", "2", "--json", "new/a.json", "--picture", "other/a.png"])
+    main(["probe", "--optimizer", "SGD", "--steps", "2", "--json", "a.json", "--picture", "a.png"])
     said = capsys.readouterr().out
-    assert json.loads(Path("new/a.json").read_text())["optimizers"][0]["name"] == "SGD"
-    assert Path("other/a.png").stat().st_size > 1000
-    assert said.endswith("The numbers are in new/a.json.\nThe picture is in other/a.png.\n")
+    assert json.loads(Path("a.json").read_text())["optimizers"][0]["name"] == "SGD"
+    assert Path("a.png").stat().st_size > 1000
+    assert said.endswith("The numbers are in a.json.\nThe picture is in a.png.\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--json", "new/a.json"], "--json is 'new/a.json', which lies in 'new', which is no folder."),
+        (["--picture", "new/a.png"], "--picture is 'new/a.png', which lies in 'new', which is no folder."),
+        (["--json", "."], "--json is '.', which is a folder."),
+    ],
+)
+def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = measured(monkeypatch)
+    with pytest.raises(SystemExit):
+        main(["probe", "--optimizer", "SGD", *given])
+    assert said in capsys.readouterr().err
+    assert asked == []
 
 
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:

@@ -151,11 +151,6 @@ class Lane:
         """The groups of this optimizer that train now."""
         return self._now.groups
 
-    @property
-    def frozen(self) -> tuple[Parameter, ...]:
-        """The parameters of this optimizer that are frozen now."""
-        return self._now.frozen
-
     def hold(self) -> None:
         """Empty the gradients of what is frozen."""
         for parameter in self._now.frozen:

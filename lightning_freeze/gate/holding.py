@@ -55,7 +55,7 @@ def way_of(
             f"{name} cannot hold what is frozen from its first step on and trains later, as {_listed(late)} "
             f"{'is' if len(late) == 1 else 'are'}. Run on small parameters of its own, {reasons['late_first_step_ok']}. Let "
             "every group train in the first update, such as by a first phase `{train: [all], updates: 1}`; or use another "
-            "optimizer for them (AdamW, SGD)."
+            "optimizer for them (AdamW; of a fused one, the same with `fused=False`)."
         )
     if idle is not None and traits.all_none_ok is False:
         raise UnsupportedError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,10 +25,12 @@ class Swaps:
     The methods are replaced on the class, since Lightning's wrapper calls them there, and act for the optimizers given alone.
 
     Args:
-        lanes: The optimizers and what is frozen of them.
+        lanes: The optimizers.
+        frozen: Gives the identities of what stands still now, by the last step's set or by the coming one's.
     """
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
+    def __init__(self, lanes: Sequence[Lane], frozen: Callable[[], Collection[int]]) -> None:
+        self._frozen = frozen
         self._lanes = [lane for lane in lanes if swaps(lane.optimizer)]
         self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
         # By lane: what was frozen at `eval()`, and each parameter with its bits.
@@ -79,7 +81,7 @@ class Swaps:
         """Exchange weights for averages, and keep the bits of all: what freezes until `train` is to come back, too."""
         if lane.index not in self._kept:
             held = [p for parameters in lane.members.values() for p in parameters]
-            self._kept[lane.index] = frozenset(map(id, lane.frozen)), [(p, p.detach().clone()) for p in held]
+            self._kept[lane.index] = frozenset(self._frozen()), [(p, p.detach().clone()) for p in held]
         return call()
 
     @torch.no_grad()
@@ -87,7 +89,7 @@ class Swaps:
         """Exchange averages for weights, and put back the bits of what is frozen, or was."""
         result = call()
         frozen, pairs = self._kept.pop(lane.index, (frozenset(), []))
-        frozen = frozen.union(map(id, lane.frozen))
+        frozen = frozen.union(self._frozen())
         for parameter, bits in pairs:
             if id(parameter) in frozen:
                 parameter.copy_(bits)

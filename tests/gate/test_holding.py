@@ -46,7 +46,8 @@ def test_one_that_cannot_begin_late_is_refused_only_where_something_does() -> No
     assert str(caught.value) == (
         "optimizer 0 (Prodigy) cannot hold what is frozen from its first step on and trains later, as a, b, c and 2 more are. "
         "Run on small parameters of its own, it raised KeyError: 'p0'. Let every group train in the first update, such as by a "
-        "first phase `{train: [all], updates: 1}`; or use another optimizer for them (AdamW, SGD)."
+        "first phase `{train: [all], updates: 1}`; or use another optimizer for them (AdamW; of a fused one, the "
+        "same with `fused=False`)."
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from lightning_freeze import FreezeController, FreezeScheduler, FreezeViolation, Phase, Phases
+from lightning_freeze import AlternatingFreeze, FreezeController, FreezeScheduler, FreezeViolation, Phase, Phases
 from lightning_freeze.gate.swaps import Swaps
 from tests.conftest import Net, batches
 
@@ -135,6 +135,14 @@ def test_other_optimizers_of_the_class_are_left_alone() -> None:
     others.train()
     assert not torch.equal(before, other.layer1.weight)  # rounded, as by itself
     controller.detach()
+
+
+@pytest.mark.parametrize("count", [10, 11, 15])
+def test_a_validation_right_before_a_thaw_leaves_the_last_interval_whole(count: int, trainer: Any) -> None:
+    scheduler = AlternatingFreeze("layer1", "layer2", every=5)
+    fit = trainer(scheduler, max_epochs=2, limit_train_batches=count, limit_val_batches=1, num_sanity_val_steps=0)
+    fit.fit(Validated(True), batches(count), batches(1))
+    assert [finding.message for finding in scheduler.findings] == []
 
 
 @pytest.mark.parametrize("first", [0, 1])
