@@ -180,7 +180,8 @@ def observe(specimen: Specimen) -> Real:
     real.skips_none, late = _holds(specimen, False, real, "skips_none")
     real.holds_left_out, late_left = _holds(specimen, True, real, "holds_left_out")
     out = not real.skips_none and bool(real.holds_left_out)
-    real.late_first_step_ok = late_left if out else late
+    if real.skips_none or real.holds_left_out:  # else it is nobody's matter
+        real.late_first_step_ok = late_left if out else late
     real.all_none_ok = _idles(specimen, out, real)
     return real
 
