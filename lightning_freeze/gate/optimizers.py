@@ -178,6 +178,7 @@ class _Probe:
         self._reasons: dict[str, str] = {}
         self._clocks: set[str] = set()
         self._extra: set[str] = set()
+        self._moved_idle = ""
         self._others: dict[bool, list[Any]] = {}  # where what trained has come to, by whether the rest was left out
         self._begins_late = {False: False, True: False}  # by whether what is frozen is left out
 
@@ -206,14 +207,18 @@ class _Probe:
             none = self._holds("skips_none", False, self._steps)
             self._how = self._how if none else before
         left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
-        if none and (moved := self._moves_idle()):  # so it was not the frozen ones that the others' steps left alone
-            none = self._says("skips_none", moved)
         out = not none and left
+        idles = self._survives_idle(out)
+        if none and self._moved_idle:  # so it was not the frozen ones that the others' steps left alone
+            none = self._says(
+                "skips_none", f"{self._moved_idle} of a parameter moved in steps in which nothing trained"
+            )
+            out = left
         return replace(
             traits,
             skips_none=none,
             holds_left_out=left,
-            all_none_ok=self._survives_idle(out),
+            all_none_ok=idles,
             late_first_step_ok=self._begins_late[out] if none or left else None,
             clocks=tuple(sorted(self._clocks)),
             steps_in_backward=False,
@@ -294,23 +299,12 @@ class _Probe:
         control.run(ALL, steps)
         return control.moves(FROZEN)
 
-    def _moves_idle(self) -> str:
-        """What moves in steps in which nothing trains; nothing where they fail, or hold."""
-        try:
-            trial = Trial(self._optimizer, self._how)
-            trial.run(ALL, _WARM)
-            what = _moved(trial, sorted(ALL), _WARM)
-        except Exception:  # told elsewhere
-            return ""
-        return f"{what} of a parameter moved in steps in which nothing trained" if what else ""
-
     def _survives_idle(self, leaves_out: bool) -> bool:
         try:
             trial = Trial(self._optimizer, self._how, leaves_out)
             trial.run(ALL, _WARM)
-            values, states = trial.values(*ALL), trial.states(*ALL)
-            trial.run(frozenset(), _WARM)
-            if not (same(values, trial.values(*ALL)) and same(states, trial.states(*ALL))):
+            self._moved_idle = _moved(trial, sorted(ALL), _WARM)
+            if self._moved_idle:
                 return self._says("all_none_ok", "a step in which nothing had a gradient moved something")
             trial.run(ALL)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch.optim import Optimizer
 
 LARGE = 4096
-"""Elements from which a small parameter keeps at least so many: 8-bit optimizers treat smaller ones apart."""
+"""Elements from which a small parameter keeps at least so many, for optimizers that treat smaller ones apart (8-bit ones)."""
+
+_BY_SIZE = re.compile(r".*(size|bit|block|numel).*")  # names of options that tell of it
 
 MOST_COPIED = 1 << 20
 """Elements beyond which nothing that an optimizer holds is copied."""
@@ -105,6 +108,7 @@ def small_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     for index, other in enumerate(others):
         for p in (p for group in other.param_groups for p in group["params"]):
             held_by_others[id(p)] = (*held_by_others.get(id(p), ()), index)
+    by_size = _tells_by_size(optimizer, *others)
     found: dict[Any, int] = {}
     models: list[tuple[int, Tensor, tuple[int, ...]]] = []
     of: dict[int, int] = {}
@@ -113,12 +117,20 @@ def small_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
         for p in group["params"]:
             if not _trains(p):
                 continue
-            kind = (how, p.dim(), p.dtype, p.device, p.numel() >= LARGE, _told_by(p), held_by_others.get(id(p)))
+            kind = (
+                how,
+                p.dim(),
+                p.dtype,
+                p.device,
+                by_size and p.numel() >= LARGE,
+                _told_by(p),
+                held_by_others.get(id(p)),
+            )
             if kind not in found:
                 if len(models) == MOST_KINDS:
                     continue
                 found[kind] = len(models)
-                models.append((number, p, _small(p)))
+                models.append((number, p, _small(p, by_size)))
             of[id(p)] = found[kind]
     if not models:
         raise NoTwinError("none of its parameters trains and has a shape yet")
@@ -180,10 +192,19 @@ def _is_mark(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _small(like: Tensor) -> tuple[int, ...]:
+def _tells_by_size(*optimizers: Optimizer) -> bool:
+    """Whether options of an optimizer speak of sizes."""
+    held = [each for optimizer in optimizers for each in (vars(optimizer), *optimizer.param_groups)]
+    held += [
+        vars(value) for each in held for value in each.values() if hasattr(value, "__dict__") and not callable(value)
+    ]
+    return any(isinstance(key, str) and _BY_SIZE.fullmatch(key) for each in held for key in each)
+
+
+def _small(like: Tensor, by_size: bool) -> tuple[int, ...]:
     """A shape of as many dimensions, and few elements; the longer side stays the longer."""
     shape = [max(1, size) for size in like.shape] if like.numel() else [2] * like.dim()
-    most = 2 * LARGE if like.numel() >= LARGE else 64
+    most = 2 * LARGE if by_size and like.numel() >= LARGE else 64
     while torch.Size(shape).numel() >= most:
         longest = max(range(len(shape)), key=shape.__getitem__)
         shape[longest] = (shape[longest] + 1) // 2
