@@ -26,7 +26,7 @@ from tests.conftest import Net, batches
 from tests.gate.planted_optimizers import (
     WAYS,
     BeginsAtOnce,
-    DecaysLast,
+    DecaysAll,
     FillsZeros,
     IgnoresClosure,
     IgnoresClosureFillsZeros,
@@ -241,7 +241,7 @@ def test_a_loop_that_survives_a_failed_step_holds_still_afterwards() -> None:
 
 
 def test_a_class_that_steps_its_parent_keeps_what_is_frozen_out_to_its_end(trainer: Any) -> None:
-    seen = fit(trainer, lambda m: DecaysLast(m.parameters(), lr=0.1), SCHEDULES["alternating"][0])
+    seen = fit(trainer, lambda m: DecaysAll(m.parameters(), lr=0.1), SCHEDULES["alternating"][0])
     assert seen.moved() == SCHEDULES["alternating"][1]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeScheduler, FreezeViolation, Phase, Phases
 from tests.conftest import Net, batches
+from tests.gate.planted_optimizers import DecaysAll
 from tests.gate.test_optim_db import Snapshots
 
 EVERY, STEPS = 4, 8  # layer1 trains at batches 0 and 4
@@ -173,18 +174,6 @@ class WeightEMA(pl.Callback):
 def test_an_ema_callback_is_caught_and_named(trainer: Any) -> None:
     with pytest.raises(FreezeViolation, match="In this run these write to weights: WeightEMA"):
         trainer(AlternatingFreeze("layer1", "layer2", every=EVERY), WeightEMA()).fit(Net(), batches(STEPS))
-
-
-class DecaysAll(torch.optim.SGD):
-    """Weight decay by hand, whatever the gradient."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = super().step(closure)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.mul_(0.99)
-        return loss
 
 
 def test_an_optimizer_that_ignores_none_is_held_by_leaving_out(trainer: Any) -> None:

@@ -30,7 +30,7 @@ def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
             given = {name: value for name, value in options(group).items() if name in signature(kind).parameters}
             if isinstance(given.get("lr"), (int, float)):
                 given["lr"] = 0.01  # a warm-up may begin at 0, at which nothing could be seen
-            (one, other), (new, like) = _two_like(group, torch.float32), _two_like(group, torch.float32)
+            (one, other), (new, like) = _two_like(group), _two_like(group)
             twin, fresh = kind([one, other], **given), kind([new, like], **given)
             _step(twin, [one, other])
         except Exception:  # third-party code of any kind; where it cannot be run, nothing is known
@@ -45,7 +45,7 @@ def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
                 _step(optimizer_, parameters, 1)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-    begun = _two_like(group, torch.float32)[1]
+    begun = _two_like(group)[1]
     if torch.allclose(other - begun, like - begun, rtol=0.01, atol=0.0):
         return None
     return (
@@ -53,11 +53,11 @@ def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
     )
 
 
-def _two_like(group: Mapping[str, Any], dtype: torch.dtype | None = None) -> list[torch.nn.Parameter]:
-    """Two small parameters with the number of dimensions, and by default the dtype, of a group's first."""
+def _two_like(group: Mapping[str, Any]) -> list[torch.nn.Parameter]:
+    """Two small parameters with the number of dimensions of a group's first."""
     like: Tensor = group["params"][0]
     shape = (2,) * min(like.dim(), 4)
-    return [torch.nn.Parameter(torch.full(shape, value, dtype=dtype or like.dtype)) for value in (0.5, 0.75)]
+    return [torch.nn.Parameter(torch.full(shape, value, dtype=torch.float32)) for value in (0.5, 0.75)]
 
 
 def _step(twin: Optimizer, parameters: Sequence[torch.nn.Parameter], times: int = 3) -> None:

@@ -316,7 +316,8 @@ class Gate:
             self._last_moment(lane)
             return None
         if lane.leaves_out or lane.early:  # it may act before it calls its closure, or call none
-            self._before_closure(lane)
+            lane.attempted = True
+            self._hold_still(lane)
 
         def held() -> Any:
             lane.put_back()  # for whatever the closure does with the optimizer: a checkpoint, another param group
@@ -328,16 +329,6 @@ class Gate:
             return args, {**kwargs, "closure": held}
         return (args[0], held, *args[2:]), kwargs
 
-    def _before_closure(self, lane: Lane) -> None:
-        """Hold what is frozen while a step has not called its closure yet; whether it ever does is not known."""
-        lane.attempted = True
-        if self.last_moment:
-            lane.hold()
-        lane.note_gradients()
-        if self.last_moment:
-            lane.leave_out()
-        lane.split()
-
     def _last_moment(self, lane: Lane) -> None:
         if torch.compiler.is_dynamo_compiling():  # where the step's closure is compiled with it
             return _unseen(Gate._last_moment, self, lane)
@@ -346,6 +337,10 @@ class Gate:
         if lane.whole and len(lane.optimizer.param_groups) != lane.param_groups:
             self._changed()
         self._before_step(lane)
+        self._hold_still(lane)
+
+    def _hold_still(self, lane: Lane) -> None:
+        """From here on the step finds of what is frozen no gradient, and nothing at all where that is left out."""
         if self.last_moment:
             lane.hold()
         lane.note_gradients()

@@ -81,12 +81,12 @@ def probe_optimizer(optimizer: Optimizer, closure: bool | None = None) -> Optimi
     are. (The idea is that of torch's own tests, which step each optimizer of a database, ``optim_db``, in every
     configuration.)
 
-    Raises:
-        UnsupportedError: A copy of the optimizer has reached the parameters of this one.
-
     Args:
         optimizer: Any `torch.optim.Optimizer`, wrappers included, or what Lightning and Fabric make of one.
         closure: Whether its steps are handed a closure, as Lightning hands them one; by default, only where it asks for one.
+
+    Raises:
+        UnsupportedError: A copy of the optimizer has reached the parameters of this one.
 
     Example:
         >>> import torch
@@ -180,7 +180,8 @@ class _Probe:
         self._extra: set[str] = set()
         self._moved_idle = ""
         self._others: dict[bool, list[Any]] = {}  # where what trained has come to, by whether the rest was left out
-        self._begins_late = {False: False, True: False}  # by whether what is frozen is left out
+        self._begins_late = {False: False, True: False}  # by whether what is frozen is left out, as the next
+        self._why_late: dict[bool, dict[str, str]] = {False: {}, True: {}}
 
     def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
         """All that is learnt."""
@@ -225,7 +226,7 @@ class _Probe:
             closure_reentrant=reentrant,
             reads_early=self._how.early,
             extra_state=tuple(sorted(self._extra)),
-            reasons=self._of_way(out),
+            reasons=self._reasons | self._why_late[out],
         )
 
     def _holds(self, trait: str, leaves_out: bool, steps: int) -> bool:
@@ -255,21 +256,20 @@ class _Probe:
                     return self._says(trait, f"{moved} of a parameter {what} from the first step on moved")
         except Exception as error:  # third-party code of any kind
             return self._says(trait, f"a step with a parameter {what} raised {_named(error)}")
-        self._begins_late[leaves_out] = all(self._trains_late(each, _late(leaves_out)) for each in late)
+        self._begins_late[leaves_out] = all(self._trains_late(each, leaves_out) for each in late)
         self._reasons.pop(trait, None)  # of a first try
         return True
 
-    def _trains_late(self, trial: Trial, trait: str) -> bool:
+    def _trains_late(self, trial: Trial, leaves_out: bool) -> bool:
         """Whether a parameter that was frozen until now trains for the first time."""
         try:
-            return (
-                trial.moves(FROZEN)
-                or not self._moves_after(trial.count)
-                or self._says(trait, "a parameter that was frozen from the first step on did not train later")
-            )
+            if trial.moves(FROZEN) or not self._moves_after(trial.count):
+                return True
+            why = "a parameter that was frozen from the first step on did not train later"
         except Exception as error:
             why = f"the first update of a parameter that had been frozen from the first step on raised {_named(error)}"
-            return self._says(trait, why)
+        self._why_late[leaves_out] = {"late_first_step_ok": why}
+        return False
 
     def _where_others_come_to(self, steps: int) -> list[Any]:
         """What trains, beside a parameter without a gradient; where that fails, beside one that trains."""
@@ -311,18 +311,9 @@ class _Probe:
             return self._says("all_none_ok", f"a step in which nothing had a gradient raised {_named(error)}")
         return True
 
-    def _of_way(self, leaves_out: bool) -> dict[str, str]:
-        """What happened, of the way that is gone; the other's late first step is nobody's matter."""
-        kept = {trait: why for trait, why in self._reasons.items() if trait != _late(not leaves_out)}
-        return {trait.removesuffix("_left_out") if trait == _late(True) else trait: why for trait, why in kept.items()}
-
     def _says(self, trait: str, reason: str) -> bool:
         self._reasons[trait] = reason
         return False
-
-
-def _late(leaves_out: bool) -> str:
-    return "late_first_step_ok" + "_left_out" * leaves_out
 
 
 def _moved(trial: Trial, frozen: Sequence[str], steps: int) -> str:

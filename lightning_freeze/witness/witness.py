@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.gate.optimizers import probe_optimizer
+from lightning_freeze.gate.optimizers import OptimizerTraits, probe_optimizer
 from lightning_freeze.gate.twins import family
 from lightning_freeze.plan.groups import clean_name
 from lightning_freeze.report.findings import Finding
@@ -72,6 +72,7 @@ class Witness:
     def rebind(self, optimizers: Sequence[Optimizer]) -> None:
         """Learn anew which optimizer holds which parameter, and at what rate."""
         self._optimizers = optimizers
+        self._traits: dict[int, OptimizerTraits] = {}
         self._families = {id(optimizer): family(optimizer) for optimizer in optimizers}
         self._holders: dict[int, list[Optimizer]] = {}
         self._rates: dict[int, dict[str, object]] = {}
@@ -178,7 +179,9 @@ class Witness:
 
     def _mover(self, parameter: Tensor) -> str | None:
         for optimizer in self._holders.get(id(parameter), []):
-            traits = probe_optimizer(optimizer)
+            if id(optimizer) not in self._traits:  # asked of each parameter that has moved
+                self._traits[id(optimizer)] = probe_optimizer(optimizer)
+            traits = self._traits[id(optimizer)]
             if traits.skips_none is False:
                 return traits.name
         return None

@@ -259,15 +259,15 @@ class Wrapper(Optimizer):
         return loss
 
 
-class DecaysLast(FillsZeros):
-    """Steps its parent, whose step runs the hooks, too, and decays everything after that."""
+class DecaysAll(SGD):
+    """Steps its parent, whose step runs the hooks, too, and decays everything after that, whatever the gradient."""
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = super().step(closure)
-        with torch.no_grad():
-            for group in self.param_groups:
-                for p in group["params"]:
-                    p.mul_(0.99)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(0.99)
         return loss
 
 

@@ -13,6 +13,7 @@ from torch.optim import SGD
 
 import lightning_freeze.controller
 from lightning_freeze import OptimizerTraits
+from tests.gate.planted_optimizers import DecaysAll
 from tests.zoo import survey
 from tests.zoo.__main__ import FILE
 from tests.zoo.database import torchs
@@ -80,18 +81,6 @@ def test_the_table_in_the_repository_tells_of_no_leak() -> None:
 # --- the checks can fail ------------------------------------------------------------------------------------------------
 
 
-class Decays(SGD):
-    """Decays whatever it holds, gradient or not."""
-
-    def step(self, closure: Any = None) -> Any:
-        loss = super().step(closure)
-        with torch.no_grad():
-            for group in self.param_groups:
-                for p in group["params"]:
-                    p.mul_(0.99)
-        return loss
-
-
 class Remembers(SGD):
     """Writes into the state of whatever it holds."""
 
@@ -133,7 +122,7 @@ def believed(kind: Any) -> Row:
         return examine(specimen(kind), "")
 
 
-@pytest.mark.parametrize("kind", [Decays, Remembers])
+@pytest.mark.parametrize("kind", [DecaysAll, Remembers])
 def test_a_leak_is_seen_where_the_probe_is_wrong(kind: Any) -> None:
     row = believed(kind)
     assert set(row.turns.values()) == {"LEAK"}
@@ -149,7 +138,7 @@ def test_a_crash_is_seen_where_the_probe_is_wrong() -> None:
     assert "ZeroDivisionError: nothing to divide by" in faults([row])[0]
 
 
-@pytest.mark.parametrize("kind", [Decays, Remembers, Fails])
+@pytest.mark.parametrize("kind", [DecaysAll, Remembers, Fails])
 def test_with_the_true_probe_they_are_held(kind: Any) -> None:
     row = examine(specimen(kind), "")
     assert (row.way, set(row.turns.values()), faults([row])) == ("left out", {"held"}, [])
