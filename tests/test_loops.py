@@ -28,7 +28,7 @@ from lightning_freeze.gate.backward import Circumstances
 from lightning_freeze.gate.wrapped import unwrapped
 from lightning_freeze.plan.groups import clean_name
 from tests.gate.test_optim_db import same
-from tests.processes.pairs import Case, Outcome, run_pairs
+from tests.processes.pairs import Case, Outcomes
 
 pytest.importorskip("sklearn")
 
@@ -200,9 +200,9 @@ def odd_in_two(root: Path, port: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     here = "tests.test_loops"
-    return run_pairs(
+    return Outcomes(
         tmp_path_factory.mktemp("pairs"),
         [
             Case("plain", f"{here}:plain_in_two", {"ports": [free_port() for _ in range(3)]}),
@@ -214,17 +214,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome
 
 
 @pytest.fixture
-def found(outcomes: dict[str, list[Outcome]]) -> Callable[[str], list[Any]]:
+def found(outcomes: Outcomes) -> Callable[[str], list[Any]]:
     """What both ranks returned of a case that went through."""
-
-    def of(name: str) -> list[Any]:
-        assert [outcome.error for outcome in outcomes[name]] == ["", ""], [o.trace or o.text for o in outcomes[name]]
-        return [outcome.result for outcome in outcomes[name]]
-
-    return of
+    return outcomes.results
 
 
-@pytest.mark.parametrize("name", ["plain", "ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["plain", *(pytest.param(s, marks=pytest.mark.slow) for s in ("ddp", "fsdp2"))])
 def test_two_processes_hold_the_same_weights_and_resume_exactly(name: str, found: Any) -> None:
     first, second = found(name)
     assert first == second
@@ -232,10 +227,12 @@ def test_two_processes_hold_the_same_weights_and_resume_exactly(name: str, found
     assert first["half"] != first["straight"]
 
 
+@pytest.mark.slow
 def test_fabric_under_ddp_and_plain_ddp_come_to_the_same_bits(found: Any) -> None:
     assert found("ddp")[0] == found("plain")[0]
 
 
+@pytest.mark.slow
 def test_a_write_on_one_rank_stops_both_which_know_where_it_was(found: Any) -> None:
     for made in found("violated"):
         assert made["saved"]
@@ -243,10 +240,12 @@ def test_a_write_on_one_rank_stops_both_which_know_where_it_was(found: Any) -> N
         assert "on rank 1: 'weight1.weight'" in made["text"]
 
 
+@pytest.mark.slow
 def test_a_backward_past_the_wrapper_is_found_as_ranks_that_go_apart(found: Any) -> None:
     assert [made["past"] for made in found("odd")] == [["copies"], ["copies"]]
 
 
+@pytest.mark.slow
 def test_a_wrapper_that_the_controller_never_saw_is_not_skipped_under(found: Any) -> None:
     first, second = found("odd")
     assert not first["skips"]

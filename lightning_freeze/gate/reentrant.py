@@ -9,6 +9,7 @@ by ``requires_grad=False``, that is every segment above it.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -44,34 +45,28 @@ class ReentrantInputs:
         self._active = active
         self._say = say
         self._said = False
-        self._mine: Any = None
-        self._before: Any = None
 
     def attach(self) -> None:
-        """From here on, look at each reentrant segment."""
-        self._before = vars(CheckpointFunction).get("apply")
-        original: Any = CheckpointFunction.apply
-
-        def apply(function: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
-            no_gradient = not any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
-            if not no_gradient or not self._active() or not torch.is_grad_enabled():
-                return original(function, preserve_rng_state, *inputs)
-            module = _module_of(function)
-            if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
-                return function(*inputs)  # of which nothing is kept, unless it reaches something that does train
-            return original(function, preserve_rng_state, *self._mended(function, inputs))
-
-        self._mine = apply
-        CheckpointFunction.apply = staticmethod(apply)  # type: ignore[method-assign]
+        """From here on, look at each reentrant segment. Safe to call again."""
+        _PATCH.add(self)
 
     def detach(self) -> None:
-        """As it was, unless somebody else has put something in our place. Safe to call again."""
-        if self._mine is not None and CheckpointFunction.apply is self._mine:
-            if self._before is None:
-                del CheckpointFunction.apply
-            else:
-                CheckpointFunction.apply = self._before  # type: ignore[method-assign]
-        self._mine = self._before = None
+        """Look no longer. Safe to call again."""
+        _PATCH.discard(self)
+
+    def inputs(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The inputs to checkpoint a segment with, or None where it is to be run as it is.
+
+        Args:
+            function: The segment.
+            inputs: Its inputs.
+        """
+        if not self._active() or any(isinstance(each, Tensor) and each.requires_grad for each in inputs):
+            return inputs
+        module = _module_of(function)
+        if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
+            return None  # nothing is kept for backward, unless it reaches something outside that does train
+        return self._mended(function, inputs)
 
     def _mended(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The inputs, of which the largest with fractions requires a gradient: one is enough for those of the parameters.
@@ -95,6 +90,59 @@ class ReentrantInputs:
         if largest is None:
             return inputs
         return (*inputs[:largest], inputs[largest].detach().requires_grad_(), *inputs[largest + 1 :])
+
+
+class _Patch:
+    """The replacement of ``CheckpointFunction.apply``: one for the process, whoever comes and goes in whatever order.
+
+    It is in place while anybody uses it. Users are held weakly, so that one that is never detached ends with its run.
+    """
+
+    def __init__(self) -> None:
+        self._users: weakref.WeakSet[ReentrantInputs] = weakref.WeakSet()
+        self._original: Any = None
+        self._replacement: Any = None
+
+    def add(self, user: ReentrantInputs) -> None:
+        if user in self._users:
+            return
+        if not self._users:
+            self._put()
+        self._users.add(user)
+        weakref.finalize(user, self._restore).atexit = False
+
+    def discard(self, user: ReentrantInputs) -> None:
+        self._users.discard(user)
+        self._restore()
+
+    def _put(self) -> None:
+        self._restore()
+        original: Any = CheckpointFunction.apply
+
+        def apply(function: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
+            given: tuple[Any, ...] | None = inputs
+            for user in tuple(self._users) if torch.is_grad_enabled() else ():
+                given = user.inputs(function, inputs)
+                if given is not inputs:
+                    break
+            return function(*inputs) if given is None else original(function, preserve_rng_state, *given)
+
+        self._original, self._replacement = vars(CheckpointFunction).get("apply", _INHERITED), apply
+        CheckpointFunction.apply = staticmethod(apply)  # type: ignore[method-assign]
+
+    def _restore(self) -> None:
+        """With the last user, as it was; what somebody else has put in its place stays."""
+        if any(self._users) or CheckpointFunction.apply is not self._replacement:
+            return
+        if self._original is _INHERITED:
+            del CheckpointFunction.apply
+        else:
+            CheckpointFunction.apply = self._original  # type: ignore[method-assign]
+        self._original = self._replacement = None
+
+
+_INHERITED: Any = object()
+_PATCH = _Patch()
 
 
 def _module_of(function: object) -> nn.Module | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from typing import Any
 
 import pytest
@@ -131,12 +132,39 @@ def test_afterwards_it_is_as_it_was() -> None:
     assert "apply" not in vars(CheckpointFunction)
 
 
-def test_of_two_the_other_stays() -> None:
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_of_two_the_other_stays(first_out: int) -> None:
+    """In whichever order they are detached."""
+    both = [ReentrantInputs(lambda: True, lambda _: None) for _ in range(2)]
+    for each in both:
+        each.attach()
+    held = CheckpointFunction.apply
+    both.pop(first_out).detach()
+    assert CheckpointFunction.apply is held
+    both.pop().detach()
+    assert "apply" not in vars(CheckpointFunction)
+
+
+def test_one_that_is_never_detached_ends_with_its_run() -> None:
+    forgotten = ReentrantInputs(lambda: True, lambda _: None)
+    forgotten.attach()
+    del forgotten
+    gc.collect()
+    assert "apply" not in vars(CheckpointFunction)
+
+
+def test_what_somebody_else_put_in_its_place_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CheckpointFunction, "apply", CheckpointFunction.apply)  # so that it is restored afterwards
     first, second = (ReentrantInputs(lambda: True, lambda _: None) for _ in range(2))
     first.attach()
-    held = CheckpointFunction.apply
-    second.attach()
-    second.detach()
-    assert CheckpointFunction.apply is held
+    ours = CheckpointFunction.apply
+    theirs = staticmethod(lambda *arguments: ours(*arguments))
+    CheckpointFunction.apply = theirs  # type: ignore[method-assign,assignment]
     first.detach()
-    assert "apply" not in vars(CheckpointFunction)
+    assert vars(CheckpointFunction)["apply"] is theirs
+    second.attach()
+    layer = nn.Linear(2, 2)
+    checkpoint(layer, torch.ones(1, 2), use_reentrant=True).sum().backward()
+    assert layer.weight.grad is not None
+    second.detach()
+    assert vars(CheckpointFunction)["apply"] is theirs

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.amp import GradScaler
 from torch.distributed.fsdp import fully_shard
 
@@ -42,6 +43,12 @@ DDP = Cell("DDP", "32-true", 1, "auto", "every")
 def rank() -> int:
     """This process's."""
     return int(os.environ["RANK"])
+
+
+def join() -> None:
+    """Make sure of a process group, as cases before this one may have left one."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
 
 
 class At(pl.Callback):
@@ -511,6 +518,7 @@ def cannot_save(root: Path) -> dict[str, Any]:
 
 def other_groups_in_one_checkpoint(root: Path) -> None:
     """What rank 1 goes on from was made with another schedule."""
+    join()
     model = Net()
     ddp = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -525,6 +533,7 @@ def other_groups_in_one_checkpoint(root: Path) -> None:
 
 def finds_at_the_end(root: Path) -> dict[str, Any]:
     """In a plain loop, rank 1 alone writes to something frozen, and to what its user froze, after the last epoch."""
+    join()
     model = Net()
     model.own = nn.Parameter(torch.ones(3), requires_grad=False)
     ddp = nn.parallel.DistributedDataParallel(model)

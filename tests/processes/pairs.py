@@ -80,6 +80,37 @@ def run_pairs(root: Path, cases: Sequence[Case]) -> dict[str, list[Outcome]]:
     return {case.name: [_outcome(root, case.name, rank) for rank in range(case.world)] for case in cases}
 
 
+class Outcomes:
+    """The outcomes of cases, each of which runs when it is first asked for: one test alone runs its own cases alone.
+
+    Args:
+        root: A folder for what the cases write.
+        cases: The cases; their names differ.
+    """
+
+    def __init__(self, root: Path, cases: Sequence[Case]) -> None:
+        self.root = root
+        self._cases = {case.name: case for case in cases}
+        self._found: dict[str, list[Outcome]] = {}
+
+    def __getitem__(self, name: str) -> list[Outcome]:
+        """What became of a case, on each rank."""
+        if name not in self._found:
+            self._found |= run_pairs(self.root, [self._cases[name]])
+        return self._found[name]
+
+    def run(self, case: Case) -> None:
+        """Run a case whose arguments come from what others have left."""
+        self._cases[case.name] = case
+        _ = self[case.name]
+
+    def results(self, name: str) -> list[Any]:
+        """What each rank returned, of a case that went through on all."""
+        outcomes = self[name]
+        assert {o.error for o in outcomes} == {""}, [(o.error, o.text, o.trace) for o in outcomes]
+        return [outcome.result for outcome in outcomes]
+
+
 @functools.lru_cache(maxsize=1)
 def _seed() -> subprocess.Popen[str]:
     """A process that has imported everything, and has no threads, from which pairs are forked: to import takes seconds."""

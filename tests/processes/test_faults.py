@@ -11,17 +11,16 @@ import pytest
 
 from tests.processes.faults import loads, saves
 from tests.processes.matrix import TOLERANCES, distance
-from tests.processes.pairs import Case, Outcome, run_pairs
+from tests.processes.pairs import Case, Outcomes
+from tests.processes.test_pairs import case, stopped_by_rank_1
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Lightning's, about each strategy
-
-
-def case(function: str, name: str = "", **arguments: Any) -> Case:
-    return Case(name or function, f"tests.processes.faults:{function}", arguments)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of Lightning's, about each strategy
+    pytest.mark.slow,  # tests/processes/test_pairs.py has the one case that `pytest` alone runs
+]
 
 
 CASES = [
-    case("frozen_write"),
     case("frozen_write", "frozen_write_within", every=1),
     case("frozen_write", "frozen_write_audit", audit_alone=True),
     case("trained_write"),
@@ -48,7 +47,6 @@ CASES = [
     case("interrupted", "straight"),
     case("saves", "saves_ddp", strategy="DDP"),
     *(case("saves", f"saves_{how}", strategy="FSDP2", save=how) for how in ("sharded", "whole")),
-    # From here on a case ends the pair that runs it.
     case("untold"),
     case("interrupted", "killed", kills=True),
     case("hook_raises", everywhere=False, strategy="DDP"),
@@ -62,46 +60,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outcomes(root: Path) -> dict[str, list[Outcome]]:
-    """All that can be run without what another has left; then what goes on from that."""
-    first = run_pairs(root, CASES)
-    alone = root / "alone"
-    alone.mkdir()
-    saves(alone, "one process")
-    last = sorted(root.glob("killed/*.ckpt"), key=lambda path: path.stat().st_mtime)[-1]
-    then = [
-        case("interrupted", "goes_on", path=str(last)),
-        case("loads", "loads_alone", strategy="DDP", path=str(alone / "saved.ckpt")),
-        *(
-            case("loads", f"loads_{how}", strategy="FSDP2", path=str(root / f"saves_{how}" / "saved.ckpt"), save=how)
-            for how in ("sharded", "whole")
-        ),
-    ]
-    return first | run_pairs(root, then)
+def outcomes(root: Path) -> Outcomes:
+    return Outcomes(root, CASES)
 
 
 Found = Callable[[str], list[Any]]
 
 
 @pytest.fixture
-def found(outcomes: dict[str, list[Outcome]]) -> Found:
+def found(outcomes: Outcomes) -> Found:
     """What each rank made of a case, of which neither failed."""
-
-    def results(name: str) -> list[Any]:
-        assert {o.error for o in outcomes[name]} == {""}, [(o.error, o.text, o.trace) for o in outcomes[name]]
-        return [outcome.result for outcome in outcomes[name]]
-
-    return results
+    return outcomes.results
 
 
-@pytest.mark.parametrize(("name", "seen"), [("frozen_write", 6), ("frozen_write_within", 3), ("frozen_write_audit", 6)])
+@pytest.mark.parametrize(("name", "seen"), [("frozen_write_within", 3), ("frozen_write_audit", 6)])
 def test_a_frozen_weight_that_one_rank_writes_to_stops_both_alike(name: str, seen: int, found: Found) -> None:
     for made in found(name):
-        assert made["kinds"] == ["value"]
-        assert "on rank 1: 'layer1.weight'" in made["text"]
-        assert made["saved"]
-        assert made["batches"] == seen
-        assert made["findings"] == 1
+        stopped_by_rank_1(made, seen)
 
 
 @pytest.mark.parametrize(("name", "first"), [("trained_write", "layer1.weight"), ("trained_write_tp", "layer2.bias")])
@@ -165,7 +140,7 @@ def test_a_rank_that_cannot_save_leaves_none_waiting(found: Found) -> None:
         assert "Nothing was saved" in made["text"]
 
 
-def test_a_state_that_one_rank_refuses_is_refused_by_all(outcomes: dict[str, list[Outcome]]) -> None:
+def test_a_state_that_one_rank_refuses_is_refused_by_all(outcomes: Outcomes) -> None:
     first, second = outcomes["other_groups_in_one_checkpoint"]
     assert (first.error, second.error) == ("ScheduleError", "ScheduleError"), first.trace + second.trace
     assert "refused: rank 0 has" in first.text
@@ -199,14 +174,14 @@ def test_ranks_that_average_their_weights_now_and_then_are_no_replicas(found: Fo
         assert made == {"findings": [], "updates": {"slow": 2, "fast": 6}}
 
 
-def test_another_schedule_on_one_rank_is_refused_on_both_and_names_both(outcomes: dict[str, list[Outcome]]) -> None:
+def test_another_schedule_on_one_rank_is_refused_on_both_and_names_both(outcomes: Outcomes) -> None:
     for outcome in outcomes["another_schedule"]:
         assert outcome.error == "ScheduleError"
         assert "the ranks do not agree, before training" in outcome.text
         assert "schedule.init_args.periods.slow: rank 0 has 3, rank 1 has 4" in outcome.text
 
 
-def test_ranks_that_resume_from_different_places_are_refused(outcomes: dict[str, list[Outcome]]) -> None:
+def test_ranks_that_resume_from_different_places_are_refused(outcomes: Outcomes) -> None:
     for outcome in outcomes["another_checkpoint"]:
         assert outcome.error == "ScheduleError", outcome.trace
         assert "where training begins" in outcome.text
@@ -229,7 +204,7 @@ def test_an_exception_on_all_ranks_undoes_everything_on_each(strategy: str, foun
         assert (root / "hook_raises_DDP" / "exception.ckpt").exists()
 
 
-def test_an_exception_on_one_rank_undoes_everything_on_both(outcomes: dict[str, list[Outcome]], root: Path) -> None:
+def test_an_exception_on_one_rank_undoes_everything_on_both(outcomes: Outcomes, root: Path) -> None:
     first, second = outcomes["hook_raises"]
     assert first.result["error"] not in ("", "ValueError"), "rank 0 has not heard of it"
     assert first.result["restored"]
@@ -242,12 +217,14 @@ def test_an_exception_on_one_rank_undoes_everything_on_both(outcomes: dict[str, 
 
 
 def test_a_killed_rank_ends_the_other_and_the_last_checkpoint_goes_on_exactly(
-    outcomes: dict[str, list[Outcome]], found: Found
+    outcomes: Outcomes, found: Found
 ) -> None:
     first, second = outcomes["killed"]
     assert second.error == "gone"
     assert first.result["error"] != ""
     assert first.result["restored"]
+    last = max(outcomes.root.glob("killed/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    outcomes.run(case("interrupted", "goes_on", path=str(last)))
     for made, never_stopped in zip(found("goes_on"), found("straight"), strict=True):
         assert made == never_stopped
         assert made["error"] == ""
@@ -281,15 +258,19 @@ def test_two_processes_with_different_global_seeds_draw_the_same_groups(found: F
     assert len(sets[-1]) == 2
 
 
-def test_plain_ddp_fails_without_being_told_of_what_is_frozen(outcomes: dict[str, list[Outcome]]) -> None:
+def test_plain_ddp_fails_without_being_told_of_what_is_frozen(outcomes: Outcomes) -> None:
     """Should torch mend this, the telling can go."""
     texts = [str(outcome.result or outcome.text) for outcome in outcomes["untold"]]
     assert any("parameters that were not used in producing the loss" in text for text in texts), texts
 
 
 @pytest.mark.parametrize("how", ["sharded", "whole"])
-def test_fsdp2_goes_on_from_its_checkpoints_of_groups_that_never_trained(how: str, found: Found) -> None:
+def test_fsdp2_goes_on_from_its_checkpoints_of_groups_that_never_trained(
+    how: str, outcomes: Outcomes, found: Found
+) -> None:
     assert found(f"saves_{how}")[0]["updates"]["upper"] == 0
+    path = str(outcomes.root / f"saves_{how}" / "saved.ckpt")
+    outcomes.run(case("loads", f"loads_{how}", strategy="FSDP2", path=path, save=how))
     for made in found(f"loads_{how}"):
         assert made["resumed"] == made["straight"]
         assert made["resumed"]["updates"] == {"bottom": 6, "upper": 2, "head": 10}
@@ -301,32 +282,16 @@ def close(one: Any, other: Any) -> bool:
     return distance(one["weights"], other["weights"]) <= TOLERANCES["32-true"] and one["updates"] == other["updates"]
 
 
-def test_ddp_goes_on_from_a_checkpoint_of_one_process(found: Found) -> None:
+def test_ddp_goes_on_from_a_checkpoint_of_one_process(outcomes: Outcomes, found: Found, tmp_path: Path) -> None:
+    saves(tmp_path, "one process")
+    outcomes.run(case("loads", "loads_alone", strategy="DDP", path=str(tmp_path / "saved.ckpt")))
     for made in found("loads_alone"):
         assert close(made["resumed"], made["straight"])
         assert made["resumed"]["findings"] == []
 
 
-def test_one_process_goes_on_from_a_checkpoint_of_ddp(outcomes: Any, root: Path, tmp_path: Path) -> None:
+def test_one_process_goes_on_from_a_checkpoint_of_ddp(found: Found, root: Path, tmp_path: Path) -> None:
+    found("saves_ddp")
     made = loads(tmp_path, "one process", str(root / "saves_ddp" / "saved.ckpt"))
     assert close(made["resumed"], made["straight"])
     assert made["resumed"]["findings"] == []
-
-
-def test_a_case_that_hangs_ends_by_its_deadline_and_the_next_one_runs(tmp_path: Path) -> None:
-    """The harness itself: a collective that one rank never joins."""
-    here = "tests.processes.test_faults"
-    found = run_pairs(tmp_path, [Case("hangs", f"{here}:hangs", deadline=3.0), Case("fine", f"{here}:fine")])
-    assert {outcome.error for outcome in found["hangs"]} == {"gone"}
-    assert "in hangs" in found["hangs"][1].text
-    assert [outcome.result for outcome in found["fine"]] == [1, 1]
-
-
-def hangs(root: Path) -> None:
-    import time
-
-    time.sleep(60)
-
-
-def fine(root: Path) -> int:
-    return 1
