@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.process_state import changes, state
+
 torch.set_num_threads(1)
 
 # No deadlines: timings are noisy on shared cores. In CI the same examples every time, so that a failure is the change's.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """Everything imported lives as long as the process: `gc.collect()`, which audits and tests call, need not walk it."""
+    gc.collect()
+    gc.freeze()
 
 
 class Net(pl.LightningModule):
@@ -68,6 +77,17 @@ def make_trainer(root: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
         "default_root_dir": str(root),
     }
     return pl.Trainer(callbacks=list(callbacks), **{**quiet, **options})
+
+
+@pytest.fixture(autouse=True)
+def leaves_the_process_as_it_was() -> Iterator[None]:
+    """No test depends on what ran before it in the process. The environment is restored: Lightning's seeds live in it."""
+    environment, before = dict(os.environ), state()
+    yield
+    for key in os.environ.keys() - environment.keys():
+        del os.environ[key]
+    os.environ.update(environment)
+    assert changes(before) == [], "a test has changed what those after it share"
 
 
 @pytest.fixture

@@ -24,11 +24,21 @@ RECIPES = [
 
 
 class Step:
-    """For models: a batch that depends on epoch and place alone, so that a resumed run sees what the straight one saw."""
+    """For models: a batch that depends on epoch and place alone, so that a resumed run sees what the straight one saw.
+
+    In a loop without a Trainer, ``epoch`` says which it is, and what it logs goes nowhere.
+    """
+
+    epoch = 0
+    _trainer: Any
+    trainer: Any
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        if self._trainer is not None:
+            super().log(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        place: Any = self
-        here = 1000 * place.trainer.current_epoch + batch_idx
+        here = 1000 * (self.epoch if self._trainer is None else self.trainer.current_epoch) + batch_idx
         torch.manual_seed(here)  # for the GAN's noise
         made = torch.Generator().manual_seed(here)
         images, labels = torch.rand(8, 8, 8, generator=made), torch.randint(10, (8,), generator=made)
@@ -61,12 +71,16 @@ def place_of(name: str) -> Place:
     return next(place for place in root.walk() if place.key.endswith("callbacks[0].init_args"))
 
 
-def scheduler_of(name: str, **more: Any) -> FreezeScheduler:
-    """A recipe's scheduler, without the input audit."""
+def arguments_of(name: str, schedule: Any = None) -> dict[str, Any]:
+    """A recipe's arguments, of a scheduler or of a controller."""
     items = place_of(name).items()
     arguments = {key: value.plain() for key, value in items.items() if key != "schedule"}
-    schedule = more.pop("schedule", None) or build_schedule(items["schedule"])
-    return FreezeScheduler(schedule, **arguments, audit=FreezeAudit(inputs=False), **more)
+    return {"schedule": schedule or build_schedule(items["schedule"]), **arguments}
+
+
+def scheduler_of(name: str, schedule: Any = None, **more: Any) -> FreezeScheduler:
+    """A recipe's scheduler, without the input audit."""
+    return FreezeScheduler(**arguments_of(name, schedule), audit=FreezeAudit(inputs=False), **more)
 
 
 def model_of(name: str) -> Any:

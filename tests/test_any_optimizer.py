@@ -33,7 +33,7 @@ from tests.gate.planted_optimizers import (
     NeedsSome,
     Wrapper,
 )
-from tests.gate.test_optim_db import Snapshots
+from tests.observer import Snapshots
 
 STEPS = 25
 SCHEDULES: dict[str, tuple[Schedule, list[bool]]] = {

@@ -27,7 +27,7 @@ from lightning_freeze import (
 from lightning_freeze.gate.refusals import refuse_strategy
 from lightning_freeze.report.records import read_records
 from tests.conftest import Net, batches
-from tests.gate.test_optim_db import Snapshots
+from tests.observer import Snapshots
 
 
 def test_the_two_spellings_of_the_founding_case_are_the_same(trainer: Any) -> None:

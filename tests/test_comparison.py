@@ -16,6 +16,7 @@ from lightning_freeze.demos import DigitsMixer
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.slow  # it measures
 
 PROGRAM = Path(__file__).parents[1] / "examples" / "comparison.py"
 EPOCHS, BATCHES = 2, 6

@@ -16,7 +16,7 @@ from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeScheduler, Ph
 from lightning_freeze.gate.backward import Choice
 from lightning_freeze.plan.groups import clean_name
 from tests.conftest import Net
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 # Where a compiled block gets what another has computed, torch looks at its `.grad`, and hides its own warning of that from
 # all but those to whom warnings are errors.
@@ -174,8 +174,15 @@ PLACES: Any = {
 }
 
 
-@pytest.mark.parametrize("skip", ["auto", False])
-@pytest.mark.parametrize("place", PLACES)
+def places() -> Iterator[Any]:
+    """Every place, skipped under and not; one of the two for each place is not slow."""
+    for number, place in enumerate(PLACES):
+        for skip in ("auto", False):
+            marks = () if (skip == "auto") == (number % 2 == 0) else pytest.mark.slow
+            yield pytest.param(place, skip, marks=marks, id=f"{place}-{skip}")
+
+
+@pytest.mark.parametrize(("place", "skip"), list(places()))
 def test_wherever_a_model_is_compiled_each_bit_is_that_of_an_uncompiled_run(
     place: str, skip: Any, graphs: Graphs, trainer: Any
 ) -> None:

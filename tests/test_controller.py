@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError
 from lightning_freeze.report.records import steps_of
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 
 def model_of(*names: str) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.slow  # it measures
 
 PROGRAM = Path(__file__).parents[1] / "examples" / "drift.py"
 WAYS = ("zeros", "None", "lightning-freeze")

@@ -9,7 +9,7 @@ import torch
 
 from lightning_freeze import AlternatingFreeze
 from tests.conftest import Net, batches
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 EVERY = 3
 OPTIMIZERS = {

@@ -854,6 +854,7 @@ for value in ("", "warn"):
 """
 
 
+@pytest.mark.slow
 def test_unset_the_switch_loads_nothing_in_either_package() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LIGHTNING_FREEZE")}
     done = subprocess.run([sys.executable, "-c", LOADED], env=environment, capture_output=True, text=True, check=True)

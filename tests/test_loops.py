@@ -27,7 +27,7 @@ from lightning_freeze import Every, FreezeController, FreezeViolation, Phase, Ph
 from lightning_freeze.gate.backward import Circumstances
 from lightning_freeze.gate.wrapped import unwrapped
 from lightning_freeze.plan.groups import clean_name
-from tests.gate.test_optim_db import same
+from tests.observer import same
 from tests.processes.pairs import Case, Outcomes
 
 pytest.importorskip("sklearn")

@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases
 from tests.conftest import Net, batches, make_trainer
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 EPOCHS, BATCHES = 2, 8

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from lightning_freeze import Phases, ScheduleError
+from lightning_freeze import FreezeController, Phases, ScheduleError
 from lightning_freeze.forecast import Forecast, Horizon, forecast
 from lightning_freeze.report.records import read_records, steps_of
 from tests.conftest import make_trainer
-from tests.gate.test_optim_db import same
-from tests.recipes import RECIPES, data, model_of, scheduler_of
+from tests.loop import step
+from tests.observer import same
+from tests.recipes import RECIPES, arguments_of, data, model_of, scheduler_of
 from tests.test_resume import Trace
 
 EPOCHS, BATCHES = 4, 3  # an odd number, so that an epoch ends with half a window where two batches are accumulated
@@ -57,16 +58,72 @@ def steps_in(found: Forecast) -> list[tuple[int, frozenset[str]]]:
     return [(step.optimizer, step.trained) for step in found.steps]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_resumed_at_every_update_it_draws_and_moves_alike(name: str, tmp_path: Path) -> None:
-    epochs = EPOCHS if name == "unfreezing_on_plateau" else 3
-    bits, straight, scheduler = fit(name, tmp_path, save=True, max_epochs=epochs)
-    assert len(straight) == epochs * BATCHES
+class Loop:
+    """A recipe in a plain loop, as far as `EPOCHS` and `BATCHES` go; where it is cut it goes on from what was saved there.
+
+    Args:
+        name: The recipe.
+        saved: What `save` gave, to go on from.
+    """
+
+    def __init__(self, name: str, saved: Any = None) -> None:
+        self.model = model_of(name)
+        self.optimizer = self.model.configure_optimizers()
+        self.controller = FreezeController(self.model, **arguments_of(name))
+        self.seen: dict[tuple[int, int], Any] = {}
+        self.saves: dict[tuple[int, int], Any] = {}
+        if saved is not None:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        self.controller.attach(self.optimizer, closures=True)
+        self.controller.begin(state=saved and saved["controller"])
+        self.next: tuple[int, int] = saved["next"] if saved else (0, 0)
+
+    def save(self) -> Any:
+        parts = {"model": self.model, "optimizer": self.optimizer, "controller": self.controller}
+        return copy.deepcopy({"next": self.next, **{name: part.state_dict() for name, part in parts.items()}})
+
+    def run(self, saves: bool = False) -> None:
+        with self.controller:
+            while self.next[0] < EPOCHS:
+                epoch, number = self.next
+                self.model.epoch = epoch
+                step(self.model, self.optimizer, self.controller, None, number)
+                self.seen[self.next] = (sorted(self.controller.trainable), self.controller.updates)
+                if number + 1 == BATCHES:
+                    self.controller.hear(METRICS[epoch])
+                    findings = self.controller.end_epoch()
+                    assert [finding for finding in findings if finding.severity == "error"] == []
+                self.next = (epoch, number + 1) if number + 1 < BATCHES else (epoch + 1, 0)
+                if saves:
+                    self.saves[self.next] = self.save()
+            assert self.controller.finish() == []
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "gan"])
+def test_resumed_at_every_update_it_draws_and_moves_alike(name: str) -> None:
+    straight = Loop(name)
+    straight.run(saves=True)
+    assert len(straight.seen) == EPOCHS * BATCHES
+    for here, checkpoint in straight.saves.items():
+        again = Loop(name, checkpoint)
+        again.run()
+        assert again.seen == {at: what for at, what in straight.seen.items() if at >= here}, here
+        assert again.controller.updates == straight.controller.updates, here
+        assert same(again.model.state_dict(), straight.model.state_dict()), here
+        assert same(again.optimizer.state_dict(), straight.optimizer.state_dict()), here
+
+
+@pytest.mark.parametrize("name", ["gan", "unfreezing_on_plateau"])
+def test_resumed_at_every_update_under_a_trainer(name: str, tmp_path: Path) -> None:
+    """Manual optimization, and a phase that a metric ends; `tests/test_resume.py` has other schedules."""
+    bits, straight, scheduler = fit(name, tmp_path, save=True)
+    assert len(straight) == EPOCHS * BATCHES
     for here in straight:
         if name == "unfreezing_on_plateau" and here[1] == BATCHES - 1:
             continue  # Lightning validates no more what such a checkpoint was saved before; below
         checkpoint = tmp_path / f"{here[0]}-{here[1]}.ckpt"
-        resumed_bits, resumed, again = fit(name, tmp_path / "resumed", checkpoint, max_epochs=epochs)
+        resumed_bits, resumed, again = fit(name, tmp_path / "resumed", checkpoint)
         assert resumed == {at: what for at, what in straight.items() if at > here}, here
         assert again.updates == scheduler.updates, here
         assert same(resumed_bits[0], bits[0]), here

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_freeze import Every, FreezeScheduler, FreezeViolation, Phase, Phases, ScheduleError
 from lightning_freeze.report.records import read_records, steps_of
 from tests.conftest import Net, batches, make_trainer
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 EPOCHS, BATCHES, ACCUMULATE = 2, 20, 2
 SCHEDULES: dict[str, Any] = {
@@ -160,6 +160,7 @@ fit.fit(SameData(), batches(BATCHES))
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.slow
 def test_killed_and_resumed_from_the_last_checkpoint(tmp_path: Path) -> None:
     bits, _, scheduler = run(tmp_path / "straight", SCHEDULES["every"]())
     here = str(Path(__file__).resolve().parents[1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeScheduler, FreezeViolation, Phase, Phases
 from tests.conftest import Net, batches
 from tests.gate.planted_optimizers import DecaysAll
-from tests.gate.test_optim_db import Snapshots
+from tests.observer import Snapshots
 
 EVERY, STEPS = 4, 8  # layer1 trains at batches 0 and 4
 

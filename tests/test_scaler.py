@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 
 from lightning_freeze import AlternatingFreeze, FreezeScheduler, Phase, Phases, UnsupportedError
 from tests.conftest import Net, batches
-from tests.gate.test_optim_db import Snapshots
+from tests.observer import Snapshots
 from tests.test_gan import GAN
 
 STEPS = 9

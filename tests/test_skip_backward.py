@@ -23,7 +23,7 @@ from lightning_freeze import (
     UnsupportedError,
 )
 from tests.conftest import Net, batches
-from tests.gate.test_optim_db import same
+from tests.observer import same
 from tests.test_gan import GAN, SCHEDULES
 
 STEPS = 14

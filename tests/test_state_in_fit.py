@@ -13,7 +13,7 @@ from lightning_freeze import FreezeAudit, FreezeScheduler, FreezeViolation, Phas
 from lightning_freeze.gate import state as gate_state
 from lightning_freeze.gate.state import SHORTEST, FrozenState
 from tests.conftest import Net, batches
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 LONG = SHORTEST + 2
 MODES = ["keep", "offload", "reset"]

@@ -11,9 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze import FreezeScheduler, Phase, Phases, ScheduleError, Until
+from lightning_freeze import FreezeController, FreezeScheduler, Phase, Phases, ScheduleError, Until
 from tests.conftest import Net, batches, make_trainer
-from tests.gate.test_optim_db import same
+from tests.loop import step
+from tests.observer import same
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 BATCHES = 2
@@ -120,6 +121,10 @@ Saver = pl.callbacks.ModelCheckpoint
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_phase_ends_when_its_metric_stops_improving(kind: Any, tmp_path: Path) -> None:
+    assert fit(tmp_path, kind, [3, 2, 2, 1, 1])[0].epochs == "11122"
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -129,10 +134,18 @@ Saver = pl.callbacks.ModelCheckpoint
         ([3, float("nan"), 1, 1], "1122"),
     ],
 )
-def test_a_phase_ends_when_its_metric_stops_improving(
-    kind: Any, values: list[float], expected: str, tmp_path: Path
-) -> None:
-    assert fit(tmp_path, kind, values)[0].epochs == expected
+def test_so_it_does_in_a_plain_loop(values: list[float], expected: str) -> None:
+    model, seen = Net(), ""
+    optimizer = model.configure_optimizers()
+    with FreezeController(model, Phases(THEN_LAYER2)) as controller:
+        controller.attach(optimizer)
+        controller.begin()
+        for value in values:
+            step(model, optimizer, controller, next(iter(batches(1))), 0)
+            seen += "".join(sorted(controller.trainable)).replace("layer", "")
+            controller.hear({"x": value})
+            assert controller.end_epoch() == []
+    assert seen == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,12 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.benchmarks.recompiles import ASKED, WHAT, count, markdown, measure
 
 # After a recompile limit was passed, Python counts the references of a frame's values otherwise, which the input audit reads.
-pytestmark = pytest.mark.slow
 
 
 def test_two_sets_and_their_table() -> None:

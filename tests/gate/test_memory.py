@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn, optim
 
 from lightning_freeze.gate.memory import state_bytes
-from tests.gate.test_optim_db import configurations, same
+from tests.gate.test_optim_db import configurations
+from tests.observer import same
 
 Make = Callable[[Iterable[nn.Parameter]], optim.Optimizer]
 

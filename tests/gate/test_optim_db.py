@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze import AlternatingFreeze, UnsupportedError
+from lightning_freeze import AlternatingFreeze, Every, FreezeController, UnsupportedError
 from tests.conftest import Net, batches
+from tests.loop import fit
+from tests.observer import Snapshots
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_optimizers import OptimizerInfo, optim_db
-
-import pytorch_lightning as pl
 
 EVERY = 3
 STEPS = 8
@@ -55,55 +54,29 @@ class SparseNet(Net):
         return (self.layer1(rows) * self.layer2(rows) - 1).square().mean()
 
 
-class Snapshots(pl.Callback):
-    """The bits of one weight and its optimizer state before the first batch and after each."""
-
-    def __init__(self, layer: str) -> None:
-        self.layer = layer
-        self.values: list[bytes] = []
-        self.states: list[Any] = []
-
-    def _take(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        weight = getattr(module, self.layer).weight
-        self.values.append(weight.detach().view(torch.uint8).numpy().tobytes())
-        self.states.append(copy.deepcopy(dict(trainer.optimizers[0].state.get(weight, {}))))
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._take(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
-        self._take(trainer, pl_module)
-
-    def moved(self) -> list[bool]:
-        return [a != b for a, b in pairwise(self.values)]
-
-    def states_moved(self) -> list[bool]:
-        return [not same(a, b) for a, b in pairwise(self.states)]
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, Tensor):
-        return a.shape == b.shape and a.detach().numpy().tobytes() == b.detach().numpy().tobytes()
-    return type(a) is type(b) and a == b
-
-
 @pytest.mark.parametrize(("info", "options"), configurations())
-def test_slow_moves_in_exactly_the_planned_updates(info: OptimizerInfo, options: dict[str, Any], trainer: Any) -> None:
+def test_slow_moves_in_exactly_the_planned_updates(info: OptimizerInfo, options: dict[str, Any]) -> None:
     kind = SparseNet if info.optim_cls is torch.optim.SparseAdam else Net
     model = kind(lambda m: info.optim_cls(m.parameters(), **copy.deepcopy(options)))
+    optimizer = model.configure_optimizers()
     slow, fast = Snapshots("layer1"), Snapshots("layer2")
-    scheduler = AlternatingFreeze("layer1", "layer2", every=EVERY)
-    trainer(scheduler, slow, fast, limit_train_batches=STEPS).fit(model, batches(STEPS))
 
+    def take() -> None:
+        slow.take(model, optimizer)
+        fast.take(model, optimizer)
+
+    with FreezeController(model, Every({"layer1": EVERY}, of="layer2")) as controller:
+        controller.attach(optimizer, closures=True)
+        controller.begin()
+        take()
+        assert fit(model, optimizer, controller, batches(STEPS), take) == []
+        assert controller.finish() == []
     assert slow.moved() == PLANNED
     assert fast.moved() == [True] * STEPS
     unplanned = [moved for moved, planned in zip(slow.states_moved(), PLANNED, strict=True) if not planned]
     assert unplanned == [False] * (STEPS - sum(PLANNED))
     assert not slow.states[-1] or slow.states_moved()[0]
-    assert scheduler.updates == {"slow": sum(PLANNED), "fast": STEPS}
-    assert [finding.message for finding in scheduler.findings] == []
+    assert controller.updates == {"layer1": sum(PLANNED), "layer2": STEPS}
 
 
 @pytest.mark.parametrize(("info", "options"), configurations(differentiable=True))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze import Every, FreezeController, probe_optimizer
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 Make = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 

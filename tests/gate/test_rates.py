@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_freeze.gate.gate import Gate, Lane
 from lightning_freeze.gate.rates import SplitGroups
 from lightning_freeze.gate.refusals import UnsupportedError, refuse_without_rate
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 
 def parameters(count: int) -> list[Parameter]:

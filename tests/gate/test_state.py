@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_freeze import UnsupportedError
 from lightning_freeze.gate.state import FrozenState, refuse_state
-from tests.gate.test_optim_db import same
+from tests.observer import same
 
 
 def stepped(kind: Any = torch.optim.Adam, **options: Any) -> tuple[Any, list[nn.Parameter]]:

@@ -34,7 +34,7 @@ from lightning_freeze import (
 )
 from tests.conftest import Net, batches, make_trainer
 from tests.gate.planted_optimizers import FillsZeros
-from tests.gate.test_optim_db import Snapshots
+from tests.observer import Snapshots
 from tests.processes.matrix import Cell, OnCPU, Stack, data, made, restored, whole
 
 DDP = Cell("DDP", "32-true", 1, "auto", "every")

@@ -216,9 +216,7 @@ def test_an_exception_on_one_rank_undoes_everything_on_both(outcomes: Outcomes, 
     }
 
 
-def test_a_killed_rank_ends_the_other_and_the_last_checkpoint_goes_on_exactly(
-    outcomes: Outcomes, found: Found
-) -> None:
+def test_a_killed_rank_ends_the_other_and_the_last_checkpoint_goes_on_exactly(outcomes: Outcomes, found: Found) -> None:
     first, second = outcomes["killed"]
     assert second.error == "gone"
     assert first.result["error"] != ""

@@ -269,7 +269,7 @@ def test_each_cell_of_the_founding_table_has_its_color_and_its_word() -> None:
     assert len({to_rgba(color) for color in pictures._FATES.values()}) == len(pictures._FATES)
 
 
-@pytest.mark.parametrize("number", [1, 8, 200])
+@pytest.mark.parametrize("number", [1, 8, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_founding_table_is_legible_whatever_its_length(number: int, tmp_path: Path) -> None:
     rows = [(f"package.Optimizer{n}(base_optimizer=AdamW)", FATES[n % 3][1]) for n in range(number)]
     figure = pictures._founding_figure(WAYS, rows, "title")

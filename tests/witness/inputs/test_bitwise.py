@@ -518,10 +518,22 @@ def recompiled() -> list[Any]:
     return [dict(counters["stats"]), dict(counters["graph_break"]), sum(counters["recompiles"].values())]
 
 
+ORDERS = ["compiled before", "compiled within", "compiled after"]
+INNERS = {"eager": eager_backend, "aot_eager": aot_backend}
+
+
+def compiled_cases() -> Iterator[Any]:
+    """Every way to compile, inside and in time; one of each way is not slow, and each of the others among them."""
+    for n, how in enumerate(HOW):
+        for i, (inner, backend) in enumerate(INNERS.items()):
+            for o, order in enumerate(ORDERS):
+                core = (i, o) == (n % len(INNERS), n % len(ORDERS))
+                marks = () if core else pytest.mark.slow
+                yield pytest.param(how, backend, order, marks=marks, id=f"{how}-{inner}-{order}")
+
+
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("order", ["compiled before", "compiled within", "compiled after"])
-@pytest.mark.parametrize("inner", [eager_backend, aot_backend], ids=["eager", "aot_eager"])
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(("how", "inner", "order"), list(compiled_cases()))
 def test_what_is_compiled_stays_compiled(how: str, inner: Any, order: str) -> None:
     def scenario(run: Run) -> Any:
         torch._dynamo.reset()
@@ -555,6 +567,7 @@ def test_what_is_compiled_stays_compiled(how: str, inner: Any, order: str) -> No
     check(scenario, watches=order != "compiled after")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
 def test_compiled_by_inductor_stays_compiled() -> None:
     if not can_build():
@@ -662,6 +675,7 @@ FIRST_TIMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FIRST_TIMES)
 def test_tables_that_torch_builds_once_are_not_built_of_wrappers(what: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
@@ -686,6 +700,7 @@ def script_that_asks(x: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [script_me, script_that_asks])
 def test_scripting_within(function: Any) -> None:
     def scenario(run: Run) -> Any:
@@ -2048,6 +2063,7 @@ def of_two(rank: int, root: str) -> None:
     Path(root, f"done-{rank}").touch()
 
 
+@pytest.mark.slow
 def test_ddp_of_two(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(of_two, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     assert len(list(tmp_path.glob("done-*"))) == 2
@@ -2056,6 +2072,7 @@ def test_ddp_of_two(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- several threads
 
 
+@pytest.mark.slow
 def test_other_threads_run_while_an_audit_is_first_made() -> None:
     """In a process of its own: what the first audit measures is measured once."""
     program = """

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from .planted import CASES, Case
 
+pytestmark = pytest.mark.slow
+
 Leaf = tuple[str, str]
 Change = Callable[[Tensor], Tensor]
 

@@ -1,0 +1,36 @@
+"""What tests share with those that run after them in the process, and must leave as it was."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointFunction
+
+
+def state() -> dict[str, Any]:
+    """What is process-wide, by a name for each; compared by equality."""
+    return {
+        "the working directory": os.getcwd(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's threads": torch.get_num_threads(),
+        "grad mode": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "nn.Module.__call__": nn.Module.__call__,
+        "CheckpointFunction.apply": vars(CheckpointFunction).get("apply"),
+        "Tensor.shape": vars(torch.Tensor).get("shape"),
+        "the dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "a process group": torch.distributed.is_initialized(),
+    }
+
+
+def changes(before: dict[str, Any]) -> list[str]:
+    """What is not as it was, one line for each."""
+    now = state()
+    if now["CheckpointFunction.apply"] is not before["CheckpointFunction.apply"]:
+        gc.collect()  # a run that was never detached ends with its controller
+        now = state()
+    return [f"{name}: {before[name]!r} became {now[name]!r}" for name in before if now[name] != before[name]]
