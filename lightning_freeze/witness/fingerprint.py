@@ -418,13 +418,17 @@ def _scales(quantized: Tensor) -> list[Tensor]:
     return [quantized.q_per_channel_scales(), quantized.q_per_channel_zero_points(), axis]
 
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def _bytes(tensor: Tensor) -> Tensor:
     """A tensor's own memory as uint8 in one piece, copied only where it is not contiguous."""
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     if not tensor.is_contiguous():
-        # As uint8 where that is possible: torch copies no elements of int1 to uint7.
-        tensor = (tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor).contiguous()
+        # As integers where that is possible: torch copies no elements of int1 to uint7, and warns of bcomplex32.
+        integers = _INTEGERS.get(tensor.itemsize)
+        tensor = (tensor if integers is None else tensor.view(integers)).contiguous()
     return (tensor if tensor.dim() else tensor.reshape(1)).view(torch.uint8)
 
 

@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),  # of quantized tensors, that they go
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),  # a prototype
     pytest.mark.filterwarnings("ignore:Sparse:UserWarning"),  # in beta
+    pytest.mark.filterwarnings("ignore:BComplex32 support is experimental:UserWarning"),  # of torch 2.14
 ]
 
 QUANTIZED = [torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4]
