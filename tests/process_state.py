@@ -12,9 +12,10 @@ from torch.utils.checkpoint import CheckpointFunction
 
 
 def state() -> dict[str, Any]:
-    """What is process-wide, by a name for each; compared by equality."""
+    """What is process-wide, by a name for each; compared by equality. Files whose names begin with a dot are caches."""
     return {
         "the working directory": os.getcwd(),
+        "its files": {name for name in os.listdir() if not name.startswith(".")},
         "torch's default dtype": torch.get_default_dtype(),
         "torch's threads": torch.get_num_threads(),
         "grad mode": torch.is_grad_enabled(),

@@ -23,10 +23,12 @@ def test_nothing_changed() -> None:
 def test_each_change_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state()
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "freeze_audit.jsonl").touch()
     monkeypatch.setattr(nn.Module, "__call__", lambda *_: None)
     with torch.no_grad():
         assert [line.partition(":")[0] for line in changes(before)] == [
             "the working directory",
+            "its files",
             "grad mode",
             "nn.Module.__call__",
         ]
