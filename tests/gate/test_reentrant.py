@@ -126,6 +126,7 @@ def test_afterwards_it_is_as_it_was() -> None:
     mended = ReentrantInputs(lambda: True, print)
     before = CheckpointFunction.apply
     mended.attach()
+    mended.attach()
     assert CheckpointFunction.apply is not before
     mended.detach()
     mended.detach()
