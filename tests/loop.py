@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze import FreezeController
@@ -17,7 +17,6 @@ def fit(
     controller: FreezeController,
     batches: Iterable[Any],
     after: Callable[[], None] = lambda: None,
-    clip: float | None = None,
 ) -> list[Any]:
     """Train an epoch under a controller that is attached; the epoch's findings.
 
@@ -27,10 +26,9 @@ def fit(
         controller: What decides who trains.
         batches: The epoch's batches.
         after: Called after each batch.
-        clip: Clip the norm of the gradients to this.
     """
     for number, batch in enumerate(batches):
-        step(model, optimizer, controller, batch, number, clip)
+        step(model, optimizer, controller, batch, number)
         after()
     return controller.end_epoch()
 
@@ -41,18 +39,15 @@ def step(
     controller: FreezeController,
     batch: Any,
     number: int,
-    clip: float | None = None,
 ) -> None:
     """One batch, in the order of Lightning's automatic optimization, the closure included."""
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
         loss: Tensor = model.training_step(batch, number)
+        optimizer.zero_grad()
         loss.backward()
         controller.after_backward()
-        controller.before_optimizer_step(optimizer, clipped=clip is not None)
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        controller.before_optimizer_step(optimizer, clipped=False)
         return loss
 
     controller.begin_step()

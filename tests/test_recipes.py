@@ -6,10 +6,12 @@ That processes with other global seeds draw alike is tested in `tests/plan/test_
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_freeze import FreezeController, Phases, ScheduleError
 from lightning_freeze.forecast import Forecast, Horizon, forecast
@@ -80,8 +82,11 @@ class Loop:
         self.next: tuple[int, int] = saved["next"] if saved else (0, 0)
 
     def save(self) -> Any:
-        parts = {"model": self.model, "optimizer": self.optimizer, "controller": self.controller}
-        return copy.deepcopy({"next": self.next, **{name: part.state_dict() for name, part in parts.items()}})
+        file = io.BytesIO()
+        torch.save(self.controller.state_dict(), file)
+        file.seek(0)
+        tensors = copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+        return {"next": self.next, "controller": torch.load(file, weights_only=True), **tensors}
 
     def run(self, saves: bool = False) -> None:
         with self.controller:

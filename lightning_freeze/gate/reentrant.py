@@ -9,6 +9,7 @@ by ``requires_grad=False``, that is every segment above it.
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,11 @@ class ReentrantInputs:
         self._say = say
         self._said = False
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is held now."""
+        return self._active()
+
     def attach(self) -> None:
         """From here on, look at each reentrant segment. Safe to call again."""
         _PATCH.add(self)
@@ -54,21 +60,23 @@ class ReentrantInputs:
         """Look no longer. Safe to call again."""
         _PATCH.discard(self)
 
-    def inputs(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The inputs to checkpoint a segment with, or None where it is to be run as it is.
+    def run(self, original: Callable[..., Any], function: Callable[..., Any], preserve: bool, *inputs: Any) -> Any:
+        """Run a segment of whose inputs none requires a gradient.
 
         Args:
+            original: What checkpoints it.
             function: The segment.
-            inputs: Its inputs.
+            preserve: Whether the state of the random number generators is kept for backward.
+            inputs: The inputs.
         """
-        if not self._active() or any(isinstance(each, Tensor) and each.requires_grad for each in inputs):
-            return inputs
         module = _module_of(function)
         if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
-            return None  # nothing is kept for backward, unless it reaches something outside that does train
-        return self._mended(function, inputs)
+            return function(
+                *inputs
+            )  # nothing is kept for backward, unless it reaches something outside that does train
+        return original(function, preserve, *self._with_a_gradient(function, inputs))
 
-    def _mended(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _with_a_gradient(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The inputs, of which the largest with fractions requires a gradient: one is enough for those of the parameters.
 
         Not the others, which may be masks: attention takes other kernels for a mask that requires a gradient.
@@ -93,52 +101,54 @@ class ReentrantInputs:
 
 
 class _Patch:
-    """The replacement of ``CheckpointFunction.apply``: one for the process, whoever comes and goes in whatever order.
+    """The replacement of ``CheckpointFunction.apply``: one for the process, in place while anybody uses it.
 
-    It is in place while anybody uses it. Users are held weakly, so that one that is never detached ends with its run.
+    Users are held weakly, so that one that is never detached ends with its run. Where somebody else has put something over
+    ours, that stays; ours then passes calls on, and is removed once it lies on top again.
     """
 
     def __init__(self) -> None:
-        self._users: weakref.WeakSet[ReentrantInputs] = weakref.WeakSet()
-        self._original: Any = None
-        self._replacement: Any = None
+        self._lock = threading.RLock()  # a user may be collected while it is held
+        self._users: tuple[weakref.ref[ReentrantInputs], ...] = ()  # the last to come is asked first
+        self._layers: list[tuple[Any, Any]] = []  # what was there before, and what was put there
 
     def add(self, user: ReentrantInputs) -> None:
-        if user in self._users:
-            return
-        if not self._users:
-            self._put()
-        self._users.add(user)
-        weakref.finalize(user, self._restore).atexit = False
+        with self._lock:
+            self._users = (weakref.ref(user, self._forget), *self._others(user))
+            if not self._on_top():
+                self._install()
 
-    def discard(self, user: ReentrantInputs) -> None:
-        self._users.discard(user)
-        self._restore()
+    def discard(self, user: ReentrantInputs | None) -> None:
+        with self._lock:
+            self._users = self._others(user)
+            while not self._users and self._on_top():
+                before, _ = self._layers.pop()
+                if before is _INHERITED:
+                    del CheckpointFunction.apply
+                else:
+                    CheckpointFunction.apply = before  # type: ignore[method-assign]
 
-    def _put(self) -> None:
-        self._restore()
+    def _forget(self, gone: object) -> None:
+        self.discard(None)
+
+    def _others(self, user: ReentrantInputs | None) -> tuple[weakref.ref[ReentrantInputs], ...]:
+        return tuple(each for each in self._users if each() not in (None, user))
+
+    def _on_top(self) -> bool:
+        return bool(self._layers) and CheckpointFunction.apply is self._layers[-1][1]
+
+    def _install(self) -> None:
         original: Any = CheckpointFunction.apply
 
         def apply(function: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
-            given: tuple[Any, ...] | None = inputs
-            for user in tuple(self._users) if torch.is_grad_enabled() else ():
-                given = user.inputs(function, inputs)
-                if given is not inputs:
-                    break
-            return function(*inputs) if given is None else original(function, preserve_rng_state, *given)
+            if torch.is_grad_enabled() and not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+                for user in (each() for each in self._users):
+                    if user is not None and user.active:
+                        return user.run(original, function, preserve_rng_state, *inputs)
+            return original(function, preserve_rng_state, *inputs)
 
-        self._original, self._replacement = vars(CheckpointFunction).get("apply", _INHERITED), apply
+        self._layers.append((vars(CheckpointFunction).get("apply", _INHERITED), apply))
         CheckpointFunction.apply = staticmethod(apply)  # type: ignore[method-assign]
-
-    def _restore(self) -> None:
-        """With the last user, as it was; what somebody else has put in its place stays."""
-        if any(self._users) or CheckpointFunction.apply is not self._replacement:
-            return
-        if self._original is _INHERITED:
-            del CheckpointFunction.apply
-        else:
-            CheckpointFunction.apply = self._original  # type: ignore[method-assign]
-        self._original = self._replacement = None
 
 
 _INHERITED: Any = object()

@@ -6,8 +6,6 @@ from typing import Any
 
 from tests.benchmarks.recompiles import ASKED, WHAT, count, markdown, measure
 
-# After a recompile limit was passed, Python counts the references of a frame's values otherwise, which the input audit reads.
-
 
 def test_two_sets_and_their_table() -> None:
     rows = measure([2])

@@ -15,8 +15,6 @@ from lightning_freeze.witness.ranks import Ranks
 from tests.benchmarks import scale
 from tests.benchmarks.scale import Apart, Cost, Costs, Simulated, Size, Wire, change_at
 
-# A pretended process group leaves its marks in the process: `pytest -m slow` is one of its own.
-
 TENS, THOUSANDS, LAYERS = Size(1, 1, 2, 1), Size(12, 12, 2, 1), Size(1, 1, 4, 1)
 FIRST = (change_at(2), "a change that a metric made")
 """Where layers of FSDP2 train for the first time that were frozen as a whole until then."""

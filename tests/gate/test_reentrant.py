@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
+from lightning_freeze.gate import reentrant
 from lightning_freeze.gate.reentrant import ReentrantInputs
 
 
@@ -154,18 +156,92 @@ def test_one_that_is_never_detached_ends_with_its_run() -> None:
     assert "apply" not in vars(CheckpointFunction)
 
 
-def test_what_somebody_else_put_in_its_place_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CheckpointFunction, "apply", CheckpointFunction.apply)  # so that it is restored afterwards
-    first, second = (ReentrantInputs(lambda: True, lambda _: None) for _ in range(2))
+def test_one_comes_while_another_is_collected() -> None:
+    """A collection may begin anywhere, also while the new one is added."""
+    forgotten: list[Any] = [ReentrantInputs(lambda: True, lambda _: None)]
+    forgotten[0].attach()
+    forgotten.append(forgotten)
+    new = ReentrantInputs(lambda: True, lambda _: None)
+    others = reentrant._PATCH._others
+    del forgotten
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reentrant._PATCH, "_others", lambda user: (gc.collect(), others(user))[1])
+        new.attach()
+    assert trains_above_a_frozen_bottom()
+    new.detach()
+    assert "apply" not in vars(CheckpointFunction)
+
+
+def trains_above_a_frozen_bottom() -> bool:
+    layer = nn.Linear(2, 2)
+    loss = checkpoint(layer, torch.ones(1, 2), use_reentrant=True).sum()
+    if loss.requires_grad:
+        loss.backward()
+    return layer.weight.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_somebody_else_put_over_it_stays_and_nothing_of_ours_is_left_in_the_end() -> None:
+    first, second, third = (ReentrantInputs(lambda: True, lambda _: None) for _ in range(3))
     first.attach()
     ours = CheckpointFunction.apply
     theirs = staticmethod(lambda *arguments: ours(*arguments))
     CheckpointFunction.apply = theirs  # type: ignore[method-assign,assignment]
     first.detach()
     assert vars(CheckpointFunction)["apply"] is theirs
+    assert not trains_above_a_frozen_bottom()
     second.attach()
-    layer = nn.Linear(2, 2)
-    checkpoint(layer, torch.ones(1, 2), use_reentrant=True).sum().backward()
-    assert layer.weight.grad is not None
+    assert trains_above_a_frozen_bottom()
     second.detach()
     assert vars(CheckpointFunction)["apply"] is theirs
+    CheckpointFunction.apply = ours  # type: ignore[method-assign]
+    third.attach()
+    assert trains_above_a_frozen_bottom()
+    third.detach()
+    assert "apply" not in vars(CheckpointFunction)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_somebody_else_removed_is_put_back_with_the_next() -> None:
+    first, second = (ReentrantInputs(lambda: True, lambda _: None) for _ in range(2))
+    first.attach()
+    del CheckpointFunction.apply
+    assert not trains_above_a_frozen_bottom()
+    second.attach()
+    assert trains_above_a_frozen_bottom()
+    first.detach()
+    second.detach()
+    assert "apply" not in vars(CheckpointFunction)
+
+
+def test_of_two_runs_only_one_that_holds_something_speaks() -> None:
+    said: list[str] = []
+    holds, idle = ReentrantInputs(lambda: True, said.append), ReentrantInputs(lambda: False, said.append)
+    for each in (holds, idle):
+        each.attach()
+    assert trains_above_a_frozen_bottom()
+    for each in (holds, idle):
+        each.detach()
+    assert len(said) == 1
+
+
+def test_runs_of_other_threads_come_and_go() -> None:
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            other = ReentrantInputs(lambda: False, lambda _: None)
+            other.attach()
+            other.detach()
+
+    held = ReentrantInputs(lambda: True, lambda _: None)
+    held.attach()
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert all(trains_above_a_frozen_bottom() for _ in range(200))
+    finally:
+        done.set()
+        thread.join()
+        held.detach()
+    assert "apply" not in vars(CheckpointFunction)
