@@ -35,7 +35,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -44,6 +43,7 @@ from lightning_freeze.gate.backward import SkipBackward
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.witness import frozen, moved
 from lightning_freeze.witness.fingerprint import digest
+from lightning_freeze.witness.inputs import mode_flags
 from lightning_freeze.witness.ranks import Ranks, copies_of
 from tests.threads import threads
 
@@ -544,18 +544,6 @@ def places_apart(size: Size, world: int, groups: int) -> tuple[Cost, str | None]
         return _together(sides, asks, [0, world - 1])
 
 
-@contextlib.contextmanager
-def _own_flags() -> Iterator[None]:
-    """Restore the flags of `TorchDispatchMode`, which torch keeps for the process and mixes up where threads enter modes."""
-    names = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode")
-    names += ("_is_in_any_mode_without_ignore_compile_internals",)
-    before = {name: getattr(_python_dispatch, name) for name in names}
-    try:
-        yield
-    finally:
-        vars(_python_dispatch).update(before)
-
-
 def _together(sides: Sequence[int], asks: Sequence[Callable[[], Found]], ranks: Sequence[int]) -> tuple[Cost, Found]:
     """What several ranks do at once, each in a thread: the cost to the first, and what all find."""
     meeting, here = Meeting(sides), threading.local()
@@ -564,19 +552,22 @@ def _together(sides: Sequence[int], asks: Sequence[Callable[[], Found]], ranks: 
 
     def run(who: int) -> None:
         here.rank = ranks[who]
+        mode_flags.enter()
         try:
             with Wire(costs[who], meeting, who):
                 found[who] = asks[who]()
         except BaseException:
             meeting.all_there.abort()
             raise
+        finally:
+            mode_flags.leave()
 
     workers = [threading.Thread(target=run, args=(who,)) for who in range(1, len(ranks))]
 
     def get_rank(group: object = None) -> int:  # torchmetrics asks which row is its own
         return int(here.rank)
 
-    with mock.patch.object(dist, "get_rank", get_rank), _own_flags():
+    with mock.patch.object(dist, "get_rank", get_rank):
         for worker in workers:
             worker.start()
         try:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import mode_flags
 from .bytecode import ignores
 from .leaves import Leaf, Signature, leaves_of, signature_of, tensors_in
 from .operators import Use, use_of
@@ -463,6 +464,15 @@ class _Mode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._thread = thread
 
+    def __enter__(self) -> _Mode:
+        mode_flags.enter()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        mode_flags.leave()
+
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         """What is compiled stays compiled under the audit."""
@@ -580,14 +590,14 @@ class Tracer:
         ours = torch._C._len_torch_dispatch_stack() > 0 and _innermost() is thread.mode
         thread.quiet += 1
         if ours:
-            thread.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            thread.mode.__exit__(None, None, None)
         self._stand_aside()
         try:
             yield
         finally:
             self._come_back()
             if ours:
-                thread.mode.__enter__()  # type: ignore[no-untyped-call]
+                thread.mode.__enter__()
             thread.quiet -= 1
 
     def _stand_aside(self, *_: Any) -> None:
@@ -674,7 +684,7 @@ class Tracer:
             self.give_up(error)
             return call(frame.module, *args, **kwargs)
         if outermost and not frame.opaque:
-            thread.mode.__enter__()  # type: ignore[no-untyped-call]
+            thread.mode.__enter__()
         try:
             if frame.opaque:
                 with self.suspended(thread):
@@ -699,7 +709,7 @@ class Tracer:
         finally:
             if outermost:
                 if not frame.opaque:
-                    thread.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                    thread.mode.__exit__(None, None, None)
                 try:
                     with torch._C.DisableTorchFunction():
                         self._outermost(thread)
