@@ -36,9 +36,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_freeze import FreezeAudit, FreezeScheduler
-from lightning_freeze._yaml import read
-from lightning_freeze.cli import build_schedule
+from lightning_freeze.cli.config import build_schedule
 from lightning_freeze.demos import DigitsData, DigitsMixer, quiet
+from lightning_freeze.yaml_file import read
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FULL = "full training"

@@ -9,48 +9,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_freeze.callbacks import AlternatingFreeze, FreezeAudit, FreezeScheduler
+    from lightning_freeze.audit.fingerprint import fingerprint
     from lightning_freeze.controller import FreezeController
-    from lightning_freeze.gate.optimizers import OptimizerTraits, probe_optimizer
-    from lightning_freeze.gate.refusals import UnsupportedError
-    from lightning_freeze.input_audit import InputAudit
+    from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError
+    from lightning_freeze.inputs.audit import audit_inputs as audit_inputs
     from lightning_freeze.plan.every import Every
-    from lightning_freeze.plan.groups import SelectionError, resolve_groups
+    from lightning_freeze.plan.groups import resolve_groups
     from lightning_freeze.plan.phase import Phase
     from lightning_freeze.plan.phases import Phases
     from lightning_freeze.plan.pick import Pick
-    from lightning_freeze.plan.schedule import Schedule, ScheduleError
+    from lightning_freeze.plan.schedule import Schedule
     from lightning_freeze.plan.suggest import suggest_groups
     from lightning_freeze.plan.until import Until
+    from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
     from lightning_freeze.report.findings import Finding, FreezeViolation
-    from lightning_freeze.witness.fingerprint import fingerprint
-    from lightning_freeze.witness.inputs.audit import audit_inputs as audit_inputs
+    from lightning_freeze.trainer.freeze_audit import FreezeAudit
+    from lightning_freeze.trainer.input_audit import InputAudit
+    from lightning_freeze.trainer.scheduler import AlternatingFreeze, FreezeScheduler
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AlternatingFreeze": "callbacks",
-    "FreezeAudit": "callbacks",
-    "FreezeScheduler": "callbacks",
-    "InputAudit": "input_audit",
+    "AlternatingFreeze": "trainer.scheduler",
+    "FreezeAudit": "trainer.freeze_audit",
+    "FreezeScheduler": "trainer.scheduler",
+    "InputAudit": "trainer.input_audit",
     "FreezeController": "controller",
-    "OptimizerTraits": "gate.optimizers",
-    "UnsupportedError": "gate.refusals",
-    "probe_optimizer": "gate.optimizers",
+    "OptimizerTraits": "probe.probe",
+    "UnsupportedError": "errors",
+    "probe_optimizer": "probe.probe",
     "Every": "plan.every",
-    "SelectionError": "plan.groups",
+    "SelectionError": "errors",
     "resolve_groups": "plan.groups",
     "Phase": "plan.phase",
     "Phases": "plan.phases",
     "Pick": "plan.pick",
     "Schedule": "plan.schedule",
-    "ScheduleError": "plan.schedule",
+    "ScheduleError": "errors",
     "suggest_groups": "plan.suggest",
     "Until": "plan.until",
     "Finding": "report.findings",
     "FreezeViolation": "report.findings",
-    "fingerprint": "witness.fingerprint",
-    "audit_inputs": "witness.inputs.audit",
+    "fingerprint": "audit.fingerprint",
+    "audit_inputs": "inputs.audit",
 }
 
 __all__ = [

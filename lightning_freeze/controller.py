@@ -15,48 +15,35 @@ import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.audited import AuditedRun, size_of
-from lightning_freeze.gate.backward import (
-    SKIP_BACKWARD,
-    BackwardSkip,
-    Choice,
-    Circumstances,
-    SkipBackward,
-    choose,
-    compiled,
-)
-from lightning_freeze.gate.clocks import first_update
-from lightning_freeze.gate.gate import Gate, Lane
-from lightning_freeze.gate.holding import way_of
-from lightning_freeze.gate.memory import state_bytes
-from lightning_freeze.gate.modes import EvalModes
-from lightning_freeze.gate.optimizers import OptimizerTraits, probe_optimizer
-from lightning_freeze.gate.reentrant import ReentrantInputs
-from lightning_freeze.gate.refusals import held_by, refuse_idle, refuse_optimizers, refuse_without_rate
-from lightning_freeze.gate.state import OPTIMIZER_STATE, SHORTEST, FrozenState, Held, OptimizerState, refuse_state
-from lightning_freeze.gate.swaps import Swaps
-from lightning_freeze.gate.wrapped import plain_optimizer, refuse_flattened, unwrapped
-from lightning_freeze.plan.groups import (
-    Member,
-    Rest,
-    SelectionError,
-    Selector,
-    clean_name,
-    frozen_modules,
-    group_parameters,
-    selectors_for,
-)
+from lightning_freeze.audit.frozen import Watched
+from lightning_freeze.audit.moved import stalled
+from lightning_freeze.audit.ranks import place_apart
+from lightning_freeze.audit.run_audit import AuditedRun, size_of
+from lightning_freeze.audit.weights import Witness, buffers_of
+from lightning_freeze.errors import ScheduleError, SelectionError, nearest, one_of
+from lightning_freeze.holds.backward import BackwardSkip
+from lightning_freeze.holds.checkpointing import ReentrantInputs
+from lightning_freeze.holds.eval_mode import EvalModes
+from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, SHORTEST, FrozenState, Held, OptimizerState
+from lightning_freeze.holds.run_context import Circumstances, compiled, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.holds.schedule_free import Swaps
+from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Choice, SkipBackward, choose
+from lightning_freeze.holds.step_hooks import Gate, Lane
+from lightning_freeze.plan.costs import Size
+from lightning_freeze.plan.groups import Member, Rest, frozen_modules, group_parameters, selectors_for
 from lightning_freeze.plan.intervals import longest_interval
+from lightning_freeze.plan.membership import held_by
 from lightning_freeze.plan.preview import Step, preview
-from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule, ScheduleError, nearest, one_of
+from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
+from lightning_freeze.plan.selectors import Selector, clean_name
+from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
+from lightning_freeze.probe.state_size import state_bytes
+from lightning_freeze.probe.step_counters import first_update
+from lightning_freeze.probe.verdict import way_of
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.pictures import Size
 from lightning_freeze.report.records import Record, Steps
 from lightning_freeze.report.table import folded
-from lightning_freeze.witness.frozen import Watched
-from lightning_freeze.witness.moved import stalled
-from lightning_freeze.witness.ranks import place_apart
-from lightning_freeze.witness.witness import Witness, buffers_of
+from lightning_freeze.setup import refuse_idle, refuse_optimizers, refuse_state, refuse_without_rate
 
 _LOG = logging.getLogger("lightning_freeze")
 _STATE_VERSION = 1

@@ -10,9 +10,9 @@ import yaml
 from torch import Tensor
 
 from lightning_freeze import FreezeAudit, FreezeScheduler
-from lightning_freeze._yaml import Place, read
-from lightning_freeze.cli import build_schedule
+from lightning_freeze.cli.config import build_schedule
 from lightning_freeze.demos import DigitsGAN, DigitsMixer, TwoLayerNet
+from lightning_freeze.yaml_file import Place, read
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Not inputs.yaml, whose model is another's and whose schedule is that of alternating.yaml.

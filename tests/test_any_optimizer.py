@@ -20,10 +20,11 @@ from lightning_freeze import (
     Phases,
     UnsupportedError,
 )
-from lightning_freeze.gate.left_out import LeftOut
+from lightning_freeze.holds.left_out import LeftOut
 from lightning_freeze.plan.schedule import Schedule
 from tests.conftest import Net, batches
-from tests.gate.planted_optimizers import (
+from tests.observer import Snapshots
+from tests.probe.planted_optimizers import (
     WAYS,
     BeginsAtOnce,
     DecaysAll,
@@ -33,7 +34,6 @@ from tests.gate.planted_optimizers import (
     NeedsSome,
     Wrapper,
 )
-from tests.observer import Snapshots
 
 STEPS = 25
 SCHEDULES: dict[str, tuple[Schedule, list[bool]]] = {

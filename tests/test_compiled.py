@@ -13,8 +13,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeScheduler, Phase, Phases, Pick
-from lightning_freeze.gate.backward import Choice
-from lightning_freeze.plan.groups import clean_name
+from lightning_freeze.holds.skip_decision import Choice
+from lightning_freeze.plan.selectors import clean_name
 from tests.conftest import Net
 from tests.observer import same
 
@@ -267,7 +267,7 @@ def test_a_smaller_last_batch_is_counted_with_each_set(limit: int, skips: bool, 
 
 def test_past_the_limit_training_is_right_all_the_same(graphs: Graphs, trainer: Any, monkeypatch: Any) -> None:
     """Batches that `auto` could not see to be uneven: torch runs what is new to it uncompiled."""
-    monkeypatch.setattr("lightning_freeze.callbacks.uneven_batches", lambda trainer: False)
+    monkeypatch.setattr("lightning_freeze.trainer.scheduler.uneven_batches", lambda trainer: False)
     data, epochs = rows(4 * 6 + 2), 4
     expected = Deep(count=LIMIT - 2)
     fitted(trainer, expected, one_block_at_a_time(False), data, max_epochs=epochs)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_freeze.cli import main
+from lightning_freeze.cli.main import main
 from lightning_freeze.report.records import read_records, steps_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import lightning_freeze
-from lightning_freeze._yaml import Place
-from lightning_freeze.cli import build_schedule
+from lightning_freeze.cli.config import build_schedule
+from lightning_freeze.yaml_file import Place
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 MODULES = [m.name for m in pkgutil.walk_packages(lightning_freeze.__path__, "lightning_freeze.")]

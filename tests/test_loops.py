@@ -24,9 +24,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze import Every, FreezeController, FreezeViolation, Phase, Phases, UnsupportedError, fingerprint
-from lightning_freeze.gate.backward import Circumstances
-from lightning_freeze.gate.wrapped import unwrapped
-from lightning_freeze.plan.groups import clean_name
+from lightning_freeze.holds.run_context import Circumstances, unwrapped
+from lightning_freeze.plan.selectors import clean_name
 from tests.observer import same
 from tests.processes.pairs import Case, Outcomes
 

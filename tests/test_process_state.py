@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from lightning_freeze import audit_inputs
-from lightning_freeze.gate.reentrant import ReentrantInputs
+from lightning_freeze.holds.checkpointing import ReentrantInputs
 from tests.process_state import changes, state
 
 

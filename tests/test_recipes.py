@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lightning_freeze import FreezeController, Phases, ScheduleError
-from lightning_freeze.forecast import Forecast, Horizon, forecast
+from lightning_freeze.cli.forecast import Forecast, Horizon, forecast
 from lightning_freeze.report.records import read_records, steps_of
 from tests.conftest import make_trainer
 from tests.loop import step

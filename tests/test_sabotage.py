@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeScheduler, FreezeViolation, Phase, Phases
 from tests.conftest import Net, batches
-from tests.gate.planted_optimizers import DecaysAll
 from tests.observer import Snapshots
+from tests.probe.planted_optimizers import DecaysAll
 
 EVERY, STEPS = 4, 8  # layer1 trains at batches 0 and 4
 

@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_freeze import FreezeAudit, FreezeScheduler, FreezeViolation, Phase, Phases
-from lightning_freeze.gate import state as gate_state
-from lightning_freeze.gate.state import SHORTEST, FrozenState
+from lightning_freeze.holds import optimizer_state as gate_state
+from lightning_freeze.holds.optimizer_state import SHORTEST, FrozenState
 from tests.conftest import Net, batches
 from tests.observer import same
 

@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_freeze.plan.schedule import (
-    ALL,
-    REST,
-    Layout,
-    Plan,
-    Position,
-    Schedule,
-    ScheduleError,
-    whole_number,
-)
+from lightning_freeze.errors import ScheduleError, whole_number
+from lightning_freeze.plan.schedule import ALL, REST, Layout, Plan, Position, Schedule
 
 
 class Every(Schedule):

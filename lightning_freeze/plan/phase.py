@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lightning_freeze.errors import ScheduleError, whole_number
 from lightning_freeze.plan.pick import Pick
-from lightning_freeze.plan.schedule import ScheduleError, whole_number
 from lightning_freeze.plan.until import Until
 
 _ENDS = {

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from lightning_freeze.errors import ScheduleError, whole_number
 from lightning_freeze.plan.phase import Phase, Rate
 from lightning_freeze.plan.pick import Pick
-from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule, ScheduleError, whole_number
+from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule
 
 _LONG = 1 << 62
 

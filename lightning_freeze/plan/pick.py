@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from lightning_freeze.plan.schedule import ScheduleError, one_of, whole_number
+from lightning_freeze.errors import ScheduleError, one_of, whole_number
 
 ORDERS = ("forward", "backward", "shuffle", "random")
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_freeze.plan.groups import SelectionError, Selector, _Names, clean_name
+from lightning_freeze.errors import SelectionError
 from lightning_freeze.plan.schedule import ALL, REST
+from lightning_freeze.plan.selectors import Selector, _Names, clean_name
 
 _EMBEDDINGS, _HEAD, _NORMS = "embeddings", "head", "norms"
 # Last segments of names as transformers, timm and torchvision write them.

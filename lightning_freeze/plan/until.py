@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from lightning_freeze.plan.schedule import ScheduleError, one_of, whole_number
+from lightning_freeze.errors import ScheduleError, one_of, whole_number
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, over_time
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.findings import Finding, once_a_class
-from lightning_freeze.report.pictures import ALL_KEPT, Fate, Held, Size, human_bytes, over_time
+from lightning_freeze.report.pictures import Fate, human_bytes
 from lightning_freeze.report.records import Record
 
 _SHOWN = 4

@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit
-from lightning_freeze.witness import fingerprint
-from lightning_freeze.witness.witness import Witness
+from lightning_freeze.audit import fingerprint
+from lightning_freeze.audit.weights import Witness
 from tests.benchmarks import models
 from tests.benchmarks.hooks import Clock
 from tests.benchmarks.quiet import quiet_fit

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_freeze import AlternatingFreeze, Every, FreezeScheduler, Phase, Phases
 from lightning_freeze.controller import FreezeController
-from lightning_freeze.gate.gate import Gate
+from lightning_freeze.holds.step_hooks import Gate
 from tests.benchmarks.quiet import quiet_fit
 from tests.threads import threads
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_freeze import InputAudit, audit_inputs
-from lightning_freeze.witness.inputs.audit import InputsAudit
+from lightning_freeze.inputs.audit import InputsAudit
 from tests.benchmarks.hooks import Clock, TwoLayers, machine, spread, train, wrapper_overhead
 from tests.threads import threads
 

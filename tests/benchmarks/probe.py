@@ -17,9 +17,9 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from lightning_freeze import probe_optimizer
-from lightning_freeze.gate import optimizers as probing
-from lightning_freeze.gate.snapshots import same, snapshot
-from lightning_freeze.gate.trials import Trial
+from lightning_freeze.holds.snapshots import same, snapshot
+from lightning_freeze.probe import probe as probing
+from lightning_freeze.probe.trial import Trial
 from tests.benchmarks.hooks import machine
 from tests.threads import threads
 

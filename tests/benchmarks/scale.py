@@ -39,12 +39,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_freeze import FreezeController, FreezeScheduler, Phase, Phases, Until
-from lightning_freeze.gate.backward import SkipBackward
+from lightning_freeze.audit import frozen, moved
+from lightning_freeze.audit.fingerprint import digest
+from lightning_freeze.audit.ranks import Ranks, copies_of
+from lightning_freeze.holds.skip_decision import SkipBackward
+from lightning_freeze.inputs import mode_flags
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.witness import frozen, moved
-from lightning_freeze.witness.fingerprint import digest
-from lightning_freeze.witness.inputs import mode_flags
-from lightning_freeze.witness.ranks import Ranks, copies_of
 from tests.threads import threads
 
 READ = ("what may train", "frozen values", "frozen optimizer state")

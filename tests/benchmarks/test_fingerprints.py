@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from lightning_freeze.witness.witness import Witness
+from lightning_freeze.audit.weights import Witness
 from tests.benchmarks.fingerprints import AUDIT, measure
 
 

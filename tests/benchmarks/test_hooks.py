@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lightning_freeze.controller import FreezeController
-from lightning_freeze.gate.gate import Gate
+from lightning_freeze.holds.step_hooks import Gate
 from tests.benchmarks.__main__ import detail_table, hooks_table
 from tests.benchmarks.hooks import GATE_HOOKS, Clock, measure
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from lightning_freeze import FreezeController
+from lightning_freeze.audit.ranks import Ranks
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.witness.ranks import Ranks
 from tests.benchmarks import scale
 from tests.benchmarks.scale import Apart, Cost, Costs, Simulated, Size, Wire, change_at
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from lightning_freeze.errors import ScheduleError
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import REST, Layout, Plan, ScheduleError
+from lightning_freeze.plan.schedule import REST, Layout, Plan
 
 
 def shared(*groups: str, rest: bool = False) -> Layout:

@@ -13,18 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_freeze.plan.groups import (
-    SelectionError,
-    check_selector,
-    clean_name,
-    frozen_modules,
-    group_parameters,
-    resolve_groups,
-    selectors_for,
-)
+from lightning_freeze.errors import ScheduleError, SelectionError
+from lightning_freeze.plan.groups import frozen_modules, group_parameters, resolve_groups, selectors_for
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
-from lightning_freeze.plan.schedule import REST, ScheduleError
+from lightning_freeze.plan.schedule import REST
+from lightning_freeze.plan.selectors import check_selector, clean_name
 
 
 class Block(nn.Module):

@@ -11,14 +11,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_freeze._yaml import Place
-from lightning_freeze.cli import build_schedule
+from lightning_freeze.cli.config import build_schedule
+from lightning_freeze.errors import ScheduleError
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.pick import Pick
-from lightning_freeze.plan.schedule import REST, Layout, Plan, Schedule, ScheduleError
+from lightning_freeze.plan.schedule import REST, Layout, Plan, Schedule
 from lightning_freeze.plan.until import Until
+from lightning_freeze.yaml_file import Place
 
 FAMILY = ("l/0", "l/1", "l/2")
 GROUPS = (*FAMILY, "head", "stem")

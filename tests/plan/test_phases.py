@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from lightning_freeze.errors import ScheduleError
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, ScheduleError
+from lightning_freeze.plan.schedule import REST, Layout, Plan, Position
 
 ONE = Layout(("a", "b", "c"), optimizers={g: frozenset({0}) for g in "abc"})
 TWO = Layout(("a", "b"), optimizers={"a": frozenset({0}), "b": frozenset({1})})

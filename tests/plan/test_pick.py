@@ -19,11 +19,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_freeze.errors import ScheduleError
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.pick import ORDERS, Pick
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import Layout, ScheduleError
+from lightning_freeze.plan.schedule import Layout
 
 FEW = settings(max_examples=60, deadline=None)
 SIZES = [(size, count) for size in range(1, 9) for count in range(1, size + 1)]

@@ -12,7 +12,8 @@ import torch
 import transformers as hf
 from torch import nn
 
-from lightning_freeze.plan.groups import Groups, SelectionError, group_parameters, resolve_groups
+from lightning_freeze.errors import SelectionError
+from lightning_freeze.plan.groups import Groups, group_parameters, resolve_groups
 from lightning_freeze.plan.suggest import suggest_groups
 
 SIZES: dict[str, Any] = {

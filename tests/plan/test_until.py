@@ -13,10 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pytorch_lightning.callbacks import EarlyStopping
 
+from lightning_freeze.errors import ScheduleError
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import Layout, Plan, Position, ScheduleError
+from lightning_freeze.plan.schedule import Layout, Plan, Position
 from lightning_freeze.plan.until import Until
 
 ONE = Layout(("a", "b", "c"), optimizers={g: frozenset({0}) for g in "abc"})

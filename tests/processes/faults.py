@@ -33,8 +33,8 @@ from lightning_freeze import (
     Until,
 )
 from tests.conftest import Net, batches, make_trainer
-from tests.gate.planted_optimizers import FillsZeros
 from tests.observer import Snapshots
+from tests.probe.planted_optimizers import FillsZeros
 from tests.processes.matrix import Cell, OnCPU, Stack, data, made, restored, whole
 
 DDP = Cell("DDP", "32-true", 1, "auto", "every")
@@ -358,7 +358,7 @@ def draws(root: Path) -> dict[str, Any]:
 
 def untold(root: Path) -> str:
     """Plain DDP whose reducer is not told of what is frozen: the error."""
-    from lightning_freeze.gate.backward import BackwardSkip
+    from lightning_freeze.holds.backward import BackwardSkip
 
     tell = BackwardSkip.tell
     BackwardSkip.tell = lambda self: setattr(self, "_told", True)  # type: ignore[method-assign]

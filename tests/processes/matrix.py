@@ -30,7 +30,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader, Subset
 
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases
-from lightning_freeze.plan.groups import clean_name
+from lightning_freeze.plan.selectors import clean_name
 from tests.conftest import batches, make_trainer
 from tests.processes.pairs import Case, Outcome, run_pairs
 

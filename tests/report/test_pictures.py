@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
+from lightning_freeze.plan.costs import Held, Size, Timeline, over_time
 from lightning_freeze.report import pictures
-from lightning_freeze.report.pictures import Held, Size, Timeline, draw_plan, human_bytes, over_time
+from lightning_freeze.report.pictures import draw_plan, human_bytes
 
 SIZES = {"head": Size(10, 40, 84), "body": Size(1000, 2000, 8000), "rest": Size(100, 400, 0)}
 HEAD, BODY, ALL = frozenset({"head"}), frozenset({"body", "rest"}), frozenset(SIZES)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from lightning_freeze.plan.costs import Size
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.pictures import Fate, Size
+from lightning_freeze.report.pictures import Fate
 from lightning_freeze.report.table import (
     epoch_line,
     inputs_table,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.gate.test_optim_db import configurations
+from tests.holds.test_optim_db import configurations
 from tests.zoo.zoo import Specimen
 
 

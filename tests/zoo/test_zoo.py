@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 import lightning_freeze.controller
 from lightning_freeze import OptimizerTraits
-from tests.gate.planted_optimizers import DecaysAll
+from tests.probe.planted_optimizers import DecaysAll
 from tests.zoo import survey
 from tests.zoo.__main__ import FILE
 from tests.zoo.database import torchs

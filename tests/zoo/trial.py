@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases, SelectionError, UnsupportedError
-from lightning_freeze.gate.holding import way_of
+from lightning_freeze.probe.verdict import way_of
 from tests.conftest import make_trainer
 from tests.zoo.hand import states, values
 from tests.zoo.net import LAYERS, ZooNet, data

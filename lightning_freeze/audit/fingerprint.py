@@ -1,0 +1,464 @@
+"""A 128-bit digest of a tensor's bits; knows nobody but its own kernel for CUDA.
+
+Bits, not values: 0.0 and -0.0 differ, and a NaN equals itself. The digest depends on positions, as `torch.hash_tensor`
+(an XOR of the elements) does not: any even number of equal elements hashes to 0 there. Nothing is inferred from
+``Tensor._version``, which fused optimizers and ``.data`` writes leave as it is.
+
+On the CPU xxh3 reads large tensors in pieces of a fixed size, on as many threads as torch computes with; the digest is
+the same on any number of them. On CUDA one Triton kernel reads each word once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeGuard
+
+import torch
+import xxhash
+from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+
+Digest = int | Tensor
+"""On the CPU an int; elsewhere two int64 on the tensor's own device, so that nothing waits for the host."""
+
+_LOG = logging.getLogger("lightning_freeze")
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # the types whose memory is all there is to them
+_PIECE = 1 << 21  # bytes that one thread reads at a time: some 200 µs, several times what waking a thread costs
+_SHARED = 1 << 18  # bytes from which it pays to share many tensors among threads
+_COLUMNS = 1024
+_ROWS = 1 << 12  # at once, in torch: 32 MiB as int64
+_LANE = 1 << 62  # the two sums take their weights from different quarters of SplitMix64's sequence
+_GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed number; the increment of SplitMix64
+_MIX = (-4658895280553007687, -7723592293110705685)  # SplitMix64's multipliers
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """The digest of a tensor's bits, shape and dtype, as 32 hexadecimal digits.
+
+    Digests made on one type of device can be compared with each other; a CPU digest (xxh3-128) and one made on an
+    accelerator (a multilinear hash with position-dependent odd weights, after Lemire and Kaser, "Strongly Universal
+    String Hashing is Fast", 2014) cannot.
+
+    A DTensor is digested by its local shard, a wrapper subclass (torchao's quantised weights) by the tensors that its
+    ``__tensor_flatten__`` names, any other subclass by its memory, whatever it overrides. The scales and zero points of
+    a quantized tensor are among its bits.
+
+    Args:
+        tensor: A tensor of any layout, dtype and shape.
+
+    Raises:
+        ValueError: The tensor has no bits that could be read: it is on the meta device or not yet materialised, or it
+            wraps others and does not say which.
+
+    Example:
+        >>> fingerprint(torch.tensor([0.0])) == fingerprint(torch.tensor([-0.0]))
+        False
+    """
+    found = digest(tensor)
+    if isinstance(found, int):
+        return f"{found:032x}"
+    high, low = found.tolist()
+    return f"{high & 0xFFFFFFFFFFFFFFFF:016x}{low & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+def digest(tensor: Tensor) -> Digest:
+    """The digest without a wait: an int on the CPU, a tensor on the device elsewhere."""
+    if type(tensor) not in _PLAIN:
+        return _of_subclass(tensor)
+    tensor = tensor.detach()
+    if tensor.is_meta:
+        raise _without_bits("on the meta device")
+    parts = _plain_parts(tensor)
+    if parts is not None:
+        shape = () if tensor.is_nested else tuple(tensor.shape)  # that of a nested one is among its parts
+        return _joined([digest(part) for part in parts], repr((tensor.layout, tensor.dtype, shape)))
+    salt = _salt(tensor.dtype, tensor.shape)
+    raw = _bytes(tensor)
+    if not raw.is_cpu:
+        return multilinear(raw.reshape(-1), salt)
+    if raw.numel() <= _PIECE:
+        return xxhash.xxh3_128_intdigest(raw.numpy(), seed=salt)  # type: ignore[arg-type]
+    return _of_pieces(_on_threads([(piece, salt) for piece in _pieces(raw)]), salt)
+
+
+def digests(tensors: Iterable[Tensor | None]) -> list[Digest | None]:
+    """`digest_if_any` of each; on the CPU large ones share threads, which pays for sizes where one alone does not.
+
+    Example:
+        >>> one = torch.ones(3)
+        >>> digests([one, None]) == [digest(one), None]
+        True
+    """
+    if torch.get_num_threads() == 1:
+        return [digest_if_any(tensor) for tensor in tensors]
+    found: list[Digest | None] = []
+    later: list[tuple[int, int, list[memoryview]]] = []
+    for tensor in tensors:
+        if _is_shared(tensor):
+            later.append((len(found), _salt(tensor.dtype, tensor.shape), _pieces(_bytes(tensor.detach()))))
+            found.append(None)
+        else:
+            found.append(digest_if_any(tensor))
+    prints = iter(_on_threads([(piece, salt) for _, salt, pieces in later for piece in pieces]))
+    for number, salt, pieces in later:
+        found[number] = _of_pieces([next(prints) for _ in pieces], salt)
+    return found
+
+
+def is_lazy(tensor: object) -> bool:
+    """Whether this is a parameter or buffer of a lazy module that has not seen its first input yet."""
+    return isinstance(tensor, UninitializedTensorMixin)
+
+
+def digest_if_any(tensor: Tensor | None) -> Digest | None:
+    """The digest, or None for what has no bits yet (a lazy parameter) or any more (a buffer that was taken away)."""
+    return None if tensor is None or is_lazy(tensor) else digest(tensor)
+
+
+def digests_of(values: Sequence[object]) -> list[list[tuple[str, Digest | None]]]:
+    """For each of these nested builtins the digest of every tensor in it, and of everything else by its ``repr``.
+
+    Args:
+        values: What an optimizer holds for one parameter each, for example.
+
+    Returns:
+        For each, every key in it with its digest.
+    """
+    leaves = [list(_leaves("", value)) for value in values]
+    found = iter(digests(leaf for pairs in leaves for _, leaf in pairs if isinstance(leaf, Tensor)))
+    return [
+        [(key, next(found) if isinstance(leaf, Tensor) else _of_plain(leaf)) for key, leaf in pairs] for pairs in leaves
+    ]
+
+
+def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
+    """Whether two digests differ: a bool, or a bool tensor still on the device.
+
+    What had no bits before has not moved, whatever it became.
+    """
+    if before is None:
+        return False
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return (before != after).any()
+    return before is not after and before != after
+
+
+def settled(flags: Sequence[bool | Tensor]) -> list[bool]:
+    """Flags that may still be on a device, read with one wait for each device.
+
+    Example:
+        >>> settled([True, torch.tensor(False), torch.tensor(3) > 2])
+        [True, False, True]
+    """
+    found = [flag if isinstance(flag, bool) else False for flag in flags]
+    waiting: dict[torch.device, list[int]] = {}
+    for number, flag in enumerate(flags):
+        if isinstance(flag, Tensor):
+            waiting.setdefault(flag.device, []).append(number)
+    for numbers in waiting.values():
+        there = torch.stack([flag for number in numbers if isinstance(flag := flags[number], Tensor)])
+        for number, value in zip(numbers, there.tolist(), strict=True):
+            found[number] = bool(value)
+    return found
+
+
+def multilinear(raw: Tensor, salt: int) -> Tensor:
+    """Two 64-bit multilinear sums over 32-bit words with odd, position-dependent weights, on the tensor's device.
+
+    The words stand in rows of 1024, and a word's weight is its row's times its column's, each an odd pseudo-random
+    number: so a pass over the words costs one multiplication a sum, and the weights hardly anything. Odd weights make
+    every change of a single word visible for certain: its difference, times an odd number, is not 0 modulo 2⁶⁴. Other
+    changes go unseen with a probability of 2⁻⁵⁶ in each sum at most (2⁻²⁵, for elements that change their sign and
+    nothing else), the two sums being independent.
+
+    On CUDA this is a kernel of Triton's, where that is there and works; elsewhere the same two numbers in torch.
+
+    Args:
+        raw: The bytes, a flat uint8 tensor.
+        salt: Mixed into the weights.
+
+    Returns:
+        Two int64.
+    """
+    missing = -raw.numel() % 4
+    if missing or raw.storage_offset() % 4:
+        raw = torch.nn.functional.pad(raw, (0, missing))
+    words = raw.view(torch.int32)
+    found = _by_kernel(words, salt) if words.is_cuda else None
+    return _by_torch(words, salt) if found is None else found
+
+
+def _by_torch(words: Tensor, salt: int) -> Tensor:
+    lanes = torch.arange(2, dtype=torch.int64, device=words.device).unsqueeze(1) * _LANE
+    # The sums begin at a weight that no word has, so that the salt shows in zeros, too.
+    total = _weights(lanes - 1 - _COLUMNS, salt).squeeze(1)
+    # Rows count from 0 upwards and columns from -1 downwards: no row shares a column's weight.
+    columns = _weights(lanes - 1 - torch.arange(_COLUMNS, dtype=torch.int64, device=words.device), salt)
+    for start in range(0, words.numel(), _ROWS * _COLUMNS):
+        piece = words[start : start + _ROWS * _COLUMNS]
+        piece = torch.nn.functional.pad(piece, (0, -piece.numel() % _COLUMNS)).view(-1, _COLUMNS).to(torch.int64)
+        first = start // _COLUMNS
+        index = torch.arange(first, first + len(piece), dtype=torch.int64, device=words.device)
+        rows = _weights(lanes + index, salt)
+        for lane in range(2):
+            total[lane] += ((piece * rows[lane].unsqueeze(1)).sum(0) * columns[lane]).sum()
+    return total
+
+
+def _by_kernel(words: Tensor, salt: int) -> Tensor | None:
+    """The same by Triton, or None where Triton is missing or does not work."""
+    global _kernel_works
+    if not _kernel_works:
+        return None
+    try:
+        # Here, so that whoever has no GPU never meets Triton.
+        from lightning_freeze.audit.fingerprint_triton import multilinear as by_triton
+
+        return by_triton(words, _signed(salt * _GOLDEN))
+    except Exception as error:  # whatever a compiler may say: the audit goes on without it
+        _kernel_works = False
+        if not isinstance(error, ModuleNotFoundError):
+            _LOG.warning(
+                "the Triton kernel for fingerprints does not work here (%s: %s). Fingerprints are made by torch "
+                "instead: the same digests, at a lower rate.",
+                type(error).__name__,
+                error,
+            )
+        return None
+
+
+_kernel_works = True  # until it was tried and did not
+
+
+def _weights(index: Tensor, salt: int) -> Tensor:
+    """An odd pseudo-random int64 for each index: SplitMix64 (Steele, Lea and Flood, 2014) of index and salt."""
+    z = index * _GOLDEN + _signed(salt * _GOLDEN)
+    z = (z ^ _shift(z, 30)) * _MIX[0]
+    z = (z ^ _shift(z, 27)) * _MIX[1]
+    return (z ^ _shift(z, 31)) | 1
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """A logical right shift; torch's own fills with the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    number &= 0xFFFFFFFFFFFFFFFF
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+@functools.lru_cache(maxsize=4096)
+def _salt(dtype: torch.dtype, shape: torch.Size) -> int:
+    return xxhash.xxh3_64_intdigest(f"{dtype}{tuple(shape)}".encode())
+
+
+def _is_shared(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a tensor is worth a turn on a thread: plain, in one piece (no copy is kept), on the CPU, of some size."""
+    return (
+        tensor is not None
+        and type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and tensor.nbytes >= _SHARED
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.is_nested)
+    )
+
+
+def _pieces(raw: Tensor) -> list[memoryview]:
+    memory = memoryview(raw.reshape(-1).numpy())  # type: ignore[arg-type]
+    return [memory[start : start + _PIECE] for start in range(0, len(memory), _PIECE)]
+
+
+def _of_pieces(prints: Sequence[bytes], salt: int) -> int:
+    """One digest of many, in their order; that of a single piece is its own."""
+    if len(prints) == 1:
+        return int.from_bytes(prints[0], "big")
+    return xxhash.xxh3_128_intdigest(b"".join(prints), seed=salt)
+
+
+def _on_threads(pieces: Sequence[tuple[memoryview, int]]) -> list[bytes]:
+    """The xxh3-128 of each piece under its salt, on as many threads as torch computes with, this one among them."""
+    found = [b""] * len(pieces)
+    left = deque(range(len(pieces)))
+
+    def some() -> None:
+        while left:
+            try:
+                number = left.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            piece, salt = pieces[number]
+            found[number] = xxhash.xxh3_128_digest(piece, seed=salt)
+
+    helpers: list[Future[None]] = []
+    worth = sum(len(piece) for piece, _ in pieces) // _PIECE
+    try:
+        for _ in range(min(torch.get_num_threads(), len(pieces), worth) - 1):
+            helpers.append(_pool(os.getpid()).submit(some))
+    except RuntimeError:  # the interpreter is ending, or there may be no more threads: this one does it all
+        pass
+    try:
+        some()
+    finally:
+        left.clear()
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """This process's own: a forked child has none of its parent's threads. They start as they are first needed."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lightning_freeze")
+
+
+def _of_subclass(tensor: Any) -> Digest:
+    """The digest of what a subclass holds, without its overrides of torch's functions in the way."""
+    if is_lazy(tensor):
+        raise _without_bits("that is not yet materialised")
+    with torch._C.DisableTorchFunctionSubclass():
+        if hasattr(tensor, "to_local"):  # a DTensor: each rank digests its own shard
+            with torch.no_grad():  # with gradients it would be a view, and not every shard can give one
+                return digest(tensor.to_local())
+        if hasattr(tensor, "trigger_wait"):  # an AsyncCollectiveTensor: what a collective may still be writing
+            return digest(tensor.trigger_wait())
+        if hasattr(tensor, "__tensor_flatten__"):
+            return _of_wrapper(tensor)
+        return digest(_own_memory(tensor))
+
+
+def _of_wrapper(tensor: Any) -> Digest:
+    """The digest of a wrapper subclass: of every tensor in it, and what its context says in plain builtins.
+
+    A bool of the context is left out. It often is ``requires_grad``, which is no bit of the tensor's.
+    """
+    names, context = tensor.__tensor_flatten__()
+    leaves = [*_leaves("", {name: getattr(tensor, name) for name in names}), *_leaves("context", context)]
+    parts = [digest(leaf) for _, leaf in leaves if isinstance(leaf, Tensor)]
+    if not parts:
+        return digest(_own_memory(tensor))
+    said = [(key, "" if isinstance(leaf, (Tensor, bool)) else _said(leaf)) for key, leaf in leaves]
+    shape = [size for size in tensor.shape if isinstance(size, int)]  # that of a jagged one is not all integers
+    return _joined(parts, repr((type(tensor).__name__, tensor.dtype, shape, said)))
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """A subclass's own memory as a plain tensor.
+
+    Raises:
+        ValueError: It has none: it wraps other tensors, and does not say which.
+    """
+    if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:
+        return Tensor.detach(tensor)
+    if not tensor.numel():
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    try:
+        memory = tensor.untyped_storage()
+        there = memory.device.type == "meta" or memory.data_ptr() != 0
+    except RuntimeError:  # what torch says of a storage that is not there
+        there = False
+    if there:  # `detach` would ask the subclass
+        plain = torch.empty(0, dtype=tensor.dtype, device=memory.device)
+        return plain.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
+    name = type(tensor).__name__
+    raise ValueError(
+        f"a tensor of {name} has no memory of its own to fingerprint: {name} wraps other tensors, and does not say "
+        "which. Give it the method that torch asks for the tensors inside of a wrapper, here two of its attributes:\n\n"
+        f"class {name}(torch.Tensor):\n"
+        "    def __tensor_flatten__(self):\n"
+        '        return ["data", "scale"], None'
+    )
+
+
+def _without_bits(where: str) -> ValueError:
+    return ValueError(
+        f"a tensor {where} has no bits to fingerprint. Materialise the model first: run one forward of lazy modules, "
+        "or load its weights."
+    )
+
+
+def _plain_parts(tensor: Tensor) -> list[Tensor] | None:
+    """The strided tensors that hold the bits of a sparse, quantized, nested or mkldnn one, or None for a plain one."""
+    if tensor.layout is torch.strided:
+        if tensor.is_quantized:
+            return [tensor.int_repr(), *_scales(tensor)]
+        if tensor.is_nested:
+            sizes, strides = tensor._nested_tensor_size(), tensor._nested_tensor_strides()
+            return [sizes, strides, tensor._nested_tensor_storage_offsets(), tensor.values()]
+        return None
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor.to_dense()]  # mkldnn's, whose order of the elements is its own
+
+
+def _scales(quantized: Tensor) -> list[Tensor]:
+    """Scales, zero points and, where they are those of channels, their axis."""
+    try:
+        scheme = quantized.qscheme()
+    except RuntimeError:  # `torch.empty` makes tensors of a quantized dtype that have none
+        return []
+    # On the CPU, where torch keeps what is one number for the whole tensor: nothing is copied to a device.
+    if scheme == torch.per_tensor_affine:
+        scale, zero_point = quantized.q_scale(), quantized.q_zero_point()
+        return [torch.tensor(scale, dtype=torch.float64, device="cpu"), torch.tensor(zero_point, device="cpu")]
+    axis = torch.tensor(quantized.q_per_channel_axis(), device="cpu")
+    return [quantized.q_per_channel_scales(), quantized.q_per_channel_zero_points(), axis]
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """A tensor's own memory as uint8 in one piece, copied only where it is not contiguous."""
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    if not tensor.is_contiguous():
+        # As integers where that is possible: torch copies no elements of int1 to uint7, and warns of bcomplex32.
+        integers = _INTEGERS.get(tensor.itemsize)
+        tensor = (tensor if integers is None else tensor.view(integers)).contiguous()
+    return (tensor if tensor.dim() else tensor.reshape(1)).view(torch.uint8)
+
+
+def _joined(parts: Sequence[Digest], kind: str) -> Digest:
+    """One digest of several; where some are on a device, it is there, and those of the CPU are in its salt."""
+    there = [part for part in parts if isinstance(part, Tensor)]
+    if not there:
+        return xxhash.xxh3_128_intdigest(repr(parts).encode(), seed=xxhash.xxh3_64_intdigest(kind.encode()))
+    here = [(number, part) for number, part in enumerate(parts) if not isinstance(part, Tensor)]
+    salt = xxhash.xxh3_64_intdigest(f"{kind}{here or ''}".encode())
+    stacked = torch.cat([part.to(there[0].device, non_blocking=True) for part in there])
+    return multilinear(_bytes(stacked), salt)
+
+
+def _leaves(key: str, value: object) -> Iterable[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _leaves(f"{key}.{name}" if key else str(name), part)
+    elif isinstance(value, (list, tuple)):
+        for number, part in enumerate(value):
+            yield from _leaves(f"{key}[{number}]", part)
+    else:
+        yield key, value
+
+
+def _of_plain(value: object) -> int:
+    return xxhash.xxh3_128_intdigest(_said(value).encode())
+
+
+def _said(value: object) -> str:
+    # An object's default repr holds its address, which says nothing of its content.
+    known = isinstance(value, (int, float, str, bool, complex, type(None)))
+    return repr(value) if known else type(value).__name__

@@ -1,0 +1,190 @@
+"""``lightning-freeze``: a LightningCLI whose errors name file, line and key.
+
+``lightning-freeze fit --config configs/alternating.yaml`` runs any LightningModule and LightningDataModule that the
+file names. Parsing, types, ``--help`` and ``--print_config`` are jsonargparse's; what is checked here, before it, is
+what a stock LightningCLI lets pass (a key that stands twice) and what it cannot locate (an error in a schedule).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lightning_freeze import __version__
+from lightning_freeze.cli.command import COMMANDS, LIGHTNING_LOGGERS, Command, InputsCommand, command_of
+from lightning_freeze.cli.config import check_files, locate
+from lightning_freeze.cli.probe import probe
+from lightning_freeze.demos import MissingPackageError
+from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError, nearest
+from lightning_freeze.inputs.declarations import DeclarationError
+from lightning_freeze.report.findings import FreezeViolation
+from lightning_freeze.trainer.input_audit import InputAudit
+from lightning_freeze.yaml_file import ConfigError, Place
+
+_ABOUT = (
+    "Lightning's own commands over any model and data that a configuration names (--config FILE), and four more: "
+    + "; ".join(f"{name}: {meaning}" for name, meaning in COMMANDS.items())
+    + ". Each has a --help."
+)
+_WHITELIST = re.compile(r".*callbacks\[\d+\]\.init_args\.whitelist")
+_OTHERS = ("torch", "pytorch_lightning", "lightning.")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: The arguments; by default those of the process.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
+    if arguments[:1] == ["probe"]:  # the one that needs neither model nor Trainer
+        return probe(arguments[1:])
+    command = command_of(arguments)
+    if command is not None:
+        arguments = command.as_fit
+        args, sys.argv = (None, [sys.argv[0], *arguments]) if args is None else (arguments, sys.argv)
+    levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
+    FreezeCLI.roots = roots = []
+    FreezeCLI.command = command
+    try:
+        roots += check_files(arguments, _whitelist_of(command))
+        FreezeCLI(
+            LightningModule,
+            None,  # any LightningDataModule, or none where the model brings its own data
+            subclass_mode_model=True,
+            parser_class=_Parser,
+            parser_kwargs={"version": f"lightning-freeze {__version__}", "description": _ABOUT},
+            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfigCallback if command is None else None,
+            trainer_defaults={} if command is None else {"callbacks": command.callbacks},
+            args=None if args is None else arguments,
+        )
+    except ConfigError as error:
+        raise SystemExit(f"lightning-freeze: error: {error}") from error
+    except FreezeViolation as error:
+        raise SystemExit(f"lightning-freeze: {error}") from error
+    except (
+        ScheduleError,
+        SelectionError,
+        UnsupportedError,
+        DeclarationError,
+    ) as error:  # found with the model, so where it stands is looked up again
+        anywhere = isinstance(error, ScheduleError) and error.key is None  # of no configuration's making
+        where = "" if anywhere else locate(str(error), roots) or _at_schedule(error, command, roots)
+        raise SystemExit(f"lightning-freeze: error: {where}{error}") from error
+    except Exception as error:
+        missing = _missing_package(error)
+        if missing is None:
+            raise
+        raise SystemExit(f"lightning-freeze: error: {_where_class(missing.kind, roots)}{missing}") from error
+    finally:
+        for name, level in levels.items():  # which some commands hush
+            logging.getLogger(name).setLevel(level)
+
+
+def _at_schedule(error: Exception, command: Command | None, roots: Sequence[Place]) -> str:
+    """Where the schedule stands, for what is wrong between it and the model; `groups` makes none."""
+    return "" if command is not None and command.name == "groups" else locate("'schedule'", roots)
+
+
+def _missing_package(error: BaseException | None) -> MissingPackageError | None:
+    """What lies behind an error where a demo lacks a package: jsonargparse makes errors of its own of it."""
+    while error is not None and not isinstance(error, MissingPackageError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _where_class(name: str, roots: Sequence[Place]) -> str:
+    """Where the configuration names a class, as `locate` writes it."""
+    for place in (place for root in roots for place in root.walk()):
+        if place.key.endswith("class_path") and str(place.plain()).rpartition(".")[2] == name:
+            return f"{place.path}, line {place.line}, {place.key}: "
+    return ""
+
+
+class FreezeCLI(LightningCLI):
+    """Lightning's own command line over any model and data class."""
+
+    roots: Sequence[Place] = ()
+    command: Command | None = None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run Lightning's subcommand, or our own, which fits only as far as it needs."""
+        if self.command is None:
+            return super()._run_subcommand(subcommand)
+        self.command.run(self.trainer, self.model, lambda: super(FreezeCLI, self)._run_subcommand(subcommand))
+
+    def before_instantiate_classes(self) -> None:
+        """A whitelist's file is found beside the configuration that names it, as a schedule's is."""
+        if self.command is not None:
+            self.command.configure(self.config[self.subcommand]["trainer"])
+        found = {
+            str(at.plain()): at.file() for root in self.roots for at in root.walk() if _WHITELIST.fullmatch(at.key)
+        }
+        for callback in self.config[self.subcommand].get("trainer.callbacks") or []:
+            arguments = callback.get("init_args") or {}
+            path = found.get(str(arguments.get("whitelist")))
+            if path is not None and callback["class_path"].rpartition(".")[2] == InputAudit.__name__:
+                written = not to_be_written(path, _whitelist_of(self.command))
+                arguments["whitelist"] = str(path.resolve()) if written else None
+
+
+def _whitelist_of(command: Command | None) -> Path | None:
+    """The whitelist that a command will write."""
+    return command.out if isinstance(command, InputsCommand) else None
+
+
+class _Parser(LightningArgumentParser):
+    """Lightning's parser, whose errors name the file and the line of the key at fault where they can."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with the message, led by where in the configuration files it comes from."""
+        where = locate(message, FreezeCLI.roots)
+        for parser in (self, getattr(ex, "subcommand_parser", None)):
+            if FreezeCLI.command is not None and parser is not None:
+                parser.prog = parser.prog.replace(" fit", f" {FreezeCLI.command.name}")  # what was typed
+        super().error(f"{where}{message}{self._mend(message)}", ex)
+        raise AssertionError("the parser's own error does not return")
+
+    def print_usage(self, file: Any = None) -> None:
+        """One line instead of every option, so that an error stays on the screen."""
+        print("usage: lightning-freeze fit|validate|test|predict|plan|groups|inputs --config FILE [options]", file=file)
+        print("       lightning-freeze probe [options]", file=file)
+
+    def _mend(self, message: str) -> str:
+        """The names nearest to one that is not accepted."""
+        if "arguments are required" in message:
+            return "\nGive a file that says so: --config FILE. configs/alternating.yaml shows one."
+        absent = re.search(r"module '([^']+)' has no attribute '([^']+)'", message)
+        if absent is not None:
+            found = vars(sys.modules.get(absent[1], object)).items()
+            own = [name for name, value in found if not getattr(value, "__module__", "torch").startswith(_OTHERS)]
+            close = nearest(absent[2], own)
+            return f"\nNearest: {', '.join(map(repr, close))}." if close else ""
+        command = re.search(r"invalid choice: '([^']+)'", message)
+        if command is not None and "predict" in message:
+            every = [*("fit", "validate", "test", "predict"), *COMMANDS]
+            return f"\nNearest: {near(command[1], every)}. All: {', '.join(every)}."
+        wrong = re.search(r"not accept option '([^']+)'", message)
+        if wrong is None:
+            return ""
+        subcommands = getattr(self, "_subcommands_action", None)
+        parsers = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
+        close = nearest(wrong[1], dict.fromkeys(action.dest for parser in parsers for action in parser._actions))
+        return f"\nNearest: {', '.join(map(repr, close))}." if close else ""
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""The founding table: what becomes of a weight that is to stand still, for any optimizer and way of freezing, measured."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import AdamW, Optimizer
+
+from lightning_freeze.controller import FreezeController
+from lightning_freeze.errors import SelectionError, UnsupportedError
+from lightning_freeze.holds.snapshots import same, snapshot
+from lightning_freeze.plan.phase import Phase
+from lightning_freeze.plan.phases import Phases
+from lightning_freeze.probe.clone import family, undisturbed
+from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
+from lightning_freeze.probe.verdict import way_of
+
+WARM_UP = 3
+"""Steps in which everything trains, before something is frozen."""
+
+STEPS = 20
+"""Steps through which it is frozen, by default."""
+
+ZEROS, NONE, OFF, STALE, RATE, OURS = WAYS = (
+    "zero gradients",
+    "None",
+    "requires_grad=False",
+    "stale gradient",
+    "lr=0",
+    "lightning-freeze",
+)
+"""The ways of freezing."""
+
+Outcome = Literal["held", "state moved", "moved", "refused", "raised", "unknown"]
+"""``state moved``: of the weight, no bit; of its optimizer state, some. ``unknown``: the way says nothing of this optimizer."""
+
+_LR = 0.01  # of a class that has no default
+_MODELS = ("model", "module")
+_BY_WAY = {"none": "None", "left out": "left out", "unknown": "None, unproved"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What became of the frozen weight, by one optimizer and one way.
+
+    Args:
+        outcome: In a word.
+        share: How far the weight moved (L2), as a share of how far the trained weight moved in the same steps.
+        state: The entries of its optimizer state that changed.
+        says: How lightning-freeze held it, why it refused, what was raised, or why nothing is known.
+    """
+
+    outcome: Outcome
+    share: float | None = None
+    state: tuple[str, ...] = ()
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one optimizer does.
+
+    Args:
+        name: The optimizer, with the arguments that it was given.
+        cells: Way to what came of it; empty where there is a ``why``.
+        traits: What `probe_optimizer` learnt; None where there was nothing to probe.
+        why: Why nothing could be measured.
+    """
+
+    name: str
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+    traits: OptimizerTraits | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an optimizer is made, over any parameters.
+
+    What its constructor asks for beside the parameters, and is not given, is put in where it is plain what that must be: a
+    learning rate of 0.01, the model, AdamW where it wraps an optimizer.
+
+    Args:
+        kind: Its class.
+        arguments: Those of its constructor, beside the first.
+        title: What to call it.
+
+    Example:
+        >>> Recipe(torch.optim.SGD, {"momentum": 0.9}).name
+        'SGD(momentum=0.9)'
+    """
+
+    kind: type[Optimizer]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """The class, with the arguments that were given or put in."""
+        every = {**self.arguments, **{key: value for key, value in self.put_in.items() if key not in _MODELS}}
+        given = ", ".join(f"{key}={_written(value)}" for key, value in every.items())
+        return f"{self.title or self.kind.__name__}{f'({given})' if given else ''}"
+
+    @property
+    def put_in(self) -> dict[str, Any]:
+        """What the constructor asks for and was not given, by its name; of the model, only the name is known yet."""
+        found: dict[str, Any] = {}
+        for number, argument in enumerate(inspect.signature(self.kind).parameters.values()):
+            if argument.default is not inspect.Parameter.empty or argument.name in self.arguments:
+                continue
+            if argument.name in _MODELS:
+                found[argument.name] = None
+            elif argument.name == "base_optimizer" or (number == 0 and argument.name == "optimizer"):
+                found[argument.name] = AdamW
+            elif argument.name == "lr":
+                found[argument.name] = _LR
+        return found
+
+    def make(self, model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
+        """The optimizer, ready to train.
+
+        Args:
+            model: The model, for one that asks for it.
+            groups: Its param groups.
+        """
+        try:
+            optimizer = self._made(model, groups)
+        except Exception as error:
+            try:  # what several Muons ask of each group
+                optimizer = self._made(model, [{**group, "use_muon": True} for group in groups])
+            except Exception:
+                raise error from None
+        begin = getattr(optimizer, "train", None)
+        if callable(begin):  # schedule-free ones ask for it
+            begin()
+        return optimizer
+
+    def _made(self, model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
+        fresh = [dict(group) for group in groups]  # which torch writes into
+        given = {key: model if key in _MODELS else value for key, value in self.put_in.items()} | dict(self.arguments)
+        first, *others = inspect.signature(self.kind).parameters
+        kind: Any = self.kind
+        if first == "optimizer":
+            given[first] = AdamW(fresh)
+        elif "params" in others:
+            given["params"] = fresh
+        optimizer: Optimizer = kind(**given) if first in given else kind(fresh, **given)
+        return optimizer
+
+
+def _written(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else f"{value!r}"
+
+
+def measure(recipe: Recipe, steps: int = STEPS) -> Row:
+    """What an optimizer does to a frozen weight: a network of two layers trains, then one layer is frozen by each way.
+
+    Nothing that the optimizer raises is raised from here. Every global random state is left as it was, and what it
+    prints is kept back.
+
+    Args:
+        recipe: The optimizer.
+        steps: Through how many steps the layer is frozen.
+
+    Example:
+        >>> row = measure(Recipe(torch.optim.AdamW))
+        >>> row.cells["zero gradients"].outcome, row.cells["zero gradients"].state
+        ('moved', ('exp_avg', 'exp_avg_sq', 'step'))
+        >>> row.cells["None"].outcome, row.cells["lightning-freeze"].outcome
+        ('held', 'held')
+    """
+    with undisturbed(), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # of classes that warn of themselves at every step
+        try:
+            made = _Run(recipe, "dense", "no")
+        except Exception as error:  # third-party code of any kind, here and below
+            return Row(recipe.name, why=f"could not be built: {_named(error)}")
+        try:
+            traits = probe_optimizer(made.optimizer)
+        except Exception as error:
+            traits = OptimizerTraits(type(made.optimizer).__qualname__, why=_named(error))
+        how, why = _way_of_stepping(recipe)
+        if how is None and traits.steps_in_backward:
+            return Row(recipe.name, traits=traits, why="updates parameters within backward, so a run refuses it")
+        if how is None:
+            return Row(recipe.name, traits=traits, why=f"could not be stepped: {why}")
+        return Row(recipe.name, {way: _cell(recipe, how, way, steps) for way in WAYS}, traits)
+
+
+class _Layers(nn.Module):
+    """Two layers, one of which is to be frozen."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.frozen: nn.Module = nn.Embedding(8, 8, sparse=True) if sparse else nn.Linear(8, 8, bias=False)
+        self.trainable: nn.Module = nn.Embedding(8, 8, sparse=True) if sparse else nn.Linear(8, 4, bias=False)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 8**0.5)
+        # More numbers to fit than there are weights, so that no optimizer is ever done.
+        self._batches = [torch.randn(64, 8, generator=generator) for _ in range(5)]
+        self._targets = [torch.randn(64, 4, generator=generator) for _ in range(5)]
+        self._rows = [torch.randint(4, (16,), generator=generator) for _ in range(5)]
+        self._sparse = sparse
+
+    def loss(self, batch: int, cut: bool) -> Tensor:
+        """The loss of a batch, which says nothing to the first layer where that is cut off."""
+        at = batch % len(self._batches)
+        rows = self._rows[at]
+        features = self.frozen(rows) if self._sparse else torch.tanh(self.frozen(self._batches[at]))
+        features = features.detach() if cut else features
+        if self._sparse:
+            return functional.mse_loss(features * self.trainable(rows + at % 4), features.new_ones(()).expand(16, 8))
+        return functional.mse_loss(self.trainable(features), self._targets[at])
+
+
+class _Run:
+    """Training of the two layers, one of them to be frozen.
+
+    Args:
+        recipe: The optimizer.
+        gradients: ``dense``, ``sparse``, or ``graph`` for those that derive them once more.
+        closure: Whether its step is handed a closure: ``no``, ``yes``, or ``after backward``, for those that read gradients
+            before they call it (SAM).
+        apart: Whether the layer to be frozen has a param group of its own.
+    """
+
+    def __init__(self, recipe: Recipe, gradients: str, closure: str, apart: bool = False) -> None:
+        self.model = _Layers(gradients == "sparse")
+        self.frozen, self.trained = self.model.parameters()
+        both = [self.frozen, self.trained]
+        self.optimizer = recipe.make(self.model, [{"params": [p]} for p in both] if apart else [{"params": both}])
+        self.controller: FreezeController | None = None
+        self.by: str | None = None
+        self._gradients, self._closure = gradients, closure
+        self._count = 0
+
+    def step(self) -> None:
+        """One step, in whatever way the layer is frozen by now."""
+        self._count += 1
+        if self.controller is not None:
+            self.controller.begin_step()
+        if self._closure != "yes":
+            self._backward()
+        if self._closure == "no":
+            self.optimizer.step()
+        else:
+            self.optimizer.step(self._backward)  # type: ignore[arg-type]  # of a tensor, as torch documents
+
+    @torch.enable_grad()
+    def _backward(self) -> Tensor:
+        cut = self.by in (ZEROS, NONE, STALE)
+        self.trained.grad = None
+        if self.by == ZEROS:  # as `zero_grad(set_to_none=False)` leaves them
+            self.frozen.grad = torch.zeros_like(self.frozen if self.frozen.grad is None else self.frozen.grad)
+        elif self.by not in (STALE, OFF):
+            self.frozen.grad = None
+        loss = self.model.loss(self._count, cut)
+        torch.autograd.backward(loss, create_graph=self._gradients == "graph")
+        if self.controller is not None:
+            self.controller.before_optimizer_step(self.optimizer)
+        return loss
+
+    def freeze(self, by: str) -> None:
+        """Freeze the layer from here on; lightning-freeze does so by its schedule."""
+        self.by = by
+        if by == OFF:
+            self.frozen.requires_grad_(False)
+        elif by == RATE:
+            for group in self.optimizer.param_groups:
+                if any(p is self.frozen for p in group["params"]):
+                    group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """The frozen layer's entries in the state of the optimizer, and of those in it."""
+        found: dict[str, Any] = {}
+        for number, member in enumerate(family(self.optimizer)):
+            held = getattr(member, "state", {}).get(self.frozen)
+            held = held if isinstance(held, Mapping) else {} if held is None else {"state": held}
+            found |= {"optimizer." * number + str(key): snapshot(value) for key, value in held.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class _How:
+    """How an optimizer is stepped; see `_Run`."""
+
+    gradients: str
+    closure: str
+
+
+def _way_of_stepping(recipe: Recipe) -> tuple[_How | None, str]:
+    """How an optimizer's steps go through, best so that something moves; or None, and why not."""
+    still, why = None, ""
+    for how in (_How(*both) for both in product(("dense", "sparse", "graph"), ("no", "yes", "after backward"))):
+        try:
+            run = _Run(recipe, how.gradients, how.closure)
+            before = run.trained.detach().clone()
+            for _ in range(WARM_UP):
+                run.step()
+        except Exception as error:
+            why = why or _named(error)  # what the plainest way raised is the answer
+            continue
+        if not same(before, run.trained):
+            return how, ""
+        still = still or how
+    return still, why
+
+
+def _cell(recipe: Recipe, how: _How, way: str, steps: int) -> Cell:
+    try:
+        run = _Run(recipe, how.gradients, how.closure, apart=way == RATE)
+        if way == RATE and not all("lr" in group for group in run.optimizer.param_groups):
+            return Cell("unknown", says="its param groups have no `lr`")
+        if way != OURS:
+            return _outcome(run, way, steps)
+        schedule = Phases([Phase(["all"], updates=WARM_UP), Phase(["trainable"])])
+        groups = {"frozen": "frozen", "trainable": "trainable"}
+        with FreezeController(run.model, schedule, groups) as run.controller:
+            run.controller.attach(run.optimizer, closures=how.closure != "no")
+            run.controller.begin()
+            held = _BY_WAY[way_of(run.controller.traits[0], 0)]
+            return _outcome(run, way, steps, held)
+    except (UnsupportedError, SelectionError) as error:
+        return Cell("refused", says=str(error))
+    except Exception as error:
+        return Cell("raised", says=_named(error))
+
+
+def _outcome(run: _Run, way: str, steps: int, held: str = "") -> Cell:
+    for _ in range(WARM_UP):
+        run.step()
+    run.freeze(way)
+    if run.controller is not None and "frozen" in run.controller.trainable:
+        return Cell("unknown", says=f"of {WARM_UP} steps, the controller counted {run.controller.total}")
+    before, trained, state = run.frozen.detach().clone(), run.trained.detach().clone(), run.state()
+    for _ in range(steps):
+        run.step()
+    now = run.state()
+    changed = tuple(sorted(key for key in state.keys() | now.keys() if not same(state.get(key), now.get(key))))
+    if same(before, run.frozen):
+        if same(trained, run.trained):
+            return Cell("unknown", None, changed, "the trained weight stood still as well")
+        return Cell("state moved" if changed else "held", 0.0, changed, held)
+    share = _distance(before, run.frozen) / (_distance(trained, run.trained) or math.nan)
+    if not math.isfinite(share):
+        return Cell("moved", None, changed, "by a distance that is no finite share of the trained weight's")
+    return Cell("moved", share, changed, held)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float(torch.linalg.vector_norm((other.detach() - one).double()))
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")

@@ -1,0 +1,76 @@
+"""What is raised before training starts, and the checks of numbers and words that raise it."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Iterable
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot be run, found before training starts.
+
+    Args:
+        message: What was wrong, the value seen, the nearest valid one and the mend.
+        key: The key of the schedule at fault (``updates``), from which the command line finds file and line.
+        value: The value seen under that key.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.value = value
+
+
+class SelectionError(ValueError):
+    """A selector that matches nothing, or parameters that cannot be grouped as asked; found before training starts."""
+
+
+class UnsupportedError(RuntimeError):
+    """Something under which frozen parameters cannot be held still; refused before training starts."""
+
+
+def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
+    """The names that look most like ``name``, best first."""
+    return difflib.get_close_matches(name, list(dict.fromkeys(among)), n=count, cutoff=0.4)
+
+
+def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
+    """A count from a schedule, or an error that teaches.
+
+    Raises:
+        ScheduleError: It is no whole number of at least ``least``.
+    """
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if number < least:
+        raise ScheduleError(
+            f"`{key}` is {value!r}, but must be a whole number of at least {least}: {meaning}. "
+            f"The nearest valid value is {_nearest_count(value, least)}.",
+            key=key,
+            value=value,
+        )
+    return number
+
+
+def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
+    """Refuse a word that is none of those that an argument takes.
+
+    Raises:
+        ScheduleError: It is another.
+    """
+    if not any(value is each or (isinstance(each, str) and value == each) for each in valid):
+        by_text = {str(each): each for each in valid}
+        close = [*(by_text[text] for text in nearest(str(value), by_text, 1)), *valid]
+        raise ScheduleError(
+            f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}. Nearest: {close[0]!r}.",
+            key=key,
+            value=value,
+        )
+
+
+def _nearest_count(value: object, least: int) -> int:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return max(least, round(value)) if number and abs(value) < 1e15 else least  # type: ignore[arg-type,call-overload]

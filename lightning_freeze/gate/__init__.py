@@ -1,1 +1,0 @@
-"""Gate: hold what the plan freezes still, and undo everything at the end."""

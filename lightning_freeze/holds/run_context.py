@@ -1,0 +1,168 @@
+"""What stands around a model and its optimizers: DDP, FSDP, Fabric, torch.compile; and what of it cannot be held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lightning_freeze.errors import UnsupportedError
+
+
+class Unwrapped(NamedTuple):
+    """What `unwrapped` finds.
+
+    Args:
+        module: The model as its user wrote it; compiled, where it was compiled before it was wrapped.
+        wrapper: The outermost wrapper that shares it among processes, or the model itself.
+        compiled: Whether `torch.compile` was called on a wrapper, so that its graphs reach over the whole model.
+    """
+
+    module: nn.Module
+    wrapper: nn.Module
+    compiled: bool
+
+
+def unwrapped(module: nn.Module) -> Unwrapped:
+    """The model within whatever one calls in its place.
+
+    Args:
+        module: A model, or what DistributedDataParallel, FSDP1, ``fabric.setup`` or ``torch.compile`` made of one. What was
+            compiled stays compiled: names are cleaned of it.
+
+    Raises:
+        UnsupportedError: It is a DeepSpeed engine.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> unwrapped(model).module is model
+        True
+    """
+    wrapper: nn.Module | None = None
+    compiled = False
+    while True:
+        inner = _within(module)
+        if inner is None:
+            return Unwrapped(module, wrapper or module, compiled)
+        if _is_wrapper(module):
+            wrapper = wrapper or module
+        compiled = compiled or "_orig_mod" in module._modules
+        module = inner
+
+
+def _within(module: nn.Module) -> nn.Module | None:
+    """What a wrapper holds; None for a model."""
+    names = {kind.__name__ for kind in type(module).__mro__}
+    if "DeepSpeedEngine" in names:
+        raise UnsupportedError(
+            "the model is a DeepSpeed engine, which keeps gradients of its own: neither an emptied gradient nor "
+            "requires_grad=False holds a parameter still in ZeRO 1, 2 or 3. Use DDP, or FSDP2 (`fully_shard`)."
+        )
+    if "_FabricModule" in names:
+        return module._modules["_forward_module"]
+    if _is_wrapper(module):
+        return module.module  # type: ignore[return-value]
+    inner = module._modules.get("_orig_mod")
+    return inner if inner is not None and _within(inner) is not None else None
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return isinstance(module, DistributedDataParallel) or is_fsdp1(module)
+
+
+def is_fsdp1(module: nn.Module) -> bool:
+    """Whether a module is wrapped by FullyShardedDataParallel, of which FSDP2 knows nothing."""
+    return type(module).__name__ == "FullyShardedDataParallel"
+
+
+def is_split(wrapper: nn.Module) -> bool:
+    """Whether this process holds parts of parameters, of which others hold the rest."""
+    return any(hasattr(p, "to_local") for p in wrapper.parameters()) or any(map(is_fsdp1, wrapper.modules()))
+
+
+def plain_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that Lightning's or Fabric's wrapper steps, or the optimizer itself."""
+    wrappers = {"LightningOptimizer", "_FabricOptimizer"}
+    wraps = not wrappers.isdisjoint(kind.__name__ for kind in type(optimizer).__mro__)
+    inner: Any = optimizer
+    return inner.optimizer if wraps else optimizer
+
+
+def refuse_flattened(module: nn.Module) -> None:
+    """Refuse a model whose parameters FSDP1 has flattened into one, or ZeRO has partitioned.
+
+    Raises:
+        UnsupportedError: Groups cannot be told apart in it.
+    """
+    for name, parameter in module.named_parameters():
+        if getattr(parameter, "_is_flat_param", False):  # its type is plain Parameter
+            raise UnsupportedError(
+                f"{name!r} is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be told "
+                "apart. Use use_orig_params=True, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
+            )
+        if hasattr(parameter, "ds_id"):
+            raise UnsupportedError(
+                f"{name!r} is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing holds it still. "
+                "Use DDP, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
+            )
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What is known of a run before its first step.
+
+    Args:
+        module: The model.
+        wrapper: What is called instead of it: a DistributedDataParallel around it, or the model itself.
+        world: The processes that share the run; by default those of torch.distributed.
+        by_hand: Whether the model steps its optimizers itself, so that what trains can change within a batch.
+        idle: Under a GradScaler, why an optimizer can come to a step with nothing to train.
+        toggles: The method of the model that turns ``requires_grad`` on and off itself, by Lightning's `toggle_optimizer`.
+        strategy: What one calls the way in which processes share the run.
+        device: Where processes exchange what is small; by default that of the model's first parameter.
+        averages: Whether the strategy lets processes go apart, and averages their weights now and then.
+        compiled: Whether code is compiled around both, so that neither shows it.
+        uneven: Whether batches may differ in size, each of which compiled code asks for graphs of its own.
+    """
+
+    module: nn.Module
+    wrapper: nn.Module
+    world: int = field(
+        default_factory=lambda: (
+            torch.distributed.get_world_size()
+            if torch.distributed.is_available() and torch.distributed.is_initialized()
+            else 1
+        )
+    )
+    by_hand: bool = False
+    idle: str | None = None
+    toggles: str | None = None
+    strategy: str = ""
+    device: torch.device | None = None
+    averages: bool = False
+    compiled: bool = False
+    uneven: bool = False
+
+
+def compiled(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules within that `torch.compile` has compiled, by name, without those inside of others.
+
+    Where one holds a compiled function as an attribute, it counts as a whole; compiled functions elsewhere are not seen.
+    """
+    if getattr(module, "_compiler_ctx", None) is not None:  # a LightningModule, which Lightning unwraps
+        return {"": module}
+    found: dict[str, nn.Module] = {}
+    for name, each in module.named_modules():
+        inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
+        if not inside and (type(each).__name__ == "OptimizedModule" or _is_compiled(each)):
+            found[name] = each
+    return found
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    functions = (value for value in vars(module).values() if callable(value))
+    return module._compiled_call_impl is not None or any(hasattr(f, "_torchdynamo_orig_callable") for f in functions)

@@ -1,0 +1,118 @@
+"""Optimizers that exchange weights for averages between training and evaluation, and back: without a trace in what is frozen."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_freeze.holds.step_hooks import Lane
+
+
+class Swaps:
+    """Lets the ``eval()`` and ``train()`` of schedule-free optimizers leave what is frozen as it was.
+
+    ``eval()`` sets every weight to an average and ``train()`` reckons back (arXiv 2405.15682), frozen or not; what comes
+    back is rounded. So the bits of what is frozen are kept from the one to the other. In between, a frozen weight is the
+    average, as such an optimizer's user expects; the audit compares what was kept.
+
+    The methods are replaced on the class, since Lightning's wrapper calls them there, and act for the optimizers given alone.
+
+    Args:
+        lanes: The optimizers.
+        frozen: Gives the identities of what stands still now, by the last step's set or by the coming one's.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], frozen: Callable[[], Collection[int]]) -> None:
+        self._frozen = frozen
+        self._lanes = [lane for lane in lanes if swaps(lane.optimizer)]
+        self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
+        # By lane: what was frozen at `eval()`, and each parameter with its bits.
+
+    def attach(self) -> None:
+        """From here on bits are kept."""
+        if not self._lanes:
+            return
+        _LIVE.add(self)
+        for kind in {kind: None for lane in self._lanes for kind in type(lane.optimizer).__mro__}:
+            for name in ("eval", "train"):
+                method = vars(kind).get(name)
+                if callable(method) and issubclass(kind, Optimizer) and (kind, name) not in _REPLACED:
+                    _REPLACED[kind, name] = method
+                    setattr(kind, name, _around(method, name))
+
+    def detach(self) -> None:
+        """Give the classes their own methods back, with the last that needs them. Safe to call again."""
+        self._kept.clear()
+        _LIVE.discard(self)
+        if not _LIVE:
+            while _REPLACED:
+                (kind, name), method = _REPLACED.popitem()
+                setattr(kind, name, method)
+
+    def lane(self, optimizer: Any) -> Lane | None:
+        """Its lane, by its param groups, which Lightning's wrapper of an optimizer shares."""
+        return next((lane for lane in self._lanes if lane.optimizer.param_groups is optimizer.param_groups), None)
+
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """A context in which what is frozen has the bits with which it trains, also between ``eval()`` and ``train()``."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for lane, (frozen, pairs) in self._kept.items():
+            now = [(parameter, parameter.detach().clone()) for parameter, _ in pairs]
+            for parameter, bits in pairs:
+                parameter.copy_(bits)
+            self._kept[lane] = frozen, now
+
+    def eval(self, lane: Lane, call: Callable[[], Any]) -> Any:
+        """Exchange weights for averages, and keep the bits of all: what freezes until `train` is to come back, too."""
+        if lane.index not in self._kept:
+            held = [p for parameters in lane.members.values() for p in parameters]
+            self._kept[lane.index] = frozenset(self._frozen()), [(p, p.detach().clone()) for p in held]
+        return call()
+
+    @torch.no_grad()
+    def train(self, lane: Lane, call: Callable[[], Any]) -> Any:
+        """Exchange averages for weights, and put back the bits of what is frozen, or was."""
+        result = call()
+        frozen, pairs = self._kept.pop(lane.index, (frozenset(), []))
+        frozen = frozen.union(self._frozen())
+        for parameter, bits in pairs:
+            if id(parameter) in frozen:
+                parameter.copy_(bits)
+        return result
+
+
+_LIVE: weakref.WeakSet[Swaps] = weakref.WeakSet()
+_REPLACED: dict[tuple[type, str], Callable[..., Any]] = {}
+
+
+def _around(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def replacement(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(method, optimizer, *args, **kwargs)
+        for each in _LIVE:
+            lane = each.lane(optimizer)
+            if lane is not None:
+                return getattr(each, name)(lane, call)
+        return call()
+
+    return replacement
+
+
+def swaps(optimizer: Optimizer) -> bool:
+    """Whether an optimizer has a mode for training and one for evaluation."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))

@@ -1,0 +1,118 @@
+"""What a plan asks of memory over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a group is.
+
+    Args:
+        elements: The number of its parameters' elements.
+        gradient: The bytes of their gradients.
+        state: The bytes of optimizer state that they hold once they have been updated.
+    """
+
+    elements: int
+    gradient: int
+    state: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """Whose optimizer state takes up memory.
+
+    Args:
+        before: The groups whose state is there before the first update.
+        leaves: Whether the state of a group goes when the group freezes: dropped, or moved to host memory.
+        unless_within: It stays all the same where the group trains again within so many updates.
+    """
+
+    before: frozenset[str] = frozenset()
+    leaves: bool = False
+    unless_within: int = 0
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What each update of a run asks for.
+
+    Args:
+        elements: The number of elements that train.
+        gradient: The bytes of their gradients.
+        state: The bytes of optimizer state held with this update: that of every group updated so far, or, where it goes with
+            a group that freezes, that of the groups that train or will soon.
+    """
+
+    elements: list[int]
+    gradient: list[int]
+    state: list[int]
+
+
+ALL_KEPT = Held()
+
+
+def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held = ALL_KEPT) -> Timeline:
+    """What a run asks for, update by update.
+
+    Args:
+        trained: The groups that each update trains.
+        sizes: Every group's size.
+        held: Whose optimizer state takes up memory.
+
+    Raises:
+        ValueError: An update trains a group that has no size.
+
+    Example:
+        >>> sizes = {"slow": Size(10, 40, 80), "fast": Size(1, 4, 8)}
+        >>> over_time([frozenset({"fast"}), frozenset({"slow"}), frozenset({"fast"})], sizes)
+        Timeline(elements=[1, 10, 1], gradient=[4, 40, 4], state=[8, 88, 88])
+    """
+    _refuse_unknown(trained, sizes)
+    known: dict[frozenset[str], tuple[int, int]] = {}
+    timeline = Timeline([], [], _state(trained, sizes, held))
+    for groups in trained:
+        if groups not in known:
+            known[groups] = (sum(sizes[g].elements for g in groups), sum(sizes[g].gradient for g in groups))
+        elements, gradient = known[groups]
+        timeline.elements.append(elements)
+        timeline.gradient.append(gradient)
+    return timeline
+
+
+def _state(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held) -> list[int]:
+    """The bytes of optimizer state with each update."""
+    changes = [0] * (len(trained) + 1)
+    if trained:
+        changes[0] = 0 if held.leaves else sum(sizes[g].state for g in held.before)
+    seen, before = set(held.before), frozenset[str]()
+    frozen_at: dict[str, int] = dict.fromkeys(held.before, 0)
+    for number, groups in enumerate(trained):
+        if groups == before:
+            continue
+        for group in groups - before:
+            if held.leaves or group not in seen:
+                changes[number] += sizes[group].state
+            frozen = frozen_at.pop(group, None)
+            if held.leaves and frozen is not None and number - frozen < held.unless_within:
+                changes[frozen] += sizes[group].state
+                changes[number] -= sizes[group].state
+        for group in before - groups:
+            frozen_at[group] = number
+            if held.leaves:
+                changes[number] -= sizes[group].state
+        seen |= groups
+        before = groups
+    return list(accumulate(changes[:-1]))
+
+
+def _refuse_unknown(trained: Iterable[frozenset[str]], sizes: Mapping[str, Size]) -> None:
+    if unknown := set().union(*set(trained)) - set(sizes):
+        raise ValueError(
+            f"updates train {', '.join(map(repr, sorted(unknown)))}, but `sizes` knows only "
+            f"{', '.join(map(repr, sizes)) or 'no group'}. Give a Size for each group."
+        )

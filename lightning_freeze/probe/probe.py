@@ -1,0 +1,375 @@
+"""The probe: what an optimizer does to a parameter that is frozen, learnt from twins of it under the gate itself."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lightning_freeze.errors import UnsupportedError
+from lightning_freeze.holds.run_context import plain_optimizer
+from lightning_freeze.holds.snapshots import same
+from lightning_freeze.probe.clone import family, options, reaches, undisturbed
+from lightning_freeze.probe.proxies import NoTwinError, is_plain, small_ones
+from lightning_freeze.probe.trial import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, ways
+
+FROZEN_STEPS = 21
+"""Steps through which a parameter stays frozen in the probe, at least: wrappers such as Lookahead act every few."""
+
+_FEWER = 7  # the same for one that is frozen from the first step on, unless a period is longer
+_WARM = 3
+_LONGEST = 256  # of a period that is waited for
+_MOST_PERIODS = 4
+_PERIOD = re.compile(r"k|(?!.*(warm|total|max)).*(freq|every|interval|period|gap|steps|sync|merge).*")
+_KEPT = 64
+_STILL = "it moved nothing"
+_NONE = "whose gradient is None"
+
+
+@dataclass(frozen=True)
+class OptimizerTraits:
+    """What `probe_optimizer` learnt. What could not be learnt is None.
+
+    Args:
+        name: The optimizer's class.
+        skips_none: Whether a parameter whose gradient is None keeps its value and its state, bit for bit, while others are
+            updated, and trains on afterwards.
+        holds_left_out: The same of a parameter that is left out of the param groups for the step.
+        all_none_ok: Whether a step survives in which nothing has a gradient, held in the way that holds.
+        late_first_step_ok: Whether a parameter that was frozen from the very first step is held, and trains later.
+        clocks: Entries of param groups that run on while a parameter of theirs is frozen, such as ``step``.
+        steps_in_backward: Whether it updates parameters within backward, before any hook of a step.
+        closure_reentrant: Whether one step calls its closure more than once.
+        reads_early: Whether it reads gradients before it calls its closure (as SAM does), so that those of what is frozen are
+            emptied before the step, too.
+        extra_state: Attributes, outside of its state and its param groups, that change from step to step.
+        why: Where nothing could be learnt: the reason.
+        reasons: Of each trait that is False: what happened in the probe.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+        >>> probe_optimizer(torch.optim.AdamW([weight])).skips_none
+        True
+    """
+
+    name: str
+    skips_none: bool | None = None
+    holds_left_out: bool | None = None
+    all_none_ok: bool | None = None
+    late_first_step_ok: bool | None = None
+    clocks: tuple[str, ...] = ()
+    steps_in_backward: bool | None = None
+    closure_reentrant: bool = False
+    reads_early: bool = False
+    extra_state: tuple[str, ...] = ()
+    why: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def probe_optimizer(optimizer: Optimizer, closure: bool | None = None) -> OptimizerTraits:
+    """Run twins of an optimizer on small parameters: freeze some, thaw them, and see what holds.
+
+    A twin has the class, the hyper-parameters and the param groups of the optimizer, wrapped optimizers included, over
+    two small parameters for each kind that a group has: number of dimensions, dtype, device. The gate that holds a run's
+    parameters holds theirs; hooks that were registered on the optimizer are not run. The optimizer itself, its parameters, its state and every global random state are left as they
+    are. (The idea is that of torch's own tests, which step each optimizer of a database, ``optim_db``, in every
+    configuration.)
+
+    Args:
+        optimizer: Any `torch.optim.Optimizer`, wrappers included, or what Lightning and Fabric make of one.
+        closure: Whether its steps are handed a closure, as Lightning hands them one; by default, only where it asks for one.
+
+    Raises:
+        UnsupportedError: A copy of the optimizer has reached the parameters of this one.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+        >>> lbfgs = probe_optimizer(torch.optim.LBFGS([weight]))
+        >>> lbfgs.skips_none, lbfgs.reasons["skips_none"]
+        (False, 'the value of a parameter whose gradient is None moved')
+    """
+    optimizer = plain_optimizer(optimizer)
+    if not hasattr(optimizer, "param_groups"):
+        return OptimizerTraits(type(optimizer).__qualname__, why="it has no `param_groups`")
+    key = _key(optimizer, closure)
+    if key is not None and key in _known:
+        _known.move_to_end(key)
+        return _known[key]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    versions = [p._version for p in held]
+    with undisturbed({p.device for p in held}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class that warns has done so when the user made it
+        traits = _probed(optimizer, closure)
+    if versions != [p._version for p in held]:
+        raise UnsupportedError(
+            f"{type(optimizer).__qualname__} reaches its parameters in a way that a copy of it still does, so that trying it "
+            "out has changed them. Begin with new ones, and use an optimizer that holds its parameters in `param_groups`."
+        )
+    if key is not None:
+        _known[key] = traits
+        if len(_known) > _KEPT:
+            _known.popitem(last=False)
+    return traits
+
+
+_known: OrderedDict[Any, OptimizerTraits] = OrderedDict()
+
+
+def _key(optimizer: Optimizer, closure: bool | None) -> Any:
+    """What decides on an optimizer's traits; None where that is not told by plain values."""
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        return None  # a class of one's own may change from one fit to the next
+    own = {key: value for key, value in vars(optimizer).items() if not NOT_OURS.fullmatch(key)}
+    groups = [options(group) for group in optimizer.param_groups]
+    if not all(is_plain(value) for held in (own, *groups) for value in held.values()) or optimizer.state:
+        return None
+    if _hooked_by(optimizer):
+        return None
+    try:
+        kinds = small_ones(optimizer, family(optimizer)[1:]).kinds
+    except NoTwinError:
+        return None
+    said = (
+        repr(sorted(own.items())),
+        repr([sorted(group.items()) for group in groups]),
+        repr(sorted(optimizer.defaults.items())),
+    )
+    return type(optimizer), type(optimizer).step, closure, kinds, said
+
+
+def _probed(optimizer: Optimizer, closure: bool | None) -> OptimizerTraits:
+    traits = OptimizerTraits(type(optimizer).__qualname__)
+    if _hooked_by(optimizer):
+        return replace(traits, steps_in_backward=True)
+    said: list[str] = []
+    for how in ways(optimizer, closure, said):
+        probe = _Probe(optimizer, how)
+        learnt = probe.traits(traits)
+        if learnt.steps_in_backward or learnt.skips_none or learnt.holds_left_out:
+            return learnt
+        failed = learnt.why or probe.fails_anyway()
+        if not failed:
+            return learnt
+        said.append(failed)  # later than in its first steps
+    # That it moved nothing says less than what it raised.
+    return replace(traits, why=next((why for why in said if not why.startswith(_STILL)), said[0]))
+
+
+class _Probe:
+    """The trials of one optimizer."""
+
+    def __init__(self, optimizer: Optimizer, how: How) -> None:
+        self._optimizer, self._how = optimizer, how
+        periods = _periods(optimizer)
+        longest = max(periods, default=0) + 1
+        self._steps, self._fewer = max(FROZEN_STEPS, longest), max(_FEWER, longest)
+        # A first update may fail only where it falls on a period: with the step that ends one, or the one after that.
+        self._late_steps = {
+            self._fewer,
+            *(steps for period in periods[:_MOST_PERIODS] for steps in (period - 1, period)),
+        }
+        self._reasons: dict[str, str] = {}
+        self._clocks: set[str] = set()
+        self._extra: set[str] = set()
+        self._moved_idle = ""
+        self._others: dict[bool, list[Any]] = {}  # where what trained has come to, by whether the rest was left out
+        self._begins_late = {False: False, True: False}  # by whether what is frozen is left out, as the next
+        self._why_late: dict[bool, dict[str, str]] = {False: {}, True: {}}
+
+    def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
+        """All that is learnt."""
+        trial = Trial(self._optimizer, self._how)
+        if trial.twin.built and trial.moves_in_backward():
+            return replace(traits, steps_in_backward=True, why="it updates parameters within backward")
+        moves = trial.moves(MOVING)
+        reentrant = trial.calls > trial.count
+        if not moves:
+            return replace(
+                traits,
+                steps_in_backward=False,
+                closure_reentrant=reentrant,
+                why=f"{_STILL} in {WARMEST + 1} steps, so nothing is known of what it would move",
+            )
+        if not trial.heard:
+            self._reasons["skips_none"] = self._reasons["holds_left_out"] = "its step does not run torch's step hooks"
+            return replace(
+                traits, skips_none=False, holds_left_out=False, steps_in_backward=False, reasons=self._reasons
+            )
+        none = self._holds("skips_none", False, self._steps)
+        if not none and self._how.closure != "no":
+            before, self._how = self._how, replace(self._how, early=True)
+            none = self._holds("skips_none", False, self._steps)
+            self._how = self._how if none else before
+        left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
+        out = not none and left
+        idles = self._survives_idle(out)
+        if none and self._moved_idle:  # so it was not the frozen ones that the others' steps left alone
+            none = self._says(
+                "skips_none", f"{self._moved_idle} of a parameter moved in steps in which nothing trained"
+            )
+            out = left
+        return replace(
+            traits,
+            skips_none=none,
+            holds_left_out=left,
+            all_none_ok=idles,
+            late_first_step_ok=self._begins_late[out] if none or left else None,
+            clocks=tuple(sorted(self._clocks)),
+            steps_in_backward=False,
+            closure_reentrant=reentrant,
+            reads_early=self._how.early,
+            extra_state=tuple(sorted(self._extra)),
+            reasons=self._reasons | self._why_late[out],
+        )
+
+    def _holds(self, trait: str, leaves_out: bool, steps: int) -> bool:
+        """Whether what is frozen stands still: after some updates, a whole param group of it, and from the first step on."""
+        what = "left out of the param groups" if leaves_out else _NONE
+        self._begins_late[leaves_out] = False
+        try:
+            trial = Trial(self._optimizer, self._how, leaves_out)
+            trial.run(ALL, _WARM)
+            for frozen in ([FROZEN], [FROZEN, FIRST]):
+                if frozen[-1] in trial.members:
+                    clocks, attributes = trial.clocks(), trial.attributes()
+                    moved = _moved(trial, frozen, steps)
+                    if leaves_out not in self._others:
+                        self._others[leaves_out] = trial.values(MOVING)
+                    if moved:
+                        return self._says(trait, f"{moved} of a parameter {what} moved")
+                    self._clocks |= _differ(clocks, trial.clocks())
+                    self._extra |= _differ([attributes], [trial.attributes()])
+            if leaves_out and not same(self._others[True], self._where_others_come_to(steps)):
+                return self._says(trait, f"others trained otherwise than they do beside a parameter {_NONE}")
+            if not trial.moves(FROZEN) and self._moves_after(trial.count):
+                return self._says(trait, f"a parameter {what} did not train again")
+            late = [Trial(self._optimizer, self._how, leaves_out) for _ in self._late_steps]
+            for each, some in zip(late, sorted(self._late_steps), strict=True):
+                if moved := _moved(each, [FROZEN], some):
+                    return self._says(trait, f"{moved} of a parameter {what} from the first step on moved")
+        except Exception as error:  # third-party code of any kind
+            return self._says(trait, f"a step with a parameter {what} raised {_named(error)}")
+        self._begins_late[leaves_out] = all(self._trains_late(each, leaves_out) for each in late)
+        self._reasons.pop(trait, None)  # of a first try
+        return True
+
+    def _trains_late(self, trial: Trial, leaves_out: bool) -> bool:
+        """Whether a parameter that was frozen until now trains for the first time."""
+        try:
+            if trial.moves(FROZEN) or not self._moves_after(trial.count):
+                return True
+            why = "a parameter that was frozen from the first step on did not train later"
+        except Exception as error:
+            why = f"the first update of a parameter that had been frozen from the first step on raised {_named(error)}"
+        self._why_late[leaves_out] = {"late_first_step_ok": why}
+        return False
+
+    def _where_others_come_to(self, steps: int) -> list[Any]:
+        """What trains, beside a parameter without a gradient; where that fails, beside one that trains."""
+        if steps == self._steps and False in self._others:
+            return self._others[False]
+        for trains in (ALL - {FROZEN}, ALL):
+            try:
+                trial = Trial(self._optimizer, self._how)
+                trial.run(ALL, _WARM)
+                trial.run(trains, steps)
+            except Exception:  # told elsewhere
+                continue
+            return trial.values(MOVING)
+        return self._others[True]
+
+    def fails_anyway(self) -> str | None:
+        """What goes wrong in as many steps in which nothing is frozen, so that freezing has no part in it."""
+        try:
+            Trial(self._optimizer, self._how).run(ALL, self._steps + _WARM)
+        except Exception as error:
+            return _named(error)
+        return None
+
+    def _moves_after(self, steps: int) -> bool:
+        """Whether something still moves after so many steps in which nothing was frozen: some come to rest by themselves."""
+        control = Trial(self._optimizer, self._how)
+        control.run(ALL, steps)
+        return control.moves(FROZEN)
+
+    def _survives_idle(self, leaves_out: bool) -> bool:
+        try:
+            trial = Trial(self._optimizer, self._how, leaves_out)
+            trial.run(ALL, _WARM)
+            self._moved_idle = _moved(trial, sorted(ALL), _WARM)
+            if self._moved_idle:
+                return self._says("all_none_ok", "a step in which nothing had a gradient moved something")
+            trial.run(ALL)
+        except Exception as error:
+            return self._says("all_none_ok", f"a step in which nothing had a gradient raised {_named(error)}")
+        return True
+
+    def _says(self, trait: str, reason: str) -> bool:
+        self._reasons[trait] = reason
+        return False
+
+
+def _moved(trial: Trial, frozen: Sequence[str], steps: int) -> str:
+    """What has moved of these groups, frozen through so many steps; nothing where all held."""
+    values, states = trial.values(*frozen), trial.states(*frozen)
+    trial.run(ALL.difference(frozen), steps)
+    if not same(values, trial.values(*frozen)):
+        return "the value"
+    if same(states, trial.states(*frozen)):
+        return ""
+    entries = ", ".join(_entries(states, trial.states(*frozen)))
+    return "the state" + (f" ({entries})" if entries else "")
+
+
+def _differ(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys whose values have changed."""
+    pairs = list(zip(before, after, strict=True))
+    return {key for one, other in pairs for key in one.keys() | other.keys() if not same(one.get(key), other.get(key))}
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _entries(before: Sequence[Any], after: Sequence[Any]) -> list[str]:
+    """The entries of the states of parameters that differ."""
+    found: dict[str, None] = {}
+    for one, other in zip(before, after, strict=True):
+        for old, new in zip(one, other, strict=True):
+            old, new = ({} if each is None else each for each in (old, new))
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                found |= {str(key): None for key in [*old, *new] if not same(old.get(key), new.get(key))}
+    return list(found)
+
+
+def _periods(optimizer: Optimizer) -> list[int]:
+    """What may be periods among its options, such as Lookahead's ``k``; the shortest first."""
+    held = [each for member in family(optimizer) for each in (vars(member), *member.param_groups)]
+    return sorted(
+        {
+            value
+            for each in held
+            for key, value in each.items()
+            if type(value) is int and 1 < value <= _LONGEST and _PERIOD.fullmatch(key)
+        }
+    )
+
+
+def _hooked_by(optimizer: Optimizer) -> bool:
+    """Whether a parameter's backward calls the optimizer: its hooks refer to it."""
+    members = {id(member) for member in family(optimizer)}
+    return any(
+        reaches(hook, members)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for hooks in (getattr(p, "_post_accumulate_grad_hooks", None), p._backward_hooks)
+        if hooks
+        for hook in hooks.values()
+    )

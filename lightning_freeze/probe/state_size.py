@@ -1,0 +1,134 @@
+"""How much state an optimizer will hold for a parameter, learnt from tiny parameters of the same kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_freeze.probe.clone import twin_of
+
+_PRIMES = (5, 7, 11, 13, 17, 19, 23)
+_STEPS = 3
+# Ways of computing that want the accelerator or a graph, and that change no state's size.
+_WAYS = ("capturable", "differentiable", "foreach")
+
+Shape = tuple[int, ...]
+_Term = tuple[int, Shape]  # bytes, times the sizes of these dimensions of the parameter (one may be there twice)
+
+
+def state_bytes(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[int | None]:
+    """The bytes of optimizer state that each parameter will hold once it has been updated.
+
+    The optimizer's class is run, with the hyper-parameters of the parameter's group, on parameters of a few elements
+    whose dimensions are primes, so that the state's dimensions tell where they come from; what is learnt from one must
+    foretell another. The optimizer itself, its parameters and the global random state are left as they are. A forecast
+    for a sharded parameter is of the whole of it.
+
+    Args:
+        optimizer: Any `torch.optim.Optimizer`.
+        parameters: Parameters that it holds.
+
+    Returns:
+        Bytes of tensors, in the order of the parameters; None where the class could not be run (LBFGS, SparseAdam, one
+        that wraps another or keeps tensors outside its state) or where the state does not follow the shape.
+
+    Raises:
+        ValueError: The optimizer does not hold one of the parameters.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(30, 20))
+        >>> state_bytes(torch.optim.SGD([weight], momentum=0.9), [weight])
+        [2400]
+        >>> state_bytes(torch.optim.Adafactor([weight]), [weight])  # a row, a column and the number of steps
+        [204]
+    """
+    held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    learnt: dict[tuple[int, Shape, torch.dtype], list[_Term] | None] = {}
+    found: list[int | None] = []
+    for index, parameter in enumerate(parameters):
+        number = held.get(id(parameter))
+        if number is None:
+            raise ValueError(
+                f"parameter {index}, of shape {tuple(parameter.shape)}, is in no param group of this "
+                f"{type(optimizer).__qualname__}, which will hold no state for it. Ask the optimizer that holds it."
+            )
+        shape = tuple(parameter.shape)
+        ranks = _ranks(shape)
+        key = (number, ranks, parameter.dtype)
+        if key not in learnt:
+            learnt[key] = _learn(optimizer, optimizer.param_groups[number], ranks, parameter.dtype)
+        terms = learnt[key]
+        found.append(None if terms is None else _bytes(terms, shape))
+    return found
+
+
+def _ranks(shape: Shape) -> Shape:
+    """For each dimension: 0 where its size is 1, else its place by size, from 1; the smaller side stays the smaller."""
+    order = sorted((d for d, size in enumerate(shape) if size != 1), key=lambda d: shape[d])
+    return tuple(order.index(d) + 1 if d in order else 0 for d in range(len(shape)))
+
+
+def _learn(optimizer: Optimizer, group: Mapping[str, Any], ranks: Shape, dtype: torch.dtype) -> list[_Term] | None:
+    if max(ranks, default=0) >= len(_PRIMES) or _reaches_out(optimizer):
+        return None
+    first = tuple(_PRIMES[rank - 1] if rank else 1 for rank in ranks)
+    second = tuple(_PRIMES[rank] if rank else 1 for rank in ranks)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            terms = [_term(tensor, first) for tensor in _run(optimizer, group, first, dtype)]
+            control = sum(t.numel() * t.element_size() for t in _run(optimizer, group, second, dtype))
+        except Exception:  # third-party code of any kind: then there is no forecast
+            return None
+    return terms if _bytes(terms, second) == control else None
+
+
+def _reaches_out(optimizer: Optimizer) -> bool:
+    """Whether a twin could reach what is the user's: a wrapped optimizer, or tensors outside the state (LBFGS)."""
+    own = {key: value for key, value in vars(optimizer).items() if key not in ("state", "param_groups", "defaults")}
+    return any(
+        isinstance(value, Optimizer) or (not isinstance(value, Tensor) and next(_tensors(value), None) is not None)
+        for value in own.values()
+    )
+
+
+def _run(optimizer: Optimizer, group: Mapping[str, Any], shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+    """The tensors of state after a few steps with a parameter of this shape."""
+    parameter = nn.Parameter(torch.full(shape, 0.5, dtype=dtype))
+    plain = {way: False for way in _WAYS if way in group}
+    twin = twin_of(optimizer, {**group, **plain}, [parameter])
+    twin.defaults.update(plain)  # torch's `step` looks here whether it is to be differentiable
+    for _ in range(_STEPS):
+        parameter.grad = torch.full_like(parameter, 0.25)
+        twin.step()
+    return list(_tensors(twin.state.get(parameter)))
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _term(tensor: Tensor, tiny: Shape) -> _Term:
+    """A tensor's bytes, as a constant times dimensions of the parameter."""
+    constant, dimensions = tensor.element_size(), []
+    for size in tensor.shape:
+        parts = [d for d, prime in enumerate(tiny) if prime > 1 and size % prime == 0]
+        if math.prod(tiny[d] for d in parts) == size:  # one dimension, or several made flat
+            dimensions += parts
+        else:
+            constant *= size
+    return constant, tuple(dimensions)
+
+
+def _bytes(terms: Sequence[_Term], shape: Shape) -> int:
+    return sum(constant * math.prod(shape[d] for d in dimensions) for constant, dimensions in terms)

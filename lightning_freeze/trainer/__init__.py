@@ -1,0 +1,1 @@
+"""Lightning: the one subpackage that names it."""

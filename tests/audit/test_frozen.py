@@ -1,0 +1,102 @@
+"""The frozen audit's intervals, without a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_freeze.audit import frozen
+from lightning_freeze.audit.fingerprint import multilinear
+from lightning_freeze.audit.frozen import FrozenAudit, Watched
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def weight(request: Any, monkeypatch: Any) -> torch.Tensor:
+    """A tensor, digested to an int, or as on an accelerator to a tensor that is compared there."""
+    if request.param == "accelerator":
+        bytes_of = lambda t: t.detach().contiguous().view(-1).view(torch.uint8)  # noqa: E731
+        monkeypatch.setattr(frozen, "digests", lambda tensors: [multilinear(bytes_of(t), 1) for t in tensors])
+    return torch.arange(4.0)
+
+
+def shifts(audit: FrozenAudit) -> list[tuple[str, tuple[str, ...], int, int]]:
+    return [(s.kind, s.entries, s.since, s.until) for s in audit.collect()]
+
+
+def test_an_interval_without_a_change_is_silent(weight: torch.Tensor) -> None:
+    audit = FrozenAudit()
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 1)
+    weight.mul_(1.0)
+    audit.check(2)
+    audit.close(["w"], 3)
+    assert shifts(audit) == []
+    assert audit.checked == 2
+
+
+def test_a_change_between_intervals_is_nobodys(weight: torch.Tensor) -> None:
+    audit = FrozenAudit()
+    for update in (1, 5):
+        audit.open({"w": Watched("w", "g", lambda: weight)}, update)
+        audit.close(["w"], update + 2)
+        weight.add_(1)
+    assert shifts(audit) == []
+
+
+def test_each_check_begins_a_new_interval(weight: torch.Tensor) -> None:
+    audit = FrozenAudit()
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 0)
+    audit.check(3)
+    weight.add_(1)
+    audit.check(6)
+    audit.check(9)
+    assert shifts(audit) == [("value", (), 3, 6)]
+    assert shifts(audit) == []
+
+
+def test_a_change_that_is_taken_back_within_an_interval_is_not_seen(weight: torch.Tensor) -> None:
+    """Stated as a limit: the audit compares the ends of an interval."""
+    audit = FrozenAudit()
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 0)
+    weight.add_(1)
+    weight.sub_(1)
+    audit.close(["w"], 1)
+    assert shifts(audit) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "entries"),
+    [
+        ({"step": 1, "exp_avg": torch.zeros(2)}, ()),
+        ({"step": 2, "exp_avg": torch.zeros(2)}, ("step",)),
+        ({"step": 1, "exp_avg": torch.tensor([0.0, -0.0])}, ("exp_avg",)),
+        ({"step": 1}, ("exp_avg",)),
+        ({"step": 1, "exp_avg": torch.zeros(2), "new": [torch.ones(1)]}, ("new[0]",)),
+    ],
+)
+def test_state_is_compared_entry_by_entry(after: dict[str, Any], entries: tuple[str, ...]) -> None:
+    weight, state = torch.ones(2), {"step": 1, "exp_avg": torch.zeros(2)}
+    audit = FrozenAudit()
+    audit.open({"w": Watched("w", "g", lambda: weight, lambda: state)}, 0)
+    state = after
+    audit.close(["w"], 1)
+    assert shifts(audit) == ([("optimizer_state", entries, 0, 1)] if entries else [])
+
+
+def test_the_first_gradient_of_an_interval_is_remembered(weight: torch.Tensor) -> None:
+    audit = FrozenAudit()
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 0)
+    for update in (2, 3):
+        audit.saw_gradient(["w", "unknown"], update)
+    weight.add_(1)
+    audit.close(["w"], 4)
+    assert [shift.gradient_at for shift in audit.collect()] == [2]
+
+
+def test_a_buffer_is_told_from_a_parameter(weight: torch.Tensor) -> None:
+    audit = FrozenAudit()
+    audit.open({"b": Watched("b", None, lambda: weight)}, 0)
+    weight.add_(1)
+    audit.close(["b"], 1)
+    assert shifts(audit) == [("buffer", (), 0, 1)]

@@ -1,0 +1,76 @@
+"""The moved audit's verdicts, without a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_freeze.audit.moved import MovedAudit, stalled
+
+G = frozenset({"g"})
+
+
+def verdict(
+    gradient: torch.Tensor | None, moves: bool, rate: float = 0.1, planned: bool = True, excused: bool = False
+) -> list[Any]:
+    weight = torch.nn.Parameter(torch.ones(2))
+    audit = MovedAudit({"g": [("w", weight)]}, lambda p: rate, lambda p: excused)
+    audit.begin_epoch()
+    weight.grad = gradient
+    if planned:
+        audit.stepped(G, G if gradient is not None else frozenset())
+    if moves:
+        weight.data.add_(1)
+    return [(f.kind, f.group, f.parameter, f.epoch) for f in audit.end_epoch(3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        ({"gradient": torch.ones(2), "moves": True}, None),
+        ({"gradient": torch.ones(2), "moves": False}, "unmoved"),
+        ({"gradient": torch.tensor([0.0, float("nan")]), "moves": False}, "unmoved"),
+        ({"gradient": torch.zeros(2), "moves": False}, None),
+        ({"gradient": torch.ones(2), "moves": False, "rate": 0.0}, None),
+        ({"gradient": None, "moves": False}, "no_gradient"),
+        ({"gradient": None, "moves": False, "planned": False}, None),
+        ({"gradient": None, "moves": False, "excused": True}, None),
+        ({"gradient": torch.ones(2).to_sparse(), "moves": False}, "unmoved"),
+    ],
+)
+def test_verdicts(arguments: dict[str, Any], kind: str | None) -> None:
+    assert verdict(**arguments) == ([(kind, "g", "w", 3)] if kind else [])
+
+
+def test_an_epoch_without_a_turn_is_no_finding_and_the_next_begins_anew() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    audit = MovedAudit({"g": [("w", weight)]}, lambda p: 0.1)
+    audit.begin_epoch()
+    weight.grad = torch.ones(2)
+    audit.stepped(G, G)
+    weight.data.add_(1)
+    assert audit.end_epoch(0) == []
+    assert audit.end_epoch(1) == []
+    audit.stepped(G, G)
+    assert [f.kind for f in audit.end_epoch(2)] == ["unmoved"]
+
+
+def test_many_parameters_make_one_finding_with_the_count() -> None:
+    weights = [(f"w{n}", torch.nn.Parameter(torch.ones(1))) for n in range(8)]
+    for _, weight in weights:
+        weight.grad = torch.ones(1)
+    audit = MovedAudit({"g": weights}, lambda p: 0.1)
+    audit.begin_epoch()
+    audit.stepped(G, G)
+    weights[3][1].data.add_(1)
+    (found,) = audit.end_epoch(0)
+    assert found.message.startswith("7 of 8 parameters of group 'g' kept every bit in epoch 0")
+    assert "'w0', 'w1', 'w2', 'w4', 'w5' and 2 more" in found.message
+
+
+def test_stalled_names_the_optimizer_and_what_it_holds() -> None:
+    (found,) = stalled({1: "Adam"}, 2, {1: ["generator"]})
+    assert (found.kind, found.severity, found.group) == ("stalled", "warning", "generator")
+    assert found.message.startswith("optimizer 1 (Adam), which holds 'generator', was never stepped in epoch 2")

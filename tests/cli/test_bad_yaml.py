@@ -1,0 +1,652 @@
+"""A bad configuration ends before training, with file, line, key, value and mend.
+
+The first table needs no parser, the second needs jsonargparse, and neither builds a Trainer. Only what needs the model
+itself, a group that it does not have, is found later, and still before the first batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import wraps
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any, NoReturn
+
+import pytest
+import pytorch_lightning as pl
+
+from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError
+from lightning_freeze.cli.config import check_files
+from lightning_freeze.cli.main import main
+from lightning_freeze.demos import TwoLayerNet
+from lightning_freeze.yaml_file import ConfigError, read
+from tests.conftest import Net
+
+DEMO = """
+model: {class_path: lightning_freeze.demos.TwoLayerNet}
+data: {class_path: lightning_freeze.demos.DigitsData}
+"""
+
+
+def callback(arguments: str, name: str = "lightning_freeze.FreezeScheduler") -> str:
+    """A whole configuration, whose callback has these arguments."""
+    head = f"trainer:\n  accelerator: cpu\n  callbacks:\n    - class_path: {name}\n      init_args:\n"
+    return head + indent(dedent(arguments).strip("\n"), " " * 8) + DEMO
+
+
+def every(arguments: str) -> str:
+    """A configuration with an `Every` of these arguments."""
+    return callback(f"schedule: {{class_path: Every, init_args: {{{arguments}}}}}")
+
+
+def phases(elements: str, more: str = "") -> str:
+    """A configuration with these phases."""
+    return callback(f"schedule: {{phases: [{elements}]{more}}}")
+
+
+def groups(mapping: str) -> str:
+    """A configuration with these groups."""
+    return callback(f"groups: {{{mapping}}}\nschedule: {{phases: [{{train: [all]}}]}}")
+
+
+ARGS = "trainer.callbacks[0].init_args"
+
+# name: (YAML, what the error holds beside the file's name)
+FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
+    # --- keys that stand twice
+    "twice at the root": (
+        "seed_everything: 1\nseed_everything: 2\n" + DEMO,
+        ["line 2, seed_everything", "stands twice", "first in line 1", "(2)", "Keep the one"],
+    ),
+    "twice in trainer": (
+        "trainer:\n  max_epochs: 1\n  accelerator: cpu\n  max_epochs: 7\n" + DEMO,
+        ["line 4, trainer.max_epochs", "first in line 2", "(7)", "Keep the one"],
+    ),
+    "twice in the callback": (
+        callback("rest: train\nschedule: {phases: [{train: [all]}]}\nrest: freeze"),
+        [f"line 8, {ARGS}.rest", "first in line 6", "(freeze)", "Keep the one"],
+    ),
+    "twice in periods": (
+        every("periods: {layer1: 5, layer1: 6}"),
+        [f"line 6, {ARGS}.schedule.init_args.periods.layer1", "(6)", "Keep the one"],
+    ),
+    "twice in a phase": (
+        phases("{train: [head], updates: 3, updates: 4}"),
+        [f"{ARGS}.schedule.phases[0].updates", "(4)", "Keep the one"],
+    ),
+    "twice in the model's arguments": (
+        "model:\n  class_path: lightning_freeze.demos.TwoLayerNet\n  init_args: {lr: 0.1, lr: 0.2}\n",
+        ["line 3, model.init_args.lr", "(0.2)", "Keep the one"],
+    ),
+    # --- files
+    "empty": ("", ["is empty"]),
+    "a comment alone": ("# nothing\n", ["is empty"]),
+    "unquoted pattern": (groups("deep: *.bias"), ["line 6", "no YAML", "must be quoted", '"layers.*"']),
+    "brackets left open": ("trainer: {max_epochs: 1\n", ["line 2", "no YAML"]),
+    "a tab": ("trainer:\n\tmax_epochs: 1\n", ["line 2", "no YAML", "\\t"]),
+    "schedule is no file": (
+        callback("schedule: nofile.yaml"),
+        [f"line 6, {ARGS}.schedule", "nofile.yaml", "is not there"],
+    ),
+    # --- the callback's own keys
+    "misspelt key of FreezeScheduler": (
+        callback("schedul: {phases: [{train: [all]}]}"),
+        [f"line 6, {ARGS}.schedul:", "no key of FreezeScheduler", "Nearest: 'schedule'"],
+    ),
+    "misspelt key of AlternatingFreeze": (
+        callback("{slow: layer1, fast: layer2, evry: 5}", "lightning_freeze.AlternatingFreeze"),
+        [f"{ARGS}.evry", "no key of AlternatingFreeze", "Nearest: 'every'"],
+    ),
+    "misspelt key of FreezeAudit": (
+        callback("every_n_update: 5", "lightning_freeze.FreezeAudit"),
+        [f"line 6, {ARGS}.every_n_update", "no key of FreezeAudit", "Nearest: 'every_n_updates'"],
+    ),
+    "key missing": (callback("groups: {head: layer2}"), [ARGS, "'schedule'", "Add the key"]),
+    "misspelt rest": (
+        callback("schedule: {phases: [{train: [all]}]}\nrest: trainn"),
+        [f"line 7, {ARGS}.rest", "'trainn'", "'train', 'freeze', 'error'", "Nearest: 'train'"],
+    ),
+    "on_finding: rise": (
+        callback("schedule: {phases: [{train: [all]}]}\non_finding: rise"),
+        [f"line 7, {ARGS}.on_finding", "'rise'", "Nearest: 'raise'"],
+    ),
+    "on_schedule_change: go on": (
+        callback("schedule: {phases: [{train: [all]}]}\non_schedule_change: go on"),
+        [f"line 7, {ARGS}.on_schedule_change", "'go on'", "'raise', 'continue'"],
+    ),
+    "frozen_modules: evaluate": (
+        callback("schedule: {phases: [{train: [all]}]}\nfrozen_modules: evaluate"),
+        [f"line 7, {ARGS}.frozen_modules", "'evaluate'", "Nearest: 'eval'"],
+    ),
+    "skip_backward: maybe": (
+        callback("schedule: {phases: [{train: [all]}]}\nskip_backward: maybe"),
+        [f"line 7, {ARGS}.skip_backward", "'maybe'", "'auto', True, False"],
+    ),
+    "optimizer_state: ofload": (
+        callback("schedule: {phases: [{train: [all]}]}\noptimizer_state: ofload"),
+        [f"line 7, {ARGS}.optimizer_state", "'ofload'", "Nearest: 'offload'"],
+    ),
+    "misspelt key of audit": (
+        callback("schedule: {phases: [{train: [all]}]}\naudit: {every_n_update: 5}"),
+        [f"line 7, {ARGS}.audit.every_n_update", "no key of FreezeAudit", "Nearest: 'every_n_updates'"],
+    ),
+    "audit every zero updates": (
+        callback("schedule: {phases: [{train: [all]}]}\naudit: {every_n_updates: 0}"),
+        [f"line 7, {ARGS}.audit.every_n_updates", "is 0", "nearest valid value is 1"],
+    ),
+    "audit with a class and a wrong value": (
+        callback(
+            "schedule: {phases: [{train: [all]}]}\n"
+            "audit: {class_path: lightning_freeze.FreezeAudit, init_args: {on_finding: shout}}"
+        ),
+        [f"{ARGS}.audit.init_args.on_finding", "'shout'", "'raise', 'warn'"],
+    ),
+    "alternate every zero": (
+        callback("{slow: layer1, fast: layer2, every: 0}", "lightning_freeze.AlternatingFreeze"),
+        [f"line 6, {ARGS}.every", "is 0", "nearest valid value is 1"],
+    ),
+    # --- Every
+    "misspelt class": (
+        callback("schedule: {class_path: Evry, init_args: {periods: {layer1: 5}}}"),
+        [f"line 6, {ARGS}.schedule.class_path", "'Evry'", "Nearest: 'Every'"],
+    ),
+    "misspelt class, full path": (
+        callback("schedule: {class_path: lightning_freeze.Phasse, init_args: {phases: []}}"),
+        [f"{ARGS}.schedule.class_path", "'lightning_freeze.Phasse'", "Nearest: 'Phases'"],
+    ),
+    "misspelt init_args": (
+        callback("schedule: {class_path: Every, init_arg: {periods: {layer1: 5}}}"),
+        [f"{ARGS}.schedule.init_arg", "Nearest: 'init_args'"],
+    ),
+    "no init_args": (
+        callback("schedule: {class_path: Every}"),
+        [f"{ARGS}.schedule", "`init_args` is missing", "weight1: 5"],
+    ),
+    "misspelt key of Every": (
+        every("period: {layer1: 5}"),
+        [f"{ARGS}.schedule.init_args.period", "no key of Every", "Nearest: 'periods'"],
+    ),
+    "period zero": (every("periods: {layer1: 0}"), [f"{ARGS}.schedule.init_args.periods.layer1", "is 0", "value is 1"]),
+    "period negative": (
+        every("periods: {layer1: -5}"),
+        [f"{ARGS}.schedule.init_args.periods.layer1", "is -5", "value is 1"],
+    ),
+    "period a fraction": (every("periods: {layer1: 4.6}"), [".periods.layer1", "is 4.6", "value is 5"]),
+    "period a string": (every("periods: {layer1: five}"), [".periods.layer1", "is 'five'", "whole number"]),
+    "period true": (every("periods: {layer1: true}"), [".periods.layer1", "is True", "value is 1"]),
+    "periods empty": (every("periods: {}"), ["init_args.periods", "is {}", "`periods: {weight1: 5}`"]),
+    "periods a list": (
+        every("periods: [layer1, 5]"),
+        ["init_args.periods", "['layer1', 5]", "`periods: {weight1: 5}`"],
+    ),
+    "of has its own period": (
+        every("periods: {layer1: 5}, of: layer1"),
+        ["schedule.init_args.of", "'layer1'", "out of `periods`"],
+    ),
+    "of a number": (every("periods: {layer1: 5}, of: 3"), ["schedule.init_args.of", "is 3", "name of one group"]),
+    # --- Phases
+    "schedule a number": (callback("schedule: 5"), [f"line 6, {ARGS}.schedule", "is 5", "class_path: Every"]),
+    "schedule a list": (callback("schedule: [{train: [all]}]"), [f"{ARGS}.schedule", "[{'train'", "`phases:"]),
+    "misspelt phases": (callback("schedule: {phasess: [{train: [all]}]}"), [f"{ARGS}.schedule", "'phasess'", "phases"]),
+    "misspelt repeat": (
+        phases("{train: [all], updates: 1}", ", repeet: true"),
+        [f"{ARGS}.schedule.repeet", "no key of Phases", "Nearest: 'repeat'"],
+    ),
+    "misspelt train": (phases("{trian: [all]}"), [".schedule.phases[0].trian", "no key of Phase", "Nearest: 'train'"]),
+    "misspelt updates": (
+        phases("{train: [all], update: 3}"),
+        [".schedule.phases[0].update", "no key of Phase", "Nearest: 'updates'"],
+    ),
+    "phases empty": (
+        callback("schedule: {phases: []}"),
+        [".schedule.phases", "is empty", "`phases: [{train: [all]}]`"],
+    ),
+    "phases null": (callback("schedule: {phases: }"), [".schedule.phases", "is None", "must be a list"]),
+    "phases a mapping": (
+        callback("schedule: {phases: {train: [all]}}"),
+        [".schedule.phases", "{'train': ['all']}", "must be a list"],
+    ),
+    "a phase a string": (phases("head"), [".schedule.phases[0]", "'head'", "{train: [head], updates: 10}"]),
+    "no train": (phases("{updates: 3}"), [".schedule.phases[0]", "'train'", "Add the key"]),
+    "train a string": (phases("{train: head}"), [".phases[0].train", "is 'head'", "`train: [head]`"]),
+    "train a list of numbers": (phases("{train: [1, 2]}"), [".phases[0].train", "holds 1", "names of groups"]),
+    "updates zero": (phases("{train: [all], updates: 0}"), [".phases[0].updates", "is 0", "value is 1"]),
+    "updates negative": (phases("{train: [all], updates: -3}"), [".phases[0].updates", "is -3", "value is 1"]),
+    "updates a fraction": (phases("{train: [all], updates: 2.4}"), [".phases[0].updates", "is 2.4", "value is 2"]),
+    "updates true": (phases("{train: [all], updates: true}"), [".phases[0].updates", "is True", "whole number"]),
+    "updates a string": (phases("{train: [all], updates: many}"), [".phases[0].updates", "is 'many'", "whole number"]),
+    "epochs zero": (phases("{train: [all], epochs: 0}"), [".phases[0].epochs", "is 0", "value is 1"]),
+    "epochs a fraction": (phases("{train: [all], epochs: 0.5}"), [".phases[0].epochs", "is 0.5", "value is 1"]),
+    "both ends": (
+        phases("{train: [all], updates: 3, epochs: 2}"),
+        [".phases[0].epochs", "`updates: 3`", "`epochs: 2`", "Keep the one"],
+    ),
+    "repeat zero": (phases("{train: [all], updates: 1}", ", repeat: 0"), [".schedule.repeat", "is 0", "value is 1"]),
+    "repeat negative": (
+        phases("{train: [all], updates: 1}", ", repeat: -2"),
+        [".schedule.repeat", "is -2", "value is 1"],
+    ),
+    "repeat a fraction": (
+        phases("{train: [all], updates: 1}", ", repeat: 2.5"),
+        [".schedule.repeat", "is 2.5", "value is 2"],
+    ),
+    "repeat a string": (phases("{train: [all], updates: 1}", ", repeat: ever"), [".schedule.repeat", "'ever'", "true"]),
+    "open-ended and not last": (
+        phases("{train: [head]}, {train: [all]}"),
+        [".schedule.phases[0].train", "`train: ['head']`", "is not the last", "`updates:`, `epochs:` or `until:`"],
+    ),
+    "open-ended and repeated": (
+        phases("{train: [all]}", ", repeat: true"),
+        [".schedule.phases[0].train", "`train: ['all']`", "inside a `repeat`", "`updates:`, `epochs:` or `until:`"],
+    ),
+    "nested for ever": (
+        phases("{repeat: true, phases: [{train: [all], updates: 1}]}"),
+        [".schedule.phases[0].repeat", "`phases[0].repeat` is true", "`repeat: 10`"],
+    ),
+    "nested updates zero": (
+        phases("{train: [a], updates: 1}, {repeat: 3, phases: [{train: [a], updates: 1}, {train: [b], updates: 0}]}"),
+        [".schedule.phases[1].phases[1].updates", "is 0", "value is 1"],
+    ),
+    "phases that contain themselves": (
+        phases("&turn {repeat: 2, phases: [{train: [all], updates: 1}, *turn]}"),
+        [".schedule.phases[0].phases[1]", "contains itself", "`*name`", "`repeat: 10`"],
+    ),
+    "nested seed": (
+        phases("{repeat: 2, seed: 3, phases: [{train: [all], updates: 1}]}"),
+        [".schedule.phases[0].seed", "is 3", "one seed", "outermost", "Move it there"],
+    ),
+    "seed negative": (phases("{train: [all]}", ", seed: -1"), [".schedule.seed", "is -1", "value is 0"]),
+    "three ends": (
+        phases("{train: [all], updates: 3, epochs: 2, until: {metric: loss}}"),
+        [
+            ".phases[0].until",
+            "three ends",
+            "`updates: 3` and `epochs: 2` and `until: Until(metric='loss'",
+            "max_epochs",
+        ],
+    ),
+    # --- picks
+    "an order that is none": (
+        phases("{train: [all], pick: {family: layers, order: forwards}}"),
+        [".phases[0].pick.order", "'forwards'", "'shuffle'", "Nearest: 'forward'"],
+    ),
+    "pick of none": (
+        phases("{train: [all], pick: {family: layers, count: 0}}"),
+        [".phases[0].pick.count", "is 0", "value is 1"],
+    ),
+    "seed in a phase": (
+        phases("{train: [all], seed: 3}"),
+        [".phases[0].seed", "`seed` is no key of a phase", "beside its outermost `phases:`"],
+    ),
+    "pick alone": (
+        phases("{pick: {family: layers}}"),
+        [".phases[0]", "'train'", "`train: []` where the draw alone"],
+    ),
+    "pick without a family": (
+        phases("{train: [all], pick: {count: 2}}"),
+        [".phases[0].pick", "'family'", "Add the key"],
+    ),
+    "misspelt key of a pick": (
+        phases("{train: [all], pick: {famly: layers}}"),
+        [".phases[0].pick.famly", "no key of Pick", "Nearest: 'family'"],
+    ),
+    "pick a word": (
+        phases("{train: [all], pick: layers}"),
+        [".phases[0].pick", "is 'layers'", "`pick: {family: layers, count: 1"],
+    ),
+    "family a list": (
+        phases("{train: [all], pick: {family: [a, b]}}"),
+        [".phases[0].pick.family", "['a', 'b']", "name of one family", "each:"],
+    ),
+    "weights with another order": (
+        phases("{train: [all], pick: {family: layers, order: shuffle, weights: [1, 2]}}"),
+        [".phases[0].pick.weights", "`order: random`", "'shuffle'"],
+    ),
+    "weights negative": (
+        phases("{train: [all], pick: {family: layers, weights: [1, -2]}}"),
+        [".phases[0].pick.weights", "holds -2 in place 1", "value is 0"],
+    ),
+    "weights too few above zero": (
+        phases("{train: [all], pick: {family: layers, count: 2, weights: [1, 0, 0]}}"),
+        [".phases[0].pick.weights", "1 number(s) above 0", "2 different groups", "Lower `count`"],
+    ),
+    "weights a number": (
+        phases("{train: [all], pick: {family: layers, weights: 3}}"),
+        [".phases[0].pick.weights", "is 3", "`weights: [1, 1, 2, 4]`"],
+    ),
+    "keep under random": (
+        phases("{train: [all], pick: {family: layers, keep: true}}"),
+        [".phases[0].pick.keep", "`order: random`", "Use `order: shuffle`"],
+    ),
+    "keep a number": (
+        phases("{train: [all], pick: {family: layers, order: forward, keep: 2}}"),
+        [".phases[0].pick.keep", "is 2", "true or false"],
+    ),
+    "drawn: thaw": (
+        phases("{train: [all], pick: {family: layers, drawn: thaw}}"),
+        [".phases[0].pick.drawn", "'thaw'", "'train', 'freeze'"],
+    ),
+    # --- until
+    "until without a metric": (phases("{train: [all], until: {patience: 3}}"), [".until", "'metric'", "Add the key"]),
+    "until a word": (
+        phases("{train: [all], until: val_loss}"),
+        [".phases[0].until", "is 'val_loss'", "`until: {metric: val_loss, patience: 3}`"],
+    ),
+    "until in a mode that is none": (
+        phases("{train: [all], until: {metric: loss, mode: minimum}}"),
+        [".phases[0].until.mode", "'minimum'", "'min', 'max'", "Nearest: 'min'"],
+    ),
+    "until with a misspelt key": (
+        phases("{train: [all], until: {metric: loss, patients: 3}}"),
+        [".phases[0].until.patients", "no key of Until", "Nearest: 'patience'"],
+    ),
+    "patience negative": (
+        phases("{train: [all], until: {metric: loss, patience: -1}}"),
+        [".phases[0].until.patience", "is -1", "value is 0"],
+    ),
+    "min_delta negative": (
+        phases("{train: [all], until: {metric: loss, min_delta: -0.1}}"),
+        [".phases[0].until.min_delta", "is -0.1", "value is 0"],
+    ),
+    "min_epochs zero": (
+        phases("{train: [all], until: {metric: loss, min_epochs: 0}}"),
+        [".phases[0].until.min_epochs", "is 0", "value is 1"],
+    ),
+    "max_epochs below min_epochs": (
+        phases("{train: [all], until: {metric: loss, min_epochs: 5, max_epochs: 3}}"),
+        [".phases[0].until.max_epochs", "is 3", "`min_epochs` (5)", "value is 5"],
+    ),
+    "metric a number": (phases("{train: [all], until: {metric: 3}}"), [".until.metric", "is 3", "'val_loss'"]),
+    # --- rates
+    "lr a number": (phases("{train: [all], lr: 0.1}"), [".phases[0].lr", "is 0.1", "`lr: {backbone: 0.1}`"]),
+    "lr zero": (phases("{train: [all], lr: {a: 0}}"), [".phases[0].lr.a", "is 0", "leave the group out of `train`"]),
+    "lr negative": (phases("{train: [all], lr: {a: -1}}"), [".phases[0].lr.a", "is -1", "number above 0"]),
+    "lr with another key than decay": (
+        phases("{train: [all], lr: {a: {deacy: 0.5}}}"),
+        [".phases[0].lr.a", "{'deacy': 0.5}", "`decay`"],
+    ),
+    "lr with a zero in a list": (phases("{train: [all], lr: {a: [1, 0]}}"), [".phases[0].lr.a", "is 0", "above 0"]),
+    "ramp zero": (phases("{train: [all], ramp: 0}"), [".phases[0].ramp", "is 0", "value is 1"]),
+    # --- groups
+    "selector with an unknown key": (
+        groups("head: {selct: layer2}"),
+        [f"line 6, {ARGS}.groups.head", "'selct'", "Nearest: 'select'"],
+    ),
+    "selector empty": (groups("head: []"), [f"{ARGS}.groups.head", "selects nothing", "such as 'encoder'"]),
+    "selector a number": (groups("head: 3"), [f"{ARGS}.groups.head", "selector 3", "a list of names"]),
+    "name empty between dots": (
+        groups("head: layer2..weight"),
+        [f"{ARGS}.groups.head", "'layer2..weight'", "whole names"],
+    ),
+    "braces without a range": (groups('head: "layer{a}"'), [f"{ARGS}.groups.head", "'{a}'", "{0..5}"]),
+    "braces backwards": (groups('head: "layer.{5..2}"'), [f"{ARGS}.groups.head", "'{5..2}'", "low to high"]),
+    "no regular expression": (
+        groups('head: "re:layer(1"'),
+        [f"{ARGS}.groups.head", "'re:layer(1'", "no regular expression"],
+    ),
+    "each mixed with others": (
+        groups('head: {each: "a.*", select: b}'),
+        [f"{ARGS}.groups.head", "`each:`", "two groups"],
+    ),
+    "group called rest": (groups("rest: layer2"), [f"{ARGS}.groups.rest", "reserved", "'rest_parameters'"]),
+    "group called all": (groups("all: layer2"), [f"{ARGS}.groups.all", "reserved", "'all_parameters'"]),
+    "group with a slash": (groups("a/b: layer2"), [f"{ARGS}.groups.a/b", "'a/b'", "slash"]),
+    "groups a list": (
+        callback("groups: [head]\nschedule: {phases: [{train: [all]}]}"),
+        [f"{ARGS}.groups", "['head']", "must map names to selectors"],
+    ),
+}
+
+# An error that only jsonargparse sees.
+FOUND_BY_THE_PARSER: dict[str, tuple[str, list[str]]] = {
+    "misspelt key at the root": ("trainr: {max_epochs: 1}\n" + DEMO, ["bad.yaml", "line 1", "trainr"]),
+    "misspelt key of the trainer": (
+        "trainer: {max_epoch: 1}\n" + DEMO,
+        ["bad.yaml", "line 1", "max_epoch", "Nearest: 'trainer.max_epochs'"],
+    ),
+    "max_epochs a word": ("trainer: {max_epochs: ten}\n" + DEMO, ["bad.yaml", "line 1", "trainer.max_epochs", "ten"]),
+    "seed a list": ("seed_everything: [1]\n" + DEMO, ["bad.yaml", "line 1", "seed_everything", "[1]"]),
+    "model class that is not there": (
+        "model: {class_path: lightning_freeze.demos.ThreeLayerNet}\n",
+        ["bad.yaml", "line 1", "model", "ThreeLayerNet"],
+    ),
+    "misspelt key of the model": (
+        "model: {class_path: lightning_freeze.demos.TwoLayerNet, init_args: {hiden: 3}}\n",
+        ["bad.yaml", "line 1", "model", "hiden"],
+    ),
+    "value of the model": (
+        "model: {class_path: lightning_freeze.demos.TwoLayerNet, init_args: {hidden: wide}}\n",
+        ["bad.yaml", "line 1", "model", "hidden", "wide"],
+    ),
+    "callback that is not there": (
+        "trainer:\n  callbacks:\n    - class_path: lightning_freeze.trainer.scheduler.FreezeSchedular\n" + DEMO,
+        ["bad.yaml", "line", "trainer.callbacks", "FreezeSchedular"],
+    ),
+    "key of the data": (
+        "data: {class_path: lightning_freeze.demos.DigitsData, init_args: {batchsize: 3}}\n"
+        "model: {class_path: lightning_freeze.demos.TwoLayerNet}\n",
+        ["bad.yaml", "line 1", "data", "batchsize"],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_trainer(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Building a Trainer fails, except where a test says that it must be built."""
+    monkeypatch.setattr(sys, "argv", ["lightning-freeze"])  # LightningCLI warns of others than those it is handed
+    if "builds_trainer" in request.fixturenames:
+        return
+
+    @wraps(pl.Trainer.__init__)  # jsonargparse reads its signature
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise AssertionError("a Trainer was built for a configuration that cannot run")
+
+    monkeypatch.setattr(pl.Trainer, "__init__", refuse)
+
+
+@pytest.fixture
+def builds_trainer() -> None:
+    """For a test whose error needs the model."""
+
+
+def written(folder: Path, text: str, name: str = "bad.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_files(["fit", "--config", str(path)])
+    return str(caught.value)
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(FOUND_BY_US) >= 45
+
+
+def test_no_case_repeats_another() -> None:
+    texts = [text for text, _ in (*FOUND_BY_US.values(), *FOUND_BY_THE_PARSER.values())]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("case", FOUND_BY_US)
+def test_error_names_file_key_value_and_mend(case: str, tmp_path: Path) -> None:
+    text, fragments = FOUND_BY_US[case]
+    path = written(tmp_path, text)
+    message = refused(path)
+    missing = [fragment for fragment in fragments if fragment not in message]
+    assert message.startswith(str(path)), message
+    assert not missing, f"{missing} not in: {message}"
+
+
+@pytest.mark.parametrize("case", FOUND_BY_THE_PARSER)
+def test_parser_error_names_file_and_key(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, fragments = FOUND_BY_THE_PARSER[case]
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", str(written(tmp_path, text))])
+    message = capsys.readouterr().err
+    missing = [fragment for fragment in fragments if fragment not in message]
+    assert caught.value.code not in (0, None)
+    assert not missing, f"{missing} not in: {message}"
+
+
+def test_command_line_ends_with_the_error_as_its_status(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="lightning-freeze: error: .*bad.yaml, line 6") as caught:
+        main(["fit", "--config", str(written(tmp_path, phases("{train: [all], updates: 0}")))])
+    assert caught.value.code not in (0, None)
+
+
+def test_same_text_mended_passes(tmp_path: Path) -> None:
+    """The checks can pass: what the table breaks is well formed otherwise."""
+    good = [
+        every("periods: {layer1: 5}, of: layer2"),
+        phases("{train: [layer2], updates: 3}, {train: [all]}"),
+        groups('head: {select: layer2, except: "*.bias"}'),
+        callback("{slow: layer1, fast: layer2, every: 5}", "lightning_freeze.AlternatingFreeze"),
+        callback("every_n_updates: 5", "lightning_freeze.FreezeAudit"),
+        callback("schedule: {phases: [{train: [all]}]}\naudit: {every_n_updates: 5}"),
+    ]
+    for text in good:
+        assert check_files(["fit", "--config", str(written(tmp_path, text))])
+
+
+# --- files that name files ------------------------------------------------------------------------------------------
+
+
+def test_config_that_is_not_there_offers_the_nearest(tmp_path: Path) -> None:
+    written(tmp_path, "a: 1", "alternating.yaml")
+    message = refused(tmp_path / "alternatin.yaml")
+    assert "alternatin.yaml' is not there" in message
+    assert "Nearest" in message
+    assert message.endswith("alternating.yaml.")
+
+
+def test_config_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    message = refused(tmp_path / "no" / "such.yaml")
+    assert "such.yaml' is not there" in message
+    assert "Check the path" in message
+
+
+def test_schedule_file_that_is_not_there_offers_the_nearest(tmp_path: Path) -> None:
+    written(tmp_path, "phases: [{train: [all]}]", "in_turn.yaml")
+    path = written(tmp_path, callback("schedule: in_tern.yaml"))
+    message = refused(path)
+    assert message.startswith(f"{path}, line 6, {ARGS}.schedule")
+    assert "in_tern.yaml' is not there" in message
+    assert "in_turn.yaml" in message.partition("Nearest")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        (
+            "repeat: true\nphases: [{train: [all], updates: 1}]\nrepeat: 3\n",
+            ["line 3, repeat", "first in line 1", "(3)"],
+        ),
+        ("phases:\n  - {train: [all], updates: 1, updates: 2}\n", ["line 2, phases[0].updates", "stands twice"]),
+        ("phases:\n  - {train: [all], updates: 0}\n", ["line 2, phases[0].updates", "is 0", "value is 1"]),
+        ("repeat: true\nphase: [{train: [all], updates: 1}]\n", ["line 1, the whole file", "'phase'", "phases"]),
+        ("class_path: Every\ninit_args: {periods: {a: 0}}\n", ["line 2, init_args.periods.a", "is 0"]),
+        ("", ["is empty"]),
+        ("phases: [{train: *a}]\n", ["line 1", "no YAML", "quoted"]),
+    ],
+)
+def test_error_in_a_schedule_file_names_that_file(text: str, fragments: list[str], tmp_path: Path) -> None:
+    schedule = written(tmp_path, text, "schedule.yaml")
+    message = refused(written(tmp_path, callback("schedule: schedule.yaml")))
+    assert message.startswith(str(schedule))
+    assert [fragment for fragment in fragments if fragment not in message] == []
+
+
+def test_second_config_is_checked_too(tmp_path: Path) -> None:
+    good = written(tmp_path, every("periods: {layer1: 5}"), "good.yaml")
+    bad = written(tmp_path, "trainer: {max_epochs: 1, max_epochs: 2}\n")
+    with pytest.raises(ConfigError, match="bad.yaml, line 1, trainer.max_epochs"):
+        check_files(["fit", f"--config={good}", "-c", str(bad)])
+
+
+# --- what only the model can tell -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "groups_", "fragments"),
+    [
+        (Every({"layr1": 5}, of="layer2"), None, ["`periods`", "'layr1'", "Nearest: 'layer1"]),
+        (Every({"layer1": 5}, of="layer3"), None, ["`of`", "'layer3'", "'layer2'"]),
+        (Phases([Phase(["layer1"], 1), Phase(["hed"])]), {"head": "layer2"}, ["`phases[1].train`", "'hed'", "'head'"]),
+        (Phases([Phase(["layer*.bias"])]), None, ["`phases[0].train`", "'layer*.bias'", "Nearest"]),
+    ],
+)
+def test_unknown_group_is_found_with_the_model(
+    schedule: Every | Phases, groups_: dict[str, str] | None, fragments: list[str]
+) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        FreezeController(Net(), schedule, groups_)
+    assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
+
+
+def test_selector_that_matches_nothing_is_found_with_the_model() -> None:
+    with pytest.raises(SelectionError, match=r"group 'head'.*'layer3'.*Nearest: 'layer"):
+        FreezeController(Net(), Phases([Phase(["head"])]), {"head": "layer3"})
+
+
+def test_rest_in_a_schedule_is_found_when_it_is_bound() -> None:
+    """``train: [rest]`` is well formed, and the reserved name has the groups of a model behind it."""
+    net = Net()
+    controller = FreezeController(net, Phases([Phase(["rest"])]), {"head": "layer2"})
+    with pytest.raises(ScheduleError, match=r"`phases\[0\].train` names 'rest', the reserved group.*`groups:`"):
+        controller.attach(net.configure_optimizers())
+
+
+@pytest.mark.usefixtures("builds_trainer")
+def test_unknown_group_ends_the_run_before_the_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    monkeypatch.setattr(TwoLayerNet, "training_step", lambda self, batch, batch_idx: trained.append(batch_idx))
+    text = callback("schedule: {phases: [{train: [layer3], updates: 3}]}").replace(
+        "accelerator: cpu", f"accelerator: cpu\n  logger: false\n  max_epochs: 1\n  default_root_dir: {tmp_path}"
+    )
+    text += "seed_everything: 1\n"
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", str(written(tmp_path, text))])
+    message = str(caught.value)
+    assert trained == []
+    for fragment in ("lightning-freeze: error:", "bad.yaml, line", "phases[0].train", "'layer3'", "'layer2'"):
+        assert fragment in message
+
+
+def test_a_users_own_yaml_files_are_the_users_own_business(tmp_path: Path) -> None:
+    """Only where a LightningCLI takes a further file is one read; a data set's description is not."""
+    own = written(tmp_path, "data:\n  class_path: my.Yolo\n  init_args: {data: coco8.yaml, model: other.yaml}\n")
+    assert [root.path.name for root in check_files(["fit", "--config", str(own)])] == [own.name]
+    (tmp_path / "trainer.yaml").write_text("max_epochs: 1\nmax_epochs: 2\n")
+    taken = written(tmp_path, "trainer: trainer.yaml\n")
+    with pytest.raises(ConfigError, match=r"trainer.yaml, line 2, max_epochs: the key 'max_epochs' stands twice"):
+        check_files(["fit", "--config", str(taken)])
+
+
+def test_our_own_classes_misspelt_are_named(tmp_path: Path) -> None:
+    text = "trainer:\n  callbacks:\n    - class_path: lightning_freeze.FreezeSheduler\n"
+    with pytest.raises(ConfigError, match=r"line 3, .*class_path: .*'FreezeSheduler'. Nearest: 'FreezeScheduler'"):
+        check_files(["fit", "--config", str(written(tmp_path, text))])
+
+
+def test_a_file_that_names_itself_as_its_schedule(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text("loop.yaml\n")
+    with pytest.raises(ConfigError, match=r"loop.yaml' names itself as its schedule. Write the schedule into it"):
+        check_files(["fit", "--config", str(written(tmp_path, callback("schedule: loop.yaml")))])
+
+
+def test_what_aliases_share_is_read_once(tmp_path: Path) -> None:
+    """Each level names the one before twice: written out, this would be a million rows."""
+    rows = "a0: &a0 {train: [all], updates: 1}\n"
+    rows += "".join(f"a{n}: &a{n} {{phases: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 21))
+    root = read(written(tmp_path, rows))
+    assert len(list(root.walk())) < 200
+
+
+def test_a_schedules_file_that_repeats_its_key(tmp_path: Path) -> None:
+    (tmp_path / "in_turn.yaml").write_text("schedule:\n  phases: [{train: [all]}]\n")
+    text = "trainer:\n  callbacks:\n    - class_path: lightning_freeze.FreezeScheduler\n      init_args: {schedule: in_turn.yaml}\n"
+    with pytest.raises(ConfigError, match=r"in_turn.yaml, line 2, schedule: .*does not repeat the key `schedule:`"):
+        check_files(["fit", "--config", str(written(tmp_path, text))])

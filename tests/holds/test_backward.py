@@ -1,0 +1,212 @@
+"""Where the backward work of frozen groups can be left out, and what is said of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_freeze import UnsupportedError
+from lightning_freeze.holds.backward import BackwardSkip
+from lightning_freeze.holds.run_context import Circumstances, compiled
+from lightning_freeze.holds.skip_decision import Choice, choose
+
+
+class Blocks(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.Tanh()) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class FullyShardedDataParallel(nn.Module):
+    """Not FSDP1, but called as it is."""
+
+
+class Sharded(nn.Parameter):
+    """A parameter that says that it is a shard, as a DTensor does."""
+
+    def to_local(self) -> None: ...
+
+
+def ddp(**options: Any) -> Any:
+    """A wrapper as `choose` sees one, without processes."""
+    made = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(made)
+    made.static_graph = options.get("static_graph", False)
+    made.find_unused_parameters = options.get("find_unused_parameters", False)
+    return made
+
+
+MODEL = Blocks(2)
+ALONE = Circumstances(MODEL, MODEL)
+HOOKED = Blocks(1)
+next(HOOKED.parameters()).register_post_accumulate_grad_hook(lambda parameter: None)
+SETS = [frozenset({"a"}), frozenset({"b"})]
+
+
+def chosen(asked: Any, around: Circumstances) -> Choice:
+    return choose(asked, around, SETS, {})
+
+
+def test_one_process_skips() -> None:
+    assert chosen("auto", ALONE) == chosen(True, ALONE) == Choice(True, "there is only one process")
+    assert chosen(False, ALONE) == Choice(False, "as asked by `skip_backward: false`")
+
+
+def test_plain_ddp_is_told_and_one_that_looks_for_unused_parameters_is_not() -> None:
+    plain, looking = ddp(), ddp(find_unused_parameters=True)
+    found = chosen("auto", replace(ALONE, wrapper=plain, world=2))
+    assert found.skips
+    assert found.reducer is plain
+    assert found.why == "DDP is told gradients of zero for what is frozen"
+    found = chosen("auto", replace(ALONE, wrapper=looking, world=2))
+    assert found == Choice(True, "DDP looks for unused parameters itself")
+
+
+def test_fsdp2_skips() -> None:
+    sharded = Blocks(1)
+    sharded.register_parameter("shard", Sharded(torch.zeros(1)))
+    found = chosen("auto", Circumstances(sharded, sharded, world=2, strategy="ModelParallelStrategy"))
+    assert found == Choice(True, "the parameters are sharded, and each process derives by its own")
+
+
+@pytest.mark.parametrize(
+    ("around", "why"),
+    [
+        (
+            replace(ALONE, wrapper=ddp(static_graph=True), world=2),
+            "DDP with static_graph=True .*without static_graph",
+        ),
+        (
+            replace(ALONE, wrapper=ddp(), world=2, by_hand=True),
+            "plain DDP waits in every backward .*ddp_find_unused_parameters_true",
+        ),
+        (replace(ALONE, wrapper=nn.Sequential(FullyShardedDataParallel())), "FSDP1 keeps several .*FSDP2"),
+        (replace(ALONE, world=2, strategy="XLAStrategy"), "XLAStrategy shares the run among 2 processes, .*'ddp'"),
+        (
+            replace(ALONE, by_hand=True, toggles="GAN.step"),
+            "the code of GAN.step calls `toggle_optimizer`.*done for you",
+        ),
+        (Circumstances(HOOKED, ddp(), world=2), "a parameter has a hook of its own.*ddp_find_unused_parameters_true"),
+        (replace(ALONE, idle="optimizer 1 can come to that: it waits"), "GradScaler, .*optimizer 1 .*bf16-mixed"),
+    ],
+)
+def test_where_it_is_unsafe_auto_says_why_and_true_is_refused(around: Circumstances, why: str) -> None:
+    found = chosen("auto", around)
+    assert not found.skips
+    assert re.search(why, found.why)
+    with pytest.raises(UnsupportedError, match=rf"`skip_backward` is true, which is not safe here: .*{why}"):
+        chosen(True, around)
+
+
+def test_steps_by_hand_are_skipped_only_where_asked() -> None:
+    by_hand = replace(ALONE, by_hand=True)
+    assert not chosen("auto", by_hand).skips
+    assert "`skip_backward: true` skips all the same" in chosen("auto", by_hand).why
+    assert chosen(True, by_hand).skips
+
+
+def one_by_one(groups: list[str]) -> Iterator[frozenset[str]]:
+    while True:
+        yield from (frozenset({group}) for group in groups)
+
+
+@pytest.mark.parametrize(("count", "skips"), [(6, True), (7, False)])
+def test_a_compiled_model_skips_while_its_graphs_fit(count: int, skips: bool) -> None:
+    """The limit is 8, two of them for validation and a smaller batch; what is said is measured below."""
+    model = Blocks(count)
+    model.compile(backend="eager")
+    groups = {id(p): str(n) for n, block in enumerate(model.blocks) for p in block.parameters()}
+    found = choose("auto", Circumstances(model, model), one_by_one([str(n) for n in range(count)]), groups)
+    assert found.skips == skips
+    if not skips:
+        assert "the model is compiled" in found.why
+        assert "at least 9 where torch._dynamo.config.recompile_limit is 8" in found.why
+
+
+def test_blocks_compiled_one_by_one_share_their_graphs() -> None:
+    model = Blocks(20)
+    for block in model.blocks:
+        block.compile(backend="eager")
+    assert list(compiled(model)) == [f"blocks.{n}" for n in range(20)]
+    groups = {id(p): str(n) for n, block in enumerate(model.blocks) for p in block.parameters()}
+    assert choose(True, Circumstances(model, model), one_by_one([str(n) for n in range(20)]), groups).skips
+
+
+def test_what_is_compiled_within_what_is_compiled_counts_once() -> None:
+    model = nn.Sequential(Blocks(2))
+    model[0].blocks[1].compile(backend="eager")
+    assert list(compiled(model)) == ["0.blocks.1"]
+    wrapped = nn.Sequential(torch.compile(model[0], backend="eager"))  # type: ignore[arg-type]
+    assert list(compiled(wrapped)) == ["0"]
+
+
+def test_a_compiled_method_is_seen_where_it_is_held() -> None:
+    model = nn.Sequential(Blocks(2), Blocks(2))
+    model[1].inner = torch.compile(model[1].blocks[0].forward, backend="eager")
+    assert list(compiled(model)) == ["1"]
+
+
+def test_what_is_lazy_is_frozen_too() -> None:
+    layer = nn.LazyLinear(2)
+    skip = BackwardSkip()
+    skip.freeze(layer.parameters())
+    layer(torch.ones(1, 3)).sum()
+    assert not layer.weight.requires_grad
+    skip.release()
+    assert layer.weight.requires_grad
+
+
+def test_torch_compiles_as_many_graphs_as_is_said() -> None:
+    """A graph for each set, one more for a smaller batch and one for validation, on this version of torch."""
+    torch._dynamo.reset()
+    model, graphs = Blocks(3), []
+    model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for _ in range(2):
+        for trained in model.blocks:
+            for block in model.blocks:
+                block.requires_grad_(block is trained)
+            for size in (3, 3, 2):
+                model(torch.ones(size, 2)).sum().backward()
+    assert len(graphs) == 3 + 1
+    model.requires_grad_(True)
+    with torch.no_grad():
+        model.eval()(torch.ones(3, 2))
+    assert len(graphs) == 3 + 1 + 1
+    torch._dynamo.reset()
+
+
+def test_what_freezes_gives_up_its_gradient_and_gets_none() -> None:
+    layer = nn.Linear(2, 2)
+    layer(torch.ones(1, 2)).sum().backward()
+    skip = BackwardSkip()
+    skip.freeze([layer.weight])
+    assert skip.holds
+    assert layer.weight.grad is None
+    assert layer.bias.grad is not None
+    layer(torch.ones(1, 2)).sum().backward()
+    assert layer.weight.grad is None
+    skip.thaw([layer.weight])
+    assert not skip.holds
+    layer(torch.ones(1, 2)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_what_the_user_has_frozen_stays_so() -> None:
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    skip = BackwardSkip()
+    skip.freeze(layer.parameters())
+    skip.thaw(layer.parameters())
+    skip.release()
+    assert [p.requires_grad for p in layer.parameters()] == [True, False]

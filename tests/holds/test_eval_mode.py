@@ -1,0 +1,27 @@
+"""Frozen modules are held in eval mode, and get back the mode that they had."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_freeze.holds.eval_mode import EvalModes
+
+
+def test_each_module_gets_its_own_mode_back() -> None:
+    training, evaluating, other = nn.Dropout(), nn.Dropout().eval(), nn.Dropout()
+    modes = EvalModes()
+    modes.hold([training, evaluating])
+    assert [m.training for m in (training, evaluating, other)] == [False, False, True]
+    modes.hold([evaluating, other])
+    assert [m.training for m in (training, evaluating, other)] == [True, False, False]
+    modes.release()
+    assert [m.training for m in (training, evaluating, other)] == [True, False, True]
+
+
+def test_a_train_call_in_between_is_undone_by_the_next_hold() -> None:
+    module = nn.Dropout()
+    modes = EvalModes()
+    modes.hold([module])
+    module.train()
+    modes.hold([module])
+    assert not module.training

@@ -1,0 +1,230 @@
+"""What becomes of the optimizer state of frozen groups; here the CPU stands in for an accelerator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_freeze import UnsupportedError
+from lightning_freeze.holds.optimizer_state import FrozenState
+from lightning_freeze.setup import refuse_state
+from tests.observer import same
+
+
+def stepped(kind: Any = torch.optim.Adam, **options: Any) -> tuple[Any, list[nn.Parameter]]:
+    """An optimizer after a step over two parameters."""
+    parameters = [nn.Parameter(torch.full((3,), value)) for value in (1.0, 2.0)]
+    optimizer = kind(parameters, lr=0.1, **options)
+    for parameter in parameters:
+        parameter.grad = torch.ones(3)
+    optimizer.step()
+    return optimizer, parameters
+
+
+def offload() -> FrozenState:
+    return FrozenState("offload", moves=lambda tensor: True)
+
+
+def test_offloaded_state_is_a_copy_elsewhere_and_the_same_when_it_is_back() -> None:
+    optimizer, (weight, other) = stepped()
+    before = {key: value.clone() for key, value in optimizer.state[weight].items()}
+    held = dict(optimizer.state[weight])
+    state = offload()
+    state.freeze([(optimizer, weight)])
+    assert state.away(weight)
+    assert not state.away(other)
+    assert all(optimizer.state[weight][key] is not held[key] for key in held)
+    state.thaw([(optimizer, other), (optimizer, weight)])
+    state.ready()
+    assert not state.away(weight)
+    assert same(dict(optimizer.state[weight]), before)
+
+
+def test_what_is_moved_twice_comes_back_once() -> None:
+    optimizer, (weight, _) = stepped()
+    state = offload()
+    state.freeze([(optimizer, weight)])
+    host = optimizer.state[weight]["exp_avg"]
+    state.freeze([(optimizer, weight)])
+    assert optimizer.state[weight]["exp_avg"] is host
+
+
+def test_nested_state_is_moved_and_what_is_no_tensor_stays() -> None:
+    optimizer, (weight, _) = stepped()
+    inner = torch.ones(2)
+    optimizer.state[weight] = {"pair": [inner, {"deep": inner}], "step": 3, "none": None}
+    state = offload()
+    state.freeze([(optimizer, weight)])
+    found = optimizer.state[weight]
+    assert found["pair"][0] is not inner
+    assert found["pair"][1]["deep"] is not inner
+    assert (found["step"], found["none"]) == (3, None)
+    state.detach()
+    assert torch.equal(optimizer.state[weight]["pair"][0], inner)
+    assert not state.away(weight)
+
+
+def test_on_the_cpu_nothing_is_moved() -> None:
+    optimizer, (weight, _) = stepped()
+    state = FrozenState("offload")
+    held = optimizer.state[weight]["exp_avg"]
+    state.freeze([(optimizer, weight)])
+    assert not state.away(weight)
+    assert optimizer.state[weight]["exp_avg"] is held
+
+
+def test_a_state_dict_holds_everything_and_what_is_loaded_is_frozen_anew() -> None:
+    optimizer, (weight, _) = stepped()
+    state = offload()
+    state.attach([optimizer])
+    saved = optimizer.state_dict()
+    state.freeze([(optimizer, weight)])
+    assert same(optimizer.state_dict()["state"], saved["state"])
+    assert not state.stale
+    optimizer.load_state_dict(saved)
+    assert state.stale
+    assert not state.away(weight), "what was loaded is where the optimizer put it"
+    state.detach()
+    optimizer.load_state_dict(saved)
+
+
+def test_a_state_dict_waits_for_copies_under_way(monkeypatch: Any) -> None:
+    optimizer, _ = stepped()
+    state, waited = offload(), []
+    monkeypatch.setattr(state, "arrive", lambda: waited.append(True))
+    state.attach([optimizer])
+    optimizer.state_dict()
+    assert waited == [True]
+
+
+def test_what_finds_no_room_stays_in_host_memory(monkeypatch: Any) -> None:
+    """A run that ends does not fail by that."""
+    optimizer, (weight, _) = stepped()
+    state = offload()
+    state.freeze([(optimizer, weight)])
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("planned")
+
+    monkeypatch.setattr(state, "_to_device", full)
+    host = optimizer.state[weight]["exp_avg"]
+    state.detach()
+    assert optimizer.state[weight]["exp_avg"] is host
+    assert not state.away(weight)
+
+
+def test_reset_begins_anew() -> None:
+    optimizer, (weight, other) = stepped()
+    state = FrozenState("reset")
+    state.freeze([(optimizer, weight)])
+    assert list(optimizer.state) == [other]
+    weight.grad = torch.ones(3)
+    other.grad = None
+    optimizer.step()
+    assert float(optimizer.state[weight]["step"]) == 1
+
+
+class MakesItsStateAtOnce(torch.optim.SGD):
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["sum"] = torch.zeros_like(parameter)
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.state[parameter]["sum"] += parameter.grad
+
+
+class CountsForTheGroup(torch.optim.SGD):
+    """Its rate falls with the steps of the param group."""
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data.sub_(parameter.grad, alpha=group["lr"] / group["count"])
+
+
+def test_a_clock_of_the_whole_group_is_no_new_beginning() -> None:
+    optimizer = CountsForTheGroup([nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises(UnsupportedError, match=r"'reset', and optimizer 0 \(CountsForTheGroup\) .*clock .*param group"):
+        refuse_state("reset", [optimizer], optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": 1e-9}])
+def test_a_rate_at_which_nothing_moves_hides_no_clock(options: Any) -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    with pytest.raises(UnsupportedError, match="clock"):
+        refuse_state("reset", [CountsForTheGroup([weight], **options)], [weight])
+
+
+def test_the_probe_leaves_every_random_state_alone(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds the devices, too"))
+    before = torch.get_rng_state()
+    weight = nn.Parameter(torch.ones(2))
+    refuse_state("reset", [torch.optim.Adam([weight])], [weight])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Shard(nn.Parameter):
+    def to_local(self) -> None: ...
+
+
+def test_what_cannot_begin_anew_is_refused() -> None:
+    optimizer = MakesItsStateAtOnce([nn.Parameter(torch.ones(2))])
+    with pytest.raises(UnsupportedError, match=r"'reset', and optimizer 0 \(MakesItsStateAtOnce\) .*KeyError: 'sum'"):
+        refuse_state("reset", [optimizer], optimizer.param_groups[0]["params"])
+    refuse_state("keep", [optimizer], optimizer.param_groups[0]["params"])
+    refuse_state("reset", [optimizer], [nn.Parameter(torch.ones(2))])  # which it does not hold
+
+
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adam", "AdamW", "Adagrad", "Adafactor", "NAdam", "RMSprop", "Rprop", "Adadelta"]
+)
+def test_torchs_own_begin_anew(name: str) -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    refuse_state("reset", [getattr(torch.optim, name)([weight])], [weight])
+
+
+def test_shards_are_not_moved() -> None:
+    weight = Shard(torch.ones(2))
+    with pytest.raises(UnsupportedError, match="'offload', and parameters are sharded .*CPUOffloadPolicy"):
+        refuse_state("offload", [torch.optim.SGD([weight])], [weight])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_it_goes_to_pinned_memory_and_back() -> None:
+    weight = nn.Parameter(torch.ones(1 << 20, device="cuda"))
+    optimizer = torch.optim.Adam([weight])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    before = optimizer.state[weight]["exp_avg"].clone()
+    allocated = torch.cuda.memory_allocated()
+    state = FrozenState("offload")
+    state.freeze([(optimizer, weight)])
+    state.arrive()
+    host = optimizer.state[weight]["exp_avg"]
+    assert host.is_pinned()
+    assert torch.equal(host, before.cpu())
+    assert torch.cuda.memory_allocated() <= allocated - 2 * weight.nbytes
+    state.thaw([(optimizer, weight)])
+    state.ready()
+    assert torch.equal(optimizer.state[weight]["exp_avg"], before)
+
+
+def test_what_is_not_brought_back_stays_whole() -> None:
+    optimizer, (weight, _) = stepped()
+    before = {key: value.clone() for key, value in optimizer.state[weight].items()}
+    state = offload()
+    state.freeze([(optimizer, weight)])
+    host = optimizer.state[weight]["exp_avg"]
+    state.detach(bring_back=False)
+    assert optimizer.state[weight]["exp_avg"] is host
+    assert same(dict(optimizer.state[weight]), before)

@@ -1,0 +1,295 @@
+"""What stands around a model and its optimizers is seen through; what cannot be held is refused with a mend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_freeze import Every, FreezeController, Phase, Phases, SelectionError, UnsupportedError
+from lightning_freeze.holds.fsdp2 import Shards
+from lightning_freeze.holds.run_context import Circumstances, is_fsdp1, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.holds.skip_decision import choose
+
+
+@pytest.fixture
+def process() -> Iterator[None]:
+    """A world of one process."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+def model_of(layers: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(layers)))
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    made: Any = torch.compile(module, backend="eager")
+    return made
+
+
+def flattened(**options: Any) -> Any:
+    return FullyShardedDataParallel(model_of(), device_id=torch.device("cpu"), **options)
+
+
+def fabric_of(module: nn.Module, **options: Any) -> Any:
+    return Fabric(accelerator="cpu", devices=1, **options).setup(module)
+
+
+# --- unwrapped ------------------------------------------------------------------------------------------------------
+
+
+def ddp(module: nn.Module) -> nn.Module:
+    return DistributedDataParallel(module)
+
+
+Path = list[Callable[[nn.Module], nn.Module]]
+
+
+@pytest.mark.parametrize(
+    ("path", "wrapper", "is_compiled"),
+    [
+        ([], None, False),
+        ([ddp], 0, False),
+        ([ddp, compiled], 0, True),
+        ([fabric_of], None, False),
+        ([fabric_of, compiled], None, True),
+        ([ddp, fabric_of], 0, False),
+    ],
+    ids=["bare", "ddp", "compiled ddp", "fabric", "compiled fabric", "fabric of ddp"],
+)
+@pytest.mark.usefixtures("process")
+def test_the_model_within_and_what_shares_it_are_found(path: Path, wrapper: int | None, is_compiled: bool) -> None:
+    model = model_of()
+    made = [model]
+    for wrap in path:
+        made.append(wrap(made[-1]))
+    found = unwrapped(made[-1])
+    assert found.module is model
+    assert found.wrapper is (model if wrapper is None else made[wrapper + 1])
+    assert found.compiled == is_compiled
+
+
+@pytest.mark.usefixtures("process")
+def test_a_model_compiled_within_stays_compiled_and_its_names_are_clean() -> None:
+    model = compiled(model_of())
+    wrapped = DistributedDataParallel(model)
+    assert unwrapped(wrapped) == (model, wrapped, False)
+    assert unwrapped(model) == (model, model, False)
+    assert FreezeController(wrapped, Every({"0": 2}, of="1")).groups.names() == {"0": ["0.weight"], "1": ["1.weight"]}
+
+
+def test_fabric_compiles_again_what_it_has_unwrapped() -> None:
+    """`fabric.setup` takes the compiler off, wraps, and puts it on again: under DDP around that."""
+    model = model_of()
+    made = fabric_of(compiled(model))
+    assert type(unwrapped(made).module).__name__ == "OptimizedModule"
+    assert FreezeController(made, Every({"0": 2}, of="1")).groups.names() == {"0": ["0.weight"], "1": ["1.weight"]}
+
+
+@pytest.mark.usefixtures("process")
+def test_code_compiled_around_ddp_is_noticed_as_code_compiled_within_it() -> None:
+    for wrapped in (compiled(ddp(model_of())), ddp(compiled(model_of()))):
+        found = unwrapped(wrapped)
+        around = Circumstances(found.module, found.wrapper, compiled=found.compiled)
+        assert "the model is compiled under DDP" in choose("auto", around, [], {}).why
+        controller = FreezeController(wrapped, Every({"0": 2}, of="1"))
+        controller.attach(torch.optim.SGD(controller._module.parameters(), lr=0.1))
+        assert not controller.backward.skips
+        assert "the model is compiled under DDP" in controller.backward.why
+        controller.detach()
+
+
+def test_code_compiled_around_a_fabric_module_counts_as_the_whole_model() -> None:
+    model = model_of(9)
+    found = unwrapped(compiled(fabric_of(model)))
+    groups = {id(p): name for name, p in model.named_parameters()}
+    around = Circumstances(found.module, found.wrapper, compiled=found.compiled)
+    why = choose("auto", around, [frozenset({name}) for name in groups.values()], groups).why
+    assert "the model is compiled, each set of trainable groups asks for a graph of its own" in why
+
+
+# --- plain_optimizer ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda o: o, LightningOptimizer, lambda o: Fabric(accelerator="cpu", devices=1).setup(model_of(), o)[1]],
+    ids=["plain", "Lightning's", "Fabric's"],
+)
+def test_the_optimizer_within_is_found(wrap: Any) -> None:
+    optimizer = torch.optim.AdamW(model_of().parameters())
+    assert plain_optimizer(wrap(optimizer)) is optimizer
+
+
+def test_an_optimizer_that_happens_to_hold_another_is_left_alone() -> None:
+    class Lookahead(torch.optim.SGD):
+        optimizer = "something else"
+
+    mine = Lookahead(model_of().parameters(), lr=0.1)
+    assert plain_optimizer(mine) is mine
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+class DeepSpeedEngine(nn.Module):
+    """DeepSpeed's, by name."""
+
+
+def flatten(model: nn.Module) -> None:
+    model.register_parameter("_flat_param", nn.Parameter(torch.zeros(3)))
+    model._flat_param._is_flat_param = True  # type: ignore[union-attr]  # so says FSDP1 of its own
+
+
+def partition(model: Any) -> None:
+    model[0].weight.ds_id = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            flatten,
+            r"'_flat_param' is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be "
+            r"told apart. Use use_orig_params=True, or FSDP2",
+        ),
+        (
+            partition,
+            r"'0.weight' is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing holds it "
+            r"still. Use DDP, or FSDP2",
+        ),
+    ],
+)
+def test_what_is_flattened_or_partitioned_is_refused(change: Any, text: str) -> None:
+    """Also where that was done after the groups were made."""
+    model = model_of()
+    controller = FreezeController(model, Every({"0": 2}, of="1"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    change(model)
+    with pytest.raises(UnsupportedError, match=text):
+        refuse_flattened(model)
+    with pytest.raises(UnsupportedError, match=text):
+        controller.attach(optimizer)
+
+
+def test_what_is_neither_passes() -> None:
+    refuse_flattened(model_of())
+
+
+def test_a_deepspeed_engine_is_refused_at_once() -> None:
+    class Engine(DeepSpeedEngine):
+        """Its subclasses are engines, too."""
+
+    with pytest.raises(UnsupportedError, match="the model is a DeepSpeed engine, .*ZeRO 1, 2 or 3. Use DDP, or FSDP2"):
+        FreezeController(Engine(), Every({"0": 2}, of="1"))
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.filterwarnings("ignore:FSDP will not .*")
+@pytest.mark.filterwarnings("ignore:.*FSDP is switching to use `NO_SHARD`.*")
+def test_fsdp1_shows_its_own_parameters_only_where_it_is_told_to() -> None:
+    kept = flattened(use_orig_params=True)
+    assert is_fsdp1(kept)
+    assert unwrapped(kept).wrapper is kept
+    refuse_flattened(unwrapped(kept).module)
+    controller = FreezeController(kept, Every({"0": 2}, of="1"))
+    assert controller.groups.names() == {"0": ["0.weight"], "1": ["1.weight"]}
+    controller.attach(torch.optim.SGD(kept.parameters(), lr=0.1))
+    assert "FSDP1 keeps several parameters in one flat one" in controller.backward.why
+    controller.detach()
+
+    with pytest.raises(SelectionError, match=r"only flattened parameters \('_flat_param'\).*use_orig_params=True"):
+        FreezeController(flattened(use_orig_params=False), Every({"0": 2}, of="1"))
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.filterwarnings("ignore:.*FSDP is switching to use `NO_SHARD`.*")
+def test_a_model_that_fsdp1_flattens_after_its_groups_were_made_is_refused() -> None:
+    model = model_of()
+    controller = FreezeController(model, Every({"0": 2}, of="1"))
+    fsdp = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=False)
+    with pytest.raises(UnsupportedError, match="'_flat_param' is a flat parameter"):
+        controller.attach(torch.optim.SGD(fsdp.parameters(), lr=0.1))
+
+
+# --- Shards -----------------------------------------------------------------------------------------------------
+
+
+def sharded() -> Any:
+    """Two layers under FSDP2, which computes in bfloat16."""
+    model = model_of()
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in (*model.children(), model):
+        fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    return model
+
+
+def derive(model: nn.Module) -> None:
+    model(torch.ones(2, 3)).float().sum().backward()
+
+
+@pytest.mark.usefixtures("process")
+def test_a_layer_that_was_frozen_as_a_whole_at_first_gets_its_gradients_later() -> None:
+    model = sharded()
+    late = Shards(model)
+    model[0].weight.requires_grad = False
+    late.settle()
+    derive(model)
+    assert model[0].weight.grad is None
+    model[0].weight.requires_grad = True
+    late.settle()
+    derive(model)
+    assert model[0].weight.grad.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("process")
+def test_without_it_torch_refused_them_until_2_14() -> None:
+    """What it is for: it can go with the last torch before 2.14."""
+    model = sharded()
+    model[0].weight.requires_grad = False
+    derive(model)
+    model[0].weight.requires_grad = True
+    if torch.__version__ < (2, 14):
+        with pytest.raises(RuntimeError, match="attempting to assign a gradient with dtype"):
+            derive(model)
+    else:
+        derive(model)
+        assert model[0].weight.grad.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("process")
+def test_the_controller_sees_to_it() -> None:
+    model = sharded()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FreezeController(model, Phases([Phase(["1"], updates=2), Phase(["0"])])) as controller:
+        controller.attach(optimizer)
+        controller.begin()
+        assert controller.backward.skips
+        for _ in range(4):
+            controller.begin_step()
+            optimizer.zero_grad()
+            derive(model)
+            optimizer.step()
+        assert controller.end_epoch() == []
+    assert controller.updates == {"1": 2, "0": 2}
+
+
+@pytest.mark.usefixtures("process")
+def test_what_trains_from_the_first_is_not_unsharded_by_hand() -> None:
+    model = sharded()
+    late = Shards(model)
+    late.settle()
+    assert late._late == {}
+    assert Shards(model_of())._late == {}

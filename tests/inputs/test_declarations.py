@@ -1,0 +1,148 @@
+"""Declarations about inputs: read, refused with a mend, and held against a module."""
+
+from __future__ import annotations
+
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from lightning_freeze.inputs.declarations import (
+    DeclarationError,
+    Known,
+    declared_on,
+    keys_of,
+    parse_metadata,
+    parse_whitelist,
+)
+
+GOOD: dict[str, tuple[Any, list[Known]]] = {
+    "nothing": (None, []),
+    "empty": ({}, []),
+    "a reason": ({"Block.mask": "shared signature"}, [Known("Block.mask", "shared signature")]),
+    "a mapping": ({"Block.mask": {"reason": "why"}}, [Known("Block.mask", "why")]),
+    "a condition": (
+        {"Block.mask": {"reason": "why", "when": {"training": False, "config.layers": 2}}},
+        [Known("Block.mask", "why", (("training", False), ("config.layers", 2)))],
+    ),
+    "no condition": ({"Block.mask": {"reason": "why", "when": None}}, [Known("Block.mask", "why")]),
+    "a leaf path": ({"Block.batch['a']": "why"}, [Known("Block.batch['a']", "why")]),
+    "a leaf path with a dot": ({"Block.bag.b": "why"}, [Known("Block.bag.b", "why")]),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_entries_are_read(name: str) -> None:
+    given, expected = GOOD[name]
+    assert parse_whitelist(given) == expected
+
+
+# name: (whitelist, the key that the error names, what it says)
+BAD: dict[str, tuple[Any, str, str]] = {
+    "a list": (["A.x", "B.y"], "whitelist", r"no mapping of `Class.argument` to a reason. Write: whitelist: \{A.x: <why"),
+    "a string": ("Block.mask", "whitelist", r"no mapping.*Write: whitelist: \{Block.mask: <why it is not used>\}"),
+    "a number alone": (5, "whitelist", r"5 is no mapping.*Write: whitelist: \{Block.mask: <why it is not used>\}"),
+    "a file": ("known.yaml", "whitelist", r"load the file yourself: whitelist=yaml.safe_load\(open\('known.yaml'\)\)\['whitelist'\]"),
+    "no reason": ({"Block.mask": None}, "whitelist['Block.mask'].reason", "None is no reason.*Say in a sentence why"),
+    "an empty reason": ({"Block.mask": "  "}, "whitelist['Block.mask'].reason", "is no reason"),
+    "yes": ({"Block.mask": True}, "whitelist['Block.mask'].reason", "True is no reason"),
+    "a condition alone": ({"Block.mask": {"when": {"a": 1}}}, "whitelist['Block.mask'].reason", "no reason"),
+    "a misspelt key": ({"Block.mask": {"reson": "x"}}, "whitelist['Block.mask'].reson", "did you mean 'reason'"),
+    "a misspelt condition": ({"B.m": {"reason": "x", "wen": {}}}, "whitelist['B.m'].wen", "did you mean 'when'"),
+    "a condition that is a list": ({"B.m": {"reason": "x", "when": ["a"]}}, "whitelist['B.m'].when", "no mapping of the"),
+    "a condition on a number": ({"B.m": {"reason": "x", "when": {1: 2}}}, "whitelist['B.m'].when", "no mapping of the"),
+    "no class": ({"mask": "why"}, "whitelist['mask']", "no `Class.argument`.*BertLayer.head_mask"),
+    "a class alone": ({"Block.": "why"}, "whitelist['Block.']", "no `Class.argument`"),
+    "an argument alone": ({".mask": "why"}, "whitelist['.mask']", "no `Class.argument`"),
+    "a number": ({5: "why"}, "whitelist[5]", "5 is no `Class.argument`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_is_refused_with_the_key_and_a_mend(name: str) -> None:
+    given, key, text = BAD[name]
+    with pytest.raises(DeclarationError, match=text) as raised:
+        parse_whitelist(given)
+    assert raised.value.key == key
+    assert str(raised.value) == f"{key}: {raised.value.problem}"
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, set()), ([], set()), (["A.x", "B.y"], {"A.x", "B.y"}), (("A.x",), {"A.x"}), (["A.b['c']"], {"A.b['c']"})],
+)
+def test_metadata_inputs_are_read(given: Any, expected: set[str]) -> None:
+    assert parse_metadata(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "text"),
+    [
+        ("A.x", "metadata_inputs", r"is no list. Write a list: \[A.x\]"),
+        (["A.x", "like"], "metadata_inputs[1]", "'like' is no `Class.argument`"),
+        ([None], "metadata_inputs[0]", "None is no `Class.argument`"),
+        (5, "metadata_inputs", "Write a list"),
+    ],
+)
+def test_metadata_inputs_that_cannot_be_read(given: Any, key: str, text: str) -> None:
+    with pytest.raises(DeclarationError, match=text) as raised:
+        parse_metadata(given)
+    assert raised.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("when", "holds"),
+    [
+        ({}, True),
+        ({"training": True}, True),
+        ({"training": False}, False),
+        ({"config.layers": 2}, True),
+        ({"config.layers": 3}, False),
+        ({"config.layers": 2, "training": False}, False),
+        ({"config.kinds": ["a", "b"]}, True),
+        ({"absent": None}, False),
+        ({"config.absent.deeper": 1}, False),
+        ({"nothing": None}, True),
+    ],
+)
+def test_a_condition_is_held_against_the_module(when: dict[str, Any], holds: bool) -> None:
+    module = SimpleNamespace(training=True, nothing=None, config=SimpleNamespace(layers=2, kinds=["a", "b"]))
+    assert Known("Block.mask", "why", tuple(when.items())).holds(module) is holds
+
+
+def test_keys_name_the_path_or_the_parameter_for_each_class() -> None:
+    assert keys_of(["Block", "Base"], "mask", "mask") == ["Block.mask", "Base.mask"]
+    assert keys_of(["Block"], "kw['m']", "kw") == ["Block.kw['m']", "Block.kw"]
+
+
+class Base(nn.Module):
+    metadata_inputs = ("like",)
+
+
+class Derived(Base): ...
+
+
+class Sentence(nn.Module):
+    metadata_inputs = "like"
+
+
+class Number(nn.Module):
+    metadata_inputs = 5
+
+
+class Numbers(nn.Module):
+    metadata_inputs = (1,)
+
+
+def test_what_a_class_declares() -> None:
+    assert declared_on(Base()) == declared_on(Derived()) == {"like"}
+    assert declared_on(nn.Module()) == frozenset()
+
+
+@pytest.mark.parametrize("kind", [Sentence, Number, Numbers])
+def test_a_class_that_declares_no_row_of_names(kind: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"is no row of argument names. Write metadata_inputs = \('like',\)"):
+        declared_on(kind())
