@@ -12,8 +12,8 @@ from torch.nn.modules import module
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.checkpoint import CheckpointFunction
 
-# By pytest with every test; by Lightning's `seed_everything` and torch's inductor, which is no fault.
-CHANGE = ("PYTEST_CURRENT_TEST", "PL_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
+# By pytest with every test; by Lightning's `seed_everything`, torch's inductor and scikit-learn, which is no fault.
+CHANGE = ("PYTEST_CURRENT_TEST", "PL_", "KMP_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
 
 
 def state() -> dict[str, Any]:
