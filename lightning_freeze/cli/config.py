@@ -251,6 +251,7 @@ def to_be_written(path: Path, out: Path | None) -> bool:
 
 
 def near(name: str, among: Any) -> str:
+    """The nearest of some names, quoted; the first three where none is near."""
     return ", ".join(map(repr, nearest(name, among) or list(among)[:3]))
 
 

@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from lightning_freeze import __version__
 from lightning_freeze.cli.command import COMMANDS, LIGHTNING_LOGGERS, Command, InputsCommand, command_of
-from lightning_freeze.cli.config import check_files, locate
+from lightning_freeze.cli.config import check_files, locate, near, to_be_written
 from lightning_freeze.cli.probe import probe
 from lightning_freeze.demos import MissingPackageError
 from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError, nearest

@@ -234,7 +234,7 @@ def find_class(path: str) -> type[Optimizer]:
     try:
         module = _imported(home)
     except Exception as error:  # whatever a package raises when it is imported
-        near = near(home, [package for package in PACKAGES if _is_installed(package)])
+        near = _near(home, [package for package in PACKAGES if _is_installed(package)])
         raise ProbeError(
             f"--optimizer is {path!r}, but {home!r} cannot be imported ({type(error).__name__}: {error}). {near}"
         ) from error
@@ -243,7 +243,7 @@ def find_class(path: str) -> type[Optimizer]:
         return found
     what = "has no such optimizer" if found is None else f"has it as no optimizer class: {_what(found)}"
     raise ProbeError(
-        f"--optimizer is {path!r}, but {home} {what}. {f'{near} ' if (near := near(name, classes_of(home))) else ''}Any other class goes by its path: "
+        f"--optimizer is {path!r}, but {home} {what}. {f'{near} ' if (near := _near(name, classes_of(home))) else ''}Any other class goes by its path: "
         "--optimizer package.Class."
     )
 
@@ -263,7 +263,7 @@ def _what(value: object) -> str:
     )
 
 
-def near(name: str, among: Iterable[str]) -> str:
+def _near(name: str, among: Iterable[str]) -> str:
     """The names nearest to one, whose case is no matter here."""
     folded = {each.casefold(): each for each in among}
     close = [folded[each] for each in nearest(name.casefold(), folded)] or list(folded.values())[:3]
