@@ -1,18 +1,42 @@
-"""Refusals before training starts, of what nothing could hold still."""
+"""Facts of a run, before its first step: refusals, what each optimizer needs, and one ordered list of holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.errors import UnsupportedError
+from lightning_freeze.holds.backward import SkipBackward as SkipHold
+from lightning_freeze.holds.checkpointing import ReentrantInputs
+from lightning_freeze.holds.ddp import ZeroGradsForDDP
+from lightning_freeze.holds.eval_mode import EvalModes
+from lightning_freeze.holds.fsdp2 import Shards
+from lightning_freeze.holds.gradients import EmptyBeforeScaler, SetGradsToNone
+from lightning_freeze.holds.hold import Hold, Holds
 from lightning_freeze.holds.optimizer_state import OptimizerState
-from lightning_freeze.plan.membership import held_by
+from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFactors
+from lightning_freeze.holds.run_context import Circumstances, compiled
+from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
+from lightning_freeze.holds.skip_decision import Choice, SkipBackward, choose
+from lightning_freeze.holds.state_holds import OffloadState, ResetState
+from lightning_freeze.plan.groups import Groups, Rest
+from lightning_freeze.plan.intervals import longest_interval
+from lightning_freeze.plan.membership import Membership, held_by
+from lightning_freeze.plan.preview import Step as Preview
+from lightning_freeze.plan.schedule import REST, Plan
 from lightning_freeze.probe.clone import family
+from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.state_reset import begins_anew
+from lightning_freeze.probe.step_counters import first_update
+from lightning_freeze.probe.verdict import way_of
+
+_ALIKE = 0.05
 
 
 def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
@@ -127,3 +151,276 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
                     f"`optimizer_state` is 'reset', and optimizer {index} ({type(optimizer).__qualname__}) cannot begin anew "
                     f"for a parameter whose state was dropped: {why}. Use `optimizer_state: keep`."
                 )
+
+
+def scheduled(groups: Groups) -> list[nn.Parameter]:
+    """The parameters that can be frozen."""
+    return [m.parameter for g, found in groups.members.items() if g != REST or groups.rest == "freeze" for m in found]
+
+
+# --- what each optimizer needs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user chose.
+
+    Args:
+        skip_backward: Whether backward work of frozen groups is skipped: ``auto`` where that is safe.
+        optimizer_state: What becomes of the optimizer state of frozen groups.
+        eval_modules: Whether frozen modules are held in eval mode.
+        audit: Whether weights are audited.
+    """
+
+    skip_backward: SkipBackward
+    optimizer_state: OptimizerState
+    eval_modules: bool
+    audit: bool
+
+
+def check_optimizers(members: Membership, plan: Plan, groups: Groups, options: Options) -> None:
+    """Refuse optimizers under which a schedule cannot be held.
+
+    Raises:
+        UnsupportedError: One cannot drop or move state, or has no learning rate to be multiplied.
+    """
+    optimizers = members.holders.optimizers
+    refuse_state(options.optimizer_state, optimizers, members.scheduled)
+    rated = [m.parameter for group in plan.rated for m in groups.members.get(group, ())]
+    refuse_without_rate(optimizers, rated)
+
+
+def learn(
+    members: Membership, plan: Plan, rest: Rest, options: Options, closures: bool | None, say: Callable[[str], None]
+) -> dict[int, OptimizerTraits]:
+    """Probe each optimizer that holds something which freezes, and note how it must be held.
+
+    Raises:
+        UnsupportedError: One cannot hold what is frozen.
+    """
+    traits = {}
+    forever = {REST} if rest == "freeze" else set()
+    for step in members.steps:
+        freezable = step.members.keys() & members.freezable.keys()
+        if not freezable or (plan.never_freezes() and not freezable & forever):
+            continue
+        traits[step.index] = found = probe_optimizer(step.optimizer, closures)
+        late = sorted(freezable - plan.trains(plan.start(), step.index) - forever)
+        way = way_of(found, step.index, late=late, idle=plan.may_idle(step.index), audited=options.audit)
+        step.excludes, step.reads_early = way == "left out", found.reads_early
+        if way == "left out":
+            say(
+                f"freeze: optimizer {step.index} ({found.name}) is not held by an empty gradient "
+                f"({found.reasons['skips_none']}): what is frozen is left out of its param groups for each step, too."
+            )
+        elif way == "unknown":
+            warnings.warn(
+                f"optimizer {step.index} ({found.name}) could not be probed: {found.why}. Whether it holds a parameter "
+                "still whose gradient is None is not known before training: the audit tells at the epoch's end. To know it "
+                "before, use an optimizer of torch.optim.",
+                stacklevel=4,
+            )
+    return traits
+
+
+def idle_reason(members: Membership, plan: Plan) -> str | None:
+    """Under a GradScaler: why an optimizer can come to a step with nothing to train; None where none can.
+
+    Raises:
+        UnsupportedError: It is a fused one.
+    """
+    reason = None
+    for step in members.steps:
+        idle = plan.may_idle(step.index) if step.members else None
+        if idle is not None:
+            refuse_idle(step.optimizer, step.index, idle)
+            reason = f"optimizer {step.index} can come to that: {idle}"
+    return reason
+
+
+class Decider:
+    """Decides whether backward work is skipped: before training, and again where code was compiled since.
+
+    Args:
+        asked: What the user chose.
+        context: What is known of the run.
+        plan: The schedule, bound.
+        members: The index.
+    """
+
+    def __init__(self, asked: SkipBackward, context: Circumstances, plan: Plan, members: Membership) -> None:
+        self._asked = asked
+        self._context = context
+        self._plan = plan
+        self._groups = {id(m.parameter): group for group, found in members.freezable.items() for m in found}
+        self.compiled = compiled(context.module).keys()
+        """The names of the modules that were compiled."""
+        self.decision = self._decide(context)
+
+    def again(self, uneven: bool) -> Choice:
+        """Before the first step: code that was compiled since is counted, too, and the sizes of batches."""
+        now = compiled(self._context.module).keys()
+        if self.decision.skips and (now != self.compiled or (now and uneven)):
+            self.decision = self._decide(replace(self._context, uneven=uneven))
+        return self.decision
+
+    def _decide(self, context: Circumstances) -> Choice:
+        return choose(self._asked, context, self._plan.sets(), self._groups)
+
+
+def warn_of_step_counters(
+    members: Membership,
+    traits: Mapping[int, OptimizerTraits],
+    coming: Callable[[], Iterator[Preview]],
+    updates: Mapping[str, int],
+    closures: bool | None,
+) -> None:
+    """Say what step counters of param groups, which run on while a group is frozen, do to the first update after that."""
+    for step in members.steps:
+        found = traits.get(step.index)
+        if found is None or not found.clocks or found.skips_none is None:
+            continue
+        interval = longest_interval(coming(), step.index, step.members.keys() & members.freezable.keys(), updates)
+        if interval is None:
+            continue
+        ratio = first_update(
+            step.optimizer,
+            interval.before,
+            interval.length,
+            closure=closures,
+            leaves_out=step.excludes,
+            early=step.reads_early,
+        )
+        if ratio is None or abs(ratio - 1) <= _ALIKE:
+            continue
+        warnings.warn(
+            f"optimizer {step.index} ({found.name}) keeps {', '.join(found.clocks)} for a whole param group, and goes on "
+            f"with it while a part of the group is frozen: after the longest planned interval (`{interval.group}` is frozen "
+            f"for {interval.length} updates, after {interval.before} of its own) the first update is {ratio:.2f} times as "
+            "large as it would be without the interval, in a run on small parameters. Where that matters, let a phase "
+            "begin with a `ramp`, or use an optimizer that counts for each parameter (torch's AdamW does).",
+            stacklevel=4,
+        )
+
+
+# --- the holds --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wires:
+    """What holds ask of the run that they are part of.
+
+    Args:
+        updates: Gives the updates made so far.
+        frozen: Gives the identities of what is frozen, by the set that is applied or by the coming one.
+        soon: Gives the groups that train again within a few updates.
+        describe: Says what trains, what is frozen, and where the run is.
+        say: Says a line once.
+        suspects: Names of what else in the run writes to weights.
+    """
+
+    updates: Callable[[], int]
+    frozen: Callable[[], set[int]]
+    soon: Callable[[], frozenset[str]]
+    describe: Callable[[], tuple[str, str, str]]
+    say: Callable[[str], None]
+    suspects: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Built:
+    """The holds of a run, and those of them that are asked something.
+
+    Args:
+        holds: All, in their order.
+        weights: The audit of weights, where there is one.
+        skip: What skips backward work.
+        needs_backward: Whether something is to be done after each backward.
+    """
+
+    holds: Holds
+    weights: WeightAudit | None
+    skip: SkipHold
+    needs_backward: bool
+
+
+def build_holds(
+    members: Membership,
+    options: Options,
+    context: Circumstances,
+    decision: Choice,
+    shards: Shards,
+    scaler: bool,
+    split: bool,
+    wires: Wires,
+) -> Built:
+    """The holds of a run, in the order in which they freeze: state is dropped before the audit reads it, moved after."""
+    module, optimizers = context.module, members.holders.optimizers
+    guard = ScheduleFreeGuard(members.steps, wires.frozen)
+    offload = OffloadState(optimizers, wires.soon) if options.optimizer_state == "offload" else None
+    attention = any(isinstance(each, nn.MultiheadAttention) for each in module.modules())
+    skip = SkipHold(shards, context.by_hand, attention, wires.describe)
+    skip.allowed = decision.skips
+    weights = None
+    if options.audit:
+        weights = WeightAudit(
+            module,
+            members.holders,
+            members.trained(),
+            wires.updates,
+            buffers_held=options.eval_modules,
+            suspects=wires.suspects,
+            offload=offload,
+            training_weights=guard.training_weights,
+            split=split,
+        )
+    holds: list[Hold | None] = [
+        EvalModes() if options.eval_modules else None,
+        guard,
+        ResetState(optimizers) if options.optimizer_state == "reset" else None,
+        weights,
+        offload,
+        skip if decision.skips else None,
+        ZeroGradsForDDP(decision.reducer, lambda: skip.held) if decision.reducer is not None else None,
+        ReentrantInputs(skip.holds_something, wires.say) if decision.skips else None,
+        EmptyBeforeScaler(),
+        SetGradsToNone(lambda: skip.active),
+        ExcludeParams() if any(step.excludes for step in members.steps) else None,
+        LearningRateFactors(),
+    ]
+    present = Holds(hold for hold in holds if hold is not None)
+    return Built(present, weights, skip, scaler or decision.reducer is not None)
+
+
+# --- what is said once ------------------------------------------------------------------------------------------------
+
+
+def say_frozen_by_user(groups: Groups, say: Callable[[str], None]) -> None:
+    """Say what was found with ``requires_grad=False``."""
+    own = groups.users_own
+    if own:
+        say(
+            f"freeze: {len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}"
+            f"{', …' if len(own) > 3 else ''}); they are yours to freeze and belong to no group."
+        )
+
+
+def say_what_is_held(
+    plan: Plan, groups: Groups, options: Options, decision: Choice, members: Membership, say: Callable[[str], None]
+) -> None:
+    """Say how frozen groups are held, and warn where nothing ever freezes."""
+    never = plan.never_freezes() and not (groups.rest == "freeze" and REST in groups.members)
+    if options.optimizer_state == "offload" and all(p.device.type == "cpu" for p in members.scheduled):
+        say("freeze: `optimizer_state: offload` has nothing to do: the optimizer state is in host memory already.")
+    if options.skip_backward is not False and not never:
+        how = "is skipped" if decision.skips else "is not skipped, their gradients are emptied"
+        say(f"freeze: the backward work of frozen groups {how}: {decision.why}.")
+    if never and not plan.rated:
+        rest = len(groups.members.get(REST, ()))
+        warnings.warn(
+            f"this schedule never freezes anything: its groups ({', '.join(groups.named)}) train at every step"
+            + (f", and so do {rest} parameter(s) in no group, by `rest: train`" if rest else "")
+            + ". Name what is to be frozen as a group of its own"
+            + (", or set `rest: freeze`." if rest else "."),
+            stacklevel=3,
+        )

@@ -87,7 +87,7 @@ def test_what_cannot_be_held_is_refused_before_the_first_step(name: str, schedul
 
 
 def test_the_observer_can_fail(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_freeze.controller.way_of", lambda *_, **__: "none")
+    monkeypatch.setattr("lightning_freeze.setup.way_of", lambda *_, **__: "none")
     observer = Snapshots("layer1")
     schedule, planned = SCHEDULES["alternating"]
     scheduler = FreezeScheduler(schedule, on_finding="warn")
@@ -269,7 +269,7 @@ def test_the_state_of_a_wrapped_optimizer_is_watched(trainer: Any, monkeypatch: 
             return loss
 
     scheduler = AlternatingFreeze("layer1", "layer2", every=5, on_finding="warn")
-    monkeypatch.setattr("lightning_freeze.controller.way_of", lambda *_, **__: "none")
+    monkeypatch.setattr("lightning_freeze.setup.way_of", lambda *_, **__: "none")
     model = Net(lambda m: Writes(AdamW(m.parameters(), lr=0.01), decays=False))
     with pytest.warns(UserWarning, match=r"optimizer state .*exp_avg"):
         trainer(scheduler, limit_train_batches=9).fit(model, batches(9))

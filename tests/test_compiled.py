@@ -221,7 +221,7 @@ def test_auto_keeps_within_the_limit(count: int, skips: bool, graphs: Graphs, tr
 
 
 def test_skipping_all_the_same_would_pass_the_limit(graphs: Graphs, trainer: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("lightning_freeze.controller.choose", lambda *_: Choice(True, "not asked"))
+    monkeypatch.setattr("lightning_freeze.setup.choose", lambda *_: Choice(True, "not asked"))
     model, scheduler = Deep(whole(graphs), "setup", 4), one_block_at_a_time("auto")
     with (
         torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=3),

@@ -96,7 +96,7 @@ class Loop:
                 step(self.model, self.optimizer, self.controller, None, number)
                 self.seen[self.next] = (sorted(self.controller.trainable), self.controller.updates)
                 if number + 1 == BATCHES:
-                    self.controller.hear(METRICS[epoch])
+                    self.controller.metrics.log(METRICS[epoch])
                     findings = self.controller.end_epoch()
                     assert [finding for finding in findings if finding.severity == "error"] == []
                 self.next = (epoch, number + 1) if number + 1 < BATCHES else (epoch + 1, 0)

@@ -143,7 +143,7 @@ def test_so_it_does_in_a_plain_loop(values: list[float], expected: str) -> None:
         for value in values:
             step(model, optimizer, controller, next(iter(batches(1))), 0)
             seen += "".join(sorted(controller.trainable)).replace("layer", "")
-            controller.hear({"x": value})
+            controller.metrics.log({"x": value})
             assert controller.end_epoch() == []
     assert seen == expected
 

@@ -1,4 +1,4 @@
-"""The audit without a schedule: whatever has ``requires_grad=False`` is to stand still."""
+"""The audit without a schedule: whatever has ``requires_grad=False`` is to stay as it is."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_freeze.audit.frozen import Watched
-from lightning_freeze.audit.run_audit import AuditedRun, size_of
-from lightning_freeze.audit.weights import Witness, buffers_of
+from lightning_freeze.audit.run_audit import RunAudit, size_of
+from lightning_freeze.audit.weights import WeightAudit
+from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.run_context import Circumstances
-from lightning_freeze.holds.step_hooks import Gate, Lane
-from lightning_freeze.plan.groups import frozen_modules
-from lightning_freeze.plan.membership import held_by
+from lightning_freeze.holds.step_hooks import StepHooks
+from lightning_freeze.plan.groups import Member, frozen_modules
+from lightning_freeze.plan.membership import Holders, Step
+from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.log import Log
 from lightning_freeze.report.records import Record
 
 FROZEN = "requires_grad=False"
@@ -23,7 +25,7 @@ TRAINED = "requires_grad=True"
 _TRAINED_SET = frozenset({TRAINED})
 
 
-class RequiresGradWatch(AuditedRun):
+class RequiresGradWatch:
     """Audits a run that freezes by other means: BackboneFinetuning, PEFT, one's own code.
 
     Whether ``requires_grad`` is on is read when a batch begins and right before each optimizer step, so a parameter
@@ -42,28 +44,33 @@ class RequiresGradWatch(AuditedRun):
         suspects: Sequence[str] = (),
         record: Callable[[Record], None] = lambda record: None,
     ) -> None:
-        super().__init__(module, record, suspects)
+        self._module = module
+        self._at = Position(updates={TRAINED: 0})
+        self.log = Log(record)
+        self._audit = RunAudit(module, self.log, lambda: self._at, suspects)
         self._parameters = [(clean_name(name), p) for name, p in module.named_parameters()]
         self._flags: list[bool] = []
-        self._frozen: dict[int, Watched] = {}
-        self._total = 0
-        self._epoch = 0
-        self._gate: Gate | None = None
+        self._hooks: StepHooks | None = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything that was found."""
+        return self.log.findings
 
     @property
     def updates(self) -> dict[str, int]:
         """The optimizer steps so far."""
-        return {TRAINED: self._total}
+        return dict(self._at.updates)
 
     @property
     def total(self) -> int:
         """The optimizer steps so far."""
-        return self._total
+        return self._at.total
 
     @property
     def epoch(self) -> int:
         """The epoch the run is in, from 0."""
-        return self._epoch
+        return self._at.epoch
 
     def attach(self, *optimizers: Optimizer, around: Circumstances | None = None) -> None:
         """Watch these optimizers' steps; nothing is held.
@@ -73,38 +80,39 @@ class RequiresGradWatch(AuditedRun):
             around: The processes that share the run, and what is wrapped around the model.
         """
         self.detach()
-        self._meet(around or Circumstances(self._module, self._module))
-        self._flags, self._frozen = [], {}
-        held = held_by(*optimizers)
-        members = [(name, p) for name, p in self._parameters if id(p) in held]
-        self._witness = Witness(
+        self._audit.meet(around or Circumstances(self._module, self._module))
+        self._flags = []
+        holders = Holders(optimizers)
+        held = [Member(name, p, TRAINED) for name, p in self._parameters if holders.indices(p)]
+        self._audit.weights = WeightAudit(
             self._module,
-            optimizers,
-            {TRAINED: members},
-            suspects=self._suspects,
+            holders,
+            {TRAINED: held},
+            lambda: self._at.total,
+            suspects=self._audit.suspects,
             gated=False,
             excused=lambda parameter: not parameter.requires_grad,
-            split=self._split,
+            split=self._audit.split,
         )
-        lanes = [Lane(index, o, {TRAINED: tuple(p for _, p in members)}) for index, o in enumerate(optimizers)]
-        for lane in lanes:
-            lane.train(_TRAINED_SET)
-        self._gate = Gate(lanes, lambda lane: self._see(), self._after_step)
-        self._gate.attach()
+        steps = [Step(index, o, {TRAINED: tuple(m.parameter for m in held)}) for index, o in enumerate(optimizers)]
+        for step in steps:
+            step.train(_TRAINED_SET)
+        self._hooks = StepHooks(steps, Hold(), lambda step: self._see(), self._ran)
+        self._hooks.attach()
 
     def begin(self, epoch: int = 0) -> None:
         """Training begins."""
-        self._epoch = epoch
-        self._require().begin()
-        self._begin_epoch()
+        self._at.epoch = epoch
+        self._weights.begin()
+        self._audit.begin_epoch()
         frozen = [p for _, p in self._parameters if not p.requires_grad]
         trained = [p for _, p in self._parameters if p.requires_grad]
-        self._record(
+        self.log.record(
             {
                 "type": "run",
                 "schedule": None,
                 "groups": {FROZEN: size_of(frozen), TRAINED: size_of(trained)},
-                "updates_before": self._total,
+                "updates_before": self._at.total,
                 "epoch": epoch,
                 "resumed": False,
             }
@@ -112,25 +120,45 @@ class RequiresGradWatch(AuditedRun):
 
     def begin_step(self, epoch: int | None = None) -> None:
         """A batch begins: see what is frozen now."""
-        self._epoch = self._epoch if epoch is None else epoch
-        self._begun = True
-        self._shards.close()
+        self._at.epoch = self._at.epoch if epoch is None else epoch
+        self._audit.begun = True
+        self._audit.shards.close()
         self._see()
+
+    def check(self, together: bool = True) -> list[Finding]:
+        """Compare everything that is frozen now, between epochs' ends."""
+        return self._audit.check(together)
+
+    def add(self, findings: list[Finding]) -> None:
+        """Take in what another audit of the run found, on this rank."""
+        self.log.add(findings)
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
-        self._shards.close()
-        found = self._epoch_found(self._require().end_epoch(self._epoch, self._total), self._epoch)
-        self._record(self.counts())
-        self._epoch += 1
-        self._begin_epoch()
+        found = self._audit.end_epoch()
+        self._audit.record_counts()
+        self._at.epoch += 1
+        self._audit.begin_epoch()
         return found
+
+    def finish(self) -> list[Finding]:
+        """The fit ends: a last comparison, called by all ranks together, which are told the same."""
+        found = self._audit.finish()
+        if self._audit.begun:
+            self._audit.record_counts()
+        return found
+
+    def flush(self) -> None:
+        """There is nothing but counts to record."""
+
+    def explain(self, error: BaseException) -> None:
+        """An audit alone causes no errors."""
 
     def detach(self, bring_back: bool = True) -> None:
         """Take every hook out again. Safe to call again."""
-        if self._gate is not None:
-            self._gate.detach()
-        self._gate = self._witness = None
+        if self._hooks is not None:
+            self._hooks.detach()
+        self._hooks = self._audit.weights = None
 
     def _see(self) -> None:
         """Follow what is frozen now, if that has changed."""
@@ -138,20 +166,19 @@ class RequiresGradWatch(AuditedRun):
         if flags == self._flags:
             return
         self._flags = flags
-        witness = self._require()
-        frozen = {id(p): witness.watched(name, FROZEN, p) for name, p in self._parameters if not p.requires_grad}
-        witness.thaw(self._frozen.keys() - frozen.keys(), self._total)
-        witness.freeze({key: frozen[key] for key in frozen.keys() - self._frozen.keys()}, self._total)
-        self._frozen = frozen
-        modules = frozen_modules(self._module, lambda p: id(p) in frozen)
-        witness.hold_buffers(buffers_of(modules), self._total)
+        weights = self._weights
+        weights.close(p for _, p in self._parameters if p.requires_grad)
+        weights.open(Member(name, p, FROZEN) for name, p in self._parameters if not p.requires_grad)
+        weights.hold_buffers(frozen_modules(self._module, lambda p: not p.requires_grad))
 
-    def _after_step(self, lane: Lane, updated: frozenset[str], bypassed: Sequence[nn.Parameter]) -> None:
-        stale = [p for _, p in self._parameters if not p.requires_grad and p.grad is not None]
-        self._require().stepped(_TRAINED_SET, updated, stale, self._total)
-        self._total += bool(updated)
+    def _ran(self, step: Step) -> None:
+        leaked = [p for _, p in self._parameters if not p.requires_grad and p.grad is not None]
+        self._weights.stepped(_TRAINED_SET, step.updated, leaked)
+        self._at.total += bool(step.updated)
+        self._at.updates[TRAINED] = self._at.total
 
-    def _require(self) -> Witness:
-        if self._witness is None:
+    @property
+    def _weights(self) -> WeightAudit:
+        if self._audit.weights is None:
             raise RuntimeError("the audit is not attached: call attach(*optimizers) before the first step.")
-        return self._witness
+        return self._audit.weights

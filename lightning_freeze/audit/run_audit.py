@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -11,12 +10,13 @@ from torch import Tensor, nn
 
 from lightning_freeze.audit.fingerprint import digests, is_lazy
 from lightning_freeze.audit.ranks import Ranks, copies_apart, copies_of
-from lightning_freeze.audit.weights import Witness
+from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.fsdp2 import Shards
 from lightning_freeze.holds.run_context import Circumstances, is_split
+from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.records import Record
+from lightning_freeze.report.log import Log
 
 
 def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:
@@ -25,76 +25,52 @@ def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:
     return {"parameters": len(found), "elements": sum(0 if is_lazy(p) else p.numel() for p in found)}
 
 
-class AuditedRun(ABC):
-    """The common part of `FreezeController` and `RequiresGradWatch`.
+class RunAudit:
+    """The audits of a run over its epochs and its ranks.
 
     Args:
         module: The model.
-        record: Called with each record of the run.
+        log: Where findings and records go.
+        place: Gives where the run is: its updates and its epoch.
         suspects: Names of what else in the run writes to weights.
     """
 
-    def __init__(self, module: nn.Module, record: Callable[[Record], None], suspects: Sequence[str] = ()) -> None:
-        self.findings: list[Finding] = []
-        self._record = record
-        self._suspects = suspects
+    def __init__(
+        self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str] = ()
+    ) -> None:
+        self.log = log
+        self.suspects = suspects
+        self.ranks = Ranks()
+        self.split = False
+        """Whether this process holds parts of parameters."""
+        self.shards = Shards(module)  # before anything reads the model's parameters
+        self.weights: WeightAudit | None = None
+        self.begun = False
+        """Whether the epoch has had a batch."""
+        self.updates_before: dict[str, int] = {}
+        """The updates of each group before the epoch."""
+        self._place = place
         self._module = module
-        self._ranks = Ranks()
-        self._wrapper: nn.Module = module
-        self._averages = False
+        self._context: Circumstances | None = None
         self._apart: set[str] = set()
-        self._split = False
-        self._shards = Shards(module)  # before anything reads the model's parameters
-        self._witness: Witness | None = None
-        self._epoch_updates: dict[str, int] = {}
-        self._epoch_intervals = 0
-        self._begun = False
+        self._intervals_before = 0
 
-    def _meet(self, around: Circumstances) -> None:
+    def meet(self, context: Circumstances) -> None:
         """Learn of the processes that share the run."""
-        device = around.device or next((p.device for p in self._module.parameters() if not p.is_meta), "cpu")
-        self._ranks = Ranks(device)
-        self._wrapper, self._averages = around.wrapper, around.averages
+        device = context.device or next((p.device for p in self._module.parameters() if not p.is_meta), "cpu")
+        self.ranks = Ranks(device)
+        self._context = context
         self._apart.clear()
-        self._shards = Shards(self._module)
-        self._split = self._ranks.many and is_split(around.wrapper)
+        self.shards = Shards(self._module)
+        self.split = self.ranks.many and is_split(context.wrapper)
 
-    @property
-    @abstractmethod
-    def updates(self) -> dict[str, int]:
-        """Group to its updates so far."""
-
-    @property
-    @abstractmethod
-    def total(self) -> int:
-        """Optimizer steps so far in which anything was updated."""
-
-    @property
-    @abstractmethod
-    def epoch(self) -> int:
-        """The epoch the run is in, from 0."""
-
-    @abstractmethod
-    def begin_step(self, epoch: int | None = None) -> None:
-        """A batch begins."""
-
-    @abstractmethod
-    def end_epoch(self) -> list[Finding]:
-        """A training epoch ended: the audits' findings of it, by whichever rank. All ranks call it together."""
-
-    @abstractmethod
-    def detach(self, bring_back: bool = True) -> None:
-        """Undo everything. Safe to call again.
-
-        Args:
-            bring_back: Whether optimizer state that was moved comes back to its device.
-        """
-
-    def flush(self) -> None:  # noqa: B027 - there may be nothing but counts to record
-        """Record what was done since the last epoch's end."""
-
-    def explain(self, error: BaseException) -> None:  # noqa: B027 - an audit alone causes no errors
-        """Add a note to an error that comes from what we do."""
+    def begin_epoch(self) -> None:
+        """An epoch begins."""
+        self.updates_before = dict(self._place().updates)
+        self._intervals_before = self._checked
+        self.begun = False
+        if self.weights is not None:
+            self.weights.begin_epoch()
 
     def check(self, together: bool = True) -> list[Finding]:
         """Compare everything that is frozen now, between epochs' ends.
@@ -102,95 +78,88 @@ class AuditedRun(ABC):
         Args:
             together: Whether all ranks call it, so that they can tell each other what they find.
         """
-        return self._found(self._compare(), together)
+        return self.add(self._compare(), together)
+
+    def end_epoch(self, more: Iterable[Finding] = ()) -> list[Finding]:
+        """A training epoch ended: what is frozen and what should have moved, and copies that differ.
+
+        Args:
+            more: Findings of this rank beside those of the weights.
+        """
+        epoch = self._place().epoch
+        self.shards.close()
+        found = [*(self.weights.end_epoch(epoch) if self.weights is not None else ()), *more]
+        found = self.ranks.shared(found)
+        found = self.log.add(self._without_moved(found) if self.split else found)
+        self._apart.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
+        return found + self._copies_apart(epoch)
 
     def finish(self) -> list[Finding]:
-        """The fit ends: a last comparison, called by all ranks together, which are told the same.
+        """The fit ends: a last comparison.
 
         What moved since the last epoch's end is a warning only where something in the run averages weights: to write
         its average back at the end is what it is for.
         """
+        if self.weights is not None:
+            self.weights.check_offloaded()
         found = self._compare()
-        if self._suspects and not self._begun:
+        if self.suspects and not self.begun:
             found = [replace(f, severity="warning") if f.severity == "error" else f for f in found]
-        found = self._found(found)
-        if self._begun:
-            self.flush()
-            self._record(self.counts())
-        return found
+        return self.add(found)
+
+    def add(self, findings: list[Finding], together: bool = True) -> list[Finding]:
+        """Take in what was found: together with other ranks, what all have found."""
+        return self.log.add(self.ranks.shared(findings) if together else findings)
+
+    def record_counts(self) -> None:
+        """Record the counts of the epoch so far."""
+        place = self._place()
+        self.log.record(
+            {
+                "type": "counts",
+                "epoch": place.epoch,
+                "updates": dict(place.updates),
+                "updates_before_epoch": dict(self.updates_before),
+                "total": place.total,
+                "intervals": self._checked,
+                "intervals_in_epoch": self._checked - self._intervals_before,
+                "findings": self.log.severities(place.epoch),
+            }
+        )
+
+    @property
+    def _checked(self) -> int:
+        return self.weights.checked if self.weights is not None else 0
 
     def _compare(self) -> list[Finding]:
-        if self._witness is None:
+        if self.weights is None:
             return []
-        self._shards.close()
-        self._witness.check(self.total)
+        self.shards.close()
         # Between an epoch's end and the next batch, what is found belongs to the epoch that has ended.
-        return self._witness.collect(self.epoch if self._begun else max(0, self.epoch - 1))
-
-    def counts(self) -> Record:
-        """The ``counts`` record of the epoch so far."""
-        severities = {"error": 0, "warning": 0, "info": 0}
-        for finding in self.findings:
-            if finding.epoch == self.epoch:
-                severities[finding.severity] += 1
-        checked = self._witness.checked if self._witness is not None else 0
-        return {
-            "type": "counts",
-            "epoch": self.epoch,
-            "updates": self.updates,
-            "updates_before_epoch": dict(self._epoch_updates),
-            "total": self.total,
-            "intervals": checked,
-            "intervals_in_epoch": checked - self._epoch_intervals,
-            "findings": severities,
-        }
-
-    def _begin_epoch(self) -> None:
-        self._epoch_updates = self.updates
-        self._epoch_intervals = self._witness.checked if self._witness is not None else 0
-        self._begun = False
-
-    def add(self, findings: list[Finding]) -> None:
-        """Take in what another audit of the run found, on this rank."""
-        self._found(findings, together=False)
-
-    def _epoch_found(self, found: list[Finding], epoch: int) -> list[Finding]:
-        """Take in what an epoch's end has found, and whether ranks hold other bits of what they hold copies of."""
-        found = self._ranks.shared(found)
-        found = self._found(self._without_moved(found) if self._split else found, together=False)
-        self._apart.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
-        return found + self._copies_apart(epoch)
+        return self.weights.check(self._place().epoch if self.begun else max(0, self._place().epoch - 1))
 
     def _without_moved(self, found: list[Finding]) -> list[Finding]:
         """Without parameters of which a part kept its bits, by rounding or for want of elements, while another moved."""
         unmoved = [finding for finding in found if finding.kind == "unmoved"]
-        if not unmoved or self._witness is None:
+        if not unmoved or self.weights is None:
             return found
-        moved = self._witness.moved
-        rows = self._ranks.gathered(torch.tensor([finding.parameter in moved for finding in unmoved]))
+        moved = self.weights.moved
+        rows = self.ranks.gathered(torch.tensor([finding.parameter in moved for finding in unmoved]))
         some = torch.stack(rows).any(0).tolist()
         gone = [finding for finding, elsewhere in zip(unmoved, some, strict=True) if elsewhere]
         return [finding for finding in found if finding not in gone]
 
     def _copies_apart(self, epoch: int) -> list[Finding]:
-        """Whether ranks hold other bits of what they hold copies of; each parameter is told of once."""
-        if not self._ranks.many or self._witness is None or self._averages:
+        """Whether ranks hold other bits of what they hold copies of; each parameter is reported once."""
+        context = self._context
+        if not self.ranks.many or self.weights is None or context is None or context.averages:
             return []
         named = [(clean_name(name), parameter) for name, parameter in self._module.named_parameters()]
-        prints = {id(parameter): self._witness.print_of(parameter) for _, parameter in named}
-        own = [parameter for _, parameter in named if prints[id(parameter)] is None]  # the user's own to freeze
+        prints = {id(parameter): self.weights.print_of(parameter) for _, parameter in named}
+        own = [parameter for _, parameter in named if prints[id(parameter)] is None]  # frozen by the user
         prints |= zip(map(id, own), digests(own), strict=True)
-        apart = self._ranks.apart(copies_of(named, self._wrapper, lambda parameter: prints[id(parameter)]))
+        apart = self.ranks.apart(copies_of(named, context.wrapper, lambda parameter: prints[id(parameter)]))
         if apart is None or apart[0] in self._apart:
             return []
         self._apart.add(apart[0])
-        return self._found([copies_apart(*apart, epoch, self.total)], together=False)  # all ranks have found the same
-
-    def _found(self, findings: list[Finding], together: bool = True) -> list[Finding]:
-        """Take in what was found: together with other ranks, what all have found."""
-        if together:
-            findings = self._ranks.shared(findings)
-        for finding in findings:
-            self._record({"type": "finding", **finding.as_dict()})
-        self.findings += findings
-        return findings
+        return self.log.add([copies_apart(*apart, epoch, self._place().total)])  # all ranks have found the same

@@ -1,18 +1,20 @@
-"""The audits of a run together: what they watch, and the surroundings from which they tell causes."""
+"""The audit of weights as a hold: what it watches, and the context from which it tells causes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lightning_freeze.audit.causes import Surroundings, explain
 from lightning_freeze.audit.fingerprint import Digest
 from lightning_freeze.audit.frozen import HERE, FrozenAudit, Shift, Watched
 from lightning_freeze.audit.moved import MovedAudit
+from lightning_freeze.holds.hold import Hold
+from lightning_freeze.holds.state_holds import OffloadState
+from lightning_freeze.plan.groups import Member
+from lightning_freeze.plan.membership import Holders, Membership, ParamSet, Split, Step
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.probe.clone import family
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
@@ -22,43 +24,55 @@ Buffers = Mapping[tuple[int, str], Watched]
 """Buffers of frozen modules, by module and name, as the frozen audit watches them."""
 
 
-class Witness:
-    """Watches a model's frozen parameters, their optimizer state and the buffers of frozen modules, and what trains.
+class WeightAudit(Hold):
+    """Watches frozen parameters, their optimizer state, the buffers of frozen modules, and what trains.
+
+    What freezes opens an interval, what thaws closes it. A run without a schedule opens and closes them itself.
 
     Args:
         module: The model.
-        optimizers: The run's optimizers.
-        trained: Group to (FQN, parameter), for the groups that are to move.
-        buffers_held: Whether a frozen module's buffers must stand still.
+        holders: Which optimizers hold which parameter.
+        trained: Group to what of it is to move.
+        updates: Gives the updates made so far.
+        buffers_held: Whether a frozen module's buffers must stay as they are.
         suspects: Names of what else in the run writes to weights.
-        gated: Whether a gate empties frozen gradients.
+        gated: Whether frozen gradients are set to None.
         excused: Says of a parameter that was to train, at an epoch's end, that it need not have moved.
-        away: Says of a parameter whether its optimizer state is elsewhere for now, to be compared when it is back.
+        offload: What moves optimizer state, which is compared when it is back.
+        training_weights: A context in which parameters have the bits with which they train.
         split: Whether this process holds parts of parameters.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        optimizers: Sequence[Optimizer],
-        trained: Mapping[str, Sequence[tuple[str, Tensor]]],
+        holders: Holders,
+        trained: Mapping[str, Sequence[Member]],
+        updates: Callable[[], int],
         *,
         buffers_held: bool = False,
         suspects: Sequence[str] = (),
         gated: bool = True,
         excused: Callable[[Tensor], bool] = lambda parameter: False,
-        away: Callable[[Tensor], bool] = lambda parameter: False,
+        offload: OffloadState | None = None,
+        training_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
         split: bool = False,
     ) -> None:
         self.begun = False
         """Whether `begin` was called."""
-        self._away = away
-        self.rebind(optimizers)
-        self._trained = trained
+        self._module = module
+        self._updates = updates
+        self._offload = offload
+        self._training_weights = training_weights
+        self._trained = {group: [(m.name, m.parameter) for m in members] for group, members in trained.items()}
+        self._use(holders)
         self._frozen = FrozenAudit()
-        self._moved = MovedAudit(trained, self._rate, excused, split)
+        self._moved = MovedAudit(self._trained, lambda parameter: self._holders.rate(parameter), excused, split)
         self._said: set[tuple[str, str]] = set()
+        self._told: tuple[frozenset[str], frozenset[str]] | None = None
         self._buffers: Buffers = {}
+        self._has_buffers = True
+        self._split: Split | None = None
         modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False)}
         self._around = Surroundings(
             mover=self._mover,
@@ -69,18 +83,69 @@ class Witness:
             gated=gated,
         )
 
-    def rebind(self, optimizers: Sequence[Optimizer]) -> None:
-        """Learn anew which optimizer holds which parameter, and at what rate."""
-        self._optimizers = optimizers
-        self._traits: dict[int, OptimizerTraits] = {}
-        self._families = {id(optimizer): family(optimizer) for optimizer in optimizers}
-        self._holders: dict[int, list[Optimizer]] = {}
-        self._rates: dict[int, dict[str, object]] = {}
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    self._holders.setdefault(id(parameter), []).append(optimizer)
-                    self._rates[id(parameter)] = group
+    # --- as a hold
+
+    def begin(self) -> None:
+        if not self.begun:
+            self.begun = True
+            self._use(Holders(self._holders.optimizers))
+            self._moved.begin_epoch()
+
+    def rebind(self, members: Membership) -> None:
+        self._use(members.holders)
+
+    def thaw(self, params: ParamSet, split: Split) -> None:
+        with self._training_weights():
+            self.close(params, HERE if self._offload is None else self._offload.copy_stream())
+
+    def freeze(self, params: ParamSet, split: Split) -> None:
+        self._split = split
+        with self._training_weights():
+            self.open(params.members)
+            if self._has_buffers:
+                self.hold_buffers(split.frozen_modules)
+
+    def after_step(self, step: Step) -> None:
+        like = (step.trainable, step.updated)
+        if step.leaked or like != self._told:  # most steps are like the one before
+            self._told = like
+            self.stepped(step.trainable, step.updated, step.leaked)
+
+    def detach(self, bring_back: bool = True) -> None:
+        self._split = None
+
+    # --- intervals
+
+    def open(self, members: Iterable[Member]) -> None:
+        """These are frozen from here on."""
+        watched = {id(m.parameter): m for m in members if id(m.parameter) not in self._frozen}
+        self._frozen.open({key: self._watched(m) for key, m in watched.items()}, self._updates())
+
+    def close(self, parameters: Iterable[Tensor], beside: AbstractContextManager[object] = HERE) -> None:
+        """These train from here on: compare what they were, their optimizer state in a context of its own."""
+        keys = [id(parameter) for parameter in parameters]
+        self._frozen.close([key for key in keys if key in self._frozen], self._updates(), beside)
+
+    def hold_buffers(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+        """From here on exactly the buffers of these modules are to stay as they are."""
+        buffers = buffers_of(modules)
+        self._frozen.close(list(self._buffers.keys() - buffers.keys()), self._updates())
+        self._frozen.open({key: buffers[key] for key in buffers.keys() - self._buffers.keys()}, self._updates())
+        self._buffers = buffers
+
+    def stepped(self, planned: frozenset[str], updated: frozenset[str], leaked: Sequence[Tensor]) -> None:
+        """An optimizer has stepped; gradients are still as it found them.
+
+        Args:
+            planned: The groups that were to train.
+            updated: The groups that had a gradient.
+            leaked: Frozen parameters that had one all the same.
+        """
+        self._moved.stepped(planned, updated)
+        if leaked:
+            self._frozen.saw_gradient([id(parameter) for parameter in leaked], self._updates())
+
+    # --- what was found
 
     @property
     def moved(self) -> frozenset[str]:
@@ -92,70 +157,49 @@ class Witness:
         """Frozen intervals compared so far."""
         return self._frozen.checked
 
-    def watched(self, name: str, group: str, parameter: Tensor) -> Watched:
-        """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
-        holders = [member for holder in self._holders.get(id(parameter), []) for member in self._families[id(holder)]]
-
-        def kept() -> list[Any]:  # a wrapper may share its state with the optimizer in it
-            return list({id(holder.state): holder.state for holder in holders}.values())
-
-        def state() -> object:  # asked of the optimizer each time: `load_state_dict` gives it another dict
-            if self._away(parameter):
-                return None
-            found = [each.get(parameter) or {} for each in kept()]
-            return found[0] if len(found) == 1 else found
-
-        return Watched(name, group, lambda: parameter, state)
-
-    def begin(self) -> None:
-        """Training begins, with everything restored: remember what is to move, and at what rates."""
-        self.begun = True
-        self.rebind(self._optimizers)
-        self._moved.begin_epoch()
-
-    def freeze(self, watched: Mapping[int, Watched], update: int) -> None:
-        """These parameters are frozen from here on."""
-        self._frozen.open({key: each for key, each in watched.items() if key not in self._frozen}, update)
-
-    def thaw(self, keys: Iterable[int], update: int, beside: AbstractContextManager[object] = HERE) -> None:
-        """These parameters train from here on: compare what they were, their optimizer state in a context of its own."""
-        self._frozen.close([key for key in keys if key in self._frozen], update, beside)
-
-    def hold_buffers(self, buffers: Buffers, update: int) -> None:
-        """From here on exactly these buffers belong to frozen modules."""
-        self._frozen.close(list(self._buffers.keys() - buffers.keys()), update)
-        self._frozen.open({key: buffers[key] for key in buffers.keys() - self._buffers.keys()}, update)
-        self._buffers = buffers
-
-    def stepped(
-        self, planned: frozenset[str], updated: frozenset[str], bypassed: Sequence[Tensor], update: int
-    ) -> None:
-        """An optimizer has stepped; gradients are still as it found them.
-
-        Args:
-            planned: The groups that were to train.
-            updated: The groups that had a gradient.
-            bypassed: Frozen parameters that had one all the same.
-            update: The updates made before this step.
-        """
-        self._moved.stepped(planned, updated)
-        if bypassed:
-            self._frozen.saw_gradient([id(parameter) for parameter in bypassed], update)
-
     def print_of(self, parameter: Tensor) -> Digest | None:
         """The digest of a parameter that was made last, or None where none was."""
         found = self._frozen.print_of(id(parameter))
         return found if found is not None else self._moved.print_of(parameter)
 
-    def check(self, update: int) -> None:
-        """Compare everything that is frozen now."""
-        self._frozen.check(update)
+    def begin_epoch(self) -> None:
+        """An epoch begins: a module may have got its first buffer since."""
+        self._told = None
+        self._has_buffers = any(True for _ in self._module.buffers())
+        if self._split is not None and self._has_buffers:
+            self.hold_buffers(self._split.frozen_modules)
 
-    def collect(self, epoch: int) -> list[Finding]:
-        """What the frozen audit has found since it was last asked.
+    def check(self, epoch: int) -> list[Finding]:
+        """Compare everything that is frozen now; what was found since this was last asked."""
+        with self._synchronized():
+            self._frozen.check(self._updates())
+            return self._collect(epoch)
 
-        One finding for each parameter, whatever the number of its intervals; a note about a buffer is said once.
-        """
+    def end_epoch(self, epoch: int) -> list[Finding]:
+        """Compare what is frozen and what should have moved."""
+        with self._synchronized():
+            self._frozen.check(self._updates())
+            return [*self._collect(epoch), *self._moved.end_epoch(epoch, lambda p: self._frozen.print_of(id(p)))]
+
+    def check_offloaded(self) -> None:
+        """Compare state that is in host memory, group by group."""
+        if self._offload is None or self._split is None:
+            return
+        frozen = self._split.frozen
+        for unit in frozen.units:
+            part = ParamSet([unit], frozen.steps)
+            if any(map(self._offload.offloaded, part)):
+                self._offload.bring(part)
+                self.close(part)
+                self._offload.send(part)
+
+    def _synchronized(self) -> AbstractContextManager[None]:
+        if self._offload is not None:
+            self._offload.synchronize()  # digests that were made beside the step's own work
+        return self._training_weights()
+
+    def _collect(self, epoch: int) -> list[Finding]:
+        """One finding for each parameter, whatever the number of its intervals; a note about a buffer is said once."""
         shifts: dict[tuple[str, str], list[Shift]] = {}
         for shift in self._frozen.collect():
             shifts.setdefault((shift.watched.name, shift.kind), []).append(shift)
@@ -168,17 +212,29 @@ class Witness:
             self._said.add(key)
         return fresh
 
-    def end_epoch(self, epoch: int, update: int) -> list[Finding]:
-        """Compare what is frozen and what should have moved."""
-        self.check(update)
-        return [*self.collect(epoch), *self._moved.end_epoch(epoch, lambda p: self._frozen.print_of(id(p)))]
+    # --- what optimizers hold
 
-    def _rate(self, parameter: Tensor) -> float:
-        rate = self._rates.get(id(parameter), {}).get("lr", 1.0)
-        return float(rate) if isinstance(rate, (int, float, Tensor)) else 1.0
+    def _use(self, holders: Holders) -> None:
+        self._holders = holders
+        self._traits: dict[int, OptimizerTraits] = {}
+        self._families = {id(optimizer): family(optimizer) for optimizer in holders.optimizers}
+
+    def _watched(self, member: Member) -> Watched:
+        """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
+        parameter = member.parameter
+        holders = [each for holder in self._holders.of(parameter) for each in self._families[id(holder)]]
+
+        def state() -> object:  # asked of the optimizer each time: `load_state_dict` gives it another dict
+            if self._offload is not None and self._offload.offloaded(parameter):
+                return None
+            kept = {id(holder.state): holder.state for holder in holders}  # a wrapper may share it with the one inside
+            found = [each.get(parameter) or {} for each in kept.values()]
+            return found[0] if len(found) == 1 else found
+
+        return Watched(member.name, member.group, lambda: parameter, state)
 
     def _mover(self, parameter: Tensor) -> str | None:
-        for optimizer in self._holders.get(id(parameter), []):
+        for optimizer in self._holders.of(parameter):
             if id(optimizer) not in self._traits:  # asked of each parameter that has moved
                 self._traits[id(optimizer)] = probe_optimizer(optimizer)
             traits = self._traits[id(optimizer)]

@@ -121,7 +121,7 @@ class _Look(Callback):
         """Everything is there, and Lightning has found out where a resumed run goes on."""
         if self._start is not None:
             return
-        self._start = self._controller.position()
+        self._start = self._controller.preview.position()
         self._epoch, self._done, self._steps = trainer.current_epoch, batch_idx, trainer.global_step
         if pl_module.automatic_optimization:
             self._order = [0]
@@ -169,7 +169,7 @@ class _Look(Callback):
         stops = [type(c).__name__ for c in callbacks if type(c).__name__ in ("EarlyStopping", "Timer")]
         if stops:
             notes.append(f"{' and '.join(stops)} may end the run sooner.")
-        metrics = {name for name in self._controller.metrics if not any(name in m for m in horizon.metrics.values())}
+        metrics = {name for name in self._controller.metrics.keys if not any(name in m for m in horizon.metrics.values())}
         if metrics:
             missing = ", ".join(map(repr, sorted(metrics)))
             given = sorted({name for logged in horizon.metrics.values() for name in logged})
@@ -188,7 +188,7 @@ class _Look(Callback):
             metrics=horizon.metrics,
         )
         steps = self._until_the_end(coming, trainer, notes)
-        sizes, unknown = self._controller.sizes()
+        sizes, unknown = self._controller.preview.sizes()
         notes += _remarks(steps, sizes, start.total)
         every = sum(size.gradient for size in sizes.values())
         freezes = any(len(step.trained) < len(sizes) for step in steps)
@@ -199,7 +199,7 @@ class _Look(Callback):
             )
         elif freezes and horizon.world != 1:
             notes.append("Whether backward is skipped for frozen groups, the run's own strategy says at its beginning.")
-        mode = self._controller.optimizer_state
+        mode = self._controller.options.optimizer_state
         leaves = mode != "keep" and len(trainer.optimizers) == 1
         if mode != "keep" and not leaves:
             notes.append(

@@ -1,73 +1,74 @@
-"""Leaving out the backward work of what is frozen: where that is safe, and doing it.
+"""Skipping the backward work of what is frozen: ``requires_grad`` is off while a batch runs.
 
 A parameter with ``requires_grad=False`` gets no gradient, and autograd keeps nothing for it in forward and computes
-nothing for it in backward. Unlike a gradient of None that is visible outside: to DistributedDataParallel's reducer, to
-compiled code, to checkpointing. Here is what each of them asks for.
+nothing for it in backward. `holds/skip_decision.py` says where that is safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+
+from lightning_freeze.holds.fsdp2 import Shards
+from lightning_freeze.holds.hold import Hold
+from lightning_freeze.plan.membership import ParamSet, Split
 
 
-class BackwardSkip:
+class SkipBackward(Hold):
     """Turns ``requires_grad`` off for what is frozen, and on again; the gradients of what freezes are given up.
 
     Args:
-        reducer: A DistributedDataParallel whose reducer must hear of every parameter in each backward that synchronises.
+        shards: The layers of FSDP2, which must show their own parameters, and be prepared where they train late.
+        manual: Whether the model steps its optimizers itself, so that the next forward may come within the same batch.
         plain_attention: Whether attention's fast path is off meanwhile. In eval mode `torch.nn.MultiheadAttention` takes it
             where nothing requires a gradient, and it rounds otherwise.
+        describe: Says what trains, what is frozen, and where the run is, for messages.
 
     Example:
         >>> layer = nn.Linear(2, 1)
-        >>> skip = BackwardSkip()
-        >>> skip.freeze([layer.bias])
+        >>> skip = SkipBackward()
+        >>> skip.turn_off([layer.bias])
         >>> layer.weight.requires_grad, layer.bias.requires_grad
         (True, False)
-        >>> skip.release()
+        >>> skip.pause()
         >>> layer.bias.requires_grad
         True
     """
 
-    def __init__(self, reducer: DistributedDataParallel | None = None, plain_attention: bool = False) -> None:
-        self._reducer: Any = reducer
-        self._held: dict[int, nn.Parameter] = {}
+    def __init__(
+        self,
+        shards: Shards | None = None,
+        manual: bool = False,
+        plain_attention: bool = False,
+        describe: Callable[[], tuple[str, str, str]] = lambda: ("", "", ""),
+    ) -> None:
+        self.active = False
+        """Whether backward makes no gradients of what is frozen now."""
+        self.allowed = True
+        """Whether it is to; taken back where code was compiled since."""
+        self._shards = Shards(nn.Module()) if shards is None else shards
+        self._manual = manual
         self._plain_attention = plain_attention
+        self._describe = describe
         self._fast_attention = True
-        self._told = False
+        self._warned = False
+        self._held: dict[int, nn.Parameter] = {}
+        self._frozen = ParamSet()
 
     @property
-    def holds(self) -> bool:
+    def held(self) -> list[nn.Parameter]:
+        """What has ``requires_grad`` off now, by this hold."""
+        return list(self._held.values())
+
+    def holds_something(self) -> bool:
         """Whether anything is held now."""
         return bool(self._held)
 
-    @property
-    def tells(self) -> bool:
-        """Whether `tell` has something to do after a backward."""
-        return self._reducer is not None
-
-    def insist(self) -> None:
-        """Before an optimizer's step: the reducer must have been told.
-
-        Raises:
-            RuntimeError: It was not, since the last time.
-        """
-        if self._held and self._reducer is not None and not self._told:
-            raise RuntimeError(
-                "`after_backward()` was not called between a backward and this step. Under DDP without "
-                "find_unused_parameters, frozen groups are told to the reducer there, without which gradients are not "
-                "averaged. Call it after each backward, or set `skip_backward=False`, or build DDP with "
-                "find_unused_parameters=True."
-            )
-        self._told = False
-
-    def freeze(self, parameters: Iterable[nn.Parameter]) -> None:
-        """These get no gradients from here on; what is the user's own to freeze is left alone."""
+    def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
+        """These get no gradients from here on; what was frozen by the user is left alone."""
         before = bool(self._held)
         for parameter in parameters:
             if parameter.requires_grad:
@@ -78,7 +79,7 @@ class BackwardSkip:
             self._fast_attention = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
 
-    def thaw(self, parameters: Iterable[nn.Parameter]) -> None:
+    def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
         """These get their gradients again."""
         for parameter in parameters:
             if self._held.pop(id(parameter), None) is not None:
@@ -86,25 +87,66 @@ class BackwardSkip:
                 if not self._held and self._plain_attention:
                     torch.backends.mha.set_fastpath_enabled(self._fast_attention)
 
-    def release(self) -> None:
-        """Everything gets its gradients again."""
-        self.thaw(list(self._held.values()))
+    def decided(self, split: Split) -> None:
+        if self.active and self._manual:
+            self._frozen = split.frozen
+            self._hold()
 
-    def tell(self) -> None:
-        """After a backward: let the reducer hear of the frozen parameters, too, by gradients of zero.
+    def thaw(self, params: ParamSet, split: Split) -> None:
+        if self.active:
+            self.turn_on(params)
 
-        Without it plain DDP raises in the next forward, which finds parameters that it still waits for, or, where there is
-        no next one, leaves the ranks with gradients that were never averaged.
+    def freeze(self, params: ParamSet, split: Split) -> None:
+        self._frozen = split.frozen
+        if self.active:
+            self.turn_off(params)
+            self._shards.settle()
+
+    def before_forward(self) -> None:
+        if self.allowed and not self.active:
+            self._hold()
+            self.active = True
+
+    def pause(self) -> None:
+        self.turn_on(self.held)
+        self.active = False
+
+    def detach(self, bring_back: bool = True) -> None:
+        self.pause()
+        self._frozen = ParamSet()
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Let a loss that depends on nothing that trains go through, and update nothing.
+
+        So it would without skipping, where its gradients of frozen parameters are set to None. It is warned of once; torch
+        would say that an element of the loss "does not require grad".
         """
-        self._told = True
-        # Within an accumulation nothing is averaged, and the reducer does not listen.
-        if not self._held or not self._reducer.require_backward_grad_sync:
+        if not self._held or loss.requires_grad:
             return
-        frozen = list(self._held.values())
-        zeros: list[Tensor] = [parameter.new_zeros(()).expand_as(parameter) for parameter in frozen]
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        torch.autograd.backward(frozen, zeros)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-            parameter.grad = None
+        loss.requires_grad_()
+        if self._warned:
+            return
+        self._warned = True
+        trainable, frozen, place = self._describe()
+        warnings.warn(
+            f"a loss, {place}, depends on nothing that trains now, so its backward updates nothing: trainable are "
+            f"{trainable}; frozen are {frozen}. If it is to update something, put a group that it depends on into the "
+            "phase. If it does depend on what trains, an autograd function of its own hands on no gradient above a frozen "
+            "bottom: set `skip_backward: false`.",
+            stacklevel=2,
+        )
+
+    def explain(self, error: BaseException) -> None:
+        if self._held and isinstance(error, RuntimeError) and "does not require grad" in str(error):
+            error.add_note(
+                f"freeze: {self._describe()[1]} are frozen now, and have requires_grad=False meanwhile. Code that asks for "
+                "their gradients itself (`torch.autograd.grad`) needs `skip_backward: false`."
+            )
+
+    def _hold(self) -> None:
+        """From here on backward makes no gradients of what is frozen, and of nothing else."""
+        self._shards.close()
+        frozen = {id(parameter) for parameter in self._frozen}
+        self.turn_on(parameter for parameter in self.held if id(parameter) not in frozen)
+        self.turn_off(self._frozen)
+        self._shards.settle()

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from lightning_freeze.holds.hold import Hold
 
-class ReentrantInputs:
+
+class ReentrantInputs(Hold):
     """While attached, gives a reentrant segment with something to train an input that requires a gradient.
 
     That is a detached copy of the input, without its bytes being copied, so the gradient ends there, as it would have in
@@ -56,7 +58,7 @@ class ReentrantInputs:
         """From here on, look at each reentrant segment. Safe to call again."""
         _PATCH.add(self)
 
-    def detach(self) -> None:
+    def detach(self, bring_back: bool = True) -> None:
         """Look no longer. Safe to call again."""
         _PATCH.discard(self)
 

@@ -1,4 +1,4 @@
-"""Factors on learning rates, for one step: param groups are split right before it and put together again after it.
+"""Param groups changed for one step: without what is frozen, or split by factors on learning rates; restored after it.
 
 So a learning-rate scheduler never sees them: it finds the param groups that it was made for, and sets the rates from
 which the factors are reckoned. (Lightning's BackboneFinetuning adds param groups for good, under which OneCycleLR and
@@ -8,13 +8,15 @@ LambdaLR fail: they hold one value for each group that they began with.)
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.snapshots import same
+from lightning_freeze.plan.membership import Step
 
 _OF_A_PART = ("params", "param_names", "lr")
 
@@ -94,3 +96,86 @@ def _write(group: ParamGroup, key: str, value: object) -> None:
         old.copy_(value)  # the tensor that others may hold
     else:
         group[key] = value
+
+
+class LeftOut:
+    """An optimizer without some of its parameters, from here until `put_back`.
+
+    Lists are changed in place, since a wrapper and the optimizer in it may share them. A param group of which nothing is
+    left is out as a whole, and its clock with it.
+
+    Args:
+        optimizer: The optimizer.
+        frozen: The identities of the parameters to be left out.
+
+    Example:
+        >>> import torch
+        >>> a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+        >>> sgd = torch.optim.SGD([a, b], lr=0.5)
+        >>> left = LeftOut(sgd, {id(a)})
+        >>> [parameter is b for parameter in sgd.param_groups[0]["params"]]
+        [True]
+        >>> left.put_back()
+        >>> len(sgd.param_groups[0]["params"])
+        2
+    """
+
+    def __init__(self, optimizer: Optimizer, frozen: Collection[int]) -> None:
+        self._groups = optimizer.param_groups
+        self._whole = list(self._groups)
+        self._lists: list[tuple[list[Any], list[Any]]] = []  # the list itself, and what it held
+        for group in self._whole:
+            stays = [id(parameter) not in frozen for parameter in group["params"]]
+            if all(stays):
+                continue
+            for key in ("params", "param_names"):
+                held = group.get(key)
+                if isinstance(held, list) and len(held) == len(stays):
+                    self._lists.append((held, list(held)))
+                    held[:] = [each for each, stay in zip(held, stays, strict=True) if stay]
+        self._groups[:] = self._shown = [group for group in self._whole if group["params"]]
+
+    def put_back(self) -> None:
+        """The optimizer holds again what it held, and what it was given since."""
+        added = [group for group in self._groups if all(group is not shown for shown in self._shown)]
+        for now, before in self._lists:
+            now[:] = before
+        self._groups[:] = self._whole + added
+
+
+class ExcludeParams(Hold):
+    """Excludes what is frozen from the param groups of an optimizer that moves what has no gradient, for each step."""
+
+    def __init__(self) -> None:
+        self._out: dict[int, LeftOut] = {}
+
+    def step_begins(self, step: Step) -> None:
+        self.before_step(step)
+
+    def before_step(self, step: Step) -> None:
+        if step.excludes and step.index not in self._out and step.frozen:
+            self._out[step.index] = LeftOut(step.optimizer, step.frozen_identities)
+
+    def restore(self, step: Step) -> None:
+        out = self._out.pop(step.index, None)
+        if out is not None:
+            out.put_back()
+
+
+class LearningRateFactors(Hold):
+    """Gives each group its own learning rate, for each step."""
+
+    def __init__(self) -> None:
+        self._split: dict[int, SplitGroups] = {}
+
+    def step_begins(self, step: Step) -> None:
+        self.before_step(step)
+
+    def before_step(self, step: Step) -> None:
+        if step.factors and step.index not in self._split:  # a step may call its closure more than once
+            self._split[step.index] = SplitGroups(step.optimizer, step.factors)
+
+    def restore(self, step: Step) -> None:
+        split = self._split.pop(step.index, None)
+        if split is not None:
+            split.merge()

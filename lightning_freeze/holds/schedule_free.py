@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.holds.step_hooks import Lane
+from lightning_freeze.holds.hold import Hold
+from lightning_freeze.plan.membership import Step
 
 
-class Swaps:
+class ScheduleFreeGuard(Hold):
     """Lets the ``eval()`` and ``train()`` of schedule-free optimizers leave what is frozen as it was.
 
     ``eval()`` sets every weight to an average and ``train()`` reckons back (arXiv 2405.15682), frozen or not; what comes
@@ -25,29 +26,29 @@ class Swaps:
     The methods are replaced on the class, since Lightning's wrapper calls them there, and act for the optimizers given alone.
 
     Args:
-        lanes: The optimizers.
+        steps: The optimizers.
         frozen: Gives the identities of what stands still now, by the last step's set or by the coming one's.
     """
 
-    def __init__(self, lanes: Sequence[Lane], frozen: Callable[[], Collection[int]]) -> None:
+    def __init__(self, steps: Sequence[Step], frozen: Callable[[], Collection[int]]) -> None:
         self._frozen = frozen
-        self._lanes = [lane for lane in lanes if swaps(lane.optimizer)]
+        self._steps = [step for step in steps if swaps(step.optimizer)]
         self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
-        # By lane: what was frozen at `eval()`, and each parameter with its bits.
+        # By step: what was frozen at `eval()`, and each parameter with its bits.
 
     def attach(self) -> None:
         """From here on bits are kept."""
-        if not self._lanes:
+        if not self._steps:
             return
         _LIVE.add(self)
-        for kind in {kind: None for lane in self._lanes for kind in type(lane.optimizer).__mro__}:
+        for kind in {kind: None for step in self._steps for kind in type(step.optimizer).__mro__}:
             for name in ("eval", "train"):
                 method = vars(kind).get(name)
                 if callable(method) and issubclass(kind, Optimizer) and (kind, name) not in _REPLACED:
                     _REPLACED[kind, name] = method
                     setattr(kind, name, _around(method, name))
 
-    def detach(self) -> None:
+    def detach(self, bring_back: bool = True) -> None:
         """Give the classes their own methods back, with the last that needs them. Safe to call again."""
         self._kept.clear()
         _LIVE.discard(self)
@@ -56,12 +57,12 @@ class Swaps:
                 (kind, name), method = _REPLACED.popitem()
                 setattr(kind, name, method)
 
-    def lane(self, optimizer: Any) -> Lane | None:
-        """Its lane, by its param groups, which Lightning's wrapper of an optimizer shares."""
-        return next((lane for lane in self._lanes if lane.optimizer.param_groups is optimizer.param_groups), None)
+    def step_of(self, optimizer: Any) -> Step | None:
+        """Its step, by its param groups, which Lightning's wrapper of an optimizer shares."""
+        return next((step for step in self._steps if step.optimizer.param_groups is optimizer.param_groups), None)
 
     @contextmanager
-    def as_trained(self) -> Iterator[None]:
+    def training_weights(self) -> Iterator[None]:
         """A context in which what is frozen has the bits with which it trains, also between ``eval()`` and ``train()``."""
         self._exchange()
         try:
@@ -71,24 +72,24 @@ class Swaps:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for lane, (frozen, pairs) in self._kept.items():
+        for index, (frozen, pairs) in self._kept.items():
             now = [(parameter, parameter.detach().clone()) for parameter, _ in pairs]
             for parameter, bits in pairs:
                 parameter.copy_(bits)
-            self._kept[lane] = frozen, now
+            self._kept[index] = frozen, now
 
-    def eval(self, lane: Lane, call: Callable[[], Any]) -> Any:
+    def eval(self, step: Step, call: Callable[[], Any]) -> Any:
         """Exchange weights for averages, and keep the bits of all: what freezes until `train` is to come back, too."""
-        if lane.index not in self._kept:
-            held = [p for parameters in lane.members.values() for p in parameters]
-            self._kept[lane.index] = frozenset(self._frozen()), [(p, p.detach().clone()) for p in held]
+        if step.index not in self._kept:
+            held = [p for parameters in step.members.values() for p in parameters]
+            self._kept[step.index] = frozenset(self._frozen()), [(p, p.detach().clone()) for p in held]
         return call()
 
     @torch.no_grad()
-    def train(self, lane: Lane, call: Callable[[], Any]) -> Any:
+    def train(self, step: Step, call: Callable[[], Any]) -> Any:
         """Exchange averages for weights, and put back the bits of what is frozen, or was."""
         result = call()
-        frozen, pairs = self._kept.pop(lane.index, (frozenset(), []))
+        frozen, pairs = self._kept.pop(step.index, (frozenset(), []))
         frozen = frozen.union(self._frozen())
         for parameter, bits in pairs:
             if id(parameter) in frozen:
@@ -96,7 +97,7 @@ class Swaps:
         return result
 
 
-_LIVE: weakref.WeakSet[Swaps] = weakref.WeakSet()
+_LIVE: weakref.WeakSet[ScheduleFreeGuard] = weakref.WeakSet()
 _REPLACED: dict[tuple[type, str], Callable[..., Any]] = {}
 
 
@@ -105,9 +106,9 @@ def _around(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     def replacement(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(method, optimizer, *args, **kwargs)
         for each in _LIVE:
-            lane = each.lane(optimizer)
-            if lane is not None:
-                return getattr(each, name)(lane, call)
+            step = each.step_of(optimizer)
+            if step is not None:
+                return getattr(each, name)(step, call)
         return call()
 
     return replacement

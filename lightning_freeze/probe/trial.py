@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_freeze.holds.gradients import SetGradsToNone
+from lightning_freeze.holds.hold import Holds
+from lightning_freeze.holds.param_groups import ExcludeParams
 from lightning_freeze.holds.snapshots import same, snapshot
-from lightning_freeze.holds.step_hooks import Gate, Lane
+from lightning_freeze.holds.step_hooks import StepHooks
+from lightning_freeze.plan.membership import Step
 from lightning_freeze.probe.clone import Twin, family, options, twin_by_constructor, twin_by_parts
 from lightning_freeze.probe.proxies import NoTwinError, Plan, StandIns, small_ones, whole_ones
 
@@ -117,9 +121,8 @@ class Trial:
         begin = getattr(self.twin.optimizer, "train", None)
         if callable(begin):  # schedule-free ones ask for it
             begin()
-        self._lane = Lane(0, self.twin.optimizer, self.members, leaves_out=leaves_out, early=how.early)
-        self._gate = Gate([self._lane], lambda lane: None, self._hear)
-        self._gate.attach()
+        self._step = Step(0, self.twin.optimizer, self.members, excludes=leaves_out, reads_early=how.early)
+        StepHooks([self._step], Holds([SetGradsToNone(), ExcludeParams()]), ran=self._hear).attach()
 
     def _every(self) -> Iterator[torch.nn.Parameter]:
         for held in self.members.values():
@@ -130,7 +133,7 @@ class Trial:
 
     def run(self, trains: frozenset[str], times: int = 1) -> None:
         """Steps in which these groups train; every parameter is given a gradient, as backward would."""
-        self._lane.train(trains.intersection(self.members))
+        self._step.train(trains.intersection(self.members))
         for _ in range(times):
             self.count += 1
             if self._how.closure in ("no", "after backward"):

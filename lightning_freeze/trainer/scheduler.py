@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.controller import FreezeController, OnScheduleChange
+from lightning_freeze.checkpoint import OnScheduleChange
+from lightning_freeze.controller import FreezeController
 from lightning_freeze.errors import ScheduleError, one_of, whole_number
 from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
 from lightning_freeze.holds.run_context import Circumstances, compiled
@@ -240,7 +241,7 @@ class FreezeScheduler(_Audited):
             windows_per_epoch=windows_per_epoch(trainer, pl_module),
         )
         # What a checkpoint's own comparison found, and no epoch's end has judged yet.
-        self._controller.findings += [Finding.from_dict(plain) for plain in (self._resume or {}).get(_UNJUDGED, [])]
+        self._controller.log.findings += [Finding.from_dict(plain) for plain in (self._resume or {}).get(_UNJUDGED, [])]
         self._running = True
         self._bar = BarText(
             trainer, "train", lambda: "+".join(sorted(self.trainable)[:3]) + "…" * (len(self.trainable) > 3)
@@ -282,7 +283,7 @@ class FreezeScheduler(_Audited):
 
     def _hear_late(self, trainer: Trainer, controller: FreezeController) -> None:
         """Hear what was logged for an epoch that has ended; whoever waits for a metric still does so in vain."""
-        waited = controller.unheard is not None
+        waited = controller.metrics.missing is not None
         self._hear(trainer)
         controller.compare_ranks()
         self._judge(trainer)
@@ -291,15 +292,15 @@ class FreezeScheduler(_Audited):
 
     def _hear(self, trainer: Trainer) -> None:
         if self._controller is not None and self._controller.metrics:
-            self._controller.hear(self._heard.fresh(trainer, self._controller.metrics))
+            self._controller.metrics.log(self._heard.fresh(trainer, self._controller.metrics.keys))
 
     def _refuse_unlogged(self, trainer: Trainer, controller: FreezeController, epoch: int) -> None:
         """Stop a run whose present phase waits for a metric that nobody logs; warn of what a later one will wait for."""
         if self._heard.may_come(trainer):
             return
-        for metric, key in controller.unlogged.items():
+        for metric, key in controller.metrics.unlogged.items():
             text = unlogged(metric, key, epoch, trainer)
-            if metric == controller.awaits:
+            if metric == controller.metrics.awaited:
                 saved = save_before_stopping(trainer, "freeze-stopped")
                 mend = f" The run was saved to {saved!r}: go on from there with the mended schedule, by "
                 raise ScheduleError(
@@ -323,7 +324,7 @@ class FreezeScheduler(_Audited):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Frozen parameters are told to DDP, and their infinities not to a scaler."""
-        if self._controller is not None and self._controller.hears_backward:
+        if self._controller is not None and self._controller.needs_backward:
             self._controller.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -469,7 +469,7 @@ def _until(model: nn.Module, groups: int, costs: Costs, skip_backward: SkipBackw
         if mean != value:
             raise RuntimeError(f"all ranks have {value}, and their mean is {mean}")
         with costs.of("a metric is heard"):
-            run.controller.hear({"loss": mean})
+            run.controller.metrics.log({"loss": mean})
         run.end_epoch(costs)
         with costs.of("the comparison after a metric that was heard late"):
             run.controller.compare_ranks()
@@ -537,7 +537,7 @@ def places_apart(size: Size, world: int, groups: int) -> tuple[Cost, str | None]
     with group_of(world):
         run = Run(sharded(size, world), groups)
         run.start()
-        place = run.controller._place()
+        place = run.controller._where()
         run.controller.detach()
         sides = [*[0] * (world - 1), 1]
         asks = [functools.partial(Ranks().disagreement, each) for each in (place, {**place, "total": 7})]

@@ -76,7 +76,7 @@ def test_an_epochs_end_reads_this_ranks_values_once_and_what_optimizers_hold_for
 
 def test_a_collective_that_grows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def gathers_all(controller: FreezeController, epoch: int | None = None) -> list[Finding]:
-        whole = torch.cat([scale.local(p).flatten() for p in controller._module.parameters()])
+        whole = torch.cat([scale.local(p).flatten() for p in controller._context.module.parameters()])
         Ranks().gathered(whole)
         return []
 

@@ -245,7 +245,7 @@ def test_a_gate_that_does_not_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Lane, "hold", zeros)
     monkeypatch.setattr(founding, "probe_optimizer", lambda optimizer: None)  # which would find out, too
-    monkeypatch.setattr("lightning_freeze.controller.probe_optimizer", lambda *_: TRUSTED)
+    monkeypatch.setattr("lightning_freeze.setup.probe_optimizer", lambda *_: TRUSTED)
     cell = measure(Recipe(AdamW)).cells[OURS]
     assert (cell.outcome, cell.state) == ("moved", ADAM)
 

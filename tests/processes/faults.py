@@ -146,7 +146,7 @@ def another_checkpoint(root: Path) -> None:
 def counts_apart(root: Path) -> dict[str, Any]:
     """Rank 1 comes to count an update more, within the epoch."""
     trainer, model, scheduler = made(root, DDP)
-    controller = At(3, lambda module: scheduler.controller._at.updates.__setitem__("bottom", 7))  # type: ignore[union-attr]
+    controller = At(3, lambda module: scheduler.controller._place.at.updates.__setitem__("bottom", 7))  # type: ignore[union-attr]
     trainer.callbacks.append(controller)  # type: ignore[attr-defined]
     return stopped(lambda: trainer.fit(model, data(DDP)))
 

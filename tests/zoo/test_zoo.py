@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-import lightning_freeze.controller
+import lightning_freeze.setup
 from lightning_freeze import OptimizerTraits
 from tests.probe.planted_optimizers import DecaysAll
 from tests.zoo import survey
@@ -118,7 +118,7 @@ def believed(kind: Any) -> Row:
     """What is found of an optimizer where the probe says that None holds."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(lightning_freeze.controller, "probe_optimizer", claims())
+        patch.setattr(lightning_freeze.setup, "probe_optimizer", claims())
         patch.setattr(survey, "probe_optimizer", claims())
         return examine(specimen(kind), "")
 

@@ -1,0 +1,199 @@
+"""The loop of a run: decide what trains, apply it through the holds, and count what truly ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from lightning_freeze.audit.run_audit import RunAudit
+from lightning_freeze.holds.step_hooks import StepHooks
+from lightning_freeze.plan.membership import Membership, Sets, Split, Step
+from lightning_freeze.plan.schedule import Plan, Position, Schedule
+from lightning_freeze.report.records import Steps
+from lightning_freeze.setup import Built
+
+_NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
+
+
+class RunState(Enum):
+    """Where a run is."""
+
+    ATTACHED = auto()
+    """The optimizers are hooked; no batch has begun."""
+    TRAINING = auto()
+    PAUSED = auto()
+    """Between batches, where nothing is to be seen of the holds."""
+
+
+@dataclass
+class Place:
+    """Where a run is: its position in the schedule, and the steps made since the last epoch's end."""
+
+    at: Position = field(default_factory=Position)
+    steps: Steps = field(default_factory=Steps)
+
+
+class Loop:
+    """What trains, decided from the plan and applied through the holds.
+
+    Args:
+        schedule: The schedule.
+        plan: The schedule, bound to the optimizers.
+        members: The index of the run.
+        built: Its holds.
+        audit: Its audit.
+        place: Where it is.
+        manual: Whether the model steps its optimizers itself, so that what trains can change within a batch.
+        say: Says a line.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        plan: Plan,
+        members: Membership,
+        built: Built,
+        audit: RunAudit,
+        place: Place,
+        manual: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.plan = plan
+        self.members = members
+        self.built = built
+        self.hooks = StepHooks(members.steps, built.holds, self._arrives, self._ran)
+        self.state = RunState.ATTACHED
+        self.sets: Sets = ()
+        """What each optimizer trains, as decided."""
+        self._schedule = schedule
+        self._audit = audit
+        self._place = place
+        self._manual = manual
+        self._say = say
+        self._announced: Sets = ()
+        self._applied: Sets = ()
+        self._rates: dict[str, float] | None = None
+        self._steady_until = 0
+        self._over = False
+
+    @property
+    def unbegun(self) -> bool:
+        """Whether no batch has begun."""
+        return self.state is RunState.ATTACHED
+
+    @property
+    def frozen(self) -> set[int]:
+        """The identities of what is frozen, by the set that is applied or by the coming one."""
+        splits = [self.members.split(sets) for sets in (self._applied, self.sets) if sets]
+        return {id(parameter) for split in splits for parameter in split.frozen}
+
+    def begin_step(self, epoch: int | None) -> None:
+        """A batch begins.
+
+        Args:
+            epoch: The epoch that it belongs to; by default the one that the run is in.
+        """
+        at = self._place.at
+        self._audit.shards.close()  # before anything walks over parameters, or changes what requires a gradient
+        for step in self.members.steps:
+            self.hooks.restore(step)  # after a step that failed, and that the model has survived
+        self.state = RunState.TRAINING
+        if self.plan.begin_window(at, at.epoch if epoch is None else epoch):
+            self.decide()
+        self._announce()
+        self._apply()
+        self.built.holds.before_forward()
+
+    def pause(self) -> None:
+        """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
+        self.built.holds.pause()
+        if self.state is RunState.TRAINING:
+            self.state = RunState.PAUSED
+
+    def decide(self, again: bool = False) -> None:
+        """What trains now, from the plan; the holds follow with the next batch or step.
+
+        Args:
+            again: Whether rates are set again: the position is another.
+        """
+        plan, at = self.plan, self._place.at
+        if not self._over and plan.ran_out(at):
+            self._over = True
+            last = ", ".join(sorted(plan.trainable(at)))
+            self._say(
+                f"freeze: the schedule has run out after {at.total} updates; its last set stays trainable: {last}."
+            )
+        sets = tuple([plan.trains(at, step.index) for step in self.members.steps])
+        self._steady_until = at.total + plan.steady_for(at)
+        if plan.rated and ((rates := plan.rates(at)) != self._rates or again):
+            self._rates = rates
+            for step in self.members.steps:
+                step.factors = {id(p): f for group, f in rates.items() for p in step.members.get(group, ())}
+        if sets != self.sets:
+            self.sets = sets
+            for step, groups in zip(self.members.steps, sets, strict=True):
+                step.train(groups)
+
+    def detach(self, bring_back: bool) -> None:
+        """Undo everything."""
+        try:
+            self.hooks.detach()
+        finally:
+            self.built.holds.detach(bring_back)
+
+    @property
+    def _split(self) -> Split:
+        return self.members.split(self.sets)
+
+    def _announce(self) -> None:
+        if self.sets is not self._announced:
+            self._announced = self.sets
+            self.built.holds.decided(self._split)
+
+    def _apply(self) -> None:
+        if self.sets is self._applied:
+            return
+        freezes, thaws = self.members.changes(self._applied, self.sets)
+        self._applied = self.sets
+        self.built.holds.thaw(thaws, self._split)
+        self.built.holds.freeze(freezes, self._split)
+
+    def _arrives(self, step: Step) -> None:
+        """The last moment before a step."""
+        if len(step.optimizer.param_groups) != step.param_groups:
+            self._rebind()
+        if self.state is RunState.ATTACHED and step.has_gradients:
+            raise RuntimeError(_NOT_BEGUN + "phases that count epochs, and skipped backward work, begin with it.")
+        if self.sets is not self._applied:
+            if self.built.skip.active and not self._manual and self._applied:
+                raise RuntimeError(
+                    _NOT_BEGUN + "what trains now has no gradient of a backward that was skipped for others."
+                )
+            self._apply()
+
+    def _ran(self, step: Step) -> None:
+        """A step ran: neither skipped nor raised."""
+        if not step.updated:
+            return
+        at = self._place.at
+        self._place.steps.add(step.index, step.updated)
+        self.plan.update(at, step.index, step.updated)
+        if at.total > self._steady_until:
+            self.decide()
+        self._announce()
+
+    def _rebind(self) -> None:
+        """An optimizer was given other parameters during the run: sort them in, where the run is."""
+        self.built.holds.thaw(self.members.everything(), self._split)
+        self.members.refresh()
+        self.plan = self._schedule.bind(self.members.layout)
+        self.built.holds.rebind(self.members)
+        self.sets = self._announced = self._applied = ()
+        self._rates = None
+        self.decide()
+
+
+def idle(members: Membership, waited_for: frozenset[int] | set[int] | Sequence[int]) -> dict[int, Step]:
+    """The optimizers that a phase waits for and that came to no step in the epoch, by index."""
+    return {step.index: step for step in members.steps if step.index in waited_for and not step.attempted}

@@ -1,0 +1,87 @@
+"""What a run will do from where it stands, and what its groups ask of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lightning_freeze.plan import preview as previews
+from lightning_freeze.plan.costs import Size
+from lightning_freeze.plan.groups import Groups
+from lightning_freeze.plan.membership import Step
+from lightning_freeze.plan.schedule import Plan, Position
+
+StateBytes = Callable[[Optimizer, Sequence[Parameter]], Sequence[int | None]]
+"""The bytes of optimizer state that each of some parameters will have; None where it cannot be said."""
+
+
+class Outlook:
+    """Looks ahead from where a run stands, by the code that the run itself asks.
+
+    Args:
+        run: Gives the plan, where the run is, and its optimizers.
+        groups: The groups.
+        state_bytes: Says what optimizer state will take.
+    """
+
+    def __init__(
+        self, run: Callable[[], tuple[Plan, Position, Sequence[Step]]], groups: Groups, state_bytes: StateBytes
+    ) -> None:
+        self._run = run
+        self._groups = groups
+        self._state_bytes = state_bytes
+
+    def __call__(
+        self,
+        windows_per_epoch: int | Callable[[int], int],
+        *,
+        windows: int | None = None,
+        start: Position | None = None,
+        epoch: int | None = None,
+        done: int = 0,
+        order: Sequence[int] | None = None,
+        metrics: Mapping[int, Mapping[str, float]] | None = None,
+    ) -> Iterator[previews.Step]:
+        """The optimizer steps to come.
+
+        Args:
+            windows_per_epoch: Optimizer windows (a batch, or an accumulation of several) in an epoch, or a function from
+                an epoch to that.
+            windows: How many windows to foresee; without end by default.
+            start: Where to begin; by default where the run stands.
+            epoch: The epoch that the next window belongs to; by default the one that the run is in.
+            done: Windows that this epoch has had.
+            order: The optimizers in the order in which a window steps them; by default as they were attached.
+            metrics: Epoch to the metrics logged in it, for phases that end by one.
+        """
+        plan, at, steps = self._run()
+        chosen = tuple(step.index for step in steps) if order is None else order
+        return previews.preview(
+            plan, windows, windows_per_epoch, chosen, start or at, epoch=epoch, done=done, metrics=metrics
+        )
+
+    def position(self) -> Position:
+        """A copy of where the run stands in its schedule."""
+        return self._run()[1].copy()
+
+    def sizes(self) -> tuple[dict[str, Size], list[str]]:
+        """What each group asks of memory, and the optimizers of which it cannot be said what state they will hold."""
+        state: dict[int, int] = {}
+        unknown: dict[str, None] = {}
+        for step in self._run()[2]:
+            held = [parameter for parameters in step.members.values() for parameter in parameters]
+            for parameter, found in zip(held, self._state_bytes(step.optimizer, held), strict=True):
+                state[id(parameter)] = state.get(id(parameter), 0) + (found or 0)
+                if found is None:
+                    unknown[type(step.optimizer).__qualname__] = None
+        sizes = {}
+        for group, members in self._groups.members.items():
+            parameters = [member.parameter for member in members]
+            sizes[group] = Size(
+                sum(p.numel() for p in parameters),
+                sum(p.numel() * p.element_size() for p in parameters),
+                sum(state.get(id(p), 0) for p in parameters),
+            )
+        return sizes, list(unknown)
