@@ -568,7 +568,7 @@ class FreezeController:
             self._say(f"freeze, epoch {max(0, at.epoch - 1)}: {at.why}. Now training: {now}.")
             at.why = ""
 
-    def _describe(self) -> tuple[str, str, str]:
+    def _describe(self) -> tuple[str, str, str, str]:
         """What trains, what is frozen, and where the run is, for messages."""
         loop, at = self._loop, self._place.at
         place = loop.plan.where(at)
@@ -576,7 +576,8 @@ class FreezeController:
         return (
             folded(self.trainable, self.groups.members),
             folded(frozen, self.groups.members),
-            f"after {at.total} updates in epoch {at.epoch}" + (f", ({place})" if place else ""),
+            f"after {at.total} updates in epoch {at.epoch}",
+            f" ({place})" if place else "",
         )
 
     def _soon(self) -> frozenset[str]:

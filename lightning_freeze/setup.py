@@ -322,7 +322,7 @@ class Wires:
     updates: Callable[[], int]
     frozen: Callable[[], set[int]]
     soon: Callable[[], frozenset[str]]
-    describe: Callable[[], tuple[str, str, str]]
+    describe: Callable[[], tuple[str, str, str, str]]
     say: Callable[[str], None]
     suspects: Sequence[str]
 

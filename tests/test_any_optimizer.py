@@ -20,7 +20,7 @@ from lightning_freeze import (
     Phases,
     UnsupportedError,
 )
-from lightning_freeze.holds.left_out import LeftOut
+from lightning_freeze.holds.param_groups import LeftOut
 from lightning_freeze.plan.schedule import Schedule
 from tests.conftest import Net, batches
 from tests.observer import Snapshots

@@ -169,7 +169,9 @@ class _Look(Callback):
         stops = [type(c).__name__ for c in callbacks if type(c).__name__ in ("EarlyStopping", "Timer")]
         if stops:
             notes.append(f"{' and '.join(stops)} may end the run sooner.")
-        metrics = {name for name in self._controller.metrics.keys if not any(name in m for m in horizon.metrics.values())}
+        metrics = {
+            name for name in self._controller.metrics.keys if not any(name in m for m in horizon.metrics.values())
+        }
         if metrics:
             missing = ", ".join(map(repr, sorted(metrics)))
             given = sorted({name for logged in horizon.metrics.values() for name in logged})

@@ -43,7 +43,7 @@ class SkipBackward(Hold):
         shards: Shards | None = None,
         manual: bool = False,
         plain_attention: bool = False,
-        describe: Callable[[], tuple[str, str, str]] = lambda: ("", "", ""),
+        describe: Callable[[], tuple[str, str, str, str]] = lambda: ("", "", "", ""),
     ) -> None:
         self.active = False
         """Whether backward makes no gradients of what is frozen now."""
@@ -127,9 +127,9 @@ class SkipBackward(Hold):
         if self._warned:
             return
         self._warned = True
-        trainable, frozen, place = self._describe()
+        trainable, frozen, when, place = self._describe()
         warnings.warn(
-            f"a loss, {place}, depends on nothing that trains now, so its backward updates nothing: trainable are "
+            f"a loss, {when}, depends on nothing that trains now{place}, so its backward updates nothing: trainable are "
             f"{trainable}; frozen are {frozen}. If it is to update something, put a group that it depends on into the "
             "phase. If it does depend on what trains, an autograd function of its own hands on no gradient above a frozen "
             "bottom: set `skip_backward: false`.",

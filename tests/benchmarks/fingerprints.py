@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit
 from lightning_freeze.audit import fingerprint
-from lightning_freeze.audit.weights import Witness
+from lightning_freeze.audit.weights import WeightAudit
 from tests.benchmarks import models
 from tests.benchmarks.hooks import Clock
 from tests.benchmarks.quiet import quiet_fit
@@ -23,10 +23,10 @@ from tests.benchmarks.ratios import Ratio
 from tests.benchmarks.turns import threads_for
 from tests.threads import threads
 
-AUDIT = ("begin", "freeze", "thaw", "hold_buffers", "stepped", "check", "collect", "end_epoch")
-"""The witness's work in a run. `end_epoch` calls `check` and `collect`; what is nested is counted once."""
+AUDIT = ("begin", "freeze", "thaw", "hold_buffers", "stepped", "check", "end_epoch")
+"""The audit's work in a run. What is nested is counted once."""
 
-AT_THE_END = ("check", "collect", "end_epoch")
+AT_THE_END = ("check", "end_epoch")
 
 
 def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
@@ -223,16 +223,16 @@ class _Starts(_Ends):
 
 @contextlib.contextmanager
 def _timed(clock: Clock, device: str) -> Iterator[None]:
-    """The witness's own work goes onto the clock; on a GPU with what it leaves to do there, and nobody else's."""
-    originals = {name: getattr(Witness, name) for name in AUDIT}
+    """The audit's own work goes onto the clock; on a GPU with what it leaves to do there, and nobody else's."""
+    originals = {name: getattr(WeightAudit, name) for name in AUDIT}
     try:
         for name, original in originals.items():
             timed = clock.wrap(_awaited(original) if device == "cuda" else original, name)
-            setattr(Witness, name, _after_others(timed) if device == "cuda" else timed)
+            setattr(WeightAudit, name, _after_others(timed) if device == "cuda" else timed)
         yield
     finally:
         for name, original in originals.items():
-            setattr(Witness, name, original)
+            setattr(WeightAudit, name, original)
 
 
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:

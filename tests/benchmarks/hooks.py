@@ -2,8 +2,8 @@
 
 Every hook of the callback that runs within a step, and the gate's own hooks in the optimizer's step, are wrapped by a
 clock. Under Lightning the user's forward and backward run inside the closure that the gate wraps, so of that closure
-only the gate's own part (``Gate._last_moment``) is timed. The fingerprints taken where something freezes or thaws
-(``FreezeController._watch``) are taken out of the hooks' cost and stand by themselves, for each such boundary. Not in
+only the hooks' own part (``StepHooks._last_moment``) is timed. The fingerprints taken where something freezes or thaws
+(``WeightAudit.thaw`` and ``freeze``) are taken out of the hooks' cost and stand by themselves, for each such boundary. Not in
 it: what Lightning and torch need to call a hook, whoever's it is.
 """
 
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_freeze import AlternatingFreeze, Every, FreezeScheduler, Phase, Phases
-from lightning_freeze.controller import FreezeController
-from lightning_freeze.holds.step_hooks import Gate
+from lightning_freeze.audit.weights import WeightAudit
+from lightning_freeze.holds.step_hooks import StepHooks
 from tests.benchmarks.quiet import quiet_fit
 from tests.threads import threads
 
@@ -38,7 +38,7 @@ STEP_HOOKS = (
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
-GATE_HOOKS = ("_pre_step", "_last_moment", "_post_step")
+GATE_HOOKS = ("_before", "_last_moment", "_after")
 OTHER_HOOKS = ("setup", "on_fit_start", "on_train_start", "on_train_epoch_end", "on_train_end", "on_fit_end")
 
 
@@ -180,7 +180,7 @@ def train(model: pl.LightningModule, steps: int, clock: Clock, *callbacks: pl.Ca
 
 @contextlib.contextmanager
 def timed_hooks(scheduler: FreezeScheduler, clock: Clock) -> Iterator[None]:
-    """Wrap our hooks: the scheduler's on the object, the gate's and the witness's on their classes until the end.
+    """Wrap our hooks: the scheduler's on the object, the step hooks' and the audit's on their classes until the end.
 
     A hook that the scheduler leaves as Lightning's empty one is not wrapped.
     """
@@ -189,8 +189,8 @@ def timed_hooks(scheduler: FreezeScheduler, clock: Clock) -> Iterator[None]:
             if getattr(type(scheduler), name) is not getattr(pl.Callback, name):
                 setattr(scheduler, name, clock.wrap(getattr(scheduler, name), name, into))
     scheduler._print_table = lambda: None  # type: ignore[method-assign]
-    patched = [(Gate, name, f"Gate.{name}", "step") for name in GATE_HOOKS]
-    patched.append((FreezeController, "_watch", "_watch", "boundary"))  # type: ignore[arg-type]
+    patched = [(StepHooks, name, f"StepHooks.{name}", "step") for name in GATE_HOOKS]
+    patched += [(WeightAudit, name, name, "boundary") for name in ("thaw", "freeze")]  # type: ignore[misc]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _, _ in patched]
     try:
         for owner, name, label, into in patched:
@@ -241,6 +241,7 @@ def measure_case(
     hooks = [sum(step.values()) for step in counted]
     labels = sorted({label for step in counted for label in step})
     spent, plain = spread(hooks), spread(sgd)
+    boundaries = [thaw + freeze for thaw, freeze in zip(clock.boundaries[::2], clock.boundaries[1::2], strict=True)]
     return {
         "name": name,
         "groups": len(scheduler.updates),
@@ -248,7 +249,7 @@ def measure_case(
         "steps": len(counted),
         "hooks_us": spent,
         "by_hook_us": {label: spread([step.get(label, 0.0) for step in counted]) for label in labels},
-        "boundary_us": {**spread(clock.boundaries), "count": len(clock.boundaries)},
+        "boundary_us": {**spread(boundaries), "count": len(boundaries)},
         "once_us": {label: seconds * 1e6 for label, seconds in clock.other.items()},
         "bare_step_us": spread(bare),
         "sgd_step_us": plain,

@@ -7,15 +7,15 @@ import json
 import pytest
 import torch
 
-from lightning_freeze.audit.weights import Witness
+from lightning_freeze.audit.weights import WeightAudit
 from tests.benchmarks.fingerprints import AUDIT, measure
 
 
 def test_each_figure_has_its_samples():
-    originals = [getattr(Witness, name) for name in AUDIT]
+    originals = [getattr(WeightAudit, name) for name in AUDIT]
     threads = torch.get_num_threads()
     rows = measure("cpu", rounds=2, quick=True)
-    assert [getattr(Witness, name) for name in AUDIT] == originals
+    assert [getattr(WeightAudit, name) for name in AUDIT] == originals
     assert torch.get_num_threads() == threads
     *rates, audit, at_the_end, first = rows
     assert len(rates) == len({1, threads})

@@ -6,17 +6,17 @@ import json
 
 import pytest
 
-from lightning_freeze.controller import FreezeController
-from lightning_freeze.holds.step_hooks import Gate
+from lightning_freeze.audit.weights import WeightAudit
+from lightning_freeze.holds.step_hooks import StepHooks
 from tests.benchmarks.__main__ import detail_table, hooks_table
 from tests.benchmarks.hooks import GATE_HOOKS, Clock, measure
 
 
 @pytest.fixture(scope="module")
 def result():
-    originals = [*(getattr(Gate, name) for name in GATE_HOOKS), FreezeController._watch]
+    originals = [*(getattr(StepHooks, name) for name in GATE_HOOKS), WeightAudit.thaw, WeightAudit.freeze]
     measured = measure(steps=12, warm_up=2, blocks=4, each=3)
-    assert [*(getattr(Gate, name) for name in GATE_HOOKS), FreezeController._watch] == originals
+    assert [*(getattr(StepHooks, name) for name in GATE_HOOKS), WeightAudit.thaw, WeightAudit.freeze] == originals
     return measured
 
 
@@ -36,7 +36,7 @@ def test_each_hook_of_a_step_is_heard(result):
         "on_before_optimizer_step",
         "on_train_batch_end",
     }
-    expected |= {f"Gate.{name}" for name in GATE_HOOKS}
+    expected |= {f"StepHooks.{name}" for name in GATE_HOOKS}
     assert all(set(case["by_hook_us"]) == expected for case in result["cases"])
 
 

@@ -12,7 +12,8 @@ from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, Sp
 
 from lightning_freeze.cli import probe_table as founding
 from lightning_freeze.cli.probe_table import NONE, OFF, OURS, RATE, STALE, WAYS, ZEROS, Cell, Recipe, Row, measure
-from lightning_freeze.holds.step_hooks import Lane
+from lightning_freeze.holds.gradients import SetGradsToNone
+from lightning_freeze.plan.membership import Step
 from tests.test_layout import knows_torch_or_lightning
 
 ADAM = ("exp_avg", "exp_avg_sq", "step")
@@ -239,11 +240,11 @@ def test_what_is_asked_for_is_put_in() -> None:
 def test_a_gate_that_does_not_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of zero in the place of None, as a broken gate would leave."""
 
-    def zeros(self: Lane) -> None:
-        for parameter in self._now.frozen:
+    def zeros(self: SetGradsToNone, step: Step) -> None:
+        for parameter in step.frozen:
             parameter.grad = torch.zeros_like(parameter)
 
-    monkeypatch.setattr(Lane, "hold", zeros)
+    monkeypatch.setattr(SetGradsToNone, "before_step", zeros)
     monkeypatch.setattr(founding, "probe_optimizer", lambda optimizer: None)  # which would find out, too
     monkeypatch.setattr("lightning_freeze.setup.probe_optimizer", lambda *_: TRUSTED)
     cell = measure(Recipe(AdamW)).cells[OURS]

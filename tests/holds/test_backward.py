@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_freeze import UnsupportedError
-from lightning_freeze.holds.backward import BackwardSkip
+from lightning_freeze.holds.backward import SkipBackward
 from lightning_freeze.holds.run_context import Circumstances, compiled
 from lightning_freeze.holds.skip_decision import Choice, choose
 
@@ -159,11 +159,11 @@ def test_a_compiled_method_is_seen_where_it_is_held() -> None:
 
 def test_what_is_lazy_is_frozen_too() -> None:
     layer = nn.LazyLinear(2)
-    skip = BackwardSkip()
-    skip.freeze(layer.parameters())
+    skip = SkipBackward()
+    skip.turn_off(layer.parameters())
     layer(torch.ones(1, 3)).sum()
     assert not layer.weight.requires_grad
-    skip.release()
+    skip.pause()
     assert layer.weight.requires_grad
 
 
@@ -189,15 +189,15 @@ def test_torch_compiles_as_many_graphs_as_is_said() -> None:
 def test_what_freezes_gives_up_its_gradient_and_gets_none() -> None:
     layer = nn.Linear(2, 2)
     layer(torch.ones(1, 2)).sum().backward()
-    skip = BackwardSkip()
-    skip.freeze([layer.weight])
-    assert skip.holds
+    skip = SkipBackward()
+    skip.turn_off([layer.weight])
+    assert skip.held
     assert layer.weight.grad is None
     assert layer.bias.grad is not None
     layer(torch.ones(1, 2)).sum().backward()
     assert layer.weight.grad is None
-    skip.thaw([layer.weight])
-    assert not skip.holds
+    skip.turn_on([layer.weight])
+    assert not skip.held
     layer(torch.ones(1, 2)).sum().backward()
     assert layer.weight.grad is not None
 
@@ -205,8 +205,8 @@ def test_what_freezes_gives_up_its_gradient_and_gets_none() -> None:
 def test_what_the_user_has_frozen_stays_so() -> None:
     layer = nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
-    skip = BackwardSkip()
-    skip.freeze(layer.parameters())
-    skip.thaw(layer.parameters())
-    skip.release()
+    skip = SkipBackward()
+    skip.turn_off(layer.parameters())
+    skip.turn_on(layer.parameters())
+    skip.pause()
     assert [p.requires_grad for p in layer.parameters()] == [True, False]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from lightning_freeze.holds.left_out import LeftOut
+from lightning_freeze.holds.param_groups import LeftOut
 
 
 def parameters(count: int) -> list[nn.Parameter]:

@@ -13,8 +13,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import UnsupportedError
-from lightning_freeze.holds.param_groups import SplitGroups
-from lightning_freeze.holds.step_hooks import Gate, Lane
+from lightning_freeze.holds.hold import Holds
+from lightning_freeze.holds.param_groups import LearningRateFactors, SplitGroups
+from lightning_freeze.holds.step_hooks import StepHooks
+from lightning_freeze.plan.membership import Step
 from lightning_freeze.setup import refuse_without_rate
 from tests.observer import same
 
@@ -297,15 +299,15 @@ def test_state_is_saved_and_loaded_between_split_steps() -> None:
     assert same(bits(held), straight)
 
 
-# --- through the gate ------------------------------------------------------------------------------------------------
+# --- through the hooks ------------------------------------------------------------------------------------------------
 
 
-def gated(optimizer: Optimizer, **members: Parameter) -> Gate:
-    lane = Lane(0, optimizer, {name: (parameter,) for name, parameter in members.items()})
-    gate = Gate([lane], lambda lane: None, lambda lane, updated, bypassed: None)
-    gate.attach()
-    lane.train(frozenset(members))
-    return gate
+def hooked(optimizer: Optimizer, **members: Parameter) -> StepHooks:
+    step = Step(0, optimizer, {name: (parameter,) for name, parameter in members.items()})
+    hooks = StepHooks([step], Holds([LearningRateFactors()]))
+    hooks.attach()
+    step.train(frozenset(members))
+    return hooks
 
 
 @pytest.mark.parametrize("closure", [False, True])
@@ -313,8 +315,8 @@ def test_a_step_has_the_factors_and_nothing_after_it(closure: bool) -> None:
     a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
     sgd = torch.optim.SGD([a, b], lr=0.5)
     groups = sgd.param_groups
-    gate = gated(sgd, a=a, b=b)
-    gate.lanes[0].rate({"a": 0.1})
+    hooks = hooked(sgd, a=a, b=b)
+    hooks.steps[0].factors = {id(a): 0.1}
 
     def ones() -> float:
         assert sgd.param_groups is groups  # the user's own code never sees the parts
@@ -329,7 +331,7 @@ def test_a_step_has_the_factors_and_nothing_after_it(closure: bool) -> None:
         sgd.step()
     assert (a.tolist(), b.tolist()) == (pytest.approx([-0.05] * 2), pytest.approx([-0.5] * 2))
     assert sgd.param_groups is groups
-    gate.lanes[0].rate({})
+    hooks.steps[0].factors = {}
     ones()
     sgd.step()
     assert (a.tolist(), b.tolist()) == (pytest.approx([-0.55] * 2), pytest.approx([-1.0] * 2))
@@ -353,8 +355,8 @@ def test_a_closure_may_be_called_twice_in_a_step() -> None:
     a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
     optimizer = Twice([a, b], lr=0.5)
     groups = optimizer.param_groups
-    gate = gated(optimizer, a=a, b=b)
-    gate.lanes[0].rate({"a": 0.1})
+    hooks = hooked(optimizer, a=a, b=b)
+    hooks.steps[0].factors = {id(a): 0.1}
 
     def closure() -> float:
         a.grad, b.grad = torch.ones(2), torch.ones(2)
@@ -381,12 +383,12 @@ def test_a_step_that_fails_is_cleared_up_by_detaching() -> None:
     a, b = parameters(2)
     optimizer = Fails([a, b], lr=0.5)
     groups, only = optimizer.param_groups, optimizer.param_groups[0]
-    gate = gated(optimizer, a=a, b=b)
-    gate.lanes[0].rate({"a": 0.1})
+    hooks = hooked(optimizer, a=a, b=b)
+    hooks.steps[0].factors = {id(a): 0.1}
     fill([a, b])
     with pytest.raises(RuntimeError, match="planned"):
         optimizer.step()
-    gate.detach()
+    hooks.detach()
     assert optimizer.param_groups is groups
     assert groups == [only]
     assert only["lr"] == 0.5
@@ -396,8 +398,8 @@ def test_a_step_that_fails_is_cleared_up_by_the_next_one() -> None:
     a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
     optimizer = Fails([a, b], lr=0.5)
     groups = optimizer.param_groups
-    gate = gated(optimizer, a=a, b=b)
-    gate.lanes[0].rate({"a": 0.1})
+    hooks = hooked(optimizer, a=a, b=b)
+    hooks.steps[0].factors = {id(a): 0.1}
     a.grad, b.grad = torch.ones(2), torch.ones(2)
     with pytest.raises(RuntimeError, match="planned"):
         optimizer.step()
@@ -410,9 +412,9 @@ def test_a_step_that_fails_is_cleared_up_by_the_next_one() -> None:
 def test_a_frozen_group_with_a_factor_stands_still() -> None:
     a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([a, b], lr=0.5, momentum=0.9)
-    gate = gated(optimizer, a=a, b=b)
-    gate.lanes[0].train(frozenset({"b"}))
-    gate.lanes[0].rate({"a": 0.1})
+    hooks = hooked(optimizer, a=a, b=b)
+
+    hooks.steps[0].factors = {id(a): 0.1}
     a.grad, b.grad = torch.ones(2), torch.ones(2)
     optimizer.step()
     assert a.tolist() == [0, 0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from lightning_freeze import AlternatingFreeze, FreezeController, FreezeScheduler, FreezeViolation, Phase, Phases
-from lightning_freeze.holds.schedule_free import Swaps
+from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from tests.conftest import Net, batches
 
 
@@ -91,7 +91,7 @@ def test_validation_between_epochs_moves_nothing_that_is_frozen(wrapped: bool, t
 
 
 def test_without_it_the_bits_go(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Swaps, "attach", lambda self: None)
+    monkeypatch.setattr(ScheduleFreeGuard, "attach", lambda self: None)
     fit = trainer(
         FreezeScheduler(schedule()), max_epochs=3, limit_train_batches=6, limit_val_batches=1, num_sanity_val_steps=0
     )

@@ -19,7 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_freeze import OptimizerTraits, UnsupportedError, probe_optimizer
-from lightning_freeze.holds.left_out import LeftOut
+from lightning_freeze.holds.param_groups import LeftOut
 from lightning_freeze.holds.snapshots import same, snapshot
 from lightning_freeze.probe import probe as probing
 from lightning_freeze.probe.clone import family

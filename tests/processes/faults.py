@@ -358,17 +358,17 @@ def draws(root: Path) -> dict[str, Any]:
 
 def untold(root: Path) -> str:
     """Plain DDP whose reducer is not told of what is frozen: the error."""
-    from lightning_freeze.holds.backward import BackwardSkip
+    from lightning_freeze.holds.ddp import ZeroGradsForDDP
 
-    tell = BackwardSkip.tell
-    BackwardSkip.tell = lambda self: setattr(self, "_told", True)  # type: ignore[method-assign]
+    sends = ZeroGradsForDDP.after_backward
+    ZeroGradsForDDP.after_backward = lambda self, steps: setattr(self, "_sent", True)  # type: ignore[method-assign]
     try:
         trainer, model, _ = made(root, DDP)
         trainer.fit(model, data(DDP))
     except RuntimeError as error:
         return str(error)
     finally:
-        BackwardSkip.tell = tell  # type: ignore[method-assign]
+        ZeroGradsForDDP.after_backward = sends  # type: ignore[method-assign]
     return ""
 
 
