@@ -147,6 +147,16 @@ class Circumstances:
     compiled: bool = False
     uneven: bool = False
 
+    @property
+    def ddp(self) -> DistributedDataParallel | None:
+        """The DistributedDataParallel around the model, where there is one."""
+        return self.wrapper if isinstance(self.wrapper, DistributedDataParallel) else None
+
+    @property
+    def plain_ddp(self) -> DistributedDataParallel | None:
+        """The same, where it waits in each backward for every parameter."""
+        return None if self.ddp is None or self.ddp.find_unused_parameters else self.ddp
+
 
 def compiled(module: nn.Module) -> dict[str, nn.Module]:
     """The modules within that `torch.compile` has compiled, by name, without those inside of others.
