@@ -9,31 +9,30 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze import checkpoint, setup
-from lightning_freeze.audit.moved import stalled
-from lightning_freeze.audit.ranks import place_apart
+from lightning_freeze.audit.ranks import place_apart, refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit, size_of
 from lightning_freeze.checkpoint import OnScheduleChange
-from lightning_freeze.errors import ScheduleError, SelectionError, nearest, one_of
-from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, SHORTEST, OptimizerState
+from lightning_freeze.errors import SelectionError, nearest, one_of
+from lightning_freeze.holds.hold import Hold
+from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
 from lightning_freeze.holds.run_context import Circumstances, plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Choice, SkipBackward
-from lightning_freeze.loop import Loop, Place, idle
+from lightning_freeze.loop import Loop, Place
 from lightning_freeze.plan.groups import Rest, group_parameters, selectors_for
 from lightning_freeze.plan.membership import Membership
 from lightning_freeze.plan.metric_log import MetricLog
 from lightning_freeze.plan.outlook import Outlook
-from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
+from lightning_freeze.plan.schedule import Schedule
 from lightning_freeze.plan.selectors import Selector
 from lightning_freeze.probe.probe import OptimizerTraits
 from lightning_freeze.probe.state_size import state_bytes
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.log import Log
 from lightning_freeze.report.records import Record, Steps
-from lightning_freeze.report.table import folded
 
 _LOG = logging.getLogger("lightning_freeze")
 _NO_END = 1 << 62
@@ -141,19 +140,22 @@ class FreezeController:
         self.traits: dict[int, OptimizerTraits] = {}
         """What the probe has learnt of each optimizer that holds something which freezes, by its index."""
         self._place = Place()
-        self._audit = RunAudit(model, self.log, lambda: self._place.at, suspects)
+        self.audit = RunAudit(model, self.log, lambda: self._place.at, suspects)
         self._context = Circumstances(model, wrapper, compiled=compiled)
         self._on_change = on_schedule_change
         self._say = say
         self.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
-        self.metrics = MetricLog(schedule, self._planned, self._heard)
+        self.metrics = MetricLog(
+            schedule,
+            lambda: (self._running.plan if self._running is not None else None, self._place.at),
+            lambda ended: self._loop.logged(ended),
+        )
         self.preview = Outlook(
             lambda: (self._loop.plan, self._place.at, self._loop.members.steps), self.groups, state_bytes
         )
         self._running: Loop | None = None
         self._decider: setup.Decider | None = None
         self._held_groups: list[list[str]] = []
-        self._epoch_length = 0  # of the last epoch, in updates
         self._uneven = False
         self._closures: bool | None = None
         self._warned = False
@@ -197,6 +199,11 @@ class FreezeController:
     def trainable(self) -> frozenset[str]:
         """The groups that the coming step may train, ``rest`` included where it trains."""
         return self._running.plan.trainable(self._place.at) if self._running is not None else frozenset()
+
+    @property
+    def holds(self) -> Hold:
+        """What keeps the frozen parameters as they are; nothing, where it is not attached."""
+        return self._running.built.holds if self._running is not None else Hold()
 
     def may_train(self, group: str) -> bool:
         """Whether the coming step may train a group, or any group of a family.
@@ -245,7 +252,7 @@ class FreezeController:
         optimizers = tuple(map(plain_optimizer, optimizers))
         context = around or replace(self._context, by_hand=len(optimizers) > 1)
         module = context.module
-        self._audit.meet(context)
+        self.audit.meet(context)
         refuse_flattened(module)
         setup.refuse_optimizers(optimizers, setup.scheduled(self.groups))
         members = Membership(module, self.groups, optimizers)
@@ -258,29 +265,31 @@ class FreezeController:
         wires = setup.Wires(
             lambda: self._place.at.total,
             lambda: self._loop.frozen,
-            self._soon,
-            self._describe,
+            lambda: self._loop.soon(),
+            lambda: self._loop.describe(),
             self._say,
-            self._audit.suspects,
+            self.audit.suspects,
         )
         built = setup.build_holds(
-            members, self.options, context, self.backward, self._audit.shards, scaler, self._audit.split, wires
+            members, self.options, context, self.backward, self.audit.shards, scaler, self.audit.split, wires
         )
-        self._audit.weights, self.needs_backward = built.weights, built.needs_backward
+        self.audit.weights, self.needs_backward = built.weights, built.needs_backward
         self._held_groups = [sorted(step.members) for step in members.steps]
         setup.say_frozen_by_user(self.groups, self._say)
-        self._refuse_mismatch(
+        refuse_mismatch(
             "before training",
             "the schedule, the groups and the optimizers that the ranks were given",
             self._given(members),
         )
         self._place.at = plan.start(epoch)
-        self._running = Loop(self.schedule, plan, members, built, self._audit, self._place, context.by_hand, self._say)
+        self._running = Loop(
+            self.schedule, self.groups, plan, members, built, self.audit, self._place, context.by_hand, self._say
+        )
         self._running.decide()
         if not waits:
             self._running.hooks.attach()
         built.holds.attach()
-        self._begin_epoch()
+        self._loop.begin_epoch()
         setup.say_what_is_held(plan, self.groups, self.options, self.backward, members, self._say)
 
     def begin(
@@ -306,7 +315,7 @@ class FreezeController:
         loop, at = self._loop, self._place.at
         self._uneven = uneven
         if self._decider is not None and self._decider.compiled:  # all ranks are to choose alike
-            self._uneven = any(bool(row[0]) for row in self._audit.ranks.gathered(torch.tensor([uneven])))
+            self._uneven = any(bool(row[0]) for row in self.audit.ranks.gathered(torch.tensor([uneven])))
         refused: Exception | None = None
         if state is not None:
             try:
@@ -315,10 +324,10 @@ class FreezeController:
                 refused = error
         elif epoch is not None:
             at.epoch = epoch
-        difference = self._audit.ranks.disagreement({**self._where(), "refused": str(refused or "")})
+        difference = self.audit.ranks.disagreement({**self._loop.where(), "refused": str(refused or "")})
         if refused is not None:
             raise refused
-        self._refuse_mismatch("where training begins", "the checkpoints that the ranks go on from", difference)
+        refuse_mismatch("where training begins", "the checkpoints that the ranks go on from", difference)
         at = self._place.at
         if state is not None and state["schedule"] == self.schedule.describe():
             checkpoint.warn_of_lost_value(at, self.metrics.awaited, at.epoch if epoch is None else epoch)
@@ -357,18 +366,9 @@ class FreezeController:
         if loop.unbegun:
             self._decide_again(loop)
             loop.built.holds.begin()
-        self._audit.begun = True
+        self.audit.begun = True
         loop.begin_step(epoch)
-        self._say_why()
-
-    def before_backward(self, loss: object) -> None:
-        """Before each backward: let one whose loss depends on nothing that trains go through, and update nothing.
-
-        Args:
-            loss: What is about to be derived.
-        """
-        if isinstance(loss, Tensor):
-            self._loop.built.holds.before_backward(loss)
+        self._loop.say_why()
 
     def after_backward(self) -> None:
         """After each backward: zero gradients for DDP, and frozen gradients set to None before a GradScaler."""
@@ -392,27 +392,6 @@ class FreezeController:
         if self._running is not None:
             self._running.pause()
 
-    def explain(self, error: BaseException) -> None:
-        """Add a note to an error of torch's that comes from a hold.
-
-        Args:
-            error: What a step raised.
-        """
-        if self._running is not None:
-            self._running.built.holds.explain(error)
-
-    def check(self, together: bool = True) -> list[Finding]:
-        """Compare everything that is frozen now, between epochs' ends.
-
-        Args:
-            together: Whether all ranks call it, so that they can tell each other what they find.
-        """
-        return self._audit.check(together)
-
-    def add(self, findings: list[Finding]) -> None:
-        """Take in what another audit of the run found, on this rank."""
-        self.log.add(findings)
-
     def compare_ranks(self, epoch: int | None = None) -> list[Finding]:
         """Whether all ranks stand at the same place of the schedule; they call it together.
 
@@ -421,7 +400,7 @@ class FreezeController:
         Args:
             epoch: The epoch that has ended, by default the last.
         """
-        difference, at = self._audit.ranks.disagreement(self._where()), self._place.at
+        difference, at = self.audit.ranks.disagreement(self._loop.where()), self._place.at
         if difference is None:
             return []
         return self.log.add([place_apart(difference, max(0, at.epoch - 1) if epoch is None else epoch, at.total)])
@@ -430,24 +409,24 @@ class FreezeController:
         """A training epoch ended: the audits' findings of it."""
         loop, at = self._loop, self._place.at
         epoch = at.epoch
-        found = self._audit.end_epoch(self._stalled(loop) if self._audit.weights is not None else ())
+        found = self.audit.end_epoch(loop.stalled() if self.audit.weights is not None else ())
         found += self.compare_ranks(epoch)
-        self._epoch_length = at.total - self._place.steps.first
+        loop.epoch_length = at.total - self._place.steps.first
         self.flush()
-        self._audit.record_counts()
+        self.audit.record_counts()
         loop.plan.end_epoch(at)
         loop.decide()
-        self._say_why()
-        self._begin_epoch()
+        self._loop.say_why()
+        self._loop.begin_epoch()
         self.pause()
         return found
 
     def finish(self) -> list[Finding]:
         """The fit ends: a last comparison, called by all ranks together, which are told the same."""
-        found = self._audit.finish()
-        if self._audit.begun:
+        found = self.audit.finish()
+        if self.audit.begun:
             self.flush()
-            self._audit.record_counts()
+            self.audit.record_counts()
         return found
 
     def flush(self) -> None:
@@ -465,7 +444,7 @@ class FreezeController:
             bring_back: Whether optimizer state in host memory comes back to its device, as far as that has room for it.
         """
         # Nothing here keeps a finished run's optimizers, and so their state, alive.
-        loop, self._running, self._decider, self._audit.weights = self._running, None, None, None
+        loop, self._running, self._decider, self.audit.weights = self._running, None, None, None
         if loop is not None:
             loop.detach(bring_back)
 
@@ -485,7 +464,7 @@ class FreezeController:
             **self._identity.as_dict(),
             "position": self._place.at.as_dict(),
             "steps": self._place.steps.as_dict(),
-            "epoch_updates": dict(self._audit.updates_before),
+            "epoch_updates": dict(self.audit.updates_before),
             "logged": sorted(self.metrics.logged),
         }
 
@@ -505,7 +484,7 @@ class FreezeController:
                 checkpoint.warn_of_differences(differences, position, loop.plan)
         self._place.at, self._place.steps = position, Steps.from_dict(state["steps"])
         before = state["epoch_updates"]
-        self._audit.updates_before = {group: before.get(group, 0) for group in position.updates}
+        self.audit.updates_before = {group: before.get(group, 0) for group in position.updates}
         loop.decide(again=True)
 
     # --- inside
@@ -520,14 +499,6 @@ class FreezeController:
     def _identity(self) -> checkpoint.Identity:
         return checkpoint.Identity(self.schedule, self.groups, self._held_groups)
 
-    def _planned(self) -> tuple[Plan | None, Position]:
-        return (self._running.plan if self._running is not None else None), self._place.at
-
-    def _heard(self, ended: bool) -> None:
-        if ended:
-            self._loop.decide()
-        self._say_why()
-
     def _decide_again(self, loop: Loop) -> None:
         if self._decider is not None and self.backward.skips:
             self.backward = self._decider.again(self._uneven)
@@ -537,7 +508,7 @@ class FreezeController:
 
     def _given(self, members: Membership) -> str | None:
         """What differs between what the ranks were given."""
-        return self._audit.ranks.disagreement(
+        return self.audit.ranks.disagreement(
             {
                 **self._identity.as_dict(),
                 "left out": [step.excludes for step in members.steps],
@@ -546,61 +517,4 @@ class FreezeController:
                 "frozen_modules": "eval" if self.options.eval_modules else "train",
                 "audit": self.options.audit,
             }
-        )
-
-    def _where(self) -> dict[str, object]:
-        """Where the run stands, as all ranks must."""
-        return {"trainable": [sorted(groups) for groups in self._loop.sets], **self._place.at.as_dict()}
-
-    @staticmethod
-    def _refuse_mismatch(when: str, what: str, difference: str | None) -> None:
-        """Refuse a run whose ranks would train different groups."""
-        if difference is not None:
-            raise ScheduleError(
-                f"the ranks do not agree, {when}:\n{difference}\nThey would train different groups. Give all of them the "
-                f"same: look at {what}."
-            )
-
-    def _say_why(self) -> None:
-        at = self._place.at
-        if at.why:
-            now = folded(self.trainable, self.groups.members)
-            self._say(f"freeze, epoch {max(0, at.epoch - 1)}: {at.why}. Now training: {now}.")
-            at.why = ""
-
-    def _describe(self) -> tuple[str, str, str, str]:
-        """What trains, what is frozen, and where the run is, for messages."""
-        loop, at = self._loop, self._place.at
-        place = loop.plan.where(at)
-        frozen = sorted(loop.members.freezable.keys() - self.trainable)
-        return (
-            folded(self.trainable, self.groups.members),
-            folded(frozen, self.groups.members),
-            f"after {at.total} updates in epoch {at.epoch}",
-            f" ({place})" if place else "",
-        )
-
-    def _soon(self) -> frozenset[str]:
-        """The groups that train again within a few updates, if every group finds its gradients."""
-        length, made = self._epoch_length or _NO_END, self._place.at.total - self._place.steps.first
-        optimizers = len(self._loop.members.steps)
-        coming = self.preview(
-            lambda epoch: -(-length // optimizers), windows=-(-SHORTEST // optimizers), done=made // optimizers
-        )
-        return frozenset().union(*(step.trained for step in coming))
-
-    def _begin_epoch(self) -> None:
-        self._audit.begin_epoch()
-        for step in self._loop.members.steps:
-            step.attempted = False
-
-    def _stalled(self, loop: Loop) -> list[Finding]:
-        """Optimizers that a phase waits for, and that never came to a step."""
-        if not self._audit.begun:
-            return []  # a run resumed from a checkpoint of after the epoch's last batch
-        found = idle(loop.members, loop.plan.waits_for(self._place.at))
-        return stalled(
-            {index: type(step.optimizer).__qualname__ for index, step in found.items()},
-            self._place.at.epoch,
-            {index: [group for group in step.members if group != REST] for index, step in found.items()},
         )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
+from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.holds.step_hooks import StepHooks
+from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, Sets, Split, Step
-from lightning_freeze.plan.schedule import Plan, Position, Schedule
+from lightning_freeze.plan.preview import preview
+from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
+from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Steps
+from lightning_freeze.report.table import folded
 from lightning_freeze.setup import Built
 
+_NO_END = 1 << 62
 _NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
 
 
@@ -39,6 +46,7 @@ class Loop:
 
     Args:
         schedule: The schedule.
+        groups: The groups.
         plan: The schedule, bound to the optimizers.
         members: The index of the run.
         built: Its holds.
@@ -51,6 +59,7 @@ class Loop:
     def __init__(
         self,
         schedule: Schedule,
+        groups: Groups,
         plan: Plan,
         members: Membership,
         built: Built,
@@ -66,7 +75,10 @@ class Loop:
         self.state = RunState.ATTACHED
         self.sets: Sets = ()
         """What each optimizer trains, as decided."""
+        self.epoch_length = 0
+        """The updates of the last epoch."""
         self._schedule = schedule
+        self._groups = groups.members
         self._audit = audit
         self._place = place
         self._manual = manual
@@ -135,6 +147,69 @@ class Loop:
             for step, groups in zip(self.members.steps, sets, strict=True):
                 step.train(groups)
 
+    def begin_epoch(self) -> None:
+        """An epoch begins."""
+        self._audit.begin_epoch()
+        for step in self.members.steps:
+            step.attempted = False
+
+    def logged(self, ended: bool) -> None:
+        """Metrics were logged; where they ended a phase, something else trains."""
+        if ended:
+            self.decide()
+        self.say_why()
+
+    # --- what is asked
+
+    def where(self) -> dict[str, object]:
+        """Where the run stands, as all ranks must."""
+        return {"trainable": [sorted(groups) for groups in self.sets], **self._place.at.as_dict()}
+
+    def say_why(self) -> None:
+        """Say once why a metric has ended a phase."""
+        at = self._place.at
+        if at.why:
+            now = folded(self.plan.trainable(at), self._groups)
+            self._say(f"freeze, epoch {max(0, at.epoch - 1)}: {at.why}. Now training: {now}.")
+            at.why = ""
+
+    def describe(self) -> tuple[str, str, str, str]:
+        """What trains, what is frozen, when, and in which phase, for messages."""
+        at = self._place.at
+        place, trainable = self.plan.where(at), self.plan.trainable(at)
+        return (
+            folded(trainable, self._groups),
+            folded(sorted(self.members.freezable.keys() - trainable), self._groups),
+            f"after {at.total} updates in epoch {at.epoch}",
+            f" ({place})" if place else "",
+        )
+
+    def soon(self) -> frozenset[str]:
+        """The groups that train again within a few updates, if every group finds its gradients."""
+        at, optimizers = self._place.at, len(self.members.steps)
+        length, made = self.epoch_length or _NO_END, at.total - self._place.steps.first
+        coming = preview(
+            self.plan,
+            -(-SHORTEST // optimizers),
+            lambda epoch: -(-length // optimizers),
+            tuple(range(optimizers)),
+            at,
+            done=made // optimizers,
+        )
+        return frozenset().union(*(step.trained for step in coming))
+
+    def stalled(self) -> list[Finding]:
+        """Optimizers that a phase waits for, and that came to no step in the epoch."""
+        if not self._audit.begun:
+            return []  # a run resumed from a checkpoint of after the epoch's last batch
+        waited_for = self.plan.waits_for(self._place.at)
+        idle = [step for step in self.members.steps if step.index in waited_for and not step.attempted]
+        return stalled(
+            {step.index: type(step.optimizer).__qualname__ for step in idle},
+            self._place.at.epoch,
+            {step.index: [group for group in step.members if group != REST] for step in idle},
+        )
+
     def detach(self, bring_back: bool) -> None:
         """Undo everything."""
         try:
@@ -192,8 +267,3 @@ class Loop:
         self.sets = self._announced = self._applied = ()
         self._rates = None
         self.decide()
-
-
-def idle(members: Membership, waited_for: frozenset[int] | set[int] | Sequence[int]) -> dict[int, Step]:
-    """The optimizers that a phase waits for and that came to no step in the epoch, by index."""
-    return {step.index: step for step in members.steps if step.index in waited_for and not step.attempted}

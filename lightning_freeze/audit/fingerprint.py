@@ -31,6 +31,7 @@ _LOG = logging.getLogger("lightning_freeze")
 _PLAIN = (Tensor, torch.nn.Parameter)  # the types whose memory is all there is to them
 _PIECE = 1 << 21  # bytes that one thread reads at a time: some 200 µs, several times what waking a thread costs
 _SHARED = 1 << 18  # bytes from which it pays to share many tensors among threads
+_64_BITS = (1 << 64) - 1
 _COLUMNS = 1024
 _ROWS = 1 << 12  # at once, in torch: 32 MiB as int64
 _LANE = 1 << 62  # the two sums take their weights from different quarters of SplitMix64's sequence
@@ -61,10 +62,7 @@ def fingerprint(tensor: Tensor) -> str:
         False
     """
     found = digest(tensor)
-    if isinstance(found, int):
-        return f"{found:032x}"
-    high, low = found.tolist()
-    return f"{high & 0xFFFFFFFFFFFFFFFF:016x}{low & 0xFFFFFFFFFFFFFFFF:016x}"
+    return f"{found if isinstance(found, int) else unsigned(*found.tolist()):032x}"
 
 
 def digest(tensor: Tensor) -> Digest:
@@ -149,23 +147,19 @@ def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
     return before is not after and before != after
 
 
-def settled(flags: Sequence[bool | Tensor]) -> list[bool]:
-    """Flags that may still be on a device, read with one wait for each device.
+def settled(values: Sequence[Any]) -> list[Any]:
+    """Flags or digests as builtins; those still on a device are read with one wait for each device.
 
     Example:
         >>> settled([True, torch.tensor(False), torch.tensor(3) > 2])
         [True, False, True]
     """
-    found = [flag if isinstance(flag, bool) else False for flag in flags]
-    waiting: dict[torch.device, list[int]] = {}
-    for number, flag in enumerate(flags):
-        if isinstance(flag, Tensor):
-            waiting.setdefault(flag.device, []).append(number)
-    for numbers in waiting.values():
-        there = torch.stack([flag for number in numbers if isinstance(flag := flags[number], Tensor)])
-        for number, value in zip(numbers, there.tolist(), strict=True):
-            found[number] = bool(value)
-    return found
+    waiting: dict[torch.device, list[Tensor]] = {}
+    for value in values:
+        if isinstance(value, Tensor):
+            waiting.setdefault(value.device, []).append(value)
+    read = {device: iter(torch.stack(there).tolist()) for device, there in waiting.items()}
+    return [next(read[value.device]) if isinstance(value, Tensor) else value for value in values]
 
 
 def multilinear(raw: Tensor, salt: int) -> Tensor:
@@ -220,7 +214,7 @@ def _by_kernel(words: Tensor, salt: int) -> Tensor | None:
         # Here, so that whoever has no GPU never meets Triton.
         from lightning_freeze.audit.fingerprint_triton import multilinear as by_triton
 
-        return by_triton(words, _signed(salt * _GOLDEN))
+        return by_triton(words, signed(salt * _GOLDEN))
     except Exception as error:  # whatever a compiler may say: the audit goes on without it
         _kernel_works = False
         if not isinstance(error, ModuleNotFoundError):
@@ -238,7 +232,7 @@ _kernel_works = True  # until it was tried and did not
 
 def _weights(index: Tensor, salt: int) -> Tensor:
     """An odd pseudo-random int64 for each index: SplitMix64 (Steele, Lea and Flood, 2014) of index and salt."""
-    z = index * _GOLDEN + _signed(salt * _GOLDEN)
+    z = index * _GOLDEN + signed(salt * _GOLDEN)
     z = (z ^ _shift(z, 30)) * _MIX[0]
     z = (z ^ _shift(z, 27)) * _MIX[1]
     return (z ^ _shift(z, 31)) | 1
@@ -249,9 +243,15 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(number: int) -> int:
-    number &= 0xFFFFFFFFFFFFFFFF
-    return number - (1 << 64) if number >= 1 << 63 else number
+def signed(number: int) -> int:
+    """The lowest 64 bits as a signed number."""
+    number &= _64_BITS
+    return number - (1 << 64) if number >> 63 else number
+
+
+def unsigned(high: int, low: int) -> int:
+    """Two signed numbers of 64 bits as one of 128 without a sign."""
+    return ((high & _64_BITS) << 64) | (low & _64_BITS)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -63,14 +63,14 @@ class _Interval:
     gradient_at: int | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Comparison:
     """A comparison whose outcome may still be on the device."""
 
     interval: _Interval
     until: int
     moved: bool | Tensor
-    entries: list[tuple[str, bool | Tensor]]
+    entries: dict[str, bool | Tensor]
 
 
 HERE = nullcontext()
@@ -123,15 +123,15 @@ class FrozenAudit:
         """
         closed = [self._open.pop(key) for key in keys]
         now = _read([interval.watched for interval in closed], beside)
-        for interval, (value, state) in zip(closed, now, strict=True):
-            self._compare(interval, update, value, state, beside)
+        for interval, bits in zip(closed, now, strict=True):
+            self._compare(interval, update, bits, beside)
 
     def check(self, update: int) -> None:
         """Compare everything that is frozen now; what is left frozen is watched on from here."""
         before = dict(self._open)
         now = _read([interval.watched for interval in before.values()])
-        for interval, (value, state) in zip(before.values(), now, strict=True):
-            self._compare(interval, update, value, state)
+        for interval, bits in zip(before.values(), now, strict=True):
+            self._compare(interval, update, bits)
         self._begin({key: interval.watched for key, interval in before.items()}, now, update)
         for key, interval in before.items():
             again = self._open[key]
@@ -140,7 +140,7 @@ class FrozenAudit:
 
     def _begin(self, watched: Mapping[Any, Watched], bits: Iterable[_Bits], update: int) -> None:
         for (key, each), (value, state) in zip(watched.items(), bits, strict=True):
-            self._open[key] = _Interval(each, update, value, state, update)
+            self._open[key] = _Interval(each, update, value, state, state_since=update)
 
     def saw_gradient(self, keys: Iterable[object], update: int) -> None:
         """These had a gradient when their optimizer stepped, though frozen."""
@@ -156,39 +156,33 @@ class FrozenAudit:
     def collect(self) -> list[Shift]:
         """What moved in the intervals compared since the last call. The one place that waits for a device."""
         compared, self._compared = self._compared, []
-        _settle(compared)
+        flags = iter(settled([flag for done in compared for flag in (done.moved, *done.entries.values())]))
         shifts = []
         for done in compared:
-            interval = done.interval
-            buffer = interval.watched.group is None
-            entries = tuple(entry for entry, moved in done.entries if moved)
-            if done.moved:
-                kind: Kind = "buffer" if buffer else "value"
-                shifts.append(Shift(interval.watched, kind, (), interval.since, done.until, interval.gradient_at))
+            watched, since, gradient_at = done.interval.watched, done.interval.since, done.interval.gradient_at
+            if next(flags):
+                kind: Kind = "buffer" if watched.group is None else "value"
+                shifts.append(Shift(watched, kind, (), since, done.until, gradient_at))
+            entries = tuple(entry for entry in done.entries if next(flags))
             if entries:
-                since, gradient_at = interval.state_since, interval.gradient_at
-                shifts.append(Shift(interval.watched, "optimizer_state", entries, since, done.until, gradient_at))
+                since = done.interval.state_since
+                shifts.append(Shift(watched, "optimizer_state", entries, since, done.until, gradient_at))
         return shifts
 
     def _compare(
-        self,
-        interval: _Interval,
-        update: int,
-        value: Digest | None,
-        now: list[tuple[str, Digest | None]] | None,
-        beside: AbstractContextManager[object] = HERE,
+        self, interval: _Interval, update: int, bits: _Bits, beside: AbstractContextManager[object] = HERE
     ) -> None:
         self.checked += 1
+        value, state = bits
         moved = differ(interval.value, value)
-        before, after = (
-            (dict(interval.state), dict(now)) if interval.state is not None and now is not None else ({}, {})
-        )
+        there = interval.state is not None and state is not None
+        before, after = (dict(interval.state or ()), dict(state or ())) if there else ({}, {})
         with beside:
-            entries: list[tuple[str, bool | Tensor]] = [
-                (entry, differ(before[entry], after[entry]) if entry in before and entry in after else True)
+            entries = {
+                entry: differ(before[entry], after[entry]) if entry in before and entry in after else True
                 for entry in {**before, **after}
-            ]
-        if moved is not False or any(flag is not False for _, flag in entries):
+            }
+        if any(flag is not False for flag in (moved, *entries.values())):
             self._compared.append(_Comparison(interval, update, moved, entries))
 
 
@@ -199,11 +193,3 @@ def _read(watched: Collection[Watched], beside: AbstractContextManager[object] =
     with beside:
         found = iter(digests_of([state for state in states if state is not None]))
     return [(value, None if state is None else next(found)) for value, state in zip(values, states, strict=True)]
-
-
-def _settle(compared: list[_Comparison]) -> None:
-    """Read every flag that is still on a device."""
-    flags = iter(settled([flag for done in compared for flag in (done.moved, *(moved for _, moved in done.entries))]))
-    for done in compared:
-        done.moved = next(flags)
-        done.entries = [(entry, next(flags)) for entry, _ in done.entries]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain, compress
 
 import torch
 from torch import Tensor
@@ -15,13 +15,8 @@ from lightning_freeze.report.findings import Finding
 _SHOWN = 5
 
 
-@dataclass
-class _Sample:
-    """What was there at a group's first update of the epoch, parameter by parameter."""
-
-    has_gradient: list[bool]
-    norms: list[Tensor | None]
-    rates: list[float]
+_Pull = Tensor | float | None
+"""What draws at a parameter: the largest entry of its gradient, 0 at a rate that is not above zero; None without one."""
 
 
 class MovedAudit:
@@ -53,7 +48,7 @@ class MovedAudit:
         self._before: dict[str, list[Digest | None]] = {}
         self._planned: set[str] = set()
         self._last_planned: frozenset[str] = frozenset()
-        self._samples: dict[str, _Sample] = {}
+        self._pulls: dict[str, list[_Pull]] = {}  # at the first update of the epoch
         self.moved: frozenset[str] = frozenset()
         """The parameters that the last epoch moved, of the groups that were to train."""
         self._places = {id(p): (group, n) for group, members in groups.items() for n, (_, p) in enumerate(members)}
@@ -69,23 +64,23 @@ class MovedAudit:
         Args:
             known: Gives the digest of a parameter that was made a moment ago, where one was.
         """
-        there = [known(p) for members in self._groups.values() for _, p in members]
-        every = (p for members in self._groups.values() for _, p in members)
+        every = [p for members in self._groups.values() for _, p in members]
+        there = [known(p) for p in every]
         made = iter(digests(p for p, old in zip(every, there, strict=True) if old is None))
-        found = iter([next(made) if old is None else old for old in there])
+        found = (next(made) if old is None else old for old in there)
         self._before = {group: [next(found) for _ in members] for group, members in self._groups.items()}
         self._planned.clear()
         self._last_planned = frozenset()
-        self._samples.clear()
+        self._pulls.clear()
 
     def stepped(self, planned: frozenset[str], updated: frozenset[str]) -> None:
         """An optimizer has stepped: which groups were to train, and which had a gradient (it is still there)."""
         if planned is not self._last_planned:
             self._last_planned = planned
             self._planned |= planned
-        if not updated <= self._samples.keys():
-            for group in updated - self._samples.keys():
-                self._samples[group] = self._sample(group) if group in self._groups else _Sample([], [], [])
+        if not updated <= self._pulls.keys():
+            for group in updated - self._pulls.keys():
+                self._pulls[group] = [self._pull(parameter) for _, parameter in self._groups.get(group, ())]
 
     def end_epoch(self, epoch: int, known: Callable[[Tensor], Digest | None] = lambda parameter: None) -> list[Finding]:
         """What was planned to train and did not. Begins the next epoch.
@@ -94,46 +89,36 @@ class MovedAudit:
             epoch: The epoch that has ended.
             known: As for `begin_epoch`.
         """
-        planned, samples, before = set(self._planned), dict(self._samples), self._before
+        groups = [group for group in self._groups if group in self._planned]
+        pulls, before = dict(self._pulls), self._before
         self.begin_epoch(known)
-        groups = [group for group in self._groups if group in planned]
-        ends = [pair for group in groups for pair in zip(before[group], self._before[group], strict=True)]
+        ends = [zip(before[group], self._before[group], strict=True) for group in groups]
         # What had no bits at the beginning, a lazy parameter, cannot have kept them.
-        flags = settled([old is None or differ(old, new) for old, new in ends])
-        names = [name for group in groups for name, _ in self._groups[group]]
-        self.moved = frozenset(name for name, flag in zip(names, flags, strict=True) if flag)
-        moved = iter(flags)
-        findings = []
-        for group in groups:
-            kept = [not next(moved) and not self._needs_not(parameter) for _, parameter in self._groups[group]]
-            findings += self._judge(group, kept, samples.get(group), epoch)
-        return findings
+        flags = settled([old is None or differ(old, new) for old, new in chain(*ends)])
+        self.moved = frozenset(compress((name for group in groups for name, _ in self._groups[group]), flags))
+        return [finding for group in groups for finding in self._judge(group, pulls.get(group), epoch)]
 
     def _needs_not(self, parameter: Tensor) -> bool:
         """Whether a parameter that kept its bits may have: also one without elements, which FSDP1 keeps on other ranks."""
         return self._excused(parameter) or not parameter.numel()
 
-    def _sample(self, group: str) -> _Sample:
-        gradients = [p.grad for _, p in self._groups[group]]
-        rates = [self._rate(p) for _, p in self._groups[group]]
-        norms = [None if g is None else torch.linalg.vector_norm(_values(g), ord=math.inf) for g in gradients]
-        return _Sample([g is not None for g in gradients], norms, rates)
+    def _pull(self, parameter: Tensor) -> _Pull:
+        if parameter.grad is None:
+            return None
+        return torch.linalg.vector_norm(_values(parameter.grad), ord=math.inf) if self._rate(parameter) > 0 else 0.0
 
-    def _judge(self, group: str, kept: Sequence[bool], sample: _Sample | None, epoch: int) -> list[Finding]:
+    def _judge(self, group: str, pulls: Sequence[_Pull] | None, epoch: int) -> list[Finding]:
         members = self._groups[group]
-        names = [name for name, _ in members]
-        if sample is None:
-            idle = [name for name, same in zip(names, kept, strict=True) if same]
-            return [_no_gradient(group, idle, len(members), epoch, ever=False)] if idle else []
-        idle = [n for n, same, has in zip(names, kept, sample.has_gradient, strict=True) if same and not has]
-        stuck = [
-            name
-            for name, same, norm, rate in zip(names, kept, sample.norms, sample.rates, strict=True)
-            if same and norm is not None and bool(norm != 0) and rate > 0
+        kept = [
+            (name, pull)
+            for (name, parameter), pull in zip(members, pulls or [None] * len(members), strict=True)
+            if name not in self.moved and not self._needs_not(parameter)
         ]
-        found = [_no_gradient(group, idle, len(members), epoch, ever=True)] if idle else []
-        told = [[name] for name in stuck] if self._split else [stuck] if stuck else []
-        return [*found, *(_unmoved(group, names, len(members), epoch) for names in told)]
+        idle = [name for name, pull in kept if pull is None]
+        stuck = [name for name, pull in kept if pull]
+        found = [_no_gradient(group, idle, len(members), epoch, ever=pulls is not None)] if idle else []
+        told = [[name] for name in stuck] if self._split else [stuck]
+        return [*found, *(_unmoved(group, names, len(members), epoch) for names in told if names)]
 
 
 def _values(gradient: Tensor) -> Tensor:

@@ -47,10 +47,15 @@ class RequiresGradWatch:
         self._module = module
         self._at = Position(updates={TRAINED: 0})
         self.log = Log(record)
-        self._audit = RunAudit(module, self.log, lambda: self._at, suspects)
+        self.audit = RunAudit(module, self.log, lambda: self._at, suspects)
         self._parameters = [(clean_name(name), p) for name, p in module.named_parameters()]
         self._flags: list[bool] = []
         self._hooks: StepHooks | None = None
+
+    @property
+    def holds(self) -> Hold:
+        """Nothing is held."""
+        return Hold()
 
     @property
     def findings(self) -> list[Finding]:
@@ -80,19 +85,19 @@ class RequiresGradWatch:
             around: The processes that share the run, and what is wrapped around the model.
         """
         self.detach()
-        self._audit.meet(around or Circumstances(self._module, self._module))
+        self.audit.meet(around or Circumstances(self._module, self._module))
         self._flags = []
         holders = Holders(optimizers)
         held = [Member(name, p, TRAINED) for name, p in self._parameters if holders.indices(p)]
-        self._audit.weights = WeightAudit(
+        self.audit.weights = WeightAudit(
             self._module,
             holders,
             {TRAINED: held},
             lambda: self._at.total,
-            suspects=self._audit.suspects,
+            suspects=self.audit.suspects,
             gated=False,
             excused=lambda parameter: not parameter.requires_grad,
-            split=self._audit.split,
+            split=self.audit.split,
         )
         steps = [Step(index, o, {TRAINED: tuple(m.parameter for m in held)}) for index, o in enumerate(optimizers)]
         for step in steps:
@@ -104,7 +109,7 @@ class RequiresGradWatch:
         """Training begins."""
         self._at.epoch = epoch
         self._weights.begin()
-        self._audit.begin_epoch()
+        self.audit.begin_epoch()
         frozen = [p for _, p in self._parameters if not p.requires_grad]
         trained = [p for _, p in self._parameters if p.requires_grad]
         self.log.record(
@@ -121,44 +126,33 @@ class RequiresGradWatch:
     def begin_step(self, epoch: int | None = None) -> None:
         """A batch begins: see what is frozen now."""
         self._at.epoch = self._at.epoch if epoch is None else epoch
-        self._audit.begun = True
-        self._audit.shards.close()
+        self.audit.begun = True
+        self.audit.shards.close()
         self._see()
-
-    def check(self, together: bool = True) -> list[Finding]:
-        """Compare everything that is frozen now, between epochs' ends."""
-        return self._audit.check(together)
-
-    def add(self, findings: list[Finding]) -> None:
-        """Take in what another audit of the run found, on this rank."""
-        self.log.add(findings)
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
-        found = self._audit.end_epoch()
-        self._audit.record_counts()
+        found = self.audit.end_epoch()
+        self.audit.record_counts()
         self._at.epoch += 1
-        self._audit.begin_epoch()
+        self.audit.begin_epoch()
         return found
 
     def finish(self) -> list[Finding]:
         """The fit ends: a last comparison, called by all ranks together, which are told the same."""
-        found = self._audit.finish()
-        if self._audit.begun:
-            self._audit.record_counts()
+        found = self.audit.finish()
+        if self.audit.begun:
+            self.audit.record_counts()
         return found
 
     def flush(self) -> None:
         """There is nothing but counts to record."""
 
-    def explain(self, error: BaseException) -> None:
-        """An audit alone causes no errors."""
-
     def detach(self, bring_back: bool = True) -> None:
         """Take every hook out again. Safe to call again."""
         if self._hooks is not None:
             self._hooks.detach()
-        self._hooks = self._audit.weights = None
+        self._hooks = self.audit.weights = None
 
     def _see(self) -> None:
         """Follow what is frozen now, if that has changed."""
@@ -179,6 +173,6 @@ class RequiresGradWatch:
 
     @property
     def _weights(self) -> WeightAudit:
-        if self._audit.weights is None:
+        if self.audit.weights is None:
             raise RuntimeError("the audit is not attached: call attach(*optimizers) before the first step.")
-        return self._audit.weights
+        return self.audit.weights

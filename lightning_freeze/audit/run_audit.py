@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.audit.fingerprint import digests, is_lazy
-from lightning_freeze.audit.ranks import Ranks, copies_apart, copies_of
+from lightning_freeze.audit.ranks import Ranks
+from lightning_freeze.audit.replicas import copies_apart, copies_of
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.fsdp2 import Shards
 from lightning_freeze.holds.run_context import Circumstances, is_split

@@ -151,7 +151,7 @@ class FrozenState:
         state = optimizer.state.get(parameter)
         if not isinstance(state, MutableMapping) or id(optimizer) in self._away.get(id(parameter), ()):
             return
-        places = [_Place(*found) for found in _places(state) if self._moves(found[0][found[1]])]
+        places = [place for place in _places(state) if self._moves(place.within[place.key])]
         for place in places:
             place.within[place.key] = self._to_host(place.within[place.key])
         if places:
@@ -205,11 +205,10 @@ def _on_accelerator(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-def _places(holder: Any) -> Iterator[tuple[Any, Any, torch.device]]:
-    """Each tensor in nested dicts and lists: what holds it, its key there, and its device."""
-    pairs = list(holder.items()) if isinstance(holder, MutableMapping) else list(enumerate(holder))
-    for key, value in pairs:
+def _places(holder: Any) -> Iterator[_Place]:
+    """Where each tensor in nested dicts and lists belongs."""
+    for key, value in list(holder.items() if isinstance(holder, MutableMapping) else enumerate(holder)):
         if isinstance(value, Tensor):
-            yield holder, key, value.device
+            yield _Place(holder, key, value.device)
         elif isinstance(value, (MutableMapping, list)):
             yield from _places(value)

@@ -111,6 +111,12 @@ def refuse_flattened(module: nn.Module) -> None:
             )
 
 
+def world_size() -> int:
+    """How many processes torch.distributed knows of."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
+
+
 @dataclass(frozen=True)
 class Circumstances:
     """What is known of a run before its first step.
@@ -131,13 +137,7 @@ class Circumstances:
 
     module: nn.Module
     wrapper: nn.Module
-    world: int = field(
-        default_factory=lambda: (
-            torch.distributed.get_world_size()
-            if torch.distributed.is_available() and torch.distributed.is_initialized()
-            else 1
-        )
-    )
+    world: int = field(default_factory=world_size)
     by_hand: bool = False
     idle: str | None = None
     toggles: str | None = None
@@ -146,6 +146,16 @@ class Circumstances:
     averages: bool = False
     compiled: bool = False
     uneven: bool = False
+
+    @property
+    def ddp(self) -> DistributedDataParallel | None:
+        """The DistributedDataParallel around the model, where there is one."""
+        return self.wrapper if isinstance(self.wrapper, DistributedDataParallel) else None
+
+    @property
+    def plain_ddp(self) -> DistributedDataParallel | None:
+        """The same, where it waits in each backward for every parameter."""
+        return None if self.ddp is None or self.ddp.find_unused_parameters else self.ddp
 
 
 def compiled(module: nn.Module) -> dict[str, nn.Module]:

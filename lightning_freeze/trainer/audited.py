@@ -70,7 +70,7 @@ class _Audited(Auditor):
             and self._made(trainer, pl_module) - self._checked >= self._every_n_updates
         ):
             self._checked = self._made(trainer, pl_module)
-            self._engine.check()
+            self._engine.audit.check()
             self._judge(trainer)
 
     def _made(self, trainer: Trainer, pl_module: LightningModule) -> int:
@@ -118,7 +118,7 @@ class _Audited(Auditor):
         if self._engine is None:
             return
         if self._inputs is not None and (stale := self._inputs.end_run()):
-            self._engine.add(stale)
+            self._engine.log.add(stale)
             rank_zero_warn(f"freeze: {summary(stale)}. See .findings")
         self._engine.finish()
         if self.asked_by != "switch":
@@ -128,13 +128,13 @@ class _Audited(Auditor):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; a finding is acted upon at the epoch's end."""
         if self._engine is not None and trainer.training:
-            self._engine.check(together=self._together)
+            self._engine.audit.check(together=self._together)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record what was done, and undo what was changed."""
         try:
             if self._engine is not None and self._running:
-                self._engine.explain(exception)
+                self._engine.holds.explain(exception)
                 self._engine.flush()
         finally:
             self._undo()
@@ -190,7 +190,7 @@ class _Audited(Auditor):
         if self._inputs is None:
             return
         findings, fresh = self._inputs.end_epoch(trainer.current_epoch)
-        engine.add(fresh)
+        engine.log.add(fresh)
         if findings:
             line = f"freeze, epoch {trainer.current_epoch}: {summary(findings)}. See .findings, or `lightning-freeze inputs`"
             serious = any(finding.severity == "warning" for finding in findings)

@@ -315,7 +315,7 @@ class FreezeScheduler(_Audited):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """A loss of nothing that trains is said to be one, with phase and groups, and updates nothing."""
         if not loss.requires_grad and self._controller is not None:
-            self._controller.before_backward(loss)
+            self._controller.holds.before_backward(loss)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation finds every ``requires_grad`` as it was made."""

@@ -338,7 +338,7 @@ def test_a_kernel_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch, SimpleNamespace(multilinear=lambda words, seed: seen.append(seed) or words.sum())
     )
     assert module._by_kernel(torch.ones(2, dtype=torch.int32), 3) == 2
-    assert seen == [module._signed(3 * 0x9E3779B97F4A7C15)]
+    assert seen == [module.signed(3 * 0x9E3779B97F4A7C15)]
 
 
 # --- on threads ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_freeze.audit import fingerprint_triton
-from lightning_freeze.audit.fingerprint import _by_torch, _signed, digest, multilinear
+from lightning_freeze.audit.fingerprint import _by_torch, digest, multilinear, signed
 
 IN_THE_INTERPRETER = """
 import warnings
@@ -59,7 +59,7 @@ def test_the_kernel_on_a_gpu(size: int) -> None:
     there = words.cuda()
     expected = _by_torch(words, 3).tolist()
     assert _by_torch(there, 3).tolist() == expected
-    assert fingerprint_triton.multilinear(there, _signed(3 * 0x9E3779B97F4A7C15)).tolist() == expected
+    assert fingerprint_triton.multilinear(there, signed(3 * 0x9E3779B97F4A7C15)).tolist() == expected
     assert multilinear(there.view(torch.uint8), 3).tolist() == expected
 
 

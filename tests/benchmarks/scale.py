@@ -41,7 +41,8 @@ from torch.utils._pytree import tree_leaves
 from lightning_freeze import FreezeController, FreezeScheduler, Phase, Phases, Until
 from lightning_freeze.audit import frozen, moved
 from lightning_freeze.audit.fingerprint import digest
-from lightning_freeze.audit.ranks import Ranks, copies_of
+from lightning_freeze.audit.ranks import Ranks
+from lightning_freeze.audit.replicas import copies_of
 from lightning_freeze.holds.skip_decision import SkipBackward
 from lightning_freeze.inputs import mode_flags
 from lightning_freeze.report.findings import Finding

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import UnsupportedError
+from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.holds.hold import Holds
 from lightning_freeze.holds.param_groups import LearningRateFactors, SplitGroups
 from lightning_freeze.holds.step_hooks import StepHooks
@@ -304,7 +305,7 @@ def test_state_is_saved_and_loaded_between_split_steps() -> None:
 
 def hooked(optimizer: Optimizer, **members: Parameter) -> StepHooks:
     step = Step(0, optimizer, {name: (parameter,) for name, parameter in members.items()})
-    hooks = StepHooks([step], Holds([LearningRateFactors()]))
+    hooks = StepHooks([step], Holds([SetGradsToNone(), LearningRateFactors()]))
     hooks.attach()
     step.train(frozenset(members))
     return hooks
@@ -413,7 +414,7 @@ def test_a_frozen_group_with_a_factor_stands_still() -> None:
     a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([a, b], lr=0.5, momentum=0.9)
     hooks = hooked(optimizer, a=a, b=b)
-
+    hooks.steps[0].train(frozenset({"b"}))
     hooks.steps[0].factors = {id(a): 0.1}
     a.grad, b.grad = torch.ones(2), torch.ones(2)
     optimizer.step()
