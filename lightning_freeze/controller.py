@@ -31,9 +31,8 @@ from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Choice, SkipBack
 from lightning_freeze.holds.step_hooks import Gate, Lane
 from lightning_freeze.plan.costs import Size
 from lightning_freeze.plan.groups import Member, Rest, frozen_modules, group_parameters, selectors_for
-from lightning_freeze.plan.intervals import longest_interval
 from lightning_freeze.plan.membership import held_by
-from lightning_freeze.plan.preview import Step, preview
+from lightning_freeze.plan.preview import Step, longest_interval, preview
 from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
 from lightning_freeze.plan.selectors import Selector, clean_name
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer

@@ -40,18 +40,19 @@ class Every(Schedule):
                 value=periods,
             )
         meaning = "the group is updated once for that many updates"
-        periods = {group: whole_number(n, f"periods.{group}", meaning) for group, n in periods.items()}
-        if of is not None and (not isinstance(of, str) or not of):
+        self.periods = {group: whole_number(n, f"periods.{group}", meaning) for group, n in periods.items()}
+        self.of = of
+        if of is None:
+            return
+        if not isinstance(of, str) or not of:
             raise ScheduleError(f"`of` is {of!r}, but must be the name of one group.", key="of", value=of)
-        if of is not None and of in periods:
+        if of in periods:
             raise ScheduleError(
                 f"`of` is {of!r}, which has a period of its own: a group cannot wait for its own updates. Take {of!r} "
                 "out of `periods`, or leave `of` away to count every optimizer step.",
                 key="of",
                 value=of,
             )
-        self.periods = periods
-        self.of = of
 
     def names(self) -> tuple[tuple[str, str], ...]:
         """Each (key, name) that stands for a group."""

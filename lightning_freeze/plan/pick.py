@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from lightning_freeze.errors import ScheduleError, one_of, whole_number
+from lightning_freeze.errors import ScheduleError, is_list, is_number, one_of, whole_number
 
 ORDERS = ("forward", "backward", "shuffle", "random")
 
@@ -58,8 +58,7 @@ class Pick:
                 key="pick.family",
                 value=self.family,
             )
-        count = whole_number(self.count, "pick.count", "a draw has that many groups")
-        object.__setattr__(self, "count", count)
+        object.__setattr__(self, "count", whole_number(self.count, "pick.count", "a draw has that many groups"))
         one_of("pick.order", self.order, ORDERS)
         one_of("pick.drawn", self.drawn, ("train", "freeze"))
         if not isinstance(self.keep, bool):
@@ -86,23 +85,15 @@ class Pick:
                 key="pick.weights",
                 value=weights,
             )
-        if not isinstance(weights, Sequence) or isinstance(weights, str) or not weights:
+        if not is_list(weights) or not weights:
             raise ScheduleError(
                 f"`weights` is {weights!r}, but must be a list with a number for each group of the family: "
                 "`weights: [1, 1, 2, 4]`.",
                 key="pick.weights",
                 value=weights,
             )
-        for number, weight in enumerate(weights):
-            plain = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not plain or not math.isfinite(weight) or weight < 0:
-                raise ScheduleError(
-                    f"`weights` holds {weight!r} in place {number}, but must hold numbers of at least 0. The nearest "
-                    "valid value is 0, which is never drawn.",
-                    key="pick.weights",
-                    value=weight,
-                )
-        positive = sum(weight > 0 for weight in weights)
+        checked = [_weight(number, weight) for number, weight in enumerate(weights)]
+        positive = sum(weight > 0 for weight in checked)
         if positive < self.count:
             raise ScheduleError(
                 f"`weights` has {positive} number(s) above 0, but a draw has {self.count} different groups. Lower "
@@ -110,7 +101,7 @@ class Pick:
                 key="pick.weights",
                 value=list(weights),
             )
-        return [float(weight) for weight in weights]
+        return checked
 
     def describe(self) -> dict[str, Any]:
         """The pick as one would write it in YAML."""
@@ -209,6 +200,17 @@ class Pick:
         if start + self.count <= size:
             return order[start : start + self.count]
         return before[start:] + order[: self.count - (size - start)]
+
+
+def _weight(number: int, value: object) -> float:
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ScheduleError(
+            f"`weights` holds {value!r} in place {number}, but must hold numbers of at least 0. The nearest "
+            "valid value is 0, which is never drawn.",
+            key="pick.weights",
+            value=value,
+        )
+    return float(value)
 
 
 @dataclass(frozen=True)

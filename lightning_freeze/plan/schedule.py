@@ -48,8 +48,6 @@ class Layout:
         Raises:
             ScheduleError: The name stands for nothing; the message offers the nearest names.
         """
-        if name == ALL:
-            return self.groups
         if name == REST:
             raise ScheduleError(
                 f"`{key}` names {REST!r}, the reserved group of all parameters that no other group names. It is not "
@@ -58,12 +56,8 @@ class Layout:
                 key=key,
                 value=name,
             )
-        if name in self.groups:
-            return (name,)
-        if name in self.families:
-            return self.families[name]
-        found = tuple(group for group in self.groups if fnmatchcase(group, name)) if "*" in name else ()
-        if not found:
+        found = self._named(name)
+        if not found and name != ALL:
             known = [*self.groups, *self.families, ALL]
             close = nearest(name, known) or known[:5]
             raise ScheduleError(
@@ -75,12 +69,24 @@ class Layout:
 
     def knows(self, name: str) -> bool:
         """Whether `expand` would find something, the reserved name ``rest`` included."""
-        return (
-            name in (ALL, REST)
-            or name in self.groups
-            or name in self.families
-            or ("*" in name and any(fnmatchcase(group, name) for group in self.groups))
-        )
+        return name in (ALL, REST) or bool(self._named(name))
+
+    def _named(self, name: str) -> tuple[str, ...]:
+        if name == ALL:
+            return self.groups
+        if name in self.groups:
+            return (name,)
+        globbed = (group for group in self.groups if "*" in name and fnmatchcase(group, name))
+        return self.families.get(name) or tuple(globbed)
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """The optimizers by index; the first alone where none is named."""
+        return frozenset().union(*self.optimizers.values()) or frozenset({0})
+
+    def holders(self, group: str) -> frozenset[int]:
+        """The optimizers that hold a group; the first where none is named."""
+        return self.optimizers.get(group, frozenset({0}))
 
 
 _PASSING = {"window", "why"}
@@ -206,9 +212,11 @@ class Plan(ABC):
 
     def trainable(self, at: Position) -> frozenset[str]:
         """The groups that the coming optimizer steps may train, over all optimizers."""
-        held = self.layout.optimizers
-        lanes = frozenset().union(*held.values()) or frozenset({0})
-        return frozenset(g for lane in lanes for g in self.trains(at, lane) if lane in held.get(g, lanes))
+        return frozenset().union(*(self.updated(at, optimizer) for optimizer in self.layout.indices))
+
+    def updated(self, at: Position, optimizer: int) -> frozenset[str]:
+        """The groups that the next step of one optimizer updates: of those that may train, the ones it holds."""
+        return frozenset(g for g in self.trains(at, optimizer) if optimizer in self.layout.holders(g))
 
     @abstractmethod
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
@@ -235,9 +243,8 @@ class Plan(ABC):
         while True:
             self.begin_window(at, at.epoch)
             yield self.trainable(at)
-            for lane in sorted(frozenset().union(*self.layout.optimizers.values()) or {0}):
-                held = self.layout.optimizers
-                self.update(at, lane, frozenset(g for g in self.trains(at, lane) if lane in held.get(g, {lane})))
+            for optimizer in sorted(self.layout.indices):
+                self.update(at, optimizer, self.updated(at, optimizer))
 
     def steady_for(self, at: Position) -> int:
         """How many updates can follow, of whichever groups, in which what trains stays as it is; never too many."""

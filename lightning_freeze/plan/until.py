@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from lightning_freeze.errors import ScheduleError, one_of, whole_number
+from lightning_freeze.errors import ScheduleError, is_number, one_of, whole_number
+
+_COUNTS = {
+    "patience": (0, "the phase ends with that many values in a row that were no improvement"),
+    "min_epochs": (1, "the phase lasts at least that many training epochs"),
+    "max_epochs": (1, "the phase lasts no more than that many training epochs"),
+}
+"""Each count: its least value, and what it means."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,10 @@ class Until:
                 value=self.metric,
             )
         one_of("until.mode", self.mode, ("min", "max"))
-        whole = {
-            "patience": (0, "the phase ends with that many values in a row that were no improvement"),
-            "min_epochs": (1, "the phase lasts at least that many training epochs"),
-            "max_epochs": (1, "the phase lasts no more than that many training epochs"),
-        }
-        for key, (least, meaning) in whole.items():
+        for key, (least, meaning) in _COUNTS.items():
             if getattr(self, key) is not None or key != "max_epochs":
                 object.__setattr__(self, key, whole_number(getattr(self, key), f"until.{key}", meaning, least))
-        plain = isinstance(self.min_delta, (int, float)) and not isinstance(self.min_delta, bool)
-        if not plain or not math.isfinite(self.min_delta) or self.min_delta < 0:
+        if not is_number(self.min_delta) or not 0 <= self.min_delta < math.inf:
             raise ScheduleError(
                 f"`until.min_delta` is {self.min_delta!r}, but must be a number of at least 0: by how much a value must "
                 "be better than the best so far. The nearest valid value is 0.",

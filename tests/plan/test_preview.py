@@ -1,11 +1,10 @@
-"""How long groups stay frozen before they train again."""
+"""The preview, and how long groups stay frozen in it before they train again."""
 
 from __future__ import annotations
 
 import pytest
 
-from lightning_freeze.plan.intervals import Interval, longest_interval
-from lightning_freeze.plan.preview import Step
+from lightning_freeze.plan.preview import Interval, Step, longest_interval
 
 
 def steps(*rows: str, optimizer: int = 0) -> list[Step]:
