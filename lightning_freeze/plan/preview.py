@@ -75,8 +75,7 @@ def preview(
         plan.begin_window(at, at.epoch if epoch is None else max(epoch, at.epoch))
         for optimizer in order:
             trained = plan.updated(at, optimizer)
-            rates = plan.rates(at) if plan.rated else {}
-            yield Step(at.epoch, batch, optimizer, trained, rates, plan.ran_out(at))
+            yield Step(at.epoch, batch, optimizer, trained, plan.rates(at), plan.ran_out(at))
             plan.update(at, optimizer, trained)
         in_epoch += 1
         if in_epoch >= (batches_per_epoch(at.epoch) if callable(batches_per_epoch) else batches_per_epoch):
