@@ -73,15 +73,11 @@ def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held
         Timeline(elements=[1, 10, 1], gradient=[4, 40, 4], state=[8, 88, 88])
     """
     _refuse_unknown(trained, sizes)
-    known: dict[frozenset[str], tuple[int, int]] = {}
-    timeline = Timeline([], [], _state(trained, sizes, held))
-    for groups in trained:
-        if groups not in known:
-            known[groups] = (sum(sizes[g].elements for g in groups), sum(sizes[g].gradient for g in groups))
-        elements, gradient = known[groups]
-        timeline.elements.append(elements)
-        timeline.gradient.append(gradient)
-    return timeline
+    elements = {groups: sum(sizes[g].elements for g in groups) for groups in set(trained)}
+    gradient = {groups: sum(sizes[g].gradient for g in groups) for groups in set(trained)}
+    return Timeline(
+        [elements[groups] for groups in trained], [gradient[groups] for groups in trained], _state(trained, sizes, held)
+    )
 
 
 def _state(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held) -> list[int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from lightning_freeze.errors import ScheduleError, is_list, is_number, whole_number
 from lightning_freeze.plan.pick import Pick
+from lightning_freeze.plan.schedule import Part
 from lightning_freeze.plan.until import Until
 
 _COUNTS = {
@@ -22,7 +23,7 @@ Rate = float | list[float] | dict[str, float]
 
 
 @dataclass(frozen=True, repr=False)
-class Phase:
+class Phase(Part):
     """One set of groups that train together until the phase ends.
 
     Args:
@@ -59,6 +60,7 @@ class Phase:
     pick: Pick | None = None
     lr: dict[str, float | list[float] | dict[str, float]] | None = None
     ramp: int | None = None
+    _always: ClassVar = ("train",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", _checked_train(self.train))
@@ -96,27 +98,10 @@ class Phase:
                     value=value,
                 )
 
-    def describe(self) -> dict[str, Any]:
-        """The phase as one would write it in YAML."""
-        plain: dict[str, Any] = {"train": list(self.train)}
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if value is not None:
-                plain[field.name] = value.describe() if isinstance(value, (Until, Pick)) else _plain(value)
-        return plain
-
-    def __repr__(self) -> str:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return f"Phase({', '.join(f'{key}={value!r}' for key, value in given.items() if value is not None)})"
-
     @property
     def open_ended(self) -> bool:
         """Whether the phase has no end of its own."""
         return self.updates is None and self.epochs is None and self.until is None
-
-
-def _plain(value: Any) -> Any:
-    return {key: _plain(below) for key, below in value.items()} if isinstance(value, Mapping) else value
 
 
 def _checked_train(train: object) -> list[str]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from lightning_freeze.errors import ScheduleError, is_list, is_number, one_of, whole_number
+from lightning_freeze.plan.schedule import Part
 
 ORDERS = ("forward", "backward", "shuffle", "random")
 
 
 @dataclass(frozen=True, repr=False)
-class Pick:
+class Pick(Part):
     """Draws groups of a family each time that its phase is entered.
 
     What is drawn follows from the schedule's seed, the place of the phase in the schedule and how often it was entered,
@@ -49,6 +50,7 @@ class Pick:
     weights: list[float] | None = None
     keep: bool = False
     drawn: Literal["train", "freeze"] = "train"
+    _always: ClassVar = ("family", "count", "order")
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, str) or not self.family:
@@ -102,18 +104,6 @@ class Pick:
                 value=list(weights),
             )
         return checked
-
-    def describe(self) -> dict[str, Any]:
-        """The pick as one would write it in YAML."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            key: list(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key in ("family", "count", "order") or value not in (None, False, "train")
-        }
-
-    def __repr__(self) -> str:
-        return f"Pick({', '.join(f'{key}={value!r}' for key, value in self.describe().items())})"
 
     def refuse(self, family: Sequence[str], key: str) -> None:
         """Check the pick against the groups that it will draw from.

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_freeze.errors import ScheduleError, nearest
 
@@ -282,6 +282,32 @@ class Plan(ABC):
 
     def _rest_in(self, optimizer: int) -> bool:
         return self.layout.rest_trains and optimizer in self.layout.optimizers.get(REST, frozenset())
+
+
+class Part:
+    """A part of a schedule, written and shown without what is as by default; a frozen dataclass."""
+
+    _always: ClassVar[tuple[str, ...]]
+    """What is written nonetheless."""
+
+    def _given(self) -> dict[str, Any]:
+        values = [(field, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        return {f.name: value for f, value in values if f.name in self._always or value != f.default}
+
+    def describe(self) -> dict[str, Any]:
+        """The part as one would write it in YAML."""
+        return {name: _plain(value) for name, value in self._given().items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._given().items())})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.describe()
+    if isinstance(value, Mapping):
+        return {key: _plain(below) for key, below in value.items()}
+    return list(value) if isinstance(value, list) else value
 
 
 class Schedule(ABC):

@@ -208,13 +208,13 @@ class _Names:
                 "FSDPStrategy(use_orig_params=True), or FSDP2 through ModelParallelStrategy."
             )
         # Each name, of a module or of a parameter, with the parameters at or below it.
-        self._below: dict[str, list[str]] = {}
+        self.below: dict[str, list[str]] = {}
         for name in self.parameters:
             end = name.find(".")
             while end >= 0:
-                self._below.setdefault(name[:end], []).append(name)
+                self.below.setdefault(name[:end], []).append(name)
                 end = name.find(".", end + 1)
-            self._below.setdefault(name, []).append(name)
+            self.below.setdefault(name, []).append(name)
 
     def found(self, pattern: _Pattern) -> dict[str, str]:
         """Each parameter name that a pattern selects, with what its wildcards stood for."""
@@ -229,10 +229,10 @@ class _Names:
 
     def _globbed(self, pattern: _Pattern) -> dict[str, str]:
         if not _WILD.intersection(pattern.body):
-            return dict.fromkeys(self._below.get(pattern.body, ()), "")
+            return dict.fromkeys(self.below.get(pattern.body, ()), "")
         glob = pattern.regex
         found: dict[str, str] = {}
-        for prefix, names in self._below.items():  # a prefix stands before the longer ones that begin with it
+        for prefix, names in self.below.items():  # a prefix stands before the longer ones that begin with it
             if match := glob.fullmatch(f"{prefix}."):
                 part = ".".join(part.rstrip(".") for part in match.groups() if part)
                 for name in names:

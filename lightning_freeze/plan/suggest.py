@@ -94,7 +94,7 @@ class _Model:
 
     def __init__(self, module: nn.Module) -> None:
         names = _Names(module)
-        self.below = names._below  # parents before what is below them, in the model's order
+        self.below = names.below  # parents before what is below them, in the model's order
         self.parameters = names.parameters
         # A wrapper has the name of what it wraps; the innermost comes last and counts.
         self.modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False)}

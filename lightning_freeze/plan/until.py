@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from lightning_freeze.errors import ScheduleError, is_number, one_of, whole_number
+from lightning_freeze.plan.schedule import Part
 
 _COUNTS = {
     "patience": (0, "the phase ends with that many values in a row that were no improvement"),
@@ -32,7 +33,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, repr=False)
-class Until:
+class Until(Part):
     """Ends a phase when a logged metric has stopped improving, as Lightning's `EarlyStopping` ends a run.
 
     The metric is looked at once an epoch, at the training epoch's end; an epoch in which it was not logged (no
@@ -61,6 +62,7 @@ class Until:
     min_delta: float = 0.0
     min_epochs: int = 1
     max_epochs: int | None = None
+    _always: ClassVar = ("metric", "mode", "patience")
 
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or not self.metric:
@@ -88,15 +90,6 @@ class Until:
                 key="until.max_epochs",
                 value=self.max_epochs,
             )
-
-    def describe(self) -> dict[str, Any]:
-        """The end as one would write it in YAML."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        always = ("metric", "mode", "patience")
-        return {f.name: plain[f.name] for f in fields(self) if f.name in always or plain[f.name] != f.default}
-
-    def __repr__(self) -> str:
-        return f"Until({', '.join(f'{key}={value!r}' for key, value in self.describe().items())})"
 
     def judge(self, best: float | None, wait: int, value: float) -> Judgement:
         """What a new value makes of the phase.
