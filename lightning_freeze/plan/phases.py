@@ -249,8 +249,10 @@ class _PhasesPlan(Plan):
         repeat = None if schedule.repeat is True else int(schedule.repeat) or 1
         for index, child in enumerate(schedule.phases):
             key = f"{prefix}phases[{index}]"
-            row = isinstance(child, Phases)
-            children.append(self._resolve(child, f"{key}.") if row else self._resolve_phase(child, key, repeat))  # type: ignore[arg-type]
+            if isinstance(child, Phases):
+                children.append(self._resolve(child, f"{key}."))
+            else:
+                children.append(self._resolve_phase(child, key, repeat))
         return _Row(tuple(children), repeat)
 
     def _resolve_phase(self, phase: Phase, key: str, repeat: int | None) -> _Leaf:

@@ -385,6 +385,23 @@ def test_a_family_that_can_be_frozen_whole_is_refused_unless_something_else_trai
 @pytest.mark.parametrize(
     ("options", "key", "text"),
     [
+        ({"train": "head"}, "train", "`train` is 'head', but must be a list of groups: `train: [head]`."),
+        ({"train": None}, "train", "`train` is None, but must be a list of groups"),
+        ({"train": [3]}, "train", "`train` holds 3, but must hold names of groups: `train: [head, backbone]`."),
+        ({"train": [""]}, "train", "`train` holds '', but must hold names"),
+        (
+            {"updates": 2, "epochs": 3},
+            "epochs",
+            "the phase with `train: ['a']` has two ends, `updates: 2` and `epochs: 3`; a phase has at most one. Keep the",
+        ),
+        (
+            {"updates": 0},
+            "updates",
+            "`updates` is 0, but must be a whole number of at least 1: the phase ends after that many updates. The "
+            "nearest valid value is 1.",
+        ),
+        ({"epochs": 1.5}, "epochs", "`epochs` is 1.5, but must be a whole number of at least 1"),
+        ({"epochs": True}, "epochs", "`epochs` is True, but must be a whole number"),
         ({"lr": 0.1}, "lr", "`lr` is 0.1, but must map groups to factors on the learning rate: `lr: {backbone: 0.1}`."),
         ({"lr": {}}, "lr", "`lr` is {}, but must map groups"),
         (
@@ -404,7 +421,7 @@ def test_a_family_that_can_be_frozen_whole_is_refused_unless_something_else_trai
         ({"lr": {"a": None}}, "lr.a", "`lr.a` is None"),
         ({"lr": {"a": [1, 0]}}, "lr.a", "`lr.a` is 0"),
         ({"lr": {"a": {"decay": 0}}}, "lr.a.decay", "`lr.a.decay` is 0"),
-        ({"lr": {"a": {"deacy": 0.4}}}, "lr.a", "a mapping there has the one key `decay`: `lr: {a: {decay: 0.4}}"),
+        ({"lr": {"a": {"deacy": 0.4}}}, "lr.a", "a mapping there has the one key `decay`: `lr: {a: {decay: 0.4}}`,"),
         ({"lr": {"a": {}}}, "lr.a", "`lr.a` is {}, but a mapping there has the one key `decay`"),
         (
             {"ramp": 0},
@@ -421,9 +438,9 @@ def test_a_family_that_can_be_frozen_whole_is_refused_unless_something_else_trai
         ({"until": {"metric": "x"}}, "until", "in Python, Until(…)."),
     ],
 )
-def test_a_phase_with_a_part_that_is_none_is_refused(options: dict[str, Any], key: str, text: str) -> None:
+def test_a_bad_phase_is_refused(options: dict[str, Any], key: str, text: str) -> None:
     with pytest.raises(ScheduleError) as caught:
-        Phase(["a"], **options)
+        Phase(**{"train": ["a"], **options})
     assert text in str(caught.value)
     assert caught.value.key == key
 
@@ -468,9 +485,3 @@ def test_a_decay_of_one_group_is_refused_and_of_a_family_of_one_is_none() -> Non
         Phases([Phase(["all"], lr={"head": {"decay": 0.5}})]).bind(ONE)
     alone = Layout(("l/0",), {"l": ("l/0",)})
     assert not Phases([Phase(["all"], lr={"l": {"decay": 0.5}})]).bind(alone).rated
-
-
-def test_the_mend_of_a_decay_has_its_braces() -> None:
-    with pytest.raises(ScheduleError) as caught:
-        Phase(["a"], lr={"a": {"deacy": 0.4}})
-    assert "`lr: {a: {decay: 0.4}}`," in str(caught.value)

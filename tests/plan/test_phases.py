@@ -301,37 +301,6 @@ def test_a_schedule_that_does_not_fit_the_model_is_refused(schedule: Phases, tex
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text", "key"),
-    [
-        ({"train": "head"}, "`train` is 'head', but must be a list of groups: `train: [head]`.", "train"),
-        ({"train": None}, "`train` is None, but must be a list of groups", "train"),
-        ({"train": [3]}, "`train` holds 3, but must hold names of groups: `train: [head, backbone]`.", "train"),
-        ({"train": [""]}, "`train` holds '', but must hold names", "train"),
-        (
-            {"train": ["a"], "updates": 2, "epochs": 3},
-            "the phase with `train: ['a']` has two ends, `updates: 2` and `epochs: 3`; a phase has at most one. "
-            "Keep the",
-            "epochs",
-        ),
-        (
-            {"train": ["a"], "updates": 0},
-            "`updates` is 0, but must be a whole number of at least 1: the phase ends after that many updates. The "
-            "nearest valid value is 1.",
-            "updates",
-        ),
-        ({"train": ["a"], "epochs": 1.5}, "`epochs` is 1.5, but must be a whole number of at least 1", "epochs"),
-        ({"train": ["a"], "epochs": True}, "`epochs` is True, but must be a whole number", "epochs"),
-    ],
-)
-def test_a_bad_phase_is_refused(arguments: dict[str, Any], text: str, key: str) -> None:
-    with pytest.raises(ScheduleError) as caught:
-        Phase(**arguments)
-    assert text in str(caught.value)
-    assert caught.value.key is not None
-    assert caught.value.key.rpartition(".")[2] == key
-
-
 OPEN = "has no end and {why}, so what comes after it would never begin. Give it `updates:`, `epochs:` or `until:`, or move it to"
 
 
