@@ -348,6 +348,8 @@ class _PhasesPlan(Plan):
         return self._rest() if waiting else now.groups | self._rest()
 
     def rates(self, at: Position) -> dict[str, float]:
+        if not self.rated:
+            return {}
         now = self._now(at)
         rates = {group: rate for group, rate in now.rates.items() if group in now.groups or group == REST}
         ramp = now.written.ramp or 0

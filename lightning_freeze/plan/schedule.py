@@ -21,6 +21,8 @@ REST = "rest"
 ALL = "all"
 """In a phase: every named group."""
 
+_FIRST = frozenset({0})
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -82,11 +84,11 @@ class Layout:
     @property
     def indices(self) -> frozenset[int]:
         """The optimizers by index; the first alone where none is named."""
-        return frozenset().union(*self.optimizers.values()) or frozenset({0})
+        return frozenset().union(*self.optimizers.values()) or _FIRST
 
     def holders(self, group: str) -> frozenset[int]:
         """The optimizers that hold a group; the first where none is named."""
-        return self.optimizers.get(group, frozenset({0}))
+        return self.optimizers.get(group, _FIRST)
 
 
 _PASSING = {"window", "why"}

@@ -17,6 +17,7 @@ from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.pick import Pick
+from lightning_freeze.plan.preview import preview
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Schedule
 from lightning_freeze.plan.until import Until
 from lightning_freeze.yaml_file import Place
@@ -141,10 +142,7 @@ def test_a_description_is_the_phases_own() -> None:
             Phase([], epochs=1, pick=Pick("l")),
             "Phase(train=[], epochs=1, pick=Pick(family='l', count=1, order='random'))",
         ),
-        (
-            Phase(["a"], until=Until("x")),
-            "Phase(train=['a'], until=Until(metric='x', mode='min', patience=3))",
-        ),
+        (Phase(["a"], until=Until("x")), "Phase(train=['a'], until=Until(metric='x', mode='min', patience=3))"),
     ],
 )
 def test_it_is_shown_as_it_is_written(phase: Phase, text: str) -> None:
@@ -191,22 +189,12 @@ def test_the_rest_can_have_a_factor_where_it_trains() -> None:
 def test_what_is_drawn_has_its_factor_when_it_is_drawn() -> None:
     pick = Pick("l", 1, "forward")
     plan = Phases([Phase(["head"], updates=1, pick=pick, lr={"l": [0.1, 0.2, 0.3]})], repeat=True).bind(ONE)
-    at = plan.start()
-    seen = []
-    for _ in range(4):
-        seen.append(plan.rates(at))
-        plan.update(at, 0, plan.trains(at, 0))
-    assert seen == [{"l/0": 0.1}, {"l/1": 0.2}, {"l/2": 0.3}, {"l/0": 0.1}]
+    assert [step.rates for step in preview(plan, 4, 4)] == [{"l/0": 0.1}, {"l/1": 0.2}, {"l/2": 0.3}, {"l/0": 0.1}]
 
 
 def test_a_factor_ends_with_its_phase() -> None:
     plan = Phases([Phase(["all"], updates=2, lr={"head": 0.1}), Phase(["all"])]).bind(ONE)
-    at = plan.start()
-    seen = []
-    for _ in range(4):
-        seen.append(plan.rates(at))
-        plan.update(at, 0, plan.trains(at, 0))
-    assert seen == [{"head": 0.1}, {"head": 0.1}, {}, {}]
+    assert [step.rates for step in preview(plan, 4, 4)] == [{"head": 0.1}, {"head": 0.1}, {}, {}]
     assert plan.rated
     assert not Phases([Phase(["all"], lr={"head": 1})]).bind(ONE).rated
 
@@ -215,14 +203,8 @@ def test_a_factor_ends_with_its_phase() -> None:
 
 
 def ramped(plan: Plan, updates: int, group: str) -> list[float]:
-    """The factor of a group at each update, None where it is frozen."""
-    at, seen = plan.start(), []
-    for _ in range(updates):
-        trained = plan.trains(at, 0)
-        if group in trained:
-            seen.append(plan.rates(at).get(group, 1.0))
-        plan.update(at, 0, trained)
-    return seen
+    """The factor of a group at each update that trains it."""
+    return [step.rates.get(group, 1.0) for step in preview(plan, updates, updates) if group in step.trained]
 
 
 @pytest.mark.parametrize("ramp", [1, 2, 3, 7])

@@ -221,14 +221,8 @@ def test_an_optimizer_may_idle_in_a_phase_without_its_groups(
     ],
 )
 def test_a_schedule_runs_out_with_its_last_step(schedule: Phases, steps: int | None) -> None:
-    plan = schedule.bind(ONE)
-    at = plan.start()
-    out = []
-    for step in range(20):
-        plan.begin_window(at, step // 4)
-        out.append(plan.ran_out(at))
-        plan.update(at, 0, plan.trains(at, 0))
-    assert out == [steps is not None and step >= steps for step in range(20)]
+    over = [step.over for step in preview(schedule.bind(ONE), 20, 4)]
+    assert over == [steps is not None and step >= steps for step in range(20)]
 
 
 def test_the_last_set_stays_when_the_schedule_has_run_out() -> None:
@@ -309,12 +303,7 @@ OPEN = "has no end and {why}, so what comes after it would never begin. Give it 
     [
         ([], False, "`phases` is empty, so nothing would ever be trainable. Give at least one phase", "phases"),
         ("a", False, "`phases` is 'a', but must be a list", "phases"),
-        (
-            Phase(["a"]),
-            False,
-            "`phases` is Phase(train=['a']), but must be a list",
-            "phases",
-        ),
+        (Phase(["a"]), False, "`phases` is Phase(train=['a']), but must be a list", "phases"),
         ([{"train": ["a"]}], False, "`phases[0]` is {'train': ['a']}, which is neither a Phase nor Phases.", "phases"),
         (
             [up("a", 1), Phases([up("b", 1)], repeat=True)],
