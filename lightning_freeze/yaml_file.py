@@ -102,7 +102,10 @@ def read(path: Path, named_by: Place | None = None, mend: str = "") -> Place:
         ConfigError: The file is not there, is no YAML, is empty, or holds a key twice.
     """
     if not path.is_file():
-        message = f"the file {str(path)!r} is not there.{_nearest_file(path)}{mend}"
+        around = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, around, 3) or around[:3]
+        hint = f" Nearest in {str(path.parent)!r}: {', '.join(close)}." if close else " Check the path."
+        message = f"the file {str(path)!r} is not there.{hint}{mend}"
         raise named_by.error(message) if named_by is not None else ConfigError(message)
     node = _compose(path)
     if node is None:
@@ -112,12 +115,6 @@ def read(path: Path, named_by: Place | None = None, mend: str = "") -> Place:
     for place in root.walk():
         _refuse_twice(place)
     return root
-
-
-def _nearest_file(path: Path) -> str:
-    around = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, around, 3) or around[:3]
-    return f" Nearest in {str(path.parent)!r}: {', '.join(close)}." if close else " Check the path."
 
 
 def _compose(path: Path) -> Node | None:

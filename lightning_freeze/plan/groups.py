@@ -182,7 +182,7 @@ def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Sche
         ScheduleError: Such a name selects nothing; the message offers the nearest groups and the nearest names.
     """
     names = _Names(module)
-    known = Layout(tuple(groups), dict.fromkeys(groups, ()))
+    known = Layout(tuple(groups))
     wanted = dict(groups)
     for key, name in schedule.names():
         if known.knows(name) or name in wanted or name.partition("/")[0] in groups:

@@ -96,15 +96,14 @@ def _check_element(key: str, phase: object) -> None:
         return
     if not isinstance(phase, Phases):
         raise ScheduleError(
-            f"`{key}` is {phase!r}, which is neither a Phase nor Phases. Write "
-            "`{train: [head], updates: 10}` in YAML, Phase(['head'], updates=10) in Python.",
+            f"`{key}` is {phase!r}, which is neither a Phase nor Phases. Write `{{train: [head], updates: 10}}` in YAML, "
+            "Phase(['head'], updates=10) in Python.",
             key="phases",
             value=phase,
         )
     if phase.repeat is True:
         raise ScheduleError(
-            f"`{key}.repeat` is true, but only the outermost phases may repeat for ever. Give it a "
-            "number: `repeat: 10`.",
+            f"`{key}.repeat` is true, but only the outermost phases may repeat for ever. Give it a number: `repeat: 10`.",
             key=f"{key}.repeat",
             value=True,
         )
@@ -447,16 +446,16 @@ class _PhasesPlan(Plan):
         return f"`{leaf.key}`" + (f" (visit {visit + 1})" if visit else "")
 
     def never_freezes(self) -> bool:
-        waits = any(leaf.written.updates is not None and len(self._possible(leaf)) > 1 for leaf in self._leaves)
-        return not waits and all(self._surely(leaf) == frozenset(self.layout.groups) for leaf in self._leaves)
+        groups = frozenset(self.layout.groups)
+        return not any(self._waits(leaf) or self._surely(leaf) != groups for leaf in self._leaves)
 
     def _surely(self, leaf: _Leaf) -> frozenset[str]:
         """The groups that a phase trains whatever is drawn."""
         return leaf.possible() if leaf.least == len(leaf.family) else leaf.always
 
-    def _possible(self, leaf: _Leaf) -> frozenset[int]:
-        """The optimizers that may have to make its updates."""
-        return self._lanes(leaf.possible())
+    def _waits(self, leaf: _Leaf) -> bool:
+        """Whether an optimizer may have to wait in a phase for the updates of another."""
+        return leaf.written.updates is not None and len(self._lanes(leaf.possible())) > 1
 
     def _steps(self, leaf: _Leaf, optimizer: int) -> bool:
         """Whether an optimizer has something to train in a phase, whatever is drawn."""
@@ -494,7 +493,7 @@ class _PhasesPlan(Plan):
                 trained.append(f"a draw from {leaf.written.pick.family}")
             if not self._steps(leaf, optimizer):
                 return f"in the phase that trains {trained} all its groups {'can be' if leaf.family else 'are'} frozen"
-            if leaf.written.updates is not None and len(self._possible(leaf)) > 1:
+            if self._waits(leaf):
                 return f"in the phase that trains {trained} it waits, frozen, for the other optimizer"
         return None
 

@@ -74,7 +74,7 @@ def preview(
     for batch in count() if batches is None else range(batches):
         plan.begin_window(at, at.epoch if epoch is None else max(epoch, at.epoch))
         for optimizer in order:
-            trained = plan.updated(at, optimizer)
+            trained = plan.next_update(at, optimizer)
             yield Step(at.epoch, batch, optimizer, trained, plan.rates(at), plan.ran_out(at))
             plan.update(at, optimizer, trained)
         in_epoch += 1

@@ -214,9 +214,9 @@ class Plan(ABC):
 
     def trainable(self, at: Position) -> frozenset[str]:
         """The groups that the coming optimizer steps may train, over all optimizers."""
-        return frozenset().union(*(self.updated(at, optimizer) for optimizer in self.layout.indices))
+        return frozenset().union(*(self.next_update(at, optimizer) for optimizer in self.layout.indices))
 
-    def updated(self, at: Position, optimizer: int) -> frozenset[str]:
+    def next_update(self, at: Position, optimizer: int) -> frozenset[str]:
         """The groups that the next step of one optimizer updates: of those that may train, the ones it holds."""
         return frozenset(g for g in self.trains(at, optimizer) if optimizer in self.layout.holders(g))
 
@@ -246,7 +246,7 @@ class Plan(ABC):
             self.begin_window(at, at.epoch)
             yield self.trainable(at)
             for optimizer in sorted(self.layout.indices):
-                self.update(at, optimizer, self.updated(at, optimizer))
+                self.update(at, optimizer, self.next_update(at, optimizer))
 
     def steady_for(self, at: Position) -> int:
         """How many updates can follow, of whichever groups, in which what trains stays as it is; never too many."""
@@ -287,10 +287,10 @@ class Plan(ABC):
 
 
 class Part:
-    """A part of a schedule, written and shown without what is as by default; a frozen dataclass."""
+    """A part of a schedule, a frozen dataclass: described and shown without its defaults."""
 
     _always: ClassVar[tuple[str, ...]]
-    """What is written nonetheless."""
+    """The fields that are shown in any case."""
 
     def _given(self) -> dict[str, Any]:
         values = [(field, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]

@@ -93,7 +93,12 @@ def _texts(group: str, item: object) -> Iterator[tuple[str, str]]:
         yield "select", item
     elif isinstance(item, Mapping):
         for key, value in item.items():
-            _check_key(group, key)
+            if key not in _KEYS:
+                close = nearest(str(key), _KEYS, 1) or [_KEYS[0]]
+                raise SelectionError(
+                    f"group {group!r} has the unknown key {key!r}; the keys of a selector are {', '.join(_KEYS)}. "
+                    f"Nearest: {close[0]!r}."
+                )
             texts = [text for text in _as_list(value) if isinstance(text, str)]
             if len(texts) < len(_as_list(value)):
                 raise SelectionError(
@@ -105,15 +110,6 @@ def _texts(group: str, item: object) -> Iterator[tuple[str, str]]:
         raise SelectionError(
             f"group {group!r} has the selector {item!r}; write a name such as 'encoder.layers.0', a list of names, "
             f"or a mapping with the keys {', '.join(_KEYS)}."
-        )
-
-
-def _check_key(group: str, key: object) -> None:
-    if key not in _KEYS:
-        close = nearest(str(key), _KEYS, 1) or [_KEYS[0]]
-        raise SelectionError(
-            f"group {group!r} has the unknown key {key!r}; the keys of a selector are {', '.join(_KEYS)}. "
-            f"Nearest: {close[0]!r}."
         )
 
 
@@ -262,9 +258,8 @@ def _check_group_name(group: object) -> None:
             f"`groups` has a group called {group!r}, which is reserved: `rest` is every parameter outside the groups, "
             f"`all` every named group. Call it something else, such as '{group}_parameters'."
         )
-    if "/" in group or "*" in group:
-        if group.startswith(("re:", "type:")) or "*" in group:
-            return  # a selector written in a schedule is its own group's name
+    # A selector written in a schedule is its own group's name.
+    if "/" in group and "*" not in group and not group.startswith(("re:", "type:")):
         raise SelectionError(
             f"group {group!r} has a slash in its name; slashes name the groups of a family (layers/0)."
         )
