@@ -1,10 +1,11 @@
-"""What is raised before training starts, and the checks of numbers and words that raise it."""
+"""What is raised before training starts, and the checks of values that raise it."""
 
 from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 
 class ScheduleError(ValueError):
@@ -33,6 +34,16 @@ class UnsupportedError(RuntimeError):
 def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
     """The names that look most like ``name``, best first."""
     return difflib.get_close_matches(name, list(dict.fromkeys(among)), n=count, cutoff=0.4)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether a value is a list or the like; a text is none."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
@@ -72,5 +83,4 @@ def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
 
 
 def _nearest_count(value: object, least: int) -> int:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-    return max(least, round(value)) if number and abs(value) < 1e15 else least  # type: ignore[arg-type,call-overload]
+    return max(least, round(value)) if is_number(value) and abs(value) < 1e15 else least

@@ -26,7 +26,7 @@ from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Choice, SkipBackward, choose
 from lightning_freeze.holds.state_holds import OffloadState, ResetState
 from lightning_freeze.plan.groups import Groups, Rest
-from lightning_freeze.plan.intervals import longest_interval
+from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.schedule import REST, Plan

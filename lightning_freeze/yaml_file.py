@@ -43,16 +43,21 @@ class Place:
         """A mapping's values by key; empty for anything else."""
         if not isinstance(self.node, MappingNode):
             return {}
-        return {
-            str(key.value): Place(self.path, f"{self.key}.{key.value}" if self.key else str(key.value), value)
-            for key, value in self.node.value
-        }
+        return {str(key.value): self.under(key, value) for key, value in self.node.value}
+
+    def under(self, key: Node, node: Node) -> Place:
+        """A node of this mapping that stands under one of its keys, or the key itself."""
+        return Place(self.path, f"{self.key}.{key.value}" if self.key else str(key.value), node)
 
     def elements(self) -> list[Place]:
         """A sequence's elements; empty for anything else."""
         if not isinstance(self.node, SequenceNode):
             return []
         return [Place(self.path, f"{self.key}[{i}]", value) for i, value in enumerate(self.node.value)]
+
+    def children(self) -> tuple[Place, ...]:
+        """What stands right below: a mapping's values, or a sequence's elements."""
+        return (*self.items().values(), *self.elements())
 
     def plain(self) -> Any:
         """The value as builtins."""
@@ -73,7 +78,7 @@ class Place:
             return
         seen.add(id(self.node))
         yield self
-        for child in (*self.items().values(), *self.elements()):
+        for child in self.children():
             yield from child._walk(seen)
 
     def file(self) -> Path | None:
@@ -102,8 +107,19 @@ def read(path: Path, named_by: Place | None = None, mend: str = "") -> Place:
         hint = f" Nearest in {str(path.parent)!r}: {', '.join(close)}." if close else " Check the path."
         message = f"the file {str(path)!r} is not there.{hint}{mend}"
         raise named_by.error(message) if named_by is not None else ConfigError(message)
+    node = _compose(path)
+    if node is None:
+        raise ConfigError(f"{path}: the file is empty.")
+    root = Place(path, "", node)
+    _refuse_endless(root, (), set())
+    for place in root.walk():
+        _refuse_twice(place)
+    return root
+
+
+def _compose(path: Path) -> Node | None:
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        return yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
@@ -114,13 +130,6 @@ def read(path: Path, named_by: Place | None = None, mend: str = "") -> Place:
             else 'Patterns that begin with * or hold braces must be quoted: each: "layers.*".'
         )
         raise ConfigError(f"{path}{where}: this is no YAML: {problem}. {mend}") from error
-    if node is None:
-        raise ConfigError(f"{path}: the file is empty.")
-    root = Place(path, "", node)
-    _refuse_endless(root, (), set())
-    for place in root.walk():
-        _refuse_twice(place)
-    return root
 
 
 def _refuse_endless(place: Place, above: tuple[int, ...], fine: set[int]) -> None:
@@ -132,7 +141,7 @@ def _refuse_endless(place: Place, above: tuple[int, ...], fine: set[int]) -> Non
         )
     if id(place.node) in fine:
         return
-    for child in (*place.items().values(), *place.elements()):
+    for child in place.children():
         _refuse_endless(child, (*above, id(place.node)), fine)
     fine.add(id(place.node))
 
@@ -143,7 +152,7 @@ def _refuse_twice(place: Place) -> None:
     seen: dict[Any, int] = {}
     for key, value in place.node.value:
         if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-            raise Place(place.path, f"{place.key}.{key.value}" if place.key else str(key.value), key).error(
+            raise place.under(key, key).error(
                 f"the key {key.value!r} stands twice; it was given first in line {seen[key.value]}. YAML would silently "
                 f"take the last one ({value.value if isinstance(value, ScalarNode) else '…'}). Keep the one you mean."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -73,41 +73,41 @@ def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held
         Timeline(elements=[1, 10, 1], gradient=[4, 40, 4], state=[8, 88, 88])
     """
     _refuse_unknown(trained, sizes)
-    known: dict[frozenset[str], tuple[int, int]] = {}
-    timeline = Timeline([], [], _state(trained, sizes, held))
-    for groups in trained:
-        if groups not in known:
-            known[groups] = (sum(sizes[g].elements for g in groups), sum(sizes[g].gradient for g in groups))
-        elements, gradient = known[groups]
-        timeline.elements.append(elements)
-        timeline.gradient.append(gradient)
-    return timeline
+    elements = {groups: sum(sizes[g].elements for g in groups) for groups in set(trained)}
+    gradient = {groups: sum(sizes[g].gradient for g in groups) for groups in set(trained)}
+    return Timeline(
+        [elements[groups] for groups in trained], [gradient[groups] for groups in trained], _state(trained, sizes, held)
+    )
 
 
 def _state(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held) -> list[int]:
     """The bytes of optimizer state with each update."""
     changes = [0] * (len(trained) + 1)
-    if trained:
-        changes[0] = 0 if held.leaves else sum(sizes[g].state for g in held.before)
-    seen, before = set(held.before), frozenset[str]()
-    frozen_at: dict[str, int] = dict.fromkeys(held.before, 0)
+    for group, first, end in _stays(trained, held):
+        changes[first] += sizes[group].state
+        changes[end] -= sizes[group].state
+    return list(accumulate(changes[:-1]))
+
+
+def _stays(trained: Sequence[frozenset[str]], held: Held) -> Iterator[tuple[str, int, int]]:
+    """Each (group, first update, end) between which a group's state is held."""
+    frozen_at = dict.fromkeys(held.before, 0)
+    since: dict[str, int] = {}
+    before = frozenset[str]()
     for number, groups in enumerate(trained):
         if groups == before:
             continue
         for group in groups - before:
-            if held.leaves or group not in seen:
-                changes[number] += sizes[group].state
-            frozen = frozen_at.pop(group, None)
-            if held.leaves and frozen is not None and number - frozen < held.unless_within:
-                changes[frozen] += sizes[group].state
-                changes[number] -= sizes[group].state
+            frozen = frozen_at.pop(group, number)
+            stayed = not held.leaves or number - frozen < held.unless_within
+            since[group] = frozen if stayed else number
         for group in before - groups:
             frozen_at[group] = number
-            if held.leaves:
-                changes[number] -= sizes[group].state
-        seen |= groups
+            yield group, since.pop(group), number
         before = groups
-    return list(accumulate(changes[:-1]))
+    kept = {} if held.leaves else frozen_at
+    for group, first in (*since.items(), *kept.items()):
+        yield group, first, len(trained)
 
 
 def _refuse_unknown(trained: Iterable[frozenset[str]], sizes: Mapping[str, Size]) -> None:

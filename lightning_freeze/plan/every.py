@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_freeze.errors import ScheduleError, whole_number
-from lightning_freeze.plan.schedule import ALL, REST, Layout, Plan, Position, Schedule
+from lightning_freeze.plan.schedule import ALL, Layout, Plan, Position, Schedule
 
 
 class Every(Schedule):
@@ -40,18 +40,19 @@ class Every(Schedule):
                 value=periods,
             )
         meaning = "the group is updated once for that many updates"
-        periods = {group: whole_number(n, f"periods.{group}", meaning) for group, n in periods.items()}
-        if of is not None and (not isinstance(of, str) or not of):
+        self.periods = {group: whole_number(n, f"periods.{group}", meaning) for group, n in periods.items()}
+        self.of = of
+        if of is None:
+            return
+        if not isinstance(of, str) or not of:
             raise ScheduleError(f"`of` is {of!r}, but must be the name of one group.", key="of", value=of)
-        if of is not None and of in periods:
+        if of in periods:
             raise ScheduleError(
                 f"`of` is {of!r}, which has a period of its own: a group cannot wait for its own updates. Take {of!r} "
                 "out of `periods`, or leave `of` away to count every optimizer step.",
                 key="of",
                 value=of,
             )
-        self.periods = periods
-        self.of = of
 
     def names(self) -> tuple[tuple[str, str], ...]:
         """Each (key, name) that stands for a group."""
@@ -100,14 +101,7 @@ class _EveryPlan(Plan):
         self.layout = layout
         self._of = of
         self._always = frozenset(layout.groups).difference(periods) | self._rest()
-        for group in [*periods, *([of] if of else [])]:
-            if len(held_by := layout.optimizers.get(group, frozenset())) > 1:
-                raise ScheduleError(
-                    f"group {group!r} is held by {len(held_by)} optimizers ({sorted(held_by)}), so its updates cannot "
-                    "be counted as one. Make it one group for each optimizer.",
-                    key="periods" if group in periods else "of",
-                    value=group,
-                )
+        self._refuse_split([*periods, *([of] if of else [])], periods)
         if of is None and not self._always and 1 not in periods.values():
             raise ScheduleError(
                 "every group has a period above 1 and there is no `of`, so after the first step nothing would be "
@@ -117,12 +111,22 @@ class _EveryPlan(Plan):
                 value=dict(periods),
             )
         # A group that shares the optimizer of `of` trains in the very step that `of` is counted in.
-        counted = layout.optimizers.get(of or REST)
-        shared = {g for g in periods if of is None or layout.optimizers.get(g) == counted}
-        self._shared = [(g, n) for g, n in periods.items() if g in shared]
-        self._apart = [(g, n) for g, n in periods.items() if g not in shared]
+        held = layout.optimizers
+        self._shared = {g: n for g, n in periods.items() if of is None or held.get(g) == held.get(of)}
+        self._apart = {g: n for g, n in periods.items() if g not in self._shared}
         self._periods = dict(periods)
         self.pairs_within_a_window = bool(self._apart)
+
+    def _refuse_split(self, counted: list[str], periods: Mapping[str, int]) -> None:
+        """Refuse groups of several optimizers, of which each would count updates of its own."""
+        for group in counted:
+            if len(held_by := self.layout.optimizers.get(group, frozenset())) > 1:
+                raise ScheduleError(
+                    f"group {group!r} is held by {len(held_by)} optimizers ({sorted(held_by)}), so its updates cannot "
+                    "be counted as one. Make it one group for each optimizer.",
+                    key="periods" if group in periods else "of",
+                    value=group,
+                )
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
         return self.trainable(at)
@@ -130,11 +134,11 @@ class _EveryPlan(Plan):
     def trainable(self, at: Position) -> frozenset[str]:
         counts = at.updates
         done = at.total if self._of is None else counts[self._of]
-        due = [g for g, n in self._shared if counts[g] * n <= done]
+        due = [g for g, n in self._shared.items() if counts[g] * n <= done]
         if self._apart:
             # The update of `of` that a group goes with: one made earlier in this batch or, if none was, the coming one.
             made = done - 1 if self._of in at.window else done
-            due += [g for g, n in self._apart if counts[g] * n <= made]
+            due += [g for g, n in self._apart.items() if counts[g] * n <= made]
         return self._always.union(due) if due else self._always
 
     def never_freezes(self) -> bool:
@@ -146,7 +150,7 @@ class _EveryPlan(Plan):
         counts = at.updates
         done = at.total if self._of is None else counts[self._of]
         # A group that is due may be updated by the next step; the others come due one update at a time.
-        return max(0, min([counts[g] * n - done for g, n in self._shared]) - 1)
+        return max(0, min([counts[g] * n - done for g, n in self._shared.items()]) - 1)
 
     def waits_for(self, at: Position) -> frozenset[int]:
         held = self.layout.optimizers

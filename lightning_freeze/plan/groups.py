@@ -6,7 +6,7 @@ Whole segments of names, as finetuning-scheduler, BAdam and rslearn do not: ``la
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -30,15 +30,6 @@ if TYPE_CHECKING:
 
 Rest = Literal["train", "freeze", "error"]
 """What becomes of the parameters that no group names."""
-
-
-# --- selectors ------------------------------------------------------------------------------------------------------
-
-
-# --- the model's names ----------------------------------------------------------------------------------------------
-
-
-# --- groups ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -141,45 +132,47 @@ def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = 
 def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest = "train") -> Groups:
     """As `resolve_groups`, with the parameters themselves, families and the rest."""
     names = _Names(module)
+    users_own = tuple(n for n, p in names.parameters.items() if not p.requires_grad)
     taken: dict[int, tuple[str, str, str]] = {}  # parameter → group, pattern, name
-    sorted_into: dict[str, list[str]] = {}
+    chosen: dict[str, set[str]] = {}
     families: dict[str, tuple[str, ...]] = {}
-    users_own = dict.fromkeys(n for n, p in names.parameters.items() if not p.requires_grad)
     for group, selector in groups.items():
         _check_group_name(group)
         parsed = _parse(group, selector)
         matches = _matches(group, parsed, names)
         if parsed.each:
-            parts = sorted({part for _, _, part in matches}, key=_natural)
-            if parts == [""]:
-                raise SelectionError(
-                    f"family {group!r} has `each: {parsed.include[0].text}`, which has no wildcard, so it names one "
-                    f'thing and not a family. Write `each: "{parsed.include[0].text}.*"`.'
-                )
-            families[group] = tuple(f"{group}/{part}" for part in parts)
-            sorted_into.update({name: [] for name in families[group]})
-        else:
-            sorted_into[group] = []
+            families[group] = _family(group, parsed.include[0].text, {part for _, _, part in matches})
+        chosen |= {own: set() for own in families.get(group, (group,))}
         for name, text, part in matches:
-            if name in users_own:
-                continue
-            own = f"{group}/{part}" if parsed.each else group
-            _take(taken, names, own, text, name)
-            sorted_into[own].append(name)
-    _refuse_empty(sorted_into, groups, families, users_own)
-    order = {name: number for number, name in enumerate(names.parameters)}
-    left = [n for n, p in names.parameters.items() if id(p) not in taken and n not in users_own]
+            if names.parameters[name].requires_grad:
+                own = f"{group}/{part}" if parsed.each else group
+                _take(taken, names, own, text, name)
+                chosen[own].add(name)
+    _refuse_empty(chosen, groups, families, users_own)
+    chosen |= _rest(names, taken, rest)
+    members = {group: _members(group, own, names) for group, own in chosen.items()}
+    return Groups(members, families, users_own, rest)
+
+
+def _family(group: str, pattern: str, parts: set[str]) -> tuple[str, ...]:
+    if parts == {""}:
+        raise SelectionError(
+            f"family {group!r} has `each: {pattern}`, which has no wildcard, so it names one thing and not a family. "
+            f'Write `each: "{pattern}.*"`.'
+        )
+    return tuple(f"{group}/{part}" for part in sorted(parts, key=_natural))
+
+
+def _rest(names: _Names, taken: Mapping[int, object], rest: Rest) -> dict[str, set[str]]:
+    """What no group has taken, as a group; nothing where nothing is left."""
+    left = [n for n, p in names.parameters.items() if id(p) not in taken and p.requires_grad]
     if left and rest == "error":
         raise SelectionError(
             f"{len(left)} parameter(s) are in no group, and `rest: error` forbids that: {', '.join(left[:5])}"
             + (", …" if len(left) > 5 else "")
             + ". Name them in a group, or set `rest: train` (they train always) or `rest: freeze` (never)."
         )
-    members = {
-        group: tuple(_members(group, sorted(chosen, key=order.__getitem__), names))
-        for group, chosen in {**sorted_into, **({REST: left} if left else {})}.items()
-    }
-    return Groups(members, families, tuple(users_own), rest)
+    return {REST: set(left)} if left else {}
 
 
 def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Schedule) -> dict[str, Selector]:
@@ -189,66 +182,63 @@ def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Sche
         ScheduleError: Such a name selects nothing; the message offers the nearest groups and the nearest names.
     """
     names = _Names(module)
-    known = Layout(tuple(groups), dict.fromkeys(groups, ()))
+    known = Layout(tuple(groups))
     wanted = dict(groups)
     for key, name in schedule.names():
-        family = name.partition("/")[0] if "/" in name else name
-        if name in wanted or known.knows(name) or family in groups:
+        if known.knows(name) or name in wanted or name.partition("/")[0] in groups:
             continue
-        try:
-            matched = names.found(_pattern(name, name))
-        except SelectionError as error:
-            raise ScheduleError(
-                f"`{key}` names {name!r}, which is no group; as a selector, {error}", key=key
-            ) from error
-        if not matched:
-            close = [*nearest(name, [*groups, ALL]), *names.near(name)]
-            hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
-            raise ScheduleError(
-                f"`{key}` names {name!r}, which is no group"
-                + (f" (groups: {', '.join(map(repr, groups))})" if groups else "")
-                + f" and, read as a selector, matches no parameter.{hint}",
-                key=key,
-                value=name,
-            )
-        for group in nearest(name, groups, 1):
-            matches = _matches(group, _parse(group, groups[group]), names)
-            parts = {part for n, _, part in matches if n in matched}
-            if not parts:
-                continue
-            members = [group] if parts == {""} else [f"{group}/{part}" for part in sorted(parts, key=_natural)]
-            alike = {n for n, _, part in matches if part in parts} == matched.keys()
-            held = ", ".join(map(repr, members if alike else [group]))
-            raise ScheduleError(
-                f"`{key}` names {name!r}, which is no group, and {held} "
-                + (
-                    f"hold{'s' * (len(members) == 1)} the same parameters: write {held} in the schedule"
-                    + (f", or call the group {name!r}." if members == [group] else ".")
-                    if alike
-                    else f"holds some of the same parameters, and a parameter is in one group alone: name {held} in the "
-                    "schedule, or make it two groups."
-                ),
-                key=key,
-                value=name,
-            )
+        matched = _selected(key, name, groups, names)
+        _refuse_overlap(key, name, matched, groups, names)
         wanted[name] = name
     return wanted
 
 
+def _selected(key: str, name: str, groups: Iterable[str], names: _Names) -> set[str]:
+    """The parameters that a name in a schedule selects."""
+    try:
+        matched = names.found(_pattern(name, name))
+    except SelectionError as error:
+        raise ScheduleError(f"`{key}` names {name!r}, which is no group; as a selector, {error}", key=key) from error
+    if not matched:
+        close = [*nearest(name, [*groups, ALL]), *names.near(name)]
+        hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
+        raise ScheduleError(
+            f"`{key}` names {name!r}, which is no group"
+            + (f" (groups: {', '.join(map(repr, groups))})" if groups else "")
+            + f" and, read as a selector, matches no parameter.{hint}",
+            key=key,
+            value=name,
+        )
+    return set(matched)
+
+
+def _refuse_overlap(key: str, name: str, matched: set[str], groups: Mapping[str, Selector], names: _Names) -> None:
+    """Refuse a selector of the parameters of the group whose name is nearest: it is most likely that group."""
+    for group in nearest(name, groups, 1):
+        matches = _matches(group, _parse(group, groups[group]), names)
+        parts = {part for n, _, part in matches if n in matched}
+        if not parts:
+            return
+        members = [group] if parts == {""} else [f"{group}/{part}" for part in sorted(parts, key=_natural)]
+        if {n for n, _, part in matches if part in parts} == matched:
+            held = ", ".join(map(repr, members))
+            advice = f"{held} hold{'s' * (len(members) == 1)} the same parameters: write {held} in the schedule" + (
+                f", or call the group {name!r}." if members == [group] else "."
+            )
+        else:
+            advice = (
+                f"{group!r} holds some of the same parameters, and a parameter is in one group alone: name {group!r} in "
+                "the schedule, or make it two groups."
+            )
+        raise ScheduleError(f"`{key}` names {name!r}, which is no group, and {advice}", key=key, value=name)
+
+
 def _matches(group: str, selector: _Selector, names: _Names) -> list[tuple[str, str, str]]:
-    """The (name, pattern, part of a family) that a selector takes, in the model's order."""
-    gone: set[str] = set()
-    for pattern in selector.exclude:
-        found = names.found(pattern)
-        if not found:
-            raise SelectionError(_no_match(group, pattern, names, "except: "))
-        gone |= found.keys()
+    """The (name, pattern, part of a family) that a selector takes, pattern by pattern."""
+    gone = {name for pattern in selector.exclude for name in _found(group, pattern, names, "except: ")}
     chosen: dict[str, tuple[str, str]] = {}
     for pattern in selector.include:
-        found = names.found(pattern)
-        if not found:
-            raise SelectionError(_no_match(group, pattern, names, "each: " if selector.each else ""))
-        for name, part in found.items():
+        for name, part in _found(group, pattern, names, "each: " if selector.each else "").items():
             chosen.setdefault(name, (pattern.text, part))
     left = [(name, text, part) for name, (text, part) in chosen.items() if name not in gone]
     if not left:
@@ -259,13 +249,16 @@ def _matches(group: str, selector: _Selector, names: _Names) -> list[tuple[str, 
     return left
 
 
-def _no_match(group: str, pattern: _Pattern, names: _Names, key: str) -> str:
+def _found(group: str, pattern: _Pattern, names: _Names, key: str) -> dict[str, str]:
+    """What a pattern finds, which must be something."""
+    if found := names.found(pattern):
+        return found
     if pattern.kind == "type":
         kinds = sorted({f"{type(m).__module__}.{type(m).__qualname__}" for m in names.modules.values()})
         close = nearest(pattern.body, kinds) or kinds[:3]
     else:
         close = names.near(pattern.body) or [*names.modules, *names.parameters][:3]
-    return (
+    raise SelectionError(
         f"group {group!r}: the selector {key + pattern.text!r} matches no parameter. "
         f"Nearest: {', '.join(map(repr, close)) or 'none, the model has no parameters'}. "
         + (
@@ -293,29 +286,29 @@ def _take(taken: dict[int, tuple[str, str, str]], names: _Names, group: str, pat
 
 
 def _refuse_empty(
-    sorted_into: Mapping[str, list[str]],
+    chosen: Mapping[str, set[str]],
     groups: Mapping[str, Selector],
     families: Mapping[str, tuple[str, ...]],
-    users_own: Mapping[str, None],
+    users_own: Sequence[str],
 ) -> None:
     of_family = {name: family for family, parts in families.items() for name in parts}
-    for group, chosen in sorted_into.items():
-        if not chosen:
+    for group, names in chosen.items():
+        if not names:
             raise SelectionError(
                 f"group {group!r} (by {groups[of_family.get(group, group)]!r}) is empty, because all its parameters were "
-                f"found with requires_grad=False ({len(users_own)} in the model, such as {next(iter(users_own))!r}). "
+                f"found with requires_grad=False ({len(users_own)} in the model, such as {users_own[0]!r}). "
                 "Those are yours to freeze and belong to no group. Leave requires_grad=True for everything that the "
                 "schedule is to train, also what is frozen at first."
             )
 
 
-def _members(group: str, chosen: Iterable[str], names: _Names) -> Iterator[Member]:
-    seen: set[int] = set()
-    for name in chosen:
-        parameter = names.parameters[name]
-        if id(parameter) not in seen:
-            seen.add(id(parameter))
-            yield Member(name, parameter, group)
+def _members(group: str, chosen: set[str], names: _Names) -> tuple[Member, ...]:
+    """A group's parameters in the model's order, a tied one under the first of its chosen names."""
+    members: dict[int, Member] = {}
+    for name, parameter in names.parameters.items():
+        if name in chosen:
+            members.setdefault(id(parameter), Member(name, parameter, group))
+    return tuple(members.values())
 
 
 def _natural(part: str) -> list[tuple[int, int, str]]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from lightning_freeze.errors import ScheduleError, whole_number
+from lightning_freeze.errors import ScheduleError, is_list, is_number, whole_number
 from lightning_freeze.plan.pick import Pick
+from lightning_freeze.plan.schedule import Part
 from lightning_freeze.plan.until import Until
 
-_ENDS = {
+_COUNTS = {
     "updates": "the phase ends after that many updates",
     "epochs": "the phase ends with that training epoch's end",
+    "ramp": "a group that thaws makes that many updates at a rising rate",
 }
 
 Rate = float | list[float] | dict[str, float]
@@ -21,7 +23,7 @@ Rate = float | list[float] | dict[str, float]
 
 
 @dataclass(frozen=True, repr=False)
-class Phase:
+class Phase(Part):
     """One set of groups that train together until the phase ends.
 
     Args:
@@ -58,23 +60,19 @@ class Phase:
     pick: Pick | None = None
     lr: dict[str, float | list[float] | dict[str, float]] | None = None
     ramp: int | None = None
+    _always: ClassVar = ("train",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.train, str) or not isinstance(self.train, Sequence):
-            raise ScheduleError(
-                f"`train` is {self.train!r}, but must be a list of groups: `train: [{self.train}]`.",
-                key="train",
-                value=self.train,
-            )
-        for name in self.train:
-            if not isinstance(name, str) or not name:
-                raise ScheduleError(
-                    f"`train` holds {name!r}, but must hold names of groups: `train: [head, backbone]`.",
-                    key="train",
-                    value=name,
-                )
-        object.__setattr__(self, "train", list(self.train))
+        object.__setattr__(self, "train", _checked_train(self.train))
         self._check_parts()
+        self._check_ends()
+        for key, meaning in _COUNTS.items():
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, whole_number(getattr(self, key), key, meaning))
+        if self.lr is not None:
+            object.__setattr__(self, "lr", _checked_rates(self.lr))
+
+    def _check_ends(self) -> None:
         ends = {key: getattr(self, key) for key in ("updates", "epochs", "until")}
         given = {key: value for key, value in ends.items() if value is not None}
         if len(given) > 1:
@@ -85,14 +83,6 @@ class Phase:
                 key=list(given)[-1],
                 value=list(given.values())[-1],
             )
-        for key, meaning in _ENDS.items():
-            if getattr(self, key) is not None:
-                object.__setattr__(self, key, whole_number(getattr(self, key), key, meaning))
-        if self.ramp is not None:
-            meaning = "a group that thaws makes that many updates at a rising rate"
-            object.__setattr__(self, "ramp", whole_number(self.ramp, "ramp", meaning))
-        if self.lr is not None:
-            object.__setattr__(self, "lr", _checked_rates(self.lr))
 
     def _check_parts(self) -> None:
         for key, kind, example in (
@@ -108,27 +98,25 @@ class Phase:
                     value=value,
                 )
 
-    def describe(self) -> dict[str, Any]:
-        """The phase as one would write it in YAML."""
-        plain: dict[str, Any] = {"train": list(self.train)}
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if value is not None:
-                plain[field.name] = value.describe() if isinstance(value, (Until, Pick)) else _plain(value)
-        return plain
-
-    def __repr__(self) -> str:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return f"Phase({', '.join(f'{key}={value!r}' for key, value in given.items() if value is not None)})"
-
     @property
     def open_ended(self) -> bool:
         """Whether the phase has no end of its own."""
         return self.updates is None and self.epochs is None and self.until is None
 
 
-def _plain(value: Any) -> Any:
-    return {key: _plain(below) for key, below in value.items()} if isinstance(value, Mapping) else value
+def _checked_train(train: object) -> list[str]:
+    if not is_list(train):
+        raise ScheduleError(
+            f"`train` is {train!r}, but must be a list of groups: `train: [{train}]`.", key="train", value=train
+        )
+    for name in train:
+        if not isinstance(name, str) or not name:
+            raise ScheduleError(
+                f"`train` holds {name!r}, but must hold names of groups: `train: [head, backbone]`.",
+                key="train",
+                value=name,
+            )
+    return list(train)  # type: ignore[arg-type]
 
 
 def _checked_rates(lr: object) -> dict[str, Rate]:
@@ -150,7 +138,7 @@ def _checked_rates(lr: object) -> dict[str, Rate]:
                     value=rate,
                 )
             rates[group] = {"decay": _factor(f"{key}.decay", rate["decay"])}
-        elif isinstance(rate, Sequence) and not isinstance(rate, str):
+        elif is_list(rate):
             rates[group] = [_factor(key, one) for one in rate]
         else:
             rates[group] = _factor(key, rate)
@@ -158,17 +146,15 @@ def _checked_rates(lr: object) -> dict[str, Rate]:
 
 
 def _factor(key: str, value: object) -> float:
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not plain or value <= 0:  # type: ignore[operator]
-        zero = plain and value == 0
+    if not is_number(value) or not 0 < value < math.inf:
         raise ScheduleError(
             f"`{key}` is {value!r}, but must be a number above 0: a factor on the learning rate. "
             + (
                 "A rate of 0 freezes nothing (optimizer state goes on): leave the group out of `train`."
-                if zero
+                if is_number(value) and value == 0
                 else "The nearest valid value that changes nothing is 1."
             ),
             key=key,
             value=value,
         )
-    return float(value)  # type: ignore[arg-type]
+    return float(value)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from lightning_freeze.errors import ScheduleError, whole_number
+from lightning_freeze.errors import ScheduleError, is_list, whole_number
 from lightning_freeze.plan.phase import Phase, Rate
 from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule
@@ -36,7 +36,7 @@ class Phases(Schedule):
     """
 
     def __init__(self, phases: list[Phase | Phases], repeat: bool | int = False, seed: int = 0) -> None:
-        if isinstance(phases, (str, Phase, Phases)) or not isinstance(phases, Sequence):
+        if not is_list(phases):
             raise ScheduleError(
                 f"`phases` is {phases!r}, but must be a list: `phases: [{{train: [head], updates: 10}}, …]`.",
                 key="phases",
@@ -50,42 +50,17 @@ class Phases(Schedule):
                 value=phases,
             )
         for index, phase in enumerate(phases):
-            if not isinstance(phase, (Phase, Phases)):
-                raise ScheduleError(
-                    f"`phases[{index}]` is {phase!r}, which is neither a Phase nor Phases. Write "
-                    "`{train: [head], updates: 10}` in YAML, Phase(['head'], updates=10) in Python.",
-                    key="phases",
-                    value=phase,
-                )
-            if isinstance(phase, Phases) and phase.repeat is True:
-                raise ScheduleError(
-                    f"`phases[{index}].repeat` is true, but only the outermost phases may repeat for ever. Give it a "
-                    "number: `repeat: 10`.",
-                    key=f"phases[{index}].repeat",
-                    value=True,
-                )
-            if isinstance(phase, Phases) and phase.seed != 0:
-                raise ScheduleError(
-                    f"`phases[{index}].seed` is {phase.seed}, but a schedule has one seed, which stands with its outermost "
-                    "phases. Move it there: draws of different phases are independent of each other already.",
-                    key=f"phases[{index}].seed",
-                    value=phase.seed,
-                )
+            _check_element(f"phases[{index}]", phase)
         if not isinstance(repeat, bool):
             repeat = whole_number(repeat, "repeat", "the phases are run that many times (or true: for ever)")
         self.phases: list[Phase | Phases] = list(phases)
         self.repeat: bool | int = repeat
         self.seed: int = whole_number(seed, "seed", "what every draw follows from", 0)
-        leaves = list(_leaves(self))
-        for number, (key, leaf) in enumerate(leaves):
-            if leaf.open_ended and (number < len(leaves) - 1 or self._repeats()):
-                why = "is not the last one" if number < len(leaves) - 1 else "is inside a `repeat`"
-                raise ScheduleError(
-                    f"the phase with `train: {leaf.train}` has no end and {why}, so what comes after it would never "
-                    "begin. Give it `updates:`, `epochs:` or `until:`, or move it to the end.",
-                    key=f"{key}.train",
-                    value=leaf.train,
-                )
+        *before, last = _leaves(self)
+        for key, leaf in before:
+            _refuse_open_end(key, leaf, "is not the last one")
+        if self._repeats():
+            _refuse_open_end(*last, "is inside a `repeat`")
 
     def _repeats(self) -> bool:
         last = self.phases[-1]
@@ -114,6 +89,41 @@ class Phases(Schedule):
     def __repr__(self) -> str:
         seed = f", seed={self.seed}" if self.seed else ""
         return f"Phases({self.phases!r}, repeat={self.repeat!r}{seed})"
+
+
+def _check_element(key: str, phase: object) -> None:
+    if isinstance(phase, Phase):
+        return
+    if not isinstance(phase, Phases):
+        raise ScheduleError(
+            f"`{key}` is {phase!r}, which is neither a Phase nor Phases. Write `{{train: [head], updates: 10}}` in YAML, "
+            "Phase(['head'], updates=10) in Python.",
+            key="phases",
+            value=phase,
+        )
+    if phase.repeat is True:
+        raise ScheduleError(
+            f"`{key}.repeat` is true, but only the outermost phases may repeat for ever. Give it a number: `repeat: 10`.",
+            key=f"{key}.repeat",
+            value=True,
+        )
+    if phase.seed != 0:
+        raise ScheduleError(
+            f"`{key}.seed` is {phase.seed}, but a schedule has one seed, which stands with its outermost "
+            "phases. Move it there: draws of different phases are independent of each other already.",
+            key=f"{key}.seed",
+            value=phase.seed,
+        )
+
+
+def _refuse_open_end(key: str, phase: Phase, why: str) -> None:
+    if phase.open_ended:
+        raise ScheduleError(
+            f"the phase with `train: {phase.train}` has no end and {why}, so what comes after it would never "
+            "begin. Give it `updates:`, `epochs:` or `until:`, or move it to the end.",
+            key=f"{key}.train",
+            value=phase.train,
+        )
 
 
 def _leaves(schedule: Phases, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Phase]]:
@@ -169,6 +179,14 @@ class _Leaf:
     written: Phase
     rates: Mapping[str, float]
 
+    def possible(self) -> frozenset[str]:
+        """All that it may train."""
+        return self.always.union(self.family)
+
+    def rated(self) -> frozenset[str]:
+        """The groups whose learning rate it changes."""
+        return self.possible().union(self.rates) if self.written.ramp else frozenset(self.rates)
+
     def groups(self, visit: int, stage: int, seed: int) -> frozenset[str]:
         """What it trains when it is entered for the ``visit``-th time."""
         pick = self.written.pick
@@ -183,6 +201,11 @@ class _Row:
 
     children: tuple[_Leaf | _Row, ...]
     repeat: int | None  # None: for ever
+
+    def leaves(self) -> Iterator[_Leaf]:
+        """Each phase, once."""
+        for child in self.children:
+            yield from child.leaves() if isinstance(child, _Row) else (child,)
 
     @property
     def once(self) -> int:
@@ -216,13 +239,8 @@ class _PhasesPlan(Plan):
         self._seed = schedule.seed
         self._row = self._resolve(schedule, "")
         self._length = None if self._row.repeat is None else _length(self._row)
-        self._leaves = list(_flatten(self._row))
-        self.rated = frozenset().union(
-            *(
-                leaf.rates.keys() | (leaf.always.union(leaf.family) if leaf.written.ramp else ())
-                for leaf in self._leaves
-            )
-        )
+        self._leaves = list(self._row.leaves())
+        self.rated = frozenset().union(*(leaf.rated() for leaf in self._leaves))
         self._at: tuple[int, _Now] | None = None
 
     def _resolve(self, schedule: Phases, prefix: str) -> _Row:
@@ -230,8 +248,10 @@ class _PhasesPlan(Plan):
         repeat = None if schedule.repeat is True else int(schedule.repeat) or 1
         for index, child in enumerate(schedule.phases):
             key = f"{prefix}phases[{index}]"
-            row = isinstance(child, Phases)
-            children.append(self._resolve(child, f"{key}.") if row else self._resolve_phase(child, key, repeat))  # type: ignore[arg-type]
+            if isinstance(child, Phases):
+                children.append(self._resolve(child, f"{key}."))
+            else:
+                children.append(self._resolve_phase(child, key, repeat))
         return _Row(tuple(children), repeat)
 
     def _resolve_phase(self, phase: Phase, key: str, repeat: int | None) -> _Leaf:
@@ -279,22 +299,7 @@ class _PhasesPlan(Plan):
         factors: dict[str, float] = {}
         for name, rate in (phase.lr or {}).items():
             place = f"{key}.lr.{name}"
-            rest = name == REST and self.layout.rest_trains
-            found = (REST,) if rest else self.layout.expand(name, place)
-            if isinstance(rate, dict) and len(found) == 1 and (rest or name in self.layout.groups):
-                raise ScheduleError(
-                    f"`{place}` has a `decay`, which goes from group to group of a family, but {name!r} is one group. Give it "
-                    f"a factor: `lr: {{{name}: {rate['decay']:g}}}`.",
-                    key=place,
-                    value=rate,
-                )
-            if not rest and groups.isdisjoint(found):
-                raise ScheduleError(
-                    f"`{place}` sets a rate for {name!r}, which does not train in this phase (`train: {phase.train}`). "
-                    "Take it out of `lr`, or into `train`.",
-                    key=place,
-                    value=rate,
-                )
+            found = self._rated_by(name, rate, phase, groups, place)
             for group, factor in zip(found, _factors(rate, found, place), strict=True):
                 if factors.setdefault(group, factor) != factor:
                     raise ScheduleError(
@@ -305,6 +310,26 @@ class _PhasesPlan(Plan):
                     )
         return factors
 
+    def _rated_by(self, name: str, rate: Rate, phase: Phase, trained: frozenset[str], key: str) -> tuple[str, ...]:
+        """The groups that a name in ``lr`` stands for."""
+        rest = name == REST and self.layout.rest_trains
+        found = (REST,) if rest else self.layout.expand(name, key)
+        if isinstance(rate, dict) and (rest or name in self.layout.groups):
+            raise ScheduleError(
+                f"`{key}` has a `decay`, which goes from group to group of a family, but {name!r} is one group. Give it "
+                f"a factor: `lr: {{{name}: {rate['decay']:g}}}`.",
+                key=key,
+                value=rate,
+            )
+        if not rest and trained.isdisjoint(found):
+            raise ScheduleError(
+                f"`{key}` sets a rate for {name!r}, which does not train in this phase (`train: {phase.train}`). "
+                "Take it out of `lr`, or into `train`.",
+                key=key,
+                value=rate,
+            )
+        return found
+
     def _now(self, at: Position) -> _Now:
         if self._at is None or self._at[0] != at.phase:
             last = at.phase if self._length is None else min(at.phase, self._length - 1)
@@ -314,8 +339,7 @@ class _PhasesPlan(Plan):
         return self._at[1]
 
     def _lanes(self, groups: frozenset[str]) -> frozenset[int]:
-        counted: Iterable[str] = groups or {REST}
-        return frozenset().union(*(self.layout.optimizers.get(g, frozenset({0})) for g in counted))
+        return frozenset().union(*map(self.layout.holders, groups or {REST}))
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
         now = self._now(at)
@@ -323,6 +347,8 @@ class _PhasesPlan(Plan):
         return self._rest() if waiting else now.groups | self._rest()
 
     def rates(self, at: Position) -> dict[str, float]:
+        if not self.rated:
+            return {}
         now = self._now(at)
         rates = {group: rate for group, rate in now.rates.items() if group in now.groups or group == REST}
         ramp = now.written.ramp or 0
@@ -343,9 +369,7 @@ class _PhasesPlan(Plan):
         self.settle(at)
 
     def settle(self, at: Position) -> None:
-        now = self._now(at)
-        updates = now.written.updates
-        if updates is not None and not self.ran_out(at) and all(at.done.get(lane, 0) >= updates for lane in now.lanes):
+        if self._now(at).written.updates is not None and not self.ran_out(at) and not self.waits_for(at):
             self._next(at)
 
     def end_epoch(self, at: Position) -> None:
@@ -422,22 +446,22 @@ class _PhasesPlan(Plan):
         return f"`{leaf.key}`" + (f" (visit {visit + 1})" if visit else "")
 
     def never_freezes(self) -> bool:
-        waits = any(leaf.written.updates is not None and len(self._possible(leaf)) > 1 for leaf in self._leaves)
-        return not waits and all(self._surely(leaf) == frozenset(self.layout.groups) for leaf in self._leaves)
+        groups = frozenset(self.layout.groups)
+        return not any(self._waits(leaf) or self._surely(leaf) != groups for leaf in self._leaves)
 
     def _surely(self, leaf: _Leaf) -> frozenset[str]:
         """The groups that a phase trains whatever is drawn."""
-        return leaf.always.union(leaf.family) if leaf.least == len(leaf.family) else leaf.always
+        return leaf.possible() if leaf.least == len(leaf.family) else leaf.always
 
-    def _possible(self, leaf: _Leaf) -> frozenset[int]:
-        """The optimizers that may have to make its updates."""
-        return self._lanes(leaf.always.union(leaf.family))
+    def _waits(self, leaf: _Leaf) -> bool:
+        """Whether an optimizer may have to wait in a phase for the updates of another."""
+        return leaf.written.updates is not None and len(self._lanes(leaf.possible())) > 1
 
     def _steps(self, leaf: _Leaf, optimizer: int) -> bool:
         """Whether an optimizer has something to train in a phase, whatever is drawn."""
         if not leaf.family:
             return optimizer in self._lanes(leaf.always)
-        others = sum(optimizer not in self.layout.optimizers.get(group, frozenset({0})) for group in leaf.family)
+        others = sum(optimizer not in self.layout.holders(group) for group in leaf.family)
         return leaf.least > others or (bool(leaf.always) and optimizer in self._lanes(leaf.always))
 
     def sets(self) -> Iterator[frozenset[str]]:
@@ -469,7 +493,7 @@ class _PhasesPlan(Plan):
                 trained.append(f"a draw from {leaf.written.pick.family}")
             if not self._steps(leaf, optimizer):
                 return f"in the phase that trains {trained} all its groups {'can be' if leaf.family else 'are'} frozen"
-            if leaf.written.updates is not None and len(self._possible(leaf)) > 1:
+            if self._waits(leaf):
                 return f"in the phase that trains {trained} it waits, frozen, for the other optimizer"
         return None
 
@@ -488,11 +512,3 @@ def _factors(rate: Rate, groups: Sequence[str], key: str) -> list[float]:
             )
         return list(rate)
     return [rate] * len(groups)
-
-
-def _flatten(row: _Row) -> Iterator[_Leaf]:
-    for child in row.children:
-        if isinstance(child, _Leaf):
-            yield child
-        else:
-            yield from _flatten(child)

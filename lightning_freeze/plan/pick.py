@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from lightning_freeze.errors import ScheduleError, one_of, whole_number
+from lightning_freeze.errors import ScheduleError, is_list, is_number, one_of, whole_number
+from lightning_freeze.plan.schedule import Part
 
 ORDERS = ("forward", "backward", "shuffle", "random")
 
 
 @dataclass(frozen=True, repr=False)
-class Pick:
+class Pick(Part):
     """Draws groups of a family each time that its phase is entered.
 
     What is drawn follows from the schedule's seed, the place of the phase in the schedule and how often it was entered,
@@ -49,6 +50,7 @@ class Pick:
     weights: list[float] | None = None
     keep: bool = False
     drawn: Literal["train", "freeze"] = "train"
+    _always: ClassVar = ("family", "count", "order")
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, str) or not self.family:
@@ -58,8 +60,7 @@ class Pick:
                 key="pick.family",
                 value=self.family,
             )
-        count = whole_number(self.count, "pick.count", "a draw has that many groups")
-        object.__setattr__(self, "count", count)
+        object.__setattr__(self, "count", whole_number(self.count, "pick.count", "a draw has that many groups"))
         one_of("pick.order", self.order, ORDERS)
         one_of("pick.drawn", self.drawn, ("train", "freeze"))
         if not isinstance(self.keep, bool):
@@ -86,23 +87,15 @@ class Pick:
                 key="pick.weights",
                 value=weights,
             )
-        if not isinstance(weights, Sequence) or isinstance(weights, str) or not weights:
+        if not is_list(weights) or not weights:
             raise ScheduleError(
                 f"`weights` is {weights!r}, but must be a list with a number for each group of the family: "
                 "`weights: [1, 1, 2, 4]`.",
                 key="pick.weights",
                 value=weights,
             )
-        for number, weight in enumerate(weights):
-            plain = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not plain or not math.isfinite(weight) or weight < 0:
-                raise ScheduleError(
-                    f"`weights` holds {weight!r} in place {number}, but must hold numbers of at least 0. The nearest "
-                    "valid value is 0, which is never drawn.",
-                    key="pick.weights",
-                    value=weight,
-                )
-        positive = sum(weight > 0 for weight in weights)
+        checked = [_weight(number, weight) for number, weight in enumerate(weights)]
+        positive = sum(weight > 0 for weight in checked)
         if positive < self.count:
             raise ScheduleError(
                 f"`weights` has {positive} number(s) above 0, but a draw has {self.count} different groups. Lower "
@@ -110,19 +103,7 @@ class Pick:
                 key="pick.weights",
                 value=list(weights),
             )
-        return [float(weight) for weight in weights]
-
-    def describe(self) -> dict[str, Any]:
-        """The pick as one would write it in YAML."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            key: list(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key in ("family", "count", "order") or value not in (None, False, "train")
-        }
-
-    def __repr__(self) -> str:
-        return f"Pick({', '.join(f'{key}={value!r}' for key, value in self.describe().items())})"
+        return checked
 
     def refuse(self, family: Sequence[str], key: str) -> None:
         """Check the pick against the groups that it will draw from.
@@ -209,6 +190,17 @@ class Pick:
         if start + self.count <= size:
             return order[start : start + self.count]
         return before[start:] + order[: self.count - (size - start)]
+
+
+def _weight(number: int, value: object) -> float:
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ScheduleError(
+            f"`weights` holds {value!r} in place {number}, but must hold numbers of at least 0. The nearest "
+            "valid value is 0, which is never drawn.",
+            key="pick.weights",
+            value=value,
+        )
+    return float(value)
 
 
 @dataclass(frozen=True)

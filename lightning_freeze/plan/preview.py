@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
 
 from lightning_freeze.plan.schedule import Plan, Position
 
@@ -67,18 +69,67 @@ def preview(
     if not order:
         raise ValueError("`order` is empty, so no optimizer would ever step. Name at least one: (0,).")
     at = plan.start() if start is None else start.copy()
-    held = plan.layout.optimizers
     logged = metrics or {}
-    in_epoch, batch = done, 0
-    while batches is None or batch < batches:
+    in_epoch = done
+    for batch in count() if batches is None else range(batches):
         plan.begin_window(at, at.epoch if epoch is None else max(epoch, at.epoch))
         for optimizer in order:
-            trained = frozenset(g for g in plan.trains(at, optimizer) if optimizer in held.get(g, frozenset({0})))
-            rates = plan.rates(at) if plan.rated else {}
-            yield Step(at.epoch, batch, optimizer, trained, rates, plan.ran_out(at))
+            trained = plan.next_update(at, optimizer)
+            yield Step(at.epoch, batch, optimizer, trained, plan.rates(at), plan.ran_out(at))
             plan.update(at, optimizer, trained)
-        batch, in_epoch = batch + 1, in_epoch + 1
+        in_epoch += 1
         if in_epoch >= (batches_per_epoch(at.epoch) if callable(batches_per_epoch) else batches_per_epoch):
             plan.hear(at, logged.get(at.epoch, {}))
             plan.end_epoch(at)
             in_epoch = 0
+
+
+class Interval(NamedTuple):
+    """A group's time between two of its updates, or before its first.
+
+    Args:
+        group: The group.
+        before: Its updates until then.
+        length: Updates of its optimizer in between, in which it was frozen.
+    """
+
+    group: str
+    before: int
+    length: int
+
+
+def longest_interval(
+    steps: Iterable[Step], optimizer: int, groups: Collection[str], updates: Mapping[str, int]
+) -> Interval | None:
+    """The longest time that any of an optimizer's groups is frozen and then trains again.
+
+    Args:
+        steps: Optimizer steps to come.
+        optimizer: The optimizer.
+        groups: Its groups.
+        updates: The updates that groups have had before.
+
+    Returns:
+        The first of the longest; None where none is frozen and trains again.
+
+    Example:
+        >>> steps = [Step(0, n, 0, frozenset({"slow", "fast"} if n % 5 == 0 else {"fast"})) for n in range(11)]
+        >>> longest_interval(steps, 0, ["slow", "fast"], {})
+        Interval(group='slow', before=1, length=4)
+    """
+    counts = {group: updates.get(group, 0) for group in groups}
+    idle = dict.fromkeys(groups, 0)
+    longest = Interval("", 0, 0)
+    for step in steps:
+        trained = step.trained.intersection(counts)
+        if step.optimizer != optimizer or not trained:
+            continue
+        for group in counts:
+            if group not in trained:
+                idle[group] += 1
+                continue
+            if idle[group] > longest.length:
+                longest = Interval(group, counts[group], idle[group])
+            idle[group] = 0
+            counts[group] += 1
+    return longest if longest.length else None

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_freeze.errors import ScheduleError, nearest
 
@@ -20,6 +20,8 @@ REST = "rest"
 
 ALL = "all"
 """In a phase: every named group."""
+
+_FIRST = frozenset({0})
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,6 @@ class Layout:
         Raises:
             ScheduleError: The name stands for nothing; the message offers the nearest names.
         """
-        if name == ALL:
-            return self.groups
         if name == REST:
             raise ScheduleError(
                 f"`{key}` names {REST!r}, the reserved group of all parameters that no other group names. It is not "
@@ -58,12 +58,8 @@ class Layout:
                 key=key,
                 value=name,
             )
-        if name in self.groups:
-            return (name,)
-        if name in self.families:
-            return self.families[name]
-        found = tuple(group for group in self.groups if fnmatchcase(group, name)) if "*" in name else ()
-        if not found:
+        found = self._named(name)
+        if not found and name != ALL:
             known = [*self.groups, *self.families, ALL]
             close = nearest(name, known) or known[:5]
             raise ScheduleError(
@@ -75,12 +71,24 @@ class Layout:
 
     def knows(self, name: str) -> bool:
         """Whether `expand` would find something, the reserved name ``rest`` included."""
-        return (
-            name in (ALL, REST)
-            or name in self.groups
-            or name in self.families
-            or ("*" in name and any(fnmatchcase(group, name) for group in self.groups))
-        )
+        return name in (ALL, REST) or bool(self._named(name))
+
+    def _named(self, name: str) -> tuple[str, ...]:
+        if name == ALL:
+            return self.groups
+        if name in self.groups:
+            return (name,)
+        globbed = (group for group in self.groups if "*" in name and fnmatchcase(group, name))
+        return self.families.get(name) or tuple(globbed)
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """The optimizers by index; the first alone where none is named."""
+        return frozenset().union(*self.optimizers.values()) or _FIRST
+
+    def holders(self, group: str) -> frozenset[int]:
+        """The optimizers that hold a group; the first where none is named."""
+        return self.optimizers.get(group, _FIRST)
 
 
 _PASSING = {"window", "why"}
@@ -206,9 +214,11 @@ class Plan(ABC):
 
     def trainable(self, at: Position) -> frozenset[str]:
         """The groups that the coming optimizer steps may train, over all optimizers."""
-        held = self.layout.optimizers
-        lanes = frozenset().union(*held.values()) or frozenset({0})
-        return frozenset(g for lane in lanes for g in self.trains(at, lane) if lane in held.get(g, lanes))
+        return frozenset().union(*(self.next_update(at, optimizer) for optimizer in self.layout.indices))
+
+    def next_update(self, at: Position, optimizer: int) -> frozenset[str]:
+        """The groups that the next step of one optimizer updates: of those that may train, the ones it holds."""
+        return frozenset(g for g in self.trains(at, optimizer) if optimizer in self.layout.holders(g))
 
     @abstractmethod
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
@@ -235,9 +245,8 @@ class Plan(ABC):
         while True:
             self.begin_window(at, at.epoch)
             yield self.trainable(at)
-            for lane in sorted(frozenset().union(*self.layout.optimizers.values()) or {0}):
-                held = self.layout.optimizers
-                self.update(at, lane, frozenset(g for g in self.trains(at, lane) if lane in held.get(g, {lane})))
+            for optimizer in sorted(self.layout.indices):
+                self.update(at, optimizer, self.next_update(at, optimizer))
 
     def steady_for(self, at: Position) -> int:
         """How many updates can follow, of whichever groups, in which what trains stays as it is; never too many."""
@@ -275,6 +284,32 @@ class Plan(ABC):
 
     def _rest_in(self, optimizer: int) -> bool:
         return self.layout.rest_trains and optimizer in self.layout.optimizers.get(REST, frozenset())
+
+
+class Part:
+    """A part of a schedule, a frozen dataclass: described and shown without its defaults."""
+
+    _always: ClassVar[tuple[str, ...]]
+    """The fields that are shown in any case."""
+
+    def _given(self) -> dict[str, Any]:
+        values = [(field, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        return {f.name: value for f, value in values if f.name in self._always or value != f.default}
+
+    def describe(self) -> dict[str, Any]:
+        """The part as one would write it in YAML."""
+        return {name: _plain(value) for name, value in self._given().items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._given().items())})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.describe()
+    if isinstance(value, Mapping):
+        return {key: _plain(below) for key, below in value.items()}
+    return list(value) if isinstance(value, list) else value
 
 
 class Schedule(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -12,17 +12,12 @@ from typing import Literal
 import torch
 from torch.nn import Module
 
-from lightning_freeze.errors import SelectionError, nearest
+from lightning_freeze.errors import SelectionError, is_list, nearest
 from lightning_freeze.plan.schedule import ALL, REST
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
-
 _WILD = frozenset("*{}")
-
-
 _KEYS = ("select", "re", "type", "each", "except")
-
 
 Selector = str | Sequence[str | Mapping[str, object]] | Mapping[str, object]
 """What a user writes for a group; see `resolve_groups`."""
@@ -56,23 +51,8 @@ def _parse(group: str, selector: object) -> _Selector:
     exclude: list[_Pattern] = []
     each: list[_Pattern] = []
     for item in _as_list(selector):
-        if isinstance(item, str):
-            include.append(_pattern(group, item))
-        elif isinstance(item, Mapping):
-            for key, value in item.items():
-                if key not in _KEYS:
-                    close = nearest(str(key), _KEYS, 1) or [_KEYS[0]]
-                    raise SelectionError(
-                        f"group {group!r} has the unknown key {key!r}; the keys of a selector are {', '.join(_KEYS)}. "
-                        f"Nearest: {close[0]!r}."
-                    )
-                patterns = [_pattern(group, text, key) for text in _texts(group, key, value)]
-                {"except": exclude, "each": each}.get(key, include).extend(patterns)
-        else:
-            raise SelectionError(
-                f"group {group!r} has the selector {item!r}; write a name such as 'encoder.layers.0', a list of names, "
-                f"or a mapping with the keys {', '.join(_KEYS)}."
-            )
+        for key, text in _texts(group, item):
+            {"except": exclude, "each": each}.get(key, include).append(_pattern(group, text, key))
     if each and include:
         raise SelectionError(
             f"group {group!r} mixes `each:` (one group for each match) with other selectors (one group together). "
@@ -104,18 +84,33 @@ def check_selector(group: str, selector: object) -> None:
 
 
 def _as_list(selector: object) -> Sequence[object]:
-    return selector if isinstance(selector, Sequence) and not isinstance(selector, str) else [selector]
+    return selector if is_list(selector) else [selector]
 
 
-def _texts(group: str, key: str, value: object) -> list[str]:
-    texts = _as_list(value)
-    for text in texts:
-        if not isinstance(text, str):
-            raise SelectionError(
-                f"group {group!r} has `{key}: {value!r}`, but a selector is text. In YAML, quote patterns that begin "
-                "with * or hold braces."
-            )
-    return [text for text in texts if isinstance(text, str)]
+def _texts(group: str, item: object) -> Iterator[tuple[str, str]]:
+    """Each text of one element of a selector, with the key that it stands under."""
+    if isinstance(item, str):
+        yield "select", item
+    elif isinstance(item, Mapping):
+        for key, value in item.items():
+            if key not in _KEYS:
+                close = nearest(str(key), _KEYS, 1) or [_KEYS[0]]
+                raise SelectionError(
+                    f"group {group!r} has the unknown key {key!r}; the keys of a selector are {', '.join(_KEYS)}. "
+                    f"Nearest: {close[0]!r}."
+                )
+            texts = [text for text in _as_list(value) if isinstance(text, str)]
+            if len(texts) < len(_as_list(value)):
+                raise SelectionError(
+                    f"group {group!r} has `{key}: {value!r}`, but a selector is text. In YAML, quote patterns that begin "
+                    "with * or hold braces."
+                )
+            yield from ((key, text) for text in texts)
+    else:
+        raise SelectionError(
+            f"group {group!r} has the selector {item!r}; write a name such as 'encoder.layers.0', a list of names, "
+            f"or a mapping with the keys {', '.join(_KEYS)}."
+        )
 
 
 def _pattern(group: str, text: str, key: str = "select") -> _Pattern:
@@ -209,29 +204,32 @@ class _Names:
                 "FSDPStrategy(use_orig_params=True), or FSDP2 through ModelParallelStrategy."
             )
         # Each name, of a module or of a parameter, with the parameters at or below it.
-        self._below: dict[str, list[str]] = {}
+        self.below: dict[str, list[str]] = {}
         for name in self.parameters:
             end = name.find(".")
             while end >= 0:
-                self._below.setdefault(name[:end], []).append(name)
+                self.below.setdefault(name[:end], []).append(name)
                 end = name.find(".", end + 1)
-            self._below.setdefault(name, []).append(name)
+            self.below.setdefault(name, []).append(name)
 
     def found(self, pattern: _Pattern) -> dict[str, str]:
         """Each parameter name that a pattern selects, with what its wildcards stood for."""
         if pattern.kind == "type":
             wanted = _class(pattern.body)
-            roots = [name for name, module in self.modules.items() if isinstance(module, wanted)]
-            return {name: "" for name in self.parameters if any(_inside(name, root) for root in roots)}
-        if pattern.kind == "glob" and not _WILD.intersection(pattern.body):
-            return dict.fromkeys(self._below.get(pattern.body, ()), "")
+            roots = tuple(f"{name}." for name, module in self.modules.items() if isinstance(module, wanted))
+            return {name: "" for name in self.parameters if name.startswith(roots)}
+        if pattern.kind == "glob":
+            return self._globbed(pattern)
         regex = pattern.regex
-        if pattern.kind == "re":
-            return {name: "" for name in self.parameters if regex.fullmatch(name)}
+        return {name: "" for name in self.parameters if regex.fullmatch(name)}
+
+    def _globbed(self, pattern: _Pattern) -> dict[str, str]:
+        if not _WILD.intersection(pattern.body):
+            return dict.fromkeys(self.below.get(pattern.body, ()), "")
+        glob = pattern.regex
         found: dict[str, str] = {}
-        for prefix, names in self._below.items():  # a prefix stands before the longer ones that begin with it
-            match = regex.fullmatch(f"{prefix}.")
-            if match:
+        for prefix, names in self.below.items():  # a prefix stands before the longer ones that begin with it
+            if match := glob.fullmatch(f"{prefix}."):
                 part = ".".join(part.rstrip(".") for part in match.groups() if part)
                 for name in names:
                     found.setdefault(name, part)
@@ -240,10 +238,6 @@ class _Names:
     def near(self, text: str) -> list[str]:
         """The names of modules and parameters nearest to one that is none."""
         return nearest(text, [*self.modules, *self.parameters])
-
-
-def _inside(name: str, root: str) -> bool:
-    return name.startswith(f"{root}.")
 
 
 def clean_name(name: str) -> str:
@@ -264,9 +258,8 @@ def _check_group_name(group: object) -> None:
             f"`groups` has a group called {group!r}, which is reserved: `rest` is every parameter outside the groups, "
             f"`all` every named group. Call it something else, such as '{group}_parameters'."
         )
-    if "/" in group or "*" in group:
-        if group.startswith(("re:", "type:")) or "*" in group:
-            return  # a selector written in a schedule is its own group's name
+    # A selector written in a schedule is its own group's name.
+    if "/" in group and "*" not in group and not group.startswith(("re:", "type:")):
         raise SelectionError(
             f"group {group!r} has a slash in its name; slashes name the groups of a family (layers/0)."
         )

@@ -94,7 +94,7 @@ class _Model:
 
     def __init__(self, module: nn.Module) -> None:
         names = _Names(module)
-        self.below = names._below  # parents before what is below them, in the model's order
+        self.below = names.below  # parents before what is below them, in the model's order
         self.parameters = names.parameters
         # A wrapper has the name of what it wraps; the innermost comes last and counts.
         self.modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False)}
@@ -153,20 +153,23 @@ class _Model:
     def lists(self, path: str) -> Iterator[_Blocks]:
         """The outermost lists of blocks at or below a path, each module's once."""
         children = self._modules_in(path)
-        seen: set[str] = set()
-        for blocks in self._lists_at(path, children):
-            seen.update(blocks.members)
-            yield blocks
+        here = list(self._lists_at(path, children))
+        yield from here
+        seen = {member for blocks in here for member in blocks.members}
         inside = [blocks for child in children if child not in seen for blocks in self.lists(child)]
-        # A chain of containers (MobileNet's `features`) is a list, unless it is a shell around one as long.
-        numbered = all(_last(child).isdigit() and self._modules_in(child) for child in children)
-        if not seen and numbered and isinstance(self.modules[path], nn.Sequential):
-            chain = list(self._list(path, children, _join(path, "*")))
-            inside = inside if any(blocks.rank[0] >= len(children) for blocks in inside) else chain or inside
+        if not seen and not any(blocks.rank[0] >= len(children) for blocks in inside):  # no shell around one as long
+            inside = self._chain(path, children) or inside
         once: dict[int, _Blocks] = {}  # a list may have several names
         for blocks in inside:
             once.setdefault(id(self.modules[blocks.members[0]]), blocks)
         yield from once.values()
+
+    def _chain(self, path: str, children: Sequence[str]) -> list[_Blocks]:
+        """A chain of numbered containers (MobileNet's `features`), which is a list too."""
+        numbered = all(_last(child).isdigit() and self._modules_in(child) for child in children)
+        if not numbered or not isinstance(self.modules[path], nn.Sequential):
+            return []
+        return list(self._list(path, children, _join(path, "*")))
 
     def _lists_at(self, path: str, children: Sequence[str]) -> Iterator[_Blocks]:
         alike: dict[tuple[str, type], list[str]] = {}

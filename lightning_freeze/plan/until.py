@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from lightning_freeze.errors import ScheduleError, one_of, whole_number
+from lightning_freeze.errors import ScheduleError, is_number, one_of, whole_number
+from lightning_freeze.plan.schedule import Part
+
+_COUNTS = {
+    "patience": (0, "the phase ends with that many values in a row that were no improvement"),
+    "min_epochs": (1, "the phase lasts at least that many training epochs"),
+    "max_epochs": (1, "the phase lasts no more than that many training epochs"),
+}
+"""Each count: its least value, and what it means."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, repr=False)
-class Until:
+class Until(Part):
     """Ends a phase when a logged metric has stopped improving, as Lightning's `EarlyStopping` ends a run.
 
     The metric is looked at once an epoch, at the training epoch's end; an epoch in which it was not logged (no
@@ -54,6 +62,7 @@ class Until:
     min_delta: float = 0.0
     min_epochs: int = 1
     max_epochs: int | None = None
+    _always: ClassVar = ("metric", "mode", "patience")
 
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or not self.metric:
@@ -63,16 +72,10 @@ class Until:
                 value=self.metric,
             )
         one_of("until.mode", self.mode, ("min", "max"))
-        whole = {
-            "patience": (0, "the phase ends with that many values in a row that were no improvement"),
-            "min_epochs": (1, "the phase lasts at least that many training epochs"),
-            "max_epochs": (1, "the phase lasts no more than that many training epochs"),
-        }
-        for key, (least, meaning) in whole.items():
+        for key, (least, meaning) in _COUNTS.items():
             if getattr(self, key) is not None or key != "max_epochs":
                 object.__setattr__(self, key, whole_number(getattr(self, key), f"until.{key}", meaning, least))
-        plain = isinstance(self.min_delta, (int, float)) and not isinstance(self.min_delta, bool)
-        if not plain or not math.isfinite(self.min_delta) or self.min_delta < 0:
+        if not is_number(self.min_delta) or not 0 <= self.min_delta < math.inf:
             raise ScheduleError(
                 f"`until.min_delta` is {self.min_delta!r}, but must be a number of at least 0: by how much a value must "
                 "be better than the best so far. The nearest valid value is 0.",
@@ -87,15 +90,6 @@ class Until:
                 key="until.max_epochs",
                 value=self.max_epochs,
             )
-
-    def describe(self) -> dict[str, Any]:
-        """The end as one would write it in YAML."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        always = ("metric", "mode", "patience")
-        return {f.name: plain[f.name] for f in fields(self) if f.name in always or plain[f.name] != f.default}
-
-    def __repr__(self) -> str:
-        return f"Until({', '.join(f'{key}={value!r}' for key, value in self.describe().items())})"
 
     def judge(self, best: float | None, wait: int, value: float) -> Judgement:
         """What a new value makes of the phase.

@@ -17,6 +17,7 @@ from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.pick import Pick
+from lightning_freeze.plan.preview import preview
 from lightning_freeze.plan.schedule import REST, Layout, Plan, Schedule
 from lightning_freeze.plan.until import Until
 from lightning_freeze.yaml_file import Place
@@ -141,10 +142,7 @@ def test_a_description_is_the_phases_own() -> None:
             Phase([], epochs=1, pick=Pick("l")),
             "Phase(train=[], epochs=1, pick=Pick(family='l', count=1, order='random'))",
         ),
-        (
-            Phase(["a"], until=Until("x")),
-            "Phase(train=['a'], until=Until(metric='x', mode='min', patience=3))",
-        ),
+        (Phase(["a"], until=Until("x")), "Phase(train=['a'], until=Until(metric='x', mode='min', patience=3))"),
     ],
 )
 def test_it_is_shown_as_it_is_written(phase: Phase, text: str) -> None:
@@ -191,22 +189,12 @@ def test_the_rest_can_have_a_factor_where_it_trains() -> None:
 def test_what_is_drawn_has_its_factor_when_it_is_drawn() -> None:
     pick = Pick("l", 1, "forward")
     plan = Phases([Phase(["head"], updates=1, pick=pick, lr={"l": [0.1, 0.2, 0.3]})], repeat=True).bind(ONE)
-    at = plan.start()
-    seen = []
-    for _ in range(4):
-        seen.append(plan.rates(at))
-        plan.update(at, 0, plan.trains(at, 0))
-    assert seen == [{"l/0": 0.1}, {"l/1": 0.2}, {"l/2": 0.3}, {"l/0": 0.1}]
+    assert [step.rates for step in preview(plan, 4, 4)] == [{"l/0": 0.1}, {"l/1": 0.2}, {"l/2": 0.3}, {"l/0": 0.1}]
 
 
 def test_a_factor_ends_with_its_phase() -> None:
     plan = Phases([Phase(["all"], updates=2, lr={"head": 0.1}), Phase(["all"])]).bind(ONE)
-    at = plan.start()
-    seen = []
-    for _ in range(4):
-        seen.append(plan.rates(at))
-        plan.update(at, 0, plan.trains(at, 0))
-    assert seen == [{"head": 0.1}, {"head": 0.1}, {}, {}]
+    assert [step.rates for step in preview(plan, 4, 4)] == [{"head": 0.1}, {"head": 0.1}, {}, {}]
     assert plan.rated
     assert not Phases([Phase(["all"], lr={"head": 1})]).bind(ONE).rated
 
@@ -215,14 +203,8 @@ def test_a_factor_ends_with_its_phase() -> None:
 
 
 def ramped(plan: Plan, updates: int, group: str) -> list[float]:
-    """The factor of a group at each update, None where it is frozen."""
-    at, seen = plan.start(), []
-    for _ in range(updates):
-        trained = plan.trains(at, 0)
-        if group in trained:
-            seen.append(plan.rates(at).get(group, 1.0))
-        plan.update(at, 0, trained)
-    return seen
+    """The factor of a group at each update that trains it."""
+    return [step.rates.get(group, 1.0) for step in preview(plan, updates, updates) if group in step.trained]
 
 
 @pytest.mark.parametrize("ramp", [1, 2, 3, 7])
@@ -385,6 +367,23 @@ def test_a_family_that_can_be_frozen_whole_is_refused_unless_something_else_trai
 @pytest.mark.parametrize(
     ("options", "key", "text"),
     [
+        ({"train": "head"}, "train", "`train` is 'head', but must be a list of groups: `train: [head]`."),
+        ({"train": None}, "train", "`train` is None, but must be a list of groups"),
+        ({"train": [3]}, "train", "`train` holds 3, but must hold names of groups: `train: [head, backbone]`."),
+        ({"train": [""]}, "train", "`train` holds '', but must hold names"),
+        (
+            {"updates": 2, "epochs": 3},
+            "epochs",
+            "the phase with `train: ['a']` has two ends, `updates: 2` and `epochs: 3`; a phase has at most one. Keep the",
+        ),
+        (
+            {"updates": 0},
+            "updates",
+            "`updates` is 0, but must be a whole number of at least 1: the phase ends after that many updates. The "
+            "nearest valid value is 1.",
+        ),
+        ({"epochs": 1.5}, "epochs", "`epochs` is 1.5, but must be a whole number of at least 1"),
+        ({"epochs": True}, "epochs", "`epochs` is True, but must be a whole number"),
         ({"lr": 0.1}, "lr", "`lr` is 0.1, but must map groups to factors on the learning rate: `lr: {backbone: 0.1}`."),
         ({"lr": {}}, "lr", "`lr` is {}, but must map groups"),
         (
@@ -404,7 +403,7 @@ def test_a_family_that_can_be_frozen_whole_is_refused_unless_something_else_trai
         ({"lr": {"a": None}}, "lr.a", "`lr.a` is None"),
         ({"lr": {"a": [1, 0]}}, "lr.a", "`lr.a` is 0"),
         ({"lr": {"a": {"decay": 0}}}, "lr.a.decay", "`lr.a.decay` is 0"),
-        ({"lr": {"a": {"deacy": 0.4}}}, "lr.a", "a mapping there has the one key `decay`: `lr: {a: {decay: 0.4}}"),
+        ({"lr": {"a": {"deacy": 0.4}}}, "lr.a", "a mapping there has the one key `decay`: `lr: {a: {decay: 0.4}}`,"),
         ({"lr": {"a": {}}}, "lr.a", "`lr.a` is {}, but a mapping there has the one key `decay`"),
         (
             {"ramp": 0},
@@ -421,9 +420,9 @@ def test_a_family_that_can_be_frozen_whole_is_refused_unless_something_else_trai
         ({"until": {"metric": "x"}}, "until", "in Python, Until(…)."),
     ],
 )
-def test_a_phase_with_a_part_that_is_none_is_refused(options: dict[str, Any], key: str, text: str) -> None:
+def test_a_bad_phase_is_refused(options: dict[str, Any], key: str, text: str) -> None:
     with pytest.raises(ScheduleError) as caught:
-        Phase(["a"], **options)
+        Phase(**{"train": ["a"], **options})
     assert text in str(caught.value)
     assert caught.value.key == key
 
@@ -468,9 +467,3 @@ def test_a_decay_of_one_group_is_refused_and_of_a_family_of_one_is_none() -> Non
         Phases([Phase(["all"], lr={"head": {"decay": 0.5}})]).bind(ONE)
     alone = Layout(("l/0",), {"l": ("l/0",)})
     assert not Phases([Phase(["all"], lr={"l": {"decay": 0.5}})]).bind(alone).rated
-
-
-def test_the_mend_of_a_decay_has_its_braces() -> None:
-    with pytest.raises(ScheduleError) as caught:
-        Phase(["a"], lr={"a": {"deacy": 0.4}})
-    assert "`lr: {a: {decay: 0.4}}`," in str(caught.value)

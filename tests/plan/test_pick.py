@@ -355,11 +355,7 @@ def test_a_visit_is_the_same_whether_or_not_those_before_it_were_asked_for(sizes
 @pytest.mark.parametrize(
     ("pick", "described", "text"),
     [
-        (
-            Pick("l"),
-            {"family": "l", "count": 1, "order": "random"},
-            "Pick(family='l', count=1, order='random')",
-        ),
+        (Pick("l"), {"family": "l", "count": 1, "order": "random"}, "Pick(family='l', count=1, order='random')"),
         (
             Pick("l", 2, "shuffle", keep=True, drawn="freeze"),
             {"family": "l", "count": 2, "order": "shuffle", "keep": True, "drawn": "freeze"},

@@ -16,12 +16,7 @@ from lightning_freeze.errors import SelectionError
 from lightning_freeze.plan.groups import Groups, group_parameters, resolve_groups
 from lightning_freeze.plan.suggest import suggest_groups
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
+SIZES: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {**SIZES, "vocab_size": 11, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
 
 

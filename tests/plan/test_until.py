@@ -29,12 +29,7 @@ VALUES = st.lists(NEAR | st.floats(width=64), max_size=12)
 
 
 @settings(max_examples=300)
-@given(
-    VALUES,
-    st.sampled_from(["min", "max"]),
-    st.integers(0, 4),
-    st.sampled_from([0.0, 0.1, 0.2, 1e-9, 5.0]),
-)
+@given(VALUES, st.sampled_from(["min", "max"]), st.integers(0, 4), st.sampled_from([0.0, 0.1, 0.2, 1e-9, 5.0]))
 @example([1.0, 1.0], "min", 0, 0.0)
 @example([0.5, 0.4, 0.30000000000000004], "min", 1, 0.1)
 @example([0.5, 0.6, 0.7], "max", 1, 0.1)

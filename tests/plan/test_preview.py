@@ -1,11 +1,12 @@
-"""How long groups stay frozen before they train again."""
+"""The preview, and how long groups stay frozen in it before they train again."""
 
 from __future__ import annotations
 
 import pytest
 
-from lightning_freeze.plan.intervals import Interval, longest_interval
-from lightning_freeze.plan.preview import Step
+from lightning_freeze.plan.every import Every
+from lightning_freeze.plan.preview import Interval, Step, longest_interval, preview
+from lightning_freeze.plan.schedule import Layout
 
 
 def steps(*rows: str, optimizer: int = 0) -> list[Step]:
@@ -32,3 +33,9 @@ def test_earlier_updates_and_other_optimizers() -> None:
     mine, others = steps("ab", "b", "ab"), steps("b", "b", "b", optimizer=1)
     mixed = [step for pair in zip(mine, others, strict=True) for step in pair]
     assert longest_interval(mixed, 0, ["a", "b"], {"a": 7}) == Interval("a", 8, 1)
+
+
+def test_without_an_optimizer_there_are_no_steps() -> None:
+    plan = Every({"a": 2}, of="b").bind(Layout(("a", "b")))
+    with pytest.raises(ValueError, match=r"`order` is empty, so no optimizer would ever step"):
+        next(preview(plan, 3, 3, order=()))
