@@ -23,8 +23,9 @@ from lightning_freeze.plan.groups import group_parameters
 from lightning_freeze.plan.schedule import REST
 from lightning_freeze.plan.selectors import Selector
 from lightning_freeze.plan.suggest import suggest_groups
-from lightning_freeze.report.pictures import draw_plan
-from lightning_freeze.report.table import print_inputs, print_plan
+from lightning_freeze.report.inputs_table import print_inputs
+from lightning_freeze.report.plan_picture import draw_plan
+from lightning_freeze.report.plan_table import print_plan
 from lightning_freeze.trainer.declarations import write_declarations
 from lightning_freeze.trainer.input_audit import InputAudit
 from lightning_freeze.trainer.seam import LightningModule, Trainer, refuse_strategy

@@ -21,7 +21,7 @@ from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.plan.costs import Held, Size
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.plan.schedule import Position
-from lightning_freeze.report.pictures import human_bytes
+from lightning_freeze.report.numbers import human_bytes
 from lightning_freeze.report.table import folded
 from lightning_freeze.trainer.scheduler import FreezeScheduler
 from lightning_freeze.trainer.seam import Callback, LightningModule, Trainer
