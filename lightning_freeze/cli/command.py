@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 from lightning_freeze.trainer.seam import LightningModule, Trainer, refuse_strategy
 
-LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch")
+_LOGGERS = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
 
 
 class Command(ABC):
@@ -63,6 +64,17 @@ def at_least_one(parser: argparse.ArgumentParser, given: argparse.Namespace, *na
             parser.error(f"--{name} is {value}, but must be at least 1.")
 
 
+@contextmanager
+def lightnings_loggers_kept() -> Iterator[None]:
+    """Set Lightning's loggers back to their levels, which some commands change."""
+    levels = [logger.level for logger in _LOGGERS]
+    try:
+        yield
+    finally:
+        for logger, level in zip(_LOGGERS, levels, strict=True):
+            logger.setLevel(level)
+
+
 def on_one_cpu(trainer: Any) -> int | None:
     """Let a fit that is only looked at run in this process, where Lightning keeps quiet about devices and itself.
 
@@ -75,8 +87,8 @@ def on_one_cpu(trainer: Any) -> int | None:
     Raises:
         UnsupportedError: The run would refuse the strategy.
     """
-    for package in LIGHTNING_LOGGERS:
-        logging.getLogger(package).setLevel(logging.WARNING)
+    for logger in _LOGGERS:
+        logger.setLevel(logging.WARNING)
     if "deepspeed" in str(trainer.get("strategy")).lower():
         refuse_strategy(type("DeepSpeedStrategy", (), {})())  # by its name, as a fit does
     each = _processes(trainer.get("devices"), trainer.get("accelerator"))

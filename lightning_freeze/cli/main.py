@@ -7,7 +7,6 @@ what a stock LightningCLI lets pass (a key that stands twice) and what it cannot
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_freeze import __version__
-from lightning_freeze.cli.command import LIGHTNING_LOGGERS, Command
+from lightning_freeze.cli.command import Command, lightnings_loggers_kept
 from lightning_freeze.cli.config import check_files, locate, near, to_be_written
 from lightning_freeze.cli.groups import GroupsCommand
 from lightning_freeze.cli.inputs import InputsCommand
@@ -54,39 +53,41 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
-    name = arguments[0] if arguments else ""
-    if name == "probe":  # the one that needs neither model nor Trainer
+    if arguments[:1] == ["probe"]:  # the one that needs neither model nor Trainer
         return probe(arguments[1:])
-    command = _OVER_A_FIT[name].parse(arguments[1:]) if name in _OVER_A_FIT else None
+    command = _command_of(arguments)
     ours: dict[str, Any] = {}
     if command is not None:
         arguments = command.as_fit
         ours = {"save_config_callback": None, "trainer_defaults": {"callbacks": command.callbacks}}
     if args is None:
         sys.argv = [sys.argv[0], *arguments]
-    levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
     FreezeCLI.roots = roots = []
     FreezeCLI.command = command
     try:
         roots += check_files(arguments, _whitelist_of(command))
-        FreezeCLI(
-            LightningModule,
-            None,  # any LightningDataModule, or none where the model brings its own data
-            subclass_mode_model=True,
-            parser_class=_Parser,
-            parser_kwargs={"version": f"lightning-freeze {__version__}", "description": _ABOUT},
-            save_config_kwargs={"overwrite": True},
-            args=None if args is None else arguments,
-            **ours,
-        )
+        with lightnings_loggers_kept():
+            FreezeCLI(
+                LightningModule,
+                None,  # any LightningDataModule, or none where the model brings its own data
+                subclass_mode_model=True,
+                parser_class=_Parser,
+                parser_kwargs={"version": f"lightning-freeze {__version__}", "description": _ABOUT},
+                save_config_kwargs={"overwrite": True},
+                args=None if args is None else arguments,
+                **ours,
+            )
     except Exception as error:
         message = _message(error, command, roots)
         if message is None:
             raise
         raise SystemExit(f"lightning-freeze: {message}") from error
-    finally:
-        for name, level in levels.items():  # which some commands change
-            logging.getLogger(name).setLevel(level)
+
+
+def _command_of(arguments: Sequence[str]) -> Command | None:
+    """The command that the arguments give, if it is one of ours that takes the configuration of a fit."""
+    kind = _OVER_A_FIT.get(arguments[0]) if arguments else None
+    return kind.parse(arguments[1:]) if kind is not None else None
 
 
 def _message(error: Exception, command: Command | None, roots: Sequence[Place]) -> str | None:
