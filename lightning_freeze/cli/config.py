@@ -156,10 +156,15 @@ def _of_class(place: Place, path: Place) -> Schedule:
         near_by = near(written.rpartition(".")[2], _SCHEDULES)
         raise path.error(f"`class_path` is {written!r}, which is no schedule. Nearest: {near_by}.")
     _check_keys(place.items(), None, extra=("class_path", "init_args"))
+    return _SCHEDULES[name](_init_args(place, name))
+
+
+def _init_args(place: Place, name: str) -> Place:
     arguments = place.items().get("init_args")
     if arguments is None:
-        raise place.error(f"`init_args` is missing: what {name} is to do, such as {_EXAMPLES[name]}.")
-    return _SCHEDULES[name](arguments)
+        example = _EXAMPLES.get(name, "{train: [head], updates: 10}")
+        raise place.error(f"`init_args` is missing: what {name} is to do, such as {example}.")
+    return arguments
 
 
 def _every(place: Place) -> Schedule:
@@ -188,8 +193,7 @@ def _element(place: Place) -> Phase | Phases:
             f"a phase is {place.plain()!r}, but must be a mapping such as {{train: [head], updates: 10}}."
         )
     if "class_path" in items:
-        inner = items.get("init_args", place)
-        return _phases(inner) if "phases" in inner.items() else _element(inner)
+        return _element(_init_args(place, str(items["class_path"].plain()).rpartition(".")[2]))
     if "phases" in items:
         return _phases(place)
     if "seed" in items:
