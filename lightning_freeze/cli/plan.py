@@ -12,7 +12,8 @@ from typing import Any, Self
 from rich.console import Console
 
 from lightning_freeze.cli.command import Command, at_least_one, on_one_cpu
-from lightning_freeze.cli.forecast import Horizon, forecast, read_metrics
+from lightning_freeze.cli.forecast import Horizon, forecast
+from lightning_freeze.cli.metrics_file import read_metrics
 from lightning_freeze.report.plan_picture import draw_plan
 from lightning_freeze.report.plan_table import print_plan
 from lightning_freeze.report.table import print_line
