@@ -13,6 +13,16 @@ from lightning_freeze.trainer.seam import LightningModule, Trainer, refuse_strat
 
 _LOGGERS = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
 
+_ONE_CPU = {
+    **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
+    **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},
+}
+# The CPU has none of these; what takes their place has the same bytes.
+_PRECISIONS = {
+    **dict.fromkeys(("16-true", "transformer-engine", "transformer-engine-float16"), "bf16-true"),
+    **dict.fromkeys(("16", "16-mixed"), "32-true"),
+}
+
 
 class Command(ABC):
     """A command that takes the configuration of a fit."""
@@ -57,7 +67,7 @@ class Command(ABC):
 
 
 def at_least_one(parser: argparse.ArgumentParser, given: argparse.Namespace, *names: str) -> None:
-    """End where one of these numbers is given and is none."""
+    """Refuse a number below 1."""
     for name in names:
         value = getattr(given, name)
         if value is not None and value < 1:
@@ -65,8 +75,8 @@ def at_least_one(parser: argparse.ArgumentParser, given: argparse.Namespace, *na
 
 
 @contextmanager
-def lightnings_loggers_kept() -> Iterator[None]:
-    """Set Lightning's loggers back to their levels, which some commands change."""
+def log_levels_restored() -> Iterator[None]:
+    """Undo what a command changes of the levels of Lightning's loggers."""
     levels = [logger.level for logger in _LOGGERS]
     try:
         yield
@@ -93,14 +103,8 @@ def on_one_cpu(trainer: Any) -> int | None:
         refuse_strategy(type("DeepSpeedStrategy", (), {})())  # by its name, as a fit does
     each = _processes(trainer.get("devices"), trainer.get("accelerator"))
     nodes = int(trainer.get("num_nodes") or 1)
-    # The CPU has none of these; what takes their place has the same bytes.
-    others = dict.fromkeys(("16-true", "transformer-engine", "transformer-engine-float16"), "bf16-true")
-    others |= dict.fromkeys(("16", "16-mixed"), "32-true")
-    trainer["precision"] = others.get(str(trainer.get("precision")), trainer.get("precision"))
-    for key, value in {
-        **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
-        **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},
-    }.items():
+    trainer["precision"] = _PRECISIONS.get(str(trainer.get("precision")), trainer.get("precision"))
+    for key, value in _ONE_CPU.items():
         trainer[key] = value
     return each * nodes if each is not None else None
 

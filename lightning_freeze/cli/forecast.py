@@ -217,7 +217,7 @@ class _Look(Callback):
 
 
 def _limit(number: int | None) -> float:
-    """A number of Lightning's that -1 or None may stand for."""
+    """A limit as Lightning writes it, where -1 and None are none."""
     return math.inf if number in (None, -1) else number
 
 

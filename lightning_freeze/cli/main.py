@@ -17,7 +17,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_freeze import __version__
-from lightning_freeze.cli.command import Command, lightnings_loggers_kept
+from lightning_freeze.cli.command import Command, log_levels_restored
 from lightning_freeze.cli.config import check_files, locate, near, to_be_written
 from lightning_freeze.cli.groups import GroupsCommand
 from lightning_freeze.cli.inputs import InputsCommand
@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
     FreezeCLI.command = command
     try:
         roots += check_files(arguments, _whitelist_of(command))
-        with lightnings_loggers_kept():
+        with log_levels_restored():
             FreezeCLI(
                 LightningModule,
                 None,  # any LightningDataModule, or none where the model brings its own data

@@ -76,6 +76,11 @@ def _figure(
     height = tops[2] + _PANEL + 0.5
     figure.set_size_inches(_WIDTH, height)
     panels = [figure.add_axes((0.1, 0.1, 0.8, 0.1), label=name) for name in ("groups", "elements", "memory")]
+    for panel in panels:
+        _bare(panel)
+        panel.set_xlim(0, len(trained))
+    for panel in panels[:2]:
+        panel.tick_params(labelbottom=False)
     labels = _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
     _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), edges)
     _draw_memory(panels[2], timeline, edges)
@@ -135,13 +140,10 @@ def _draw_groups(
             interpolation_stage="rgba",
         )
     axes.set_ylim(len(groups), 0)
-    axes.set_xlim(0, total)
     axes.hlines(range(1, len(groups)), 0, total, color="white", linewidth=min(1.4, row * 8))
     if total <= 60:
         axes.vlines(range(1, total), 0, len(groups), color="white", linewidth=0.8)
-    _bare(axes)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.tick_params(labelbottom=False)
     axes.set_yticks([])
     size = min(9.0, max(row, _LABEL) * 46)
     beside: dict[str, Any] = {
@@ -199,10 +201,7 @@ def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: ndarr
         axes.fill_between(edges, _closed(low), _closed(high), step="post", color=_FAINT, linewidth=0)
     axes.step(edges, _closed(mean), where="post", color=_TRAINED, linewidth=1.4)
     top = float(high.max()) or 1.0
-    _bare(axes)
     _scale(axes, top, 1000, COUNTS)
-    axes.set_xlim(0, float(edges[-1]))
-    axes.tick_params(labelbottom=False)
     most = f"at most {human(high.max(), 1000, COUNTS)} of {human(total, 1000, COUNTS)} ({_percent(high.max(), total)})"
     binned = "; line: mean of a bin, band: its range" if edges[1] > 1 else ""
     _head(axes, "trainable parameters", most + binned)
@@ -217,27 +216,18 @@ def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: ndarr
 def _draw_memory(axes: Axes, timeline: Timeline, edges: ndarray[Any, Any]) -> None:
     import numpy as np
 
-    starts = edges[:-1]
-    state = np.maximum.reduceat(np.asarray(timeline.state, dtype=np.float64), starts)
-    both = np.maximum.reduceat(
-        np.asarray(timeline.state, np.float64) + np.asarray(timeline.gradient, np.float64), starts
+    state, gradient = (np.asarray(values, dtype=np.float64) for values in (timeline.state, timeline.gradient))
+    lower, upper = (np.maximum.reduceat(values, edges[:-1]) for values in (state, state + gradient))
+    layers = (
+        (np.zeros_like(lower), lower, _STATE, "optimizer state"),
+        (lower, upper, _GRADIENT, "gradients of what trains"),
     )
-    axes.fill_between(edges, 0, _closed(state), step="post", color=_STATE, linewidth=0, label="optimizer state")
-    axes.fill_between(
-        edges,
-        _closed(state),
-        _closed(both),
-        step="post",
-        color=_GRADIENT,
-        linewidth=0,
-        label="gradients of what trains",
-    )
-    axes.set_xlim(0, float(edges[-1]))
-    _bare(axes)
-    _scale(axes, float(both.max()) or 1.0, 1024, BYTES)
+    for bottom, top, color, label in layers:
+        axes.fill_between(edges, _closed(bottom), _closed(top), step="post", color=color, linewidth=0, label=label)
+    _scale(axes, float(upper.max()) or 1.0, 1024, BYTES)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.locator_params(axis="x", integer=True, nbins=9)
-    _head(axes, "memory", f"at most {human_bytes(float(both.max()))}")
+    _head(axes, "memory", f"at most {human_bytes(float(upper.max()))}")
     axes.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=7.5, labelcolor=INK,
         handlelength=0.9, handleheight=0.9, borderaxespad=0.1, borderpad=0.2, columnspacing=1.2,
