@@ -79,8 +79,7 @@ def _figure(
     for panel in panels:
         _bare(panel)
         panel.set_xlim(0, len(trained))
-    for panel in panels[:2]:
-        panel.tick_params(labelbottom=False)
+        panel.tick_params(labelbottom=panel is panels[2])
     labels = _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
     _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), edges)
     _draw_memory(panels[2], timeline, edges)
