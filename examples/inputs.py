@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_freeze import Finding, audit_inputs
-from lightning_freeze.report.table import print_inputs
+from lightning_freeze.report.inputs_table import print_inputs
 
 Built = tuple[nn.Module, dict[str, Tensor]]
 

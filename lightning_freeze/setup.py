@@ -26,9 +26,9 @@ from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Choice, SkipBackward, choose
 from lightning_freeze.holds.state_holds import OffloadState, ResetState
 from lightning_freeze.plan.groups import Groups, Rest
-from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
+from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan
 from lightning_freeze.probe.clone import family
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer

@@ -25,6 +25,16 @@ from lightning_freeze.trainer.input_audit import InputAudit
 from lightning_freeze.trainer.scheduler import AlternatingFreeze, FreezeScheduler
 from lightning_freeze.yaml_file import Place, read
 
+_OURS = "lightning_freeze."
+_CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit, InputAudit)}
+_PARTS: dict[str, type] = {"until": Until, "pick": Pick}
+_EXAMPLES = {"Every": "{periods: {weight1: 5}, of: weight2}", "Phases": "{phases: [{train: [all]}]}"}
+# Where a LightningCLI, or a schedule of ours, takes the path of a further file.
+_SUB_CONFIG = re.compile(
+    r"((fit|validate|test|predict)\.)?(trainer|model|data|optimizer|lr_scheduler"
+    r"|(trainer\.)?callbacks(\[\d+\](\.init_args\.schedule)?)?)"
+)
+
 
 def check_files(arguments: Sequence[str], out: Path | None = None) -> list[Place]:
     """Read every configuration file that the arguments name, and the files that those name, and check our own parts.
@@ -68,30 +78,41 @@ def _check_callback(place: Place, out: Path | None) -> None:
         if path is not None and str(path.plain()) == f"{_OURS}{name}" and name not in public_names:
             raise path.error(f"lightning_freeze has no {name!r}. Nearest: {near(name, public_names)}.")
         return
-    arguments = items.get("init_args")
-    given = arguments.items() if arguments is not None else {}
-    kind = _CALLBACKS[name]
-    _check_keys(arguments or place, given, kind)
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        if key == "schedule":
-            values[key] = build_schedule(value)
-        elif key == "audit" and value.items():
-            inner = value.items().get("init_args", value)
-            _check_keys(value, value.items(), FreezeAudit, extra=("class_path", "init_args"))
-            _check_keys(inner, inner.items(), FreezeAudit, extra=("class_path",))
-            plain = inner.plain() or {}
-            values[key] = _built(inner, FreezeAudit, {k: v for k, v in plain.items() if k != "class_path"})
-        elif key == "whitelist" and (file := value.file()) is not None:
-            values[key] = {} if to_be_written(file, out) else read_declarations(file, value)[0]
-        else:
-            values[key] = value.plain()
-    for group, selector in (given["groups"].items() if "groups" in given else {}).items():
+    given = items["init_args"].items() if "init_args" in items else {}
+    _check_keys(given, _CALLBACKS[name])
+    values = {key: _argument(key, value, out) for key, value in given.items()}
+    _check_groups(given)
+    _built(items.get("init_args", place), _CALLBACKS[name], values)
+
+
+def _argument(key: str, place: Place, out: Path | None) -> Any:
+    """An argument of a callback, as jsonargparse will hand it over."""
+    if key == "schedule":
+        return build_schedule(place)
+    if key == "audit" and place.items():
+        return _audit(place)
+    file = place.file() if key == "whitelist" else None
+    if file is not None:
+        return {} if to_be_written(file, out) else read_declarations(file, place)[0]
+    return place.plain()
+
+
+def _audit(place: Place) -> Any:
+    inner = place.items().get("init_args", place)
+    _check_keys(place.items(), FreezeAudit, extra=("class_path", "init_args"))
+    _check_keys(inner.items(), FreezeAudit, extra=("class_path",))
+    return _built(
+        inner, FreezeAudit, {key: value.plain() for key, value in inner.items().items() if key != "class_path"}
+    )
+
+
+def _check_groups(given: dict[str, Place]) -> None:
+    groups = given["groups"].items() if "groups" in given else {}
+    for group, selector in groups.items():
         try:
             check_selector(group, selector.plain())
         except SelectionError as error:
             raise selector.error(str(error)) from error
-    _built(arguments or place, kind, values)
 
 
 def build_schedule(place: Place, above: tuple[Path, ...] = ()) -> Schedule:
@@ -111,19 +132,7 @@ def build_schedule(place: Place, above: tuple[Path, ...] = ()) -> Schedule:
         return build_schedule(read(named, place), (*above, named.resolve()))
     items = place.items()
     if "class_path" in items:
-        name = _class_name(items["class_path"])
-        if name not in _SCHEDULES:
-            path = str(items["class_path"].plain())
-            if "." in path and not path.startswith(_OURS):
-                return Phases([Phase(["all"])])  # a class of the user's own: jsonargparse's to check
-            raise items["class_path"].error(
-                f"`class_path` is {path!r}, which is no schedule. Nearest: {near(path.rpartition('.')[2], _SCHEDULES)}."
-            )
-        _check_keys(place, items, None, extra=("class_path", "init_args"))
-        arguments = items.get("init_args")
-        if arguments is None:
-            raise place.error(f"`init_args` is missing: what {name} is to do, such as {_example(name)}.")
-        return _phases(arguments) if name == "Phases" else _every(arguments)
+        return _of_class(place, items["class_path"])
     if "phases" in items:
         return _phases(place)
     if list(items) == ["schedule"]:
@@ -138,20 +147,43 @@ def build_schedule(place: Place, above: tuple[Path, ...] = ()) -> Schedule:
     )
 
 
+def _of_class(place: Place, path: Place) -> Schedule:
+    """The schedule of a mapping with ``class_path`` and ``init_args``."""
+    name, written = _class_name(path), str(path.plain())
+    if name not in _SCHEDULES:
+        if "." in written and not written.startswith(_OURS):
+            return Phases([Phase(["all"])])  # a class of the user's own: jsonargparse's to check
+        near_by = near(written.rpartition(".")[2], _SCHEDULES)
+        raise path.error(f"`class_path` is {written!r}, which is no schedule. Nearest: {near_by}.")
+    _check_keys(place.items(), None, extra=("class_path", "init_args"))
+    return _SCHEDULES[name](_init_args(place, name))
+
+
+def _init_args(place: Place, name: str) -> Place:
+    arguments = place.items().get("init_args")
+    if arguments is None:
+        example = _EXAMPLES.get(name, "{train: [head], updates: 10}")
+        raise place.error(f"`init_args` is missing: what {name} is to do, such as {example}.")
+    return arguments
+
+
 def _every(place: Place) -> Schedule:
-    _check_keys(place, place.items(), Every)
+    _check_keys(place.items(), Every)
     every: Schedule = _built(place, Every, place.plain() or {})
     return every
 
 
 def _phases(place: Place) -> Phases:
     items = place.items()
-    _check_keys(place, items, Phases)
+    _check_keys(items, Phases)
     values = {key: value.plain() for key, value in items.items()}
     if "phases" in items and items["phases"].elements():
         values["phases"] = [_element(element) for element in items["phases"].elements()]
     phases: Phases = _built(place, Phases, values)
     return phases
+
+
+_SCHEDULES: dict[str, Callable[[Place], Schedule]] = {"Every": _every, "Phases": _phases}
 
 
 def _element(place: Place) -> Phase | Phases:
@@ -161,26 +193,25 @@ def _element(place: Place) -> Phase | Phases:
             f"a phase is {place.plain()!r}, but must be a mapping such as {{train: [head], updates: 10}}."
         )
     if "class_path" in items:
-        inner = items.get("init_args", place)
-        return _phases(inner) if "phases" in inner.items() else _element(inner)
+        return _element(_init_args(place, str(items["class_path"].plain()).rpartition(".")[2]))
     if "phases" in items:
         return _phases(place)
     if "seed" in items:
         raise items["seed"].error("`seed` is no key of a phase: a schedule has one, beside its outermost `phases:`.")
     if "pick" in items and "train" not in items:
         raise place.error("Phase has no 'train'. Add the key: `train: []` where the draw alone is to train.")
-    _check_keys(place, items, Phase)
+    _check_keys(items, Phase)
     values = place.plain()
-    for key, kind in _PARTS.items():
-        if key in items and items[key].items():
-            _check_keys(items[key], items[key].items(), kind)
-            _check_arguments(items[key], kind, items[key].plain())
-            values[key] = _built(place, kind, items[key].plain())
+    for key, part in items.items():
+        if key in _PARTS and part.items():
+            _check_keys(part.items(), _PARTS[key])
+            _check_arguments(part, _PARTS[key], values[key])
+            values[key] = _built(place, _PARTS[key], values[key])
     phase: Phase = _built(place, Phase, values)
     return phase
 
 
-def _check_keys(place: Place, given: dict[str, Place], kind: type | None, extra: Sequence[str] = ()) -> None:
+def _check_keys(given: dict[str, Place], kind: type | None, extra: Sequence[str] = ()) -> None:
     known = [*(inspect.signature(kind).parameters if kind is not None else ()), *extra]
     for key, value in given.items():
         if key not in known:
@@ -226,25 +257,6 @@ def locate(message: str, roots: Sequence[Place]) -> str:
     return ""
 
 
-_CALLBACKS: dict[str, type] = {c.__name__: c for c in (FreezeScheduler, AlternatingFreeze, FreezeAudit, InputAudit)}
-
-
-_OURS = "lightning_freeze."
-
-
-_PARTS: dict[str, type] = {"until": Until, "pick": Pick}
-
-
-_SCHEDULES: dict[str, type] = {"Every": Every, "Phases": Phases}
-
-
-# Where a LightningCLI, or a schedule of ours, takes the path of a further file.
-_SUB_CONFIG = re.compile(
-    r"((fit|validate|test|predict)\.)?(trainer|model|data|optimizer|lr_scheduler"
-    r"|(trainer\.)?callbacks(\[\d+\](\.init_args\.schedule)?)?)"
-)
-
-
 def to_be_written(path: Path, out: Path | None) -> bool:
     """Whether a whitelist is the very one that ``lightning-freeze inputs`` will write, and has nothing in it yet."""
     return out is not None and path.resolve() == out.resolve() and not path.exists()
@@ -253,7 +265,3 @@ def to_be_written(path: Path, out: Path | None) -> bool:
 def near(name: str, among: Any) -> str:
     """The nearest of some names, quoted; the first three where none is near."""
     return ", ".join(map(repr, nearest(name, among) or list(among)[:3]))
-
-
-def _example(name: str) -> str:
-    return "{periods: {weight1: 5}, of: weight2}" if name == "Every" else "{phases: [{train: [all]}]}"

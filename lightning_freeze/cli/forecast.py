@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers.logger import DummyLogger
-from torch.optim import Optimizer
 
+from lightning_freeze.cli.forecast_notes import on_backward, on_callbacks, on_metrics, on_state, on_steps
 from lightning_freeze.controller import FreezeController
-from lightning_freeze.errors import ScheduleError, nearest
+from lightning_freeze.errors import ScheduleError
 from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.plan.costs import Held, Size
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.plan.schedule import Position
-from lightning_freeze.report.pictures import human_bytes
-from lightning_freeze.report.table import folded
 from lightning_freeze.trainer.scheduler import FreezeScheduler
 from lightning_freeze.trainer.seam import Callback, LightningModule, Trainer
 
@@ -127,7 +122,7 @@ class _Look(Callback):
             self._order = [0]
             self._foresee(trainer, pl_module)
         for index, optimizer in enumerate(trainer.optimizers):
-            optimizer.register_step_pre_hook(self._stepping(index))
+            optimizer.register_step_pre_hook(lambda *_, index=index: self._order.append(index))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """The order of the optimizers is known as soon as one has stepped."""
@@ -146,43 +141,17 @@ class _Look(Callback):
             raise RuntimeError("a fit begins with its freeze scheduler's on_fit_start")
         return controller
 
-    def _stepping(self, index: int) -> Callable[[Optimizer, Any, Any], None]:
-        return lambda optimizer, args, kwargs: self._order.append(index)
-
     def _foresee(self, trainer: Trainer, module: LightningModule) -> None:
-        notes: list[str] = []
-        horizon = self._horizon
-        start = self._start or Position()
-        batches = self._batches(trainer, notes)
+        """Foresee the run, and end the fit."""
+        controller, horizon, start = self._controller, self._horizon, self._start or Position()
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        factors = [c.get_accumulate_grad_batches for c in callbacks if hasattr(c, "get_accumulate_grad_batches")]
-        factor = factors[0] if factors else (lambda epoch: trainer.accumulate_grad_batches)
-
-        def accumulated(epoch: int) -> int:
-            return int(factor(epoch)) if module.automatic_optimization else 1
-
-        def windows(epoch: int) -> int:
-            return math.ceil(batches / accumulated(epoch))
-
+        notes: list[str] = []
+        batches, accumulated = self._batches(trainer, notes), _accumulation(trainer, module)
         if not module.automatic_optimization:
             notes.append(f"In every batch the optimizers step in the order seen in the first: {self._order}.")
-        stops = [type(c).__name__ for c in callbacks if type(c).__name__ in ("EarlyStopping", "Timer")]
-        if stops:
-            notes.append(f"{' and '.join(stops)} may end the run sooner.")
-        metrics = {
-            name for name in self._controller.metrics.keys if not any(name in m for m in horizon.metrics.values())
-        }
-        if metrics:
-            missing = ", ".join(map(repr, sorted(metrics)))
-            given = sorted({name for logged in horizon.metrics.values() for name in logged})
-            close = nearest(min(metrics), given, 1)
-            said = f"The metrics given have no {missing}" if given else f"No values of {missing} are given (--metrics)"
-            hint = f" (nearest: {close[0]!r})" if close else ""
-            notes.append(
-                f"{said}{hint}, so a phase that waits for them is taken to last its max_epochs, or to the end."
-            )
-        coming = self._controller.preview(
-            windows,
+        notes += on_callbacks(callbacks) + on_metrics(controller.metrics.keys, horizon.metrics)
+        coming = controller.preview(
+            lambda epoch: math.ceil(batches / accumulated(epoch)),
             start=start,
             epoch=self._epoch,
             done=self._done // accumulated(self._epoch),
@@ -190,28 +159,12 @@ class _Look(Callback):
             metrics=horizon.metrics,
         )
         steps = self._until_the_end(coming, trainer, notes)
-        sizes, unknown = self._controller.preview.sizes()
-        notes += _remarks(steps, sizes, start.total)
-        every = sum(size.gradient for size in sizes.values())
-        freezes = any(len(step.trained) < len(sizes) for step in steps)
-        if freezes and not self._controller.backward.skips:
-            notes.append(
-                f"Until each step, backward makes the gradients of all groups ({human_bytes(every)}): its work for frozen "
-                f"ones is not skipped here: {self._controller.backward.why}."
-            )
-        elif freezes and horizon.world != 1:
-            notes.append("Whether backward is skipped for frozen groups, the run's own strategy says at its beginning.")
-        mode = self._controller.options.optimizer_state
+        sizes, unknown = controller.preview.sizes()
+        notes += on_steps(steps, sizes, start.total)
+        notes += on_backward(steps, sizes, controller.backward.skips, controller.backward.why, horizon.world)
+        mode = controller.options.optimizer_state
         leaves = mode != "keep" and len(trainer.optimizers) == 1
-        if mode != "keep" and not leaves:
-            notes.append(
-                f"With several optimizers, optimizer state is counted as kept: `optimizer_state: {mode}` leaves less of it."
-            )
-        elif mode == "offload":
-            notes.append(
-                "Optimizer state is counted as on an accelerator: that of frozen groups is in host memory, unless they train "
-                f"again within {SHORTEST} updates."
-            )
+        notes += on_state(mode, leaves)
         if unknown:
             notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
         before = frozenset(group for group, count in start.updates.items() if count and group in sizes)
@@ -239,22 +192,20 @@ class _Look(Callback):
         return int(found)
 
     def _until_the_end(self, coming: Iterator[Step], trainer: Trainer, notes: list[str]) -> list[Step]:
-        epochs, updates, all_steps = self._horizon.epochs, self._horizon.updates, None
-        if epochs is None and updates is None:
-            epochs = trainer.max_epochs - self._epoch if trainer.max_epochs not in (None, -1) else None
-            all_steps = trainer.max_steps - self._steps if trainer.max_steps != -1 else None
-            if epochs is None and all_steps is None:
+        """The steps that update something, up to the horizon, or to the run's own end."""
+        updates, epochs, all_steps = _limit(self._horizon.updates), _limit(self._horizon.epochs), math.inf
+        if updates == epochs == math.inf:
+            epochs, all_steps = _limit(trainer.max_epochs) - self._epoch, _limit(trainer.max_steps) - self._steps
+            if epochs == all_steps == math.inf:
                 raise ScheduleError(
                     "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N."
                 )
         steps: list[Step] = []
         batch = -1
-        for number, step in enumerate(
-            takewhile(lambda step: epochs is None or step.epoch < self._epoch + epochs, coming)
-        ):
+        for number, step in enumerate(coming):
             # Lightning counts steps that updated nothing, too, and ends at a batch's end.
-            over = all_steps is not None and number >= all_steps and step.batch != batch
-            if over or len(steps) == updates:
+            over = number >= all_steps and step.batch != batch
+            if over or step.epoch >= self._epoch + epochs or len(steps) == updates:
                 break
             if number == _MOST:
                 notes.append(f"The plan is cut after {_MOST:,} optimizer steps.")
@@ -265,19 +216,19 @@ class _Look(Callback):
         return steps
 
 
-def _remarks(steps: Sequence[Step], sizes: Mapping[str, Size], first: int) -> list[str]:
-    """What a user may not have meant."""
-    notes: list[str] = []
-    over = next((number for number, step in enumerate(steps) if step.over), None)
-    if over is not None:
-        notes.append(
-            f"The schedule runs out after update {first + over - 1}; its last set stays trainable. To begin again, write "
-            "`repeat: true`."
-        )
-    idle = [group for group in sizes if not any(group in trained for trained in {step.trained for step in steps})]
-    if idle and steps:
-        notes.append(f"Never trained in these updates: {folded(idle, sizes)}.")
-    return notes
+def _limit(number: int | None) -> float:
+    """A limit as Lightning writes it, where -1 and None are none."""
+    return math.inf if number in (None, -1) else number
+
+
+def _accumulation(trainer: Trainer, module: LightningModule) -> Callable[[int], int]:
+    """From an epoch to the batches of an optimizer step in it."""
+    if not module.automatic_optimization:
+        return lambda epoch: 1
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "get_accumulate_grad_batches"):
+            return lambda epoch: int(callback.get_accumulate_grad_batches(epoch))
+    return lambda epoch: trainer.accumulate_grad_batches
 
 
 def _shared(trainer: Trainer, batches: int, world: int) -> int:
@@ -318,43 +269,3 @@ def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None 
             f"{trainer.max_epochs}, epoch: {trainer.current_epoch})."
         )
     return look.seen
-
-
-def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Epoch to the last value of each metric logged in it, from the ``metrics.csv`` of Lightning's CSVLogger.
-
-    Args:
-        path: The file: a column ``epoch``, and one for each metric.
-
-    Raises:
-        ScheduleError: It is not there, or is no such file.
-    """
-    if not path.is_file():
-        raise ScheduleError(f"the file of metrics {str(path)!r} is not there. It is what Lightning's CSVLogger writes.")
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-        rows = list(csv.DictReader(file))
-    if not rows or "epoch" not in rows[0]:
-        columns = ", ".join(map(str, rows[0])) if rows else "none"
-        raise ScheduleError(
-            f"{str(path)!r} has no column `epoch` (columns: {columns}). Give the metrics.csv of Lightning's CSVLogger, or a "
-            "file like it: epoch,val_loss."
-        )
-    found: dict[int, dict[str, float]] = {}
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise ScheduleError(f"{str(path)!r}, line {number}: it has another number of values than the first line.")
-        epoch = int(_number(path, number, "epoch", row["epoch"]))
-        for name, value in row.items():
-            if name not in ("epoch", "step") and value:
-                found.setdefault(epoch, {})[name] = _number(path, number, name, value)
-    for logged in found.values():
-        for name in [name for name in logged if name.endswith("_epoch")]:  # logged on_step and on_epoch
-            logged.setdefault(name.removesuffix("_epoch"), logged[name])
-    return found
-
-
-def _number(path: Path, line: int, name: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError as error:
-        raise ScheduleError(f"{str(path)!r}, line {line}: {name} is {value!r}, which is no number.") from error

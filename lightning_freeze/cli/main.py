@@ -7,7 +7,6 @@ what a stock LightningCLI lets pass (a key that stands twice) and what it cannot
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -15,11 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytorch_lightning import LightningModule
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_freeze import __version__
-from lightning_freeze.cli.command import COMMANDS, LIGHTNING_LOGGERS, Command, InputsCommand, command_of
+from lightning_freeze.cli.command import Command, log_levels_restored
 from lightning_freeze.cli.config import check_files, locate, near, to_be_written
+from lightning_freeze.cli.groups import GroupsCommand
+from lightning_freeze.cli.inputs import InputsCommand
+from lightning_freeze.cli.plan import PlanCommand
 from lightning_freeze.cli.probe import probe
 from lightning_freeze.demos import MissingPackageError
 from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError, nearest
@@ -28,6 +30,11 @@ from lightning_freeze.report.findings import FreezeViolation
 from lightning_freeze.trainer.input_audit import InputAudit
 from lightning_freeze.yaml_file import ConfigError, Place
 
+_OVER_A_FIT: dict[str, type[Command]] = {kind.name: kind for kind in (PlanCommand, GroupsCommand, InputsCommand)}
+COMMANDS = {
+    **{name: kind.about for name, kind in _OVER_A_FIT.items()},
+    "probe": "what any optimizer does to a frozen weight, by every way of freezing (needs no configuration)",
+}
 _ABOUT = (
     "Lightning's own commands over any model and data that a configuration names (--config FILE), and four more: "
     + "; ".join(f"{name}: {meaning}" for name, meaning in COMMANDS.items())
@@ -48,52 +55,59 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
     if arguments[:1] == ["probe"]:  # the one that needs neither model nor Trainer
         return probe(arguments[1:])
-    command = command_of(arguments)
+    command = _command_of(arguments)
+    ours: dict[str, Any] = {}
     if command is not None:
         arguments = command.as_fit
-        args, sys.argv = (None, [sys.argv[0], *arguments]) if args is None else (arguments, sys.argv)
-    levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
+        ours = {"save_config_callback": None, "trainer_defaults": {"callbacks": command.callbacks}}
+    if args is None:
+        sys.argv = [sys.argv[0], *arguments]
     FreezeCLI.roots = roots = []
     FreezeCLI.command = command
     try:
         roots += check_files(arguments, _whitelist_of(command))
-        FreezeCLI(
-            LightningModule,
-            None,  # any LightningDataModule, or none where the model brings its own data
-            subclass_mode_model=True,
-            parser_class=_Parser,
-            parser_kwargs={"version": f"lightning-freeze {__version__}", "description": _ABOUT},
-            save_config_kwargs={"overwrite": True},
-            save_config_callback=SaveConfigCallback if command is None else None,
-            trainer_defaults={} if command is None else {"callbacks": command.callbacks},
-            args=None if args is None else arguments,
-        )
-    except ConfigError as error:
-        raise SystemExit(f"lightning-freeze: error: {error}") from error
-    except FreezeViolation as error:
-        raise SystemExit(f"lightning-freeze: {error}") from error
-    except (
-        ScheduleError,
-        SelectionError,
-        UnsupportedError,
-        DeclarationError,
-    ) as error:  # found with the model, so where it stands is looked up again
-        anywhere = isinstance(error, ScheduleError) and error.key is None  # of no configuration's making
-        where = "" if anywhere else locate(str(error), roots) or _at_schedule(error, command, roots)
-        raise SystemExit(f"lightning-freeze: error: {where}{error}") from error
+        with log_levels_restored():
+            FreezeCLI(
+                LightningModule,
+                None,  # any LightningDataModule, or none where the model brings its own data
+                subclass_mode_model=True,
+                parser_class=_Parser,
+                parser_kwargs={"version": f"lightning-freeze {__version__}", "description": _ABOUT},
+                save_config_kwargs={"overwrite": True},
+                args=None if args is None else arguments,
+                **ours,
+            )
     except Exception as error:
-        missing = _missing_package(error)
-        if missing is None:
+        message = _message(error, command, roots)
+        if message is None:
             raise
-        raise SystemExit(f"lightning-freeze: error: {_where_class(missing.kind, roots)}{missing}") from error
-    finally:
-        for name, level in levels.items():  # which some commands hush
-            logging.getLogger(name).setLevel(level)
+        raise SystemExit(f"lightning-freeze: {message}") from error
 
 
-def _at_schedule(error: Exception, command: Command | None, roots: Sequence[Place]) -> str:
+def _command_of(arguments: Sequence[str]) -> Command | None:
+    """The command that the arguments give, if it is one of ours that takes the configuration of a fit."""
+    kind = _OVER_A_FIT.get(arguments[0]) if arguments else None
+    return kind.parse(arguments[1:]) if kind is not None else None
+
+
+def _message(error: Exception, command: Command | None, roots: Sequence[Place]) -> str | None:
+    """What is said of an error that is the user's to correct, with where it comes from; None of any other."""
+    if isinstance(error, FreezeViolation):
+        return str(error)
+    if isinstance(error, ConfigError):
+        return f"error: {error}"
+    if isinstance(error, ScheduleError) and error.key is None:  # of no configuration's making
+        return f"error: {error}"
+    if isinstance(error, (ScheduleError, SelectionError, UnsupportedError, DeclarationError)):
+        # Found with the model, so where it stands is looked up again.
+        return f"error: {locate(str(error), roots) or _at_schedule(command, roots)}{error}"
+    missing = _missing_package(error)
+    return f"error: {_where_class(missing.kind, roots)}{missing}" if missing is not None else None
+
+
+def _at_schedule(command: Command | None, roots: Sequence[Place]) -> str:
     """Where the schedule stands, for what is wrong between it and the model; `groups` makes none."""
-    return "" if command is not None and command.name == "groups" else locate("'schedule'", roots)
+    return "" if isinstance(command, GroupsCommand) else locate("'schedule'", roots)
 
 
 def _missing_package(error: BaseException | None) -> MissingPackageError | None:
@@ -152,7 +166,7 @@ class _Parser(LightningArgumentParser):
         for parser in (self, getattr(ex, "subcommand_parser", None)):
             if FreezeCLI.command is not None and parser is not None:
                 parser.prog = parser.prog.replace(" fit", f" {FreezeCLI.command.name}")  # what was typed
-        super().error(f"{where}{message}{self._mend(message)}", ex)
+        super().error(f"{where}{message}{self._fix(message)}", ex)
         raise AssertionError("the parser's own error does not return")
 
     def print_usage(self, file: Any = None) -> None:
@@ -160,30 +174,27 @@ class _Parser(LightningArgumentParser):
         print("usage: lightning-freeze fit|validate|test|predict|plan|groups|inputs --config FILE [options]", file=file)
         print("       lightning-freeze probe [options]", file=file)
 
-    def _mend(self, message: str) -> str:
+    def _fix(self, message: str) -> str:
         """The names nearest to one that is not accepted."""
         if "arguments are required" in message:
             return "\nGive a file that says so: --config FILE. configs/alternating.yaml shows one."
         absent = re.search(r"module '([^']+)' has no attribute '([^']+)'", message)
+        command = re.search(r"invalid choice: '([^']+)'", message)
+        wrong = re.search(r"not accept option '([^']+)'", message)
         if absent is not None:
             found = vars(sys.modules.get(absent[1], object)).items()
             own = [name for name, value in found if not getattr(value, "__module__", "torch").startswith(_OTHERS)]
             close = nearest(absent[2], own)
-            return f"\nNearest: {', '.join(map(repr, close))}." if close else ""
-        command = re.search(r"invalid choice: '([^']+)'", message)
-        if command is not None and "predict" in message:
+        elif command is not None and "predict" in message:
             every = [*("fit", "validate", "test", "predict"), *COMMANDS]
             return f"\nNearest: {near(command[1], every)}. All: {', '.join(every)}."
-        wrong = re.search(r"not accept option '([^']+)'", message)
-        if wrong is None:
+        elif wrong is not None:
+            subcommands = getattr(self, "_subcommands_action", None)
+            parsers = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
+            close = nearest(wrong[1], [action.dest for parser in parsers for action in parser._actions])
+        else:
             return ""
-        subcommands = getattr(self, "_subcommands_action", None)
-        parsers = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
-        close = nearest(wrong[1], dict.fromkeys(action.dest for parser in parsers for action in parser._actions))
         return f"\nNearest: {', '.join(map(repr, close))}." if close else ""
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from lightning_freeze import __version__
 from lightning_freeze.cli.probe_table import STEPS, WARM_UP, WAYS, Cell, Recipe, Row, measure
 from lightning_freeze.errors import nearest
-from lightning_freeze.report.pictures import Fate, draw_founding
-from lightning_freeze.report.table import print_founding
+from lightning_freeze.report.probe_report import Fate, draw_founding, print_founding
 
 FOUNDING = (
     Recipe(SGD),

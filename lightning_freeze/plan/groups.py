@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from lightning_freeze.errors import ScheduleError, SelectionError, nearest
 from lightning_freeze.plan.schedule import ALL, REST, Layout, Schedule
 from lightning_freeze.plan.selectors import (
@@ -71,32 +69,6 @@ class Groups:
     def names(self) -> dict[str, list[str]]:
         """Group to the FQNs of its parameters."""
         return {group: [member.name for member in members] for group, members in self.members.items()}
-
-    def layout(self, optimizers: Sequence[torch.optim.Optimizer]) -> Layout:
-        """What a schedule must know of these groups and the optimizers that hold them.
-
-        Raises:
-            SelectionError: A parameter of a named group is in no optimizer.
-        """
-        holders: dict[int, set[int]] = {}
-        for index, optimizer in enumerate(optimizers):
-            for param_group in optimizer.param_groups:
-                for parameter in param_group["params"]:
-                    holders.setdefault(id(parameter), set()).add(index)
-        held: dict[str, frozenset[int]] = {}
-        for group, members in self.members.items():
-            missing = [member.name for member in members if id(member.parameter) not in holders]
-            if missing and group != REST:
-                raise SelectionError(
-                    f"{missing[0]!r} of group {group!r} is in no optimizer"
-                    + (f" (and {len(missing) - 1} more of the group)" if len(missing) > 1 else "")
-                    + ", so no schedule can train it. Hand it to an optimizer in `configure_optimizers` (every "
-                    "parameter of a group, also the ones that are frozen at first), or take it out of the group "
-                    "with `except:`."
-                )
-            held[group] = frozenset().union(*(holders.get(id(member.parameter), ()) for member in members))
-        rest_trains = self.rest == "train" and bool(held.get(REST))
-        return Layout(self.named, self.families, held, rest_trains)
 
 
 def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = "train") -> dict[str, list[str]]:

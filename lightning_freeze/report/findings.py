@@ -126,30 +126,27 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
         saved = f"The run was saved to {checkpoint!r} before it stopped." if checkpoint else nothing
         super().__init__(
             f"{len(self.findings)} violation(s): {self._what()}.\n{shown}{more}\n"
-            f"{saved} To go on{' all the same' * (not self._of_ranks())}, {self._way_out()}"
+            f"{saved} To go on{'' if self._all_of('ranks') else ' all the same'}, {self._way_out()}"
         )
 
     def _what(self) -> str:
-        if self._of_inputs():
+        if self._all_of("inputs"):
             return "modules are handed what they never use"
-        if self._of_ranks():
+        if self._all_of("ranks"):
             return "the processes of the run have gone apart"
         return "what was planned frozen moved"
 
     def _way_out(self) -> str:
-        if self._of_ranks():
+        if self._all_of("ranks"):
             return "resume from a checkpoint that was made before they went apart."
         mode = "set LIGHTNING_FREEZE_AUDIT=warn" if self._switched else "set on_finding='warn'"
-        if not self._of_inputs():
+        if not self._all_of("inputs"):
             return f"{mode}."
         known = "name a whitelist in LIGHTNING_FREEZE_WHITELIST" if self._switched else "whitelist what is known"
         return f"{mode}, or {known}: `lightning-freeze inputs --config <yours>` writes the list."
 
-    def _of_ranks(self) -> bool:
-        return bool(self.findings) and all(finding.audit == "ranks" for finding in self.findings)
-
-    def _of_inputs(self) -> bool:
-        return bool(self.findings) and all(finding.audit == "inputs" for finding in self.findings)
+    def _all_of(self, audit: Audit) -> bool:
+        return bool(self.findings) and all(finding.audit == audit for finding in self.findings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.findings, self.checkpoint, self._switched, self._unsaved)

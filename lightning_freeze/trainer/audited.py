@@ -13,7 +13,7 @@ from lightning_freeze.errors import whole_number
 from lightning_freeze.inputs.messages import summary
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
-from lightning_freeze.report.table import epoch_line, summary_table
+from lightning_freeze.report.run_table import epoch_line, summary_table
 from lightning_freeze.trainer.base import Auditor, OnFinding
 from lightning_freeze.trainer.input_audit import InputAudit
 from lightning_freeze.trainer.input_watch import InputWatch

@@ -1,4 +1,4 @@
-"""The input audit along a Trainer's hooks, and the switch that turns the audits on without a line of code."""
+"""The input audit along a Trainer's hooks."""
 
 from __future__ import annotations
 
@@ -163,20 +163,25 @@ class InputAudit(Auditor):
     def _tell(self, trainer: Trainer) -> None:
         if self._watch is None:
             return
-        verdicts: dict[tuple[str, str], str] = dict(self._watch.audit.verdicts)
-        self._verdicts = verdicts or self._verdicts
+        self._verdicts = dict(self._watch.audit.verdicts) or self._verdicts
         findings, fresh = self._watch.end_epoch(trainer.current_epoch)
         self._take(fresh)
         if self._silent:
             return
-        raises = self._on_finding == "raise"
-        errors = [f for f in fresh if raises and f.severity == "warning" and f.confirmed and f.kind in _FAULTS]
-        for finding in once_a_class([f for f in fresh if f not in errors]):
-            (rank_zero_warn if finding.severity == "warning" else lambda text: say(trainer, text))(finding.message)
+        errors = [finding for finding in fresh if self._raises_for(finding)]
+        for finding in once_a_class([finding for finding in fresh if finding not in errors]):
+            if finding.severity == "warning":
+                rank_zero_warn(finding.message)
+            else:
+                say(trainer, finding.message)
         if findings:
             say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
-        if raises:
+        if self._on_finding == "raise":
             self._stop_for(Ranks(trainer.strategy.root_device).shared(errors), trainer, "inputs")
+
+    def _raises_for(self, finding: Finding) -> bool:
+        fault = finding.severity == "warning" and finding.confirmed and finding.kind in _FAULTS
+        return self._on_finding == "raise" and bool(fault)
 
     def _tell_stale(self) -> None:
         stale = self._watch.end_run() if self._watch is not None else []
@@ -189,9 +194,3 @@ class InputAudit(Auditor):
         for finding in findings:
             if self._recorder is not None:
                 self._recorder({"type": "finding", **finding.as_dict()})
-
-
-# ---- declarations in a file
-
-
-# ---- the switch

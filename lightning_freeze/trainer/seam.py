@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from torch.nn import Module, Parameter
-from torch.optim import Optimizer
 
 from lightning_freeze.audit.ranks import Ranks
 from lightning_freeze.errors import UnsupportedError
-from lightning_freeze.plan.selectors import clean_name
+from lightning_freeze.trainer.fsdp2_checkpoints import LateLoading, loads_later
 
-__all__ = ["Callback", "LightningModule", "Trainer", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
+__all__ = ["Callback", "LateLoading", "LightningModule", "Trainer", "loads_later"]
+__all__ += ["rank_zero_info", "rank_zero_only", "rank_zero_warn"]
 
 LightningModule = pl.LightningModule
 Trainer = pl.Trainer
@@ -50,82 +48,6 @@ def resumes(trainer: Trainer) -> bool:
     """Whether a fit goes on from a checkpoint of the user's, and not from one that Lightning's tuners made in between."""
     name = Path(str(trainer.ckpt_path)).name if trainer.ckpt_path is not None else ""
     return bool(name) and not name.startswith((".lr_find_", ".scale_batch_size_"))
-
-
-def loads_later(trainer: Trainer) -> bool:
-    """Whether a checkpoint, if any, is yet to be loaded when ``on_fit_start`` is called, as sharded strategies do it."""
-    return bool(trainer.strategy.restore_checkpoint_after_setup)
-
-
-class LateLoading:
-    """Lets FSDP2's checkpoints be loaded that hold no optimizer state of some parameters; `remove` takes it away.
-
-    Those are what never trained until then, or whose state was dropped. torch refuses to load the state of the others
-    ("Missing optimizer state for parameter …") as long as they require gradients, so while it loads they do not.
-
-    Args:
-        trainer: The run's; its strategy's ``load_checkpoint`` is wrapped where that is FSDP2's.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        strategy: Any = trainer.strategy
-        self._strategy = strategy if loads_later(trainer) and hasattr(strategy, "device_mesh") else None
-        if self._strategy is None:
-            return
-        original = strategy.load_checkpoint
-
-        def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None, **kwargs: Any) -> Any:
-            path = Path(strategy.broadcast(checkpoint_path))
-            stateless = _without_state(path, strategy.model, trainer.optimizers, weights_only)
-            for parameter in stateless:
-                parameter.requires_grad = False
-            try:
-                return original(checkpoint_path, weights_only, **kwargs)
-            finally:
-                for parameter in stateless:
-                    parameter.requires_grad = True
-
-        vars(strategy)["load_checkpoint"] = load_checkpoint
-
-    def remove(self) -> None:
-        """As it was. Safe to call again."""
-        if self._strategy is not None:
-            vars(self._strategy).pop("load_checkpoint", None)
-        self._strategy = None
-
-
-def _without_state(
-    path: Path, model: Module, optimizers: Iterable[Optimizer], weights_only: bool | None
-) -> list[Parameter]:
-    """The parameters that require a gradient and of which a checkpoint, sharded or whole, holds no optimizer state."""
-    names = {id(p): clean_name(name) for name, p in model.named_parameters()}
-    saved: dict[int, set[str]]
-    if path.is_dir():
-        from torch.distributed.checkpoint.filesystem import FileSystemReader
-
-        every = set(names.values())
-        saved = {number: set() for number, _ in enumerate(optimizers)}
-        for key in FileSystemReader(path).read_metadata().state_dict_metadata:
-            owner, _, entry = key.partition(".state.")
-            while entry and entry not in every:  # "layer.weight.exp_avg", or deeper
-                entry = entry.rpartition(".")[0]
-            if entry and owner.startswith("optimizer_"):
-                saved.setdefault(int(owner.removeprefix("optimizer_")), set()).add(entry)
-    else:
-        whole = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        states = whole.get("optimizer_states", [])
-        by_number = list(names.values())
-        saved = {
-            number: {by_number[key] if isinstance(key, int) else clean_name(key) for key in state["state"]}
-            for number, state in enumerate(states)
-        }
-    return [
-        parameter
-        for number, optimizer in enumerate(optimizers)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if saved.get(number) and parameter.requires_grad and names[id(parameter)] not in saved[number]
-    ]
 
 
 def has_scaler(trainer: Trainer) -> bool:

@@ -162,6 +162,14 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
         callback("schedule: {class_path: Every}"),
         [f"{ARGS}.schedule", "`init_args` is missing", "weight1: 5"],
     ),
+    "a phase without init_args": (
+        phases("{train: [layer1], updates: 1}, {class_path: lightning_freeze.Phase, train: [layer2]}"),
+        [f"{ARGS}.schedule.phases[1]", "`init_args` is missing: what Phase is to do, such as {train: [head]"],
+    ),
+    "phases within phases without init_args": (
+        phases("{class_path: Phases}"),
+        [f"{ARGS}.schedule.phases[0]", "`init_args` is missing: what Phases is to do, such as {phases: "],
+    ),
     "misspelt key of Every": (
         every("period: {layer1: 5}"),
         [f"{ARGS}.schedule.init_args.period", "no key of Every", "Nearest: 'periods'"],

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases, ScheduleError, SelectionError, Until
-from lightning_freeze.cli.forecast import Forecast, Horizon, forecast, read_metrics
+from lightning_freeze.cli.forecast import Forecast, Horizon, forecast
+from lightning_freeze.cli.metrics_file import read_metrics
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.plan.costs import Held, Size
 from lightning_freeze.report.records import read_records, steps_of
@@ -603,44 +604,6 @@ def test_without_values_a_phase_lasts_its_max_epochs_or_for_good(tmp_path: Path)
         (note,) = [note for note in found.notes if "waits for them" in note]
         said = f"The metrics given have no {missing}" if metrics else f"No values of {missing} are given (--metrics)"
         assert note.startswith(f"{said}, so a phase that waits for them")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("epoch,val_loss\n0,1\n1,0.5\n", {0: {"val_loss": 1.0}, 1: {"val_loss": 0.5}}),
-        ("epoch,step,a,b\n0,3,1,\n0,4,,2\n0,5,7,\n", {0: {"a": 7.0, "b": 2.0}}),  # the last of an epoch
-        ("step,val_loss,epoch\n9,1e-3,2.0\n", {2: {"val_loss": 0.001}}),
-        ("epoch,val_loss\n0,\n", {}),
-        ("epoch,val_loss\n1,-inf\n", {1: {"val_loss": float("-inf")}}),
-        pytest.param("\ufeffepoch,val_loss\n0,1\n", {0: {"val_loss": 1.0}}),
-    ],
-)
-def test_metrics_are_read(text: str, expected: Any, tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
-    assert read_metrics(tmp_path / "metrics.csv") == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (None, "the file of metrics '{path}' is not there. It is what Lightning's CSVLogger writes."),
-        ("a,b\n1,2\n", "'{path}' has no column `epoch` (columns: a, b). Give the metrics.csv of Lightning's CSVLogger"),
-        ("", "'{path}' has no column `epoch` (columns: none)."),
-        ("epoch,step,val_loss\n0,0,1\n1,1,low\n", "'{path}', line 3: val_loss is 'low', which is no number."),
-        pytest.param("epoch,val_loss\n,0.5\n", "epoch is ''"),
-        pytest.param("epoch,val_loss\n0,1,7\n", "line 2"),
-        pytest.param("val_loss,epoch\n1\n", "line 2"),
-    ],
-    ids=["no file", "no epoch", "empty", "no number", "epoch missing", "long row", "short row"],
-)
-def test_a_bad_file_of_metrics_is_told(text: str | None, said: str, tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
-    with pytest.raises(ScheduleError) as caught:
-        read_metrics(path)
-    assert said.format(path=path) in str(caught.value)
 
 
 def test_the_epochs_of_a_forecast_are_marked(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from lightning_freeze import FreezeScheduler, Phase, Phases, SelectionError
-from lightning_freeze.cli.command import groups_yaml
+from lightning_freeze.cli.groups import groups_yaml
 from lightning_freeze.cli.main import main
 from lightning_freeze.demos import DigitsGAN, DigitsMixer, TwoLayerNet
 from lightning_freeze.plan.groups import group_parameters

@@ -13,8 +13,7 @@ import torch
 
 from lightning_freeze.cli import probe as probe_command
 from lightning_freeze.cli import probe_table as founding
-from lightning_freeze.cli.command import COMMANDS
-from lightning_freeze.cli.main import main
+from lightning_freeze.cli.main import COMMANDS, main
 from lightning_freeze.cli.probe import arguments_of, every_recipe, find_class, read_arguments, shown
 from lightning_freeze.cli.probe_table import WAYS, Cell, Recipe, Row
 

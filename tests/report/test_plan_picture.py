@@ -15,8 +15,9 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from lightning_freeze.plan.costs import Held, Size, Timeline, over_time
-from lightning_freeze.report import pictures
-from lightning_freeze.report.pictures import draw_plan, human_bytes
+from lightning_freeze.report import plan_picture as pictures
+from lightning_freeze.report.numbers import human_bytes
+from lightning_freeze.report.plan_picture import draw_plan
 
 SIZES = {"head": Size(10, 40, 84), "body": Size(1000, 2000, 8000), "rest": Size(100, 400, 0)}
 HEAD, BODY, ALL = frozenset({"head"}), frozenset({"body", "rest"}), frozenset(SIZES)
@@ -83,29 +84,6 @@ def test_a_group_without_a_size(call: Any) -> None:
 def test_no_update_is_no_picture() -> None:
     with pytest.raises(ValueError, match="there is no update to draw: `trained` is empty"):
         pictures._figure([], SIZES)
-
-
-BYTES = {
-    0: "0 B",
-    1: "1 B",
-    1023: "1023 B",
-    1024: "1 KiB",
-    1536: "1.5 KiB",
-    1290: "1.26 KiB",
-    12_700: "12.4 KiB",
-    100 * 1024: "100 KiB",
-    2**20 - 1: "1 MiB",
-    2**20: "1 MiB",
-    640 * 2**20: "640 MiB",
-    2**30 * 5 // 4: "1.25 GiB",
-    2**40: "1 TiB",
-    2000 * 2**50: "2000 PiB",
-}
-
-
-@pytest.mark.parametrize("number", BYTES)
-def test_bytes_for_people(number: int) -> None:
-    assert human_bytes(number) == BYTES[number]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +159,7 @@ def test_what_trains_seldom_is_told_from_what_never_trains() -> None:
     image = figure.axes[0].images[1]
     seldom, never = image.to_rgba(image.get_array())[0, [1, 0]]
     assert image.get_array()[0, 1] == pytest.approx(1 / 50)
-    assert tuple(never) == pytest.approx(to_rgba(pictures._NEVER))
+    assert tuple(never) == pytest.approx(to_rgba(pictures.NEVER))
     assert np.abs(seldom - never).max() > 0.2
 
 
@@ -243,56 +221,3 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
         "pip install -c constraints.txt -e '.[plot]')."
     )
     assert not list(tmp_path.iterdir())
-
-
-# --- the founding table ---------------------------------------------------------------------------------------------
-
-WAYS = ("zero gradients", "None", "lr=0")
-FATES = [
-    ("SGD", [pictures.Fate("held", "held"), pictures.Fate("held", "held"), pictures.Fate("raised", "raised KeyError")]),
-    ("$Adam$", [pictures.Fate("moved", "moved 44%"), pictures.Fate("held", "held"), pictures.Fate("state moved", "s")]),
-    ("LOMO", [pictures.Fate("unknown", "could not be stepped: NotImplementedError")]),
-]
-
-
-def test_each_cell_of_the_founding_table_has_its_color_and_its_word() -> None:
-    axes = pictures._founding_figure(WAYS, FATES, "title").axes[0]
-    colors = {(p.get_x(), p.get_y()): p.get_facecolor() for p in axes.patches}
-    expected = {
-        (column, row): to_rgba(pictures._FATES[fate.kind])
-        for row, (_, fates) in enumerate(FATES)
-        for column, fate in enumerate(fates)
-    }
-    assert colors == expected
-    assert [p.get_width() for p in axes.patches] == [1] * 6 + [3]
-    assert texts(axes) == [word for name, fates in FATES for word in (name, *(fate.word for fate in fates))]
-    assert [label.get_text() for label in axes.get_xticklabels()] == list(WAYS)
-    assert len({to_rgba(color) for color in pictures._FATES.values()}) == len(pictures._FATES)
-
-
-@pytest.mark.parametrize("number", [1, 8, pytest.param(200, marks=pytest.mark.slow)])
-def test_the_founding_table_is_legible_whatever_its_length(number: int, tmp_path: Path) -> None:
-    rows = [(f"package.Optimizer{n}(base_optimizer=AdamW)", FATES[n % 3][1]) for n in range(number)]
-    figure = pictures._founding_figure(WAYS, rows, "title")
-    axes = figure.axes[0]
-    figure.canvas.draw()
-    inside = figure.bbox
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert all(box.x0 >= inside.x0 and box.x1 <= inside.x1 for box in boxes)
-    rows_apart = axes.get_window_extent().height / number
-    assert all(box.height < rows_apart for box in boxes)
-    pictures.draw_founding(tmp_path / "new" / "probe.png", WAYS, rows)
-    assert (tmp_path / "new" / "probe.png").stat().st_size > 1000
-
-
-def test_what_cannot_be_drawn_as_a_founding_table() -> None:
-    with pytest.raises(ValueError, match="there is no optimizer to draw: `rows` is empty. Probe at least one."):
-        pictures._founding_figure(WAYS, [])
-    with pytest.raises(ValueError, match=r"'SGD' has 2 words for 3 ways. Give one for each, or one for all."):
-        pictures._founding_figure(WAYS, [("SGD", FATES[0][1][:2])])
-
-
-def test_a_founding_table_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"a picture of a probe needs matplotlib, the extra `plot`: pip install"):
-        pictures._founding_figure(WAYS, FATES)
