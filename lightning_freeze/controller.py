@@ -47,6 +47,11 @@ _MOVED = {
     "position": ("preview", "position"),
     "sizes": ("preview", "sizes"),
     "hears_backward": ("needs_backward",),
+    "check": ("audit", "check"),
+    "add": ("log", "add"),
+    "explain": ("holds", "explain"),
+    "before_backward": ("holds", "before_backward"),
+    "optimizer_state": ("options", "optimizer_state"),
 }
 """Names of before, and where they are now."""
 

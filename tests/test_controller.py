@@ -121,7 +121,7 @@ def test_a_group_over_two_optimizers_waits_part_by_part() -> None:
         model["b"](model["a"](torch.ones(1, 3))).sum().backward()
         second.step()
     assert controller.updates == {"both": 4}
-    assert controller.check() == []
+    assert controller.audit.check() == []
 
 
 def test_a_parameter_in_two_optimizers_is_frozen_only_where_neither_trains_it() -> None:
@@ -206,3 +206,12 @@ def test_a_warm_up_from_zero_steps_like_any_other() -> None:
     assert controller.updates == {"a": 0, "b": 3}
     assert {name for name, p in model.named_parameters() if optimizer.state[p]} == {"b.weight"}
     controller.detach()
+
+
+def test_names_of_before_are_found_where_they_are_now_with_a_warning() -> None:
+    controller = FreezeController(model_of("a", "b"), Every({"a": 2}, of="b"))
+    for name, value in {"optimizer_state": "keep", "unlogged": {}, "awaits": None, "hears_backward": False}.items():
+        with pytest.warns(DeprecationWarning, match=rf"FreezeController\.{name} is FreezeController\.\w+"):
+            assert getattr(controller, name) == value
+    with pytest.raises(AttributeError, match="'FreezeController' object has no attribute 'nothing'"):
+        _ = controller.nothing

@@ -97,6 +97,40 @@ def test_there_is_no_circle() -> None:
     assert graph == {}
 
 
+MAY_NAME_PARAM_GROUPS = {
+    "setup.py": "refuses optimizers that have none, or without a rate that could be multiplied",
+    "loop.py": "compares how many there are with how many were sorted in",
+    "cli/probe_table.py": "measures an optimizer of its own, without a model",
+    "trainer/fsdp2_checkpoints.py": "fills in state that a sharded checkpoint lacks",
+}
+
+
+def names_of(file: Path) -> set[str]:
+    """The attributes and words that code names, without docstrings and comments."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+def test_who_holds_what_is_asked_in_one_place() -> None:
+    """`plan/membership.py` knows the param groups; holds change them for a step, and the probe makes its own."""
+    found = {name for name, path in FILES.items() if "param_groups" in names_of(path)}
+    others = {name for name in found if part(name) not in ("holds", "probe") and name != "plan/membership.py"}
+    assert others == MAY_NAME_PARAM_GROUPS.keys()
+
+
+def test_the_controller_names_no_hold() -> None:
+    holds = {path.removeprefix("holds/") for path in FILES if path.startswith("holds/")}
+    allowed = {
+        "hold.py",
+        "run_context.py",
+        "skip_decision.py",
+        "optimizer_state.py",
+    }  # the protocol, and words of options
+    known = {name.removeprefix("holds/") for name in imports_of(FILES["controller.py"]) if name.startswith("holds/")}
+    assert known <= allowed
+    assert known <= holds
+
+
 def test_there_are_few_files_at_the_top() -> None:
     assert len([name for name in FILES if "/" not in name]) <= 9
 

@@ -100,10 +100,14 @@ class Holds(Hold):
     def __init__(self, holds: Iterable[Hold]) -> None:
         self.holds = tuple(holds)
         for verb in _VERBS:
-            bound = [getattr(hold, verb) for hold in self.holds if getattr(type(hold), verb) is not getattr(Hold, verb)]
+            bound = [getattr(hold, verb) for hold in self.holds if _does_something(hold, verb)]
             if verb in _REVERSED:
                 bound.reverse()
             setattr(self, verb, _each_tried(bound) if verb == "detach" else _in_turn(bound))
+
+
+def _does_something(hold: Hold, verb: str) -> bool:
+    return verb in vars(hold) or getattr(type(hold), verb) is not getattr(Hold, verb)
 
 
 def _in_turn(calls: list[Callable[..., None]]) -> Callable[..., None]:

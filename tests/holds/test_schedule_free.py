@@ -114,13 +114,13 @@ def test_an_audit_in_evaluation_compares_what_was_kept_and_sees_what_is_written(
         optimizer.step()
     optimizer.eval()
     average = model.layer1.weight.detach().clone()
-    assert controller.check() == []
+    assert controller.audit.check() == []
     assert torch.equal(model.layer1.weight, average)
     optimizer.train()
-    assert controller.check() == []
+    assert controller.audit.check() == []
     with torch.no_grad():
         model.layer1.weight.add_(1)
-    assert [finding.parameter for finding in controller.check()] == ["layer1.weight"]
+    assert [finding.parameter for finding in controller.audit.check()] == ["layer1.weight"]
     controller.detach()
 
 

@@ -58,18 +58,6 @@ def test_a_step_without_any_gradient_updates_nothing() -> None:
     assert counted == [(set(), 0)]
 
 
-def test_one_gradient_in_a_group_is_enough() -> None:
-    first, second = Parameter(torch.ones(1)), Parameter(torch.ones(1))
-    step = Step(0, torch.optim.SGD([first, second], lr=0.1), {"a": (first, second)})
-    step.train(frozenset({"a"}))
-    second.grad = torch.ones(1)
-    step.note()
-    assert step.updated == {"a"}
-    second.grad = None
-    step.note()
-    assert step.updated == frozenset()
-
-
 @pytest.mark.parametrize(("found_inf", "counts"), [(0.0, True), (1.0, False)])
 def test_a_fused_step_that_a_scaler_skipped_does_not_count(found_inf: float, counts: bool) -> None:
     hooks, parameters, counted = hooked("a", fused=True)

@@ -214,39 +214,6 @@ def test_a_family_of_a_users_own_member_is_refused() -> None:
         resolve_groups(model, {"f": {"each": "*"}})
 
 
-# --- the layout ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("rest", "trains"), [("train", True), ("freeze", False)])
-def test_a_layout_knows_which_optimizer_holds_which_group(rest: Any, trains: bool) -> None:
-    model = Model()
-    groups = group_parameters(model, {"ends": ["embed", "attention"], "f": {"each": "layer.{0..1}"}}, rest)
-    one = torch.optim.SGD([*model.embed.parameters(), *model.layer.parameters()], lr=1)
-    two = torch.optim.SGD([*model.attention.parameters(), model.head.bias], lr=1)
-    layout = groups.layout([one, two])
-    assert layout.groups == ("ends", "f/0", "f/1")
-    assert layout.families == {"f": ("f/0", "f/1")}
-    assert layout.optimizers == {"ends": {0, 1}, "f/0": {0}, "f/1": {0}, REST: {0, 1}}
-    assert layout.rest_trains is trains
-
-
-def test_a_rest_in_no_optimizer_does_not_train() -> None:
-    model = tiny()
-    layout = group_parameters(model, {"g": "a"}).layout([torch.optim.SGD(model.a.parameters(), lr=1)])
-    assert layout.rest_trains is False
-
-
-def test_a_group_outside_every_optimizer_is_refused() -> None:
-    model = tiny()
-    groups = group_parameters(model, {"g": "a"})
-    with pytest.raises(SelectionError) as caught:
-        groups.layout([torch.optim.SGD(model.b.parameters(), lr=1)])
-    assert str(caught.value).startswith(
-        "'a.weight' of group 'g' is in no optimizer (and 1 more of the group), so no schedule can train it. Hand "
-        "it to an optimizer in `configure_optimizers`"
-    )
-
-
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 ERRORS: list[tuple[dict[str, Any], str, str]] = [
