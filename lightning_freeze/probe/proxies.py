@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,23 @@ class StandIns:
     of: Mapping[int, tuple[nn.Parameter, ...]]
     frozen: tuple[nn.Parameter, ...]
 
-    def moving(self, group: int) -> tuple[nn.Parameter, ...]:
-        """What is to train of a param group."""
+    @property
+    def moving(self) -> list[tuple[nn.Parameter, ...]]:
+        """What is to train of each param group that has some."""
         frozen = set(map(id, self.frozen))
-        return tuple(p for p in self.groups[group] if id(p) not in frozen)
+        moving = [tuple(p for p in held if id(p) not in frozen) for held in self.groups.values()]
+        return [held for held in moving if held]
+
+    def of_group(self, group: Mapping[str, Any]) -> list[nn.Parameter]:
+        """What stands in for the parameters of a param group; not what is like another's."""
+        identities = set(map(id, group["params"]))
+        standing = [p for each in group["params"] for p in self.of.get(id(each), ())]
+        return list(dict.fromkeys(p for p in standing if id(self.likes[p]) in identities))
+
+    def cover(self, identities: Iterable[int]) -> bool:
+        """Whether there are identities, all of the optimizer's parameters."""
+        found = set(identities)
+        return bool(found) and found <= self.of.keys()
 
 
 @dataclass(frozen=True)
@@ -104,33 +117,20 @@ def small_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     Raises:
         NoTwinError: No parameter that trains has a shape.
     """
-    held_by_others: dict[int, tuple[int, ...]] = {}
-    for index, other in enumerate(others):
-        for p in (p for group in other.param_groups for p in group["params"]):
-            held_by_others[id(p)] = (*held_by_others.get(id(p), ()), index)
+    held_by = [{id(p) for _, p in _every(other)} for other in others]
+    switches = [_switches(group) for group in optimizer.param_groups]
     by_size = _tells_by_size(optimizer, *others)
     found: dict[Any, int] = {}
     models: list[tuple[int, Tensor, tuple[int, ...]]] = []
     of: dict[int, int] = {}
-    for number, group in enumerate(optimizer.param_groups):
-        how = tuple((key, _switch(value)) for key, value in group.items() if key not in _BESIDE)
-        for p in group["params"]:
-            if not _trains(p):
-                continue
-            kind = (
-                how,
-                p.dim(),
-                p.dtype,
-                p.device,
-                by_size and p.numel() >= LARGE,
-                _told_by(p),
-                held_by_others.get(id(p)),
-            )
-            if kind not in found:
-                if len(models) == MOST_KINDS:
-                    continue
-                found[kind] = len(models)
-                models.append((number, p, _small(p, by_size)))
+    for number, p in _trained(optimizer):
+        large = by_size and p.numel() >= LARGE
+        holders = tuple(id(p) in held for held in held_by)
+        kind = (switches[number], p.dim(), p.dtype, p.device, large, _told_by(p), holders)
+        if kind not in found and len(models) < MOST_KINDS:
+            found[kind] = len(models)
+            models.append((number, p, _small(p, by_size)))
+        if kind in found:
             of[id(p)] = found[kind]
     if not models:
         raise NoTwinError("none of its parameters trains and has a shape yet")
@@ -143,7 +143,7 @@ def whole_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     Raises:
         NoTwinError: They are too large, or too few.
     """
-    held = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"] if _trains(p)]
+    held = list(_trained(optimizer))
     if len(held) < 2 or sum(p.numel() for _, p in held) > _MOST_WHOLE:
         raise NoTwinError(
             "its parameters are too large to be copied" if len(held) > 1 else "it trains one parameter alone"
@@ -152,10 +152,25 @@ def whole_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     return Plan(models, {id(p): place for place, (_, p) in enumerate(held)}, both=False)
 
 
-def _trains(parameter: Tensor) -> bool:
-    """Whether a parameter can have a gradient: not one that its owner has frozen, nor one that has no shape yet."""
-    kind = parameter.dtype.is_floating_point or parameter.dtype.is_complex
-    return kind and parameter.requires_grad and not isinstance(parameter, UninitializedTensorMixin)
+def _every(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
+    for number, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            yield number, p
+
+
+def _trained(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
+    """The parameters that can have a gradient, each with the number of its param group.
+
+    Not those that their owner has frozen, nor those that have no shape yet.
+    """
+    for number, p in _every(optimizer):
+        differentiable = p.dtype.is_floating_point or p.dtype.is_complex
+        if differentiable and p.requires_grad and not isinstance(p, UninitializedTensorMixin):
+            yield number, p
+
+
+def _switches(group: Mapping[str, Any]) -> tuple[tuple[str, object], ...]:
+    return tuple((key, _switch(value)) for key, value in group.items() if key not in _BESIDE)
 
 
 def _switch(value: object) -> object:

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.probe.clone import twin_of
+from lightning_freeze.holds.snapshots import elements
+from lightning_freeze.probe.clone import Twin, twin_of, undisturbed
+from lightning_freeze.probe.proxies import Plan, StandIns
+from lightning_freeze.probe.trial import ALL, MOVING, How, Trial
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)
 _STEPS = 3
@@ -76,9 +79,8 @@ def _ranks(shape: Shape) -> Shape:
 def _learn(optimizer: Optimizer, group: Mapping[str, Any], ranks: Shape, dtype: torch.dtype) -> list[_Term] | None:
     if max(ranks, default=0) >= len(_PRIMES) or _reaches_out(optimizer):
         return None
-    first = tuple(_PRIMES[rank - 1] if rank else 1 for rank in ranks)
-    second = tuple(_PRIMES[rank] if rank else 1 for rank in ranks)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    first, second = (tuple((1, *primes)[rank] for rank in ranks) for primes in (_PRIMES, _PRIMES[1:]))
+    with undisturbed():
         try:
             terms = [_term(tensor, first) for tensor in _run(optimizer, group, first, dtype)]
             control = sum(t.numel() * t.element_size() for t in _run(optimizer, group, second, dtype))
@@ -98,24 +100,25 @@ def _reaches_out(optimizer: Optimizer) -> bool:
 
 def _run(optimizer: Optimizer, group: Mapping[str, Any], shape: Shape, dtype: torch.dtype) -> list[Tensor]:
     """The tensors of state after a few steps with a parameter of this shape."""
-    parameter = nn.Parameter(torch.full(shape, 0.5, dtype=dtype))
     plain = {way: False for way in _WAYS if way in group}
-    twin = twin_of(optimizer, {**group, **plain}, [parameter])
-    twin.defaults.update(plain)  # torch's `step` looks here whether it is to be differentiable
-    for _ in range(_STEPS):
-        parameter.grad = torch.full_like(parameter, 0.25)
-        twin.step()
-    return list(_tensors(twin.state.get(parameter)))
+
+    def build(_: Optimizer, stand_ins: StandIns) -> Twin:
+        twin = twin_of(optimizer, {**group, **plain}, [*stand_ins.likes])
+        twin.defaults.update(plain)  # torch's `step` looks here whether it is to be differentiable
+        return Twin(twin, stand_ins, built=False)
+
+    plan = Plan(((0, torch.empty(shape, dtype=dtype, device="cpu"), shape),), {}, both=False)
+    trial = Trial(optimizer, How(plan, build))
+    trial.run(ALL, _STEPS)
+    (parameter,) = trial.members[MOVING]
+    return list(_tensors(trial.optimizer.state.get(parameter)))
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple | set | frozenset):
-        for each in value:
-            yield from _tensors(each)
+    for each in elements(value):
+        yield from _tensors(each)
 
 
 def _term(tensor: Tensor, tiny: Shape) -> _Term:
