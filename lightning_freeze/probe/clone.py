@@ -51,11 +51,6 @@ def family(optimizer: Optimizer) -> list[Optimizer]:
     return found
 
 
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """What an optimizer's param groups hold."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def enter_train_mode(optimizer: Optimizer) -> None:
     """Let an optimizer that has a mode for training enter it, as schedule-free ones ask for."""
     enter = getattr(optimizer, "train", None)
@@ -95,7 +90,9 @@ def twin_by_parts(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
         memo[id(member.state)] = _other_state(member, stand_ins, memo)
     for member in members:
         _copy_attributes(member, memo[id(member)], stand_ins, memo)
-    return _ready(memo[id(optimizer)], stand_ins, built=False)
+    twin = memo[id(optimizer)]
+    enter_train_mode(twin)
+    return Twin(twin, stand_ins, built=False)
 
 
 def twin_by_constructor(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
@@ -122,12 +119,8 @@ def twin_by_constructor(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
         twin = kind(**{name: known[name] for name in asked if name in known})
     except Exception as error:  # third-party code of any kind
         raise NoTwinError(f"its constructor raised {type(error).__name__}: {error}") from error
-    return _ready(twin, stand_ins, built=True)
-
-
-def _ready(optimizer: Optimizer, stand_ins: StandIns, built: bool) -> Twin:
-    enter_train_mode(optimizer)
-    return Twin(optimizer, stand_ins, built)
+    enter_train_mode(twin)
+    return Twin(twin, stand_ins, built=True)
 
 
 def _constructor_knows(optimizer: Optimizer, arguments: Mapping[str, Argument], stand_ins: StandIns) -> dict[str, Any]:
@@ -137,23 +130,6 @@ def _constructor_knows(optimizer: Optimizer, arguments: Mapping[str, Argument], 
     models = [name for name, each in arguments.items() if each.annotation in (nn.Module, "nn.Module")]
     known = kept | groups[0] | dict.fromkeys([*arguments][:1], groups) | {"params": groups}
     return known | dict.fromkeys([*_MODELS, *models], _Small(list(stand_ins.likes)))
-
-
-def twin_of(optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """The optimizer's class once more, with one group's hyper-parameters, over parameters of the caller's own.
-
-    Args:
-        optimizer: Left as it is.
-        group: One of its parameter groups.
-        parameters: What the twin holds instead of the group's parameters.
-    """
-    twin = type(optimizer).__new__(type(optimizer))
-    Optimizer.__init__(twin, [{**options(group), "params": list(parameters)}], dict(optimizer.defaults))
-    for key, value in vars(optimizer).items():
-        # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
-        if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
-            setattr(twin, key, copy.copy(value))
-    return twin
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.run_context import plain_optimizer
 from lightning_freeze.holds.snapshots import changed, same
-from lightning_freeze.probe.clone import family, options, parameters_of, reaches, undisturbed
-from lightning_freeze.probe.proxies import NoTwinError, is_plain, small_ones
+from lightning_freeze.probe.clone import family, options, reaches, undisturbed
+from lightning_freeze.probe.proxies import NoTwinError, is_plain, parameters_of, small_ones
 from lightning_freeze.probe.trial import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, named, ways
 
 FROZEN_STEPS = 21
@@ -175,8 +175,7 @@ class _Probe:
         self._extra: set[str] = set()
         self._moved_idle = ""
         self._others: dict[bool, list[Any]] = {}  # where what trained has come to, by whether the rest was left out
-        self._begins_late = {False: False, True: False}  # by whether what is frozen is left out, as the next
-        self._why_late: dict[bool, dict[str, str]] = {False: {}, True: {}}
+        self._not_late: dict[bool, str] = {}  # why what was frozen from the first step on does not train, by the same
 
     def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
         """All that is learnt."""
@@ -193,11 +192,7 @@ class _Probe:
         return self._of_freezing(replace(traits, closure_reentrant=trial.reentrant))
 
     def _of_freezing(self, traits: OptimizerTraits) -> OptimizerTraits:
-        none = self._holds("skips_none", False, self._steps)
-        if not none and self._how.closure != "no":
-            before, self._how = self._how, replace(self._how, early=True)
-            none = self._holds("skips_none", False, self._steps)
-            self._how = self._how if none else before
+        none = self._holds_none()
         left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
         out = not none and left
         idles = self._survives_idle(out)
@@ -206,22 +201,34 @@ class _Probe:
                 "skips_none", f"{self._moved_idle} of a parameter moved in steps in which nothing trained"
             )
             out = left
+        late = {"late_first_step_ok": self._not_late[out]} if out in self._not_late else {}
         return replace(
             traits,
             skips_none=none,
             holds_left_out=left,
             all_none_ok=idles,
-            late_first_step_ok=self._begins_late[out] if none or left else None,
+            late_first_step_ok=not late if none or left else None,
             clocks=tuple(sorted(self._clocks)),
             reads_early=self._how.early,
             extra_state=tuple(sorted(self._extra)),
-            reasons=self._reasons | self._why_late[out],
+            reasons=self._reasons | late,
         )
+
+    def _holds_none(self) -> bool:
+        """Whether what has no gradient is held; if need be, of gradients that are emptied before the step, too."""
+        if self._holds("skips_none", False, self._steps):
+            return True
+        if self._how.closure == "no":
+            return False
+        late, self._how = self._how, replace(self._how, early=True)
+        if self._holds("skips_none", False, self._steps):
+            return True
+        self._how = late
+        return False
 
     def _holds(self, trait: str, leaves_out: bool, steps: int) -> bool:
         """Whether what is frozen stands still: after some updates, a whole param group of it, and from the first step on."""
         what = "left out of the param groups" if leaves_out else _NONE
-        self._begins_late[leaves_out] = False
         try:
             failed = self._fails_later(what, leaves_out, steps) or self._fails_from_the_first(what, leaves_out)
         except Exception as error:  # third-party code of any kind
@@ -256,19 +263,18 @@ class _Probe:
         for trial, steps in zip(late, sorted(self._late_steps), strict=True):
             if moved := _moved(trial, [FROZEN], steps):
                 return f"{moved} of a parameter {what} from the first step on moved"
-        self._begins_late[leaves_out] = all(self._trains_late(trial, leaves_out) for trial in late)
+        if why := next(filter(None, map(self._why_not_late, late)), ""):
+            self._not_late[leaves_out] = why
         return ""
 
-    def _trains_late(self, trial: Trial, leaves_out: bool) -> bool:
-        """Whether a parameter that was frozen until now trains for the first time."""
+    def _why_not_late(self, trial: Trial) -> str:
+        """Why a parameter that was frozen until now does not train; nothing where it does."""
         try:
             if trial.moves(FROZEN) or not self._moves_after(trial.count):
-                return True
-            why = "a parameter that was frozen from the first step on did not train later"
+                return ""
         except Exception as error:
-            why = f"the first update of a parameter that had been frozen from the first step on raised {named(error)}"
-        self._why_late[leaves_out] = {"late_first_step_ok": why}
-        return False
+            return f"the first update of a parameter that had been frozen from the first step on raised {named(error)}"
+        return "a parameter that was frozen from the first step on did not train later"
 
     def _where_others_come_to(self, steps: int) -> list[Any]:
         """What trains, beside a parameter without a gradient; where that fails, beside one that trains."""
@@ -330,8 +336,7 @@ def _moved(trial: Trial, frozen: Sequence[str], steps: int) -> str:
 def _entries(before: Sequence[Any], after: Sequence[Any]) -> list[str]:
     """The entries of the states of parameters that differ."""
     found: dict[str, None] = {}
-    for one, other in zip(chain(*before), chain(*after), strict=True):
-        old, new = ({} if each is None else each for each in (one, other))
+    for old, new in zip(chain(*before), chain(*after), strict=True):
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found |= dict.fromkeys(map(str, changed(old, new)))
     return list(found)

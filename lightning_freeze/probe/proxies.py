@@ -117,7 +117,7 @@ def small_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     Raises:
         NoTwinError: No parameter that trains has a shape.
     """
-    held_by = [{id(p) for _, p in _every(other)} for other in others]
+    held_by = [set(map(id, parameters_of(other))) for other in others]
     switches = [_switches(group) for group in optimizer.param_groups]
     by_size = _tells_by_size(optimizer, *others)
     found: dict[Any, int] = {}
@@ -152,10 +152,9 @@ def whole_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     return Plan(models, {id(p): place for place, (_, p) in enumerate(held)}, both=False)
 
 
-def _every(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
-    for number, group in enumerate(optimizer.param_groups):
-        for p in group["params"]:
-            yield number, p
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """What an optimizer's param groups hold."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _trained(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
@@ -163,10 +162,11 @@ def _trained(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
 
     Not those that their owner has frozen, nor those that have no shape yet.
     """
-    for number, p in _every(optimizer):
-        differentiable = p.dtype.is_floating_point or p.dtype.is_complex
-        if differentiable and p.requires_grad and not isinstance(p, UninitializedTensorMixin):
-            yield number, p
+    for number, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            differentiable = p.dtype.is_floating_point or p.dtype.is_complex
+            if differentiable and p.requires_grad and not isinstance(p, UninitializedTensorMixin):
+                yield number, p
 
 
 def _switches(group: Mapping[str, Any]) -> tuple[tuple[str, object], ...]:

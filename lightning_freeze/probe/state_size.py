@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.holds.snapshots import elements
-from lightning_freeze.probe.clone import Twin, twin_of, undisturbed
+from lightning_freeze.probe.clone import Twin, options, undisturbed
 from lightning_freeze.probe.proxies import Plan, StandIns
 from lightning_freeze.probe.trial import ALL, MOVING, How, Trial
 
@@ -103,8 +104,13 @@ def _run(optimizer: Optimizer, group: Mapping[str, Any], shape: Shape, dtype: to
     plain = {way: False for way in _WAYS if way in group}
 
     def build(_: Optimizer, stand_ins: StandIns) -> Twin:
-        twin = twin_of(optimizer, {**group, **plain}, [*stand_ins.likes])
-        twin.defaults.update(plain)  # torch's `step` looks here whether it is to be differentiable
+        twin = type(optimizer).__new__(type(optimizer))
+        options_ = {**options(group), **plain, "params": [*stand_ins.likes]}
+        Optimizer.__init__(twin, [options_], {**optimizer.defaults, **plain})  # where torch's `step` looks, too
+        for key, value in vars(optimizer).items():
+            # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
+            if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
+                setattr(twin, key, copy.copy(value))
         return Twin(twin, stand_ins, built=False)
 
     plan = Plan(((0, torch.empty(shape, dtype=dtype, device="cpu"), shape),), {}, both=False)

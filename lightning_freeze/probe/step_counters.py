@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze.holds.run_context import plain_optimizer
-from lightning_freeze.probe.clone import parameters_of, undisturbed
-from lightning_freeze.probe.trial import ALL, FROZEN, Trial, ways
+from lightning_freeze.probe.clone import undisturbed
+from lightning_freeze.probe.proxies import parameters_of
+from lightning_freeze.probe.trial import ALL, FROZEN, Trial, distance, ways
 
 _MOST_BEFORE = 100  # updates that are run; with more before, an interval matters less
 _MOST_FROZEN = 200  # updates that are run; what lies beyond is left to clocks that run evenly
@@ -64,15 +65,11 @@ def first_update(
                 trial.run(ALL, min(before, _MOST_BEFORE))
             _wait(waited, length)
             waited.count = ran.count  # so that both are given the same gradient
-            sizes = [[_length(each) for each in trial.update(FROZEN)] for trial in (ran, waited)]
+            sizes = [list(map(distance, trial.update(FROZEN))) for trial in (ran, waited)]
         except Exception:  # third-party code of any kind; the probe has told what there is to tell
             return None
     ratios = [after / plain for plain, after in zip(*sizes, strict=True) if plain > 0 and math.isfinite(after)]
     return max(ratios, key=lambda ratio: abs(math.log(ratio)) if ratio > 0 else math.inf, default=None)
-
-
-def _length(update: Tensor) -> float:
-    return float(torch.linalg.vector_norm(update.double()))
 
 
 def _wait(trial: Trial, length: int) -> None:

@@ -109,8 +109,13 @@ def step(optimizer: Optimizer, closure: str, backward: Callable[[], Tensor]) -> 
 
 
 def states_of(optimizer: Optimizer, parameter: Tensor) -> list[Any]:
-    """What the optimizer, and each of those in it, keeps for a parameter; None where that is nothing, or an empty dict."""
-    return [snapshot(getattr(member, "state", {}).get(parameter)) or None for member in family(optimizer)]
+    """What an optimizer, and each of those in it, keeps for a parameter; nothing and an empty dict are the same."""
+    return [snapshot(getattr(member, "state", {}).get(parameter, {})) for member in family(optimizer)]
+
+
+def distance(update: Tensor) -> float:
+    """How far an update goes (L2)."""
+    return float(torch.linalg.vector_norm(update.detach().double()))
 
 
 def named(error: BaseException) -> str:
