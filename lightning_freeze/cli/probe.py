@@ -352,21 +352,19 @@ def _parser_of(kind: type[Optimizer], without: Collection[str] = ()) -> Argument
 
 def _taught(kind: type[Optimizer], message: str, known: Sequence[str], own: Sequence[str]) -> str:
     """What jsonargparse says, with the nearest name, or the type."""
-    unknown = re.search(r"unrecognized arguments: (\S+)", message)
-    if unknown is not None and not unknown[1].startswith("--"):
-        return f"{unknown[1]!r} stands alone. An argument of {kind.__name__} is written --key value."
-    if unknown is not None:
+    if unknown := re.search(r"unrecognized arguments: (\S+)", message):
+        if not unknown[1].startswith("--"):
+            return f"{unknown[1]!r} stands alone. An argument of {kind.__name__} is written --key value."
         key = _key(unknown[1])
         near = [name if name in known else f"--{name}" for name in nearest(key, [*known, *own])]
         return f"{kind.__name__} has no argument {key!r}.{_offered(near)} Known: {', '.join(known)}."
-    missing = re.search(r"arguments are required: (.*)", message)
-    if missing is not None:
+    if missing := re.search(r"arguments are required: (.*)", message):
         keys = missing[1].split(", ")
         return f"{kind.__name__} asks for {', '.join(keys)}. Give {' '.join(f'--{key} VALUE' for key in keys)}."
     wrong = re.search(r'Parser key "([\w.]+)"', message)
-    types = dict.fromkeys(name for name in re.findall(r"Expected an? <class '([\w.]+)'>", message))
+    types = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
     value = re.search(r"(?:Got value|Given value): (.*)$", message)
-    if wrong is not None and value is not None and types:
+    if wrong and value and types:
         written = ', written "[0.9, 0.95]"' if types.keys() & {"tuple", "list"} else ""
         return f"--{wrong[1]} is {value[1]!r}, but must be of type {' or '.join(types)}{written}. {_AT_HELP}"
     return f"{message}. {_AT_HELP}"

@@ -75,11 +75,13 @@ class Plan:
         models: The parameters that some are to be like, each with the number of its param group and the shapes to be.
         of: The identity of each of the optimizer's parameters to the place of its model in ``models``.
         both: Whether there are two of each, of which one is frozen; else there is one, and the first half is frozen.
+        uniform: Whether all numbers of a parameter are the same, and those of its gradients, too; else they are random.
     """
 
     models: tuple[tuple[int, Tensor, tuple[int, ...]], ...]
     of: Mapping[int, int]
     both: bool
+    uniform: bool = False
 
     @property
     def kinds(self) -> tuple[Any, ...]:
@@ -92,7 +94,7 @@ class Plan:
         likes: dict[nn.Parameter, Tensor] = {}
         made: list[tuple[nn.Parameter, ...]] = []
         for place, (number, like, shape) in enumerate(self.models):
-            new = tuple(_parameter(shape, like, 2 * place + which) for which in range(2 if self.both else 1))
+            new = tuple(self._parameter(shape, like, 2 * place + which) for which in range(2 if self.both else 1))
             made.append(new)
             groups.setdefault(number, []).extend(new)
             likes |= dict.fromkeys(new, like)
@@ -102,6 +104,18 @@ class Plan:
             {parameter: made[place] for parameter, place in self.of.items()},
             tuple(pair[0] for pair in made) if self.both else tuple(one for (one,) in made[: len(made) // 2]),
         )
+
+    def _parameter(self, shape: Sequence[int], like: Tensor, seed: int) -> nn.Parameter:
+        if self.uniform:
+            return nn.Parameter(torch.full(tuple(shape), 0.5 + seed / 4, dtype=like.dtype, device=like.device))
+        # Values of many magnitudes, so that a small step shows in low precision, too.
+        generator = torch.Generator("cpu").manual_seed(seed)
+        size = torch.randn(tuple(shape), generator=generator, device="cpu")  # whatever torch's default device is
+        values = size * torch.logspace(0, -3, size.numel(), device="cpu").reshape(size.shape)
+        device = torch.device("cpu") if like.device.type == "meta" else like.device
+        parameter = nn.Parameter(values.to(device, like.dtype))
+        parameter.__dict__.update(_told_by(like))
+        return parameter
 
 
 def small_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
@@ -185,17 +199,6 @@ def is_plain(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
-
-
-def _parameter(shape: Sequence[int], like: Tensor, seed: int) -> nn.Parameter:
-    """Values of many magnitudes, so that a small step shows in low precision, too."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    size = torch.randn(tuple(shape), generator=generator, device="cpu")  # whatever torch's default device is
-    values = size * torch.logspace(0, -3, size.numel(), device="cpu").reshape(size.shape)
-    device = torch.device("cpu") if like.device.type == "meta" else like.device
-    parameter = nn.Parameter(values.to(device, like.dtype))
-    parameter.__dict__.update(_told_by(like))
-    return parameter
 
 
 def _told_by(parameter: Tensor) -> tuple[tuple[str, Any], ...]:

@@ -34,7 +34,7 @@ def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
         return Twin(kind([*stand_ins.likes], **given), stand_ins, built=True)
 
     shape = (2,) * min(group["params"][0].dim(), 4)
-    plan = Plan(((0, torch.empty(shape, dtype=torch.float32, device="cpu"), shape),), {}, both=True)
+    plan = Plan(((0, torch.empty(shape, dtype=torch.float32, device="cpu"), shape),), {}, both=True, uniform=True)
     with undisturbed():
         try:
             old, new = (Trial(optimizer, How(plan, build)) for _ in range(2))

@@ -105,15 +105,15 @@ def _run(optimizer: Optimizer, group: Mapping[str, Any], shape: Shape, dtype: to
 
     def build(_: Optimizer, stand_ins: StandIns) -> Twin:
         twin = type(optimizer).__new__(type(optimizer))
-        options_ = {**options(group), **plain, "params": [*stand_ins.likes]}
-        Optimizer.__init__(twin, [options_], {**optimizer.defaults, **plain})  # where torch's `step` looks, too
+        held = {**options(group), **plain, "params": [*stand_ins.likes]}
+        Optimizer.__init__(twin, [held], {**optimizer.defaults, **plain})  # torch's `step` looks into both
         for key, value in vars(optimizer).items():
             # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
             if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
                 setattr(twin, key, copy.copy(value))
         return Twin(twin, stand_ins, built=False)
 
-    plan = Plan(((0, torch.empty(shape, dtype=dtype, device="cpu"), shape),), {}, both=False)
+    plan = Plan(((0, torch.empty(shape, dtype=dtype, device="cpu"), shape),), {}, both=False, uniform=True)
     trial = Trial(optimizer, How(plan, build))
     trial.run(ALL, _STEPS)
     (parameter,) = trial.members[MOVING]

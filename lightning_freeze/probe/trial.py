@@ -139,7 +139,10 @@ class Trial:
         self._how = how
         self.count = self.heard = self._backwards = 0
         self.members = _groups(self.twin.stand_ins)
-        self._pool = {p: _gradients(p, number) for number, p in enumerate(self._held(*self.members))}
+        self._pool = {
+            p: [torch.full_like(p, 0.25)] if how.plan.uniform else _gradients(p, number)
+            for number, p in enumerate(self._held(*self.members))
+        }
         _raise_rates(self.optimizer)
         self._lane = Lane(0, self.optimizer, self.members, leaves_out=leaves_out, early=how.early)
         Gate([self._lane], lambda lane: None, self._hear).attach()
