@@ -451,13 +451,5 @@ def as_data(rows: Sequence[Row], steps: int) -> dict[str, Any]:
         "warm_up": WARM_UP,
         "steps": steps,
         "ways": list(WAYS),
-        "optimizers": [
-            {
-                "name": row.name,
-                "why": row.why,
-                "cells": {way: asdict(cell) for way, cell in row.cells.items()},
-                "traits": None if row.traits is None else {**asdict(row.traits), "reasons": dict(row.traits.reasons)},
-            }
-            for row in rows
-        ],
+        "optimizers": [{"name": row.name, "why": row.why, **asdict(row)} for row in rows],
     }

@@ -46,7 +46,7 @@ def family(optimizer: Optimizer) -> list[Optimizer]:
     found: list[Optimizer] = [optimizer]
     for each in found:  # which grows meanwhile
         for value in vars(each).values():
-            inner = [value, *elements(value)] if value is not each.state else []
+            inner = [value, *elements(value)] if value is not getattr(each, "state", None) else []
             found += [one for one in inner if isinstance(one, Optimizer) and all(one is not other for other in found)]
     return found
 

@@ -166,10 +166,8 @@ class _Probe:
         longest = max(periods, default=0) + 1
         self._steps, self._fewer = max(FROZEN_STEPS, longest), max(_FEWER, longest)
         # A first update may fail only where it falls on a period: with the step that ends one, or the one after that.
-        self._late_steps = {
-            self._fewer,
-            *(steps for period in periods[:_MOST_PERIODS] for steps in (period - 1, period)),
-        }
+        some = periods[:_MOST_PERIODS]
+        self._late_steps = sorted({self._fewer, *some, *(period - 1 for period in some)})
         self._reasons: dict[str, str] = {}
         self._clocks: set[str] = set()
         self._extra: set[str] = set()
@@ -260,7 +258,7 @@ class _Probe:
     def _fails_from_the_first(self, what: str, leaves_out: bool) -> str:
         """What goes wrong where something is frozen from the first step on; and whether it trains later."""
         late = [Trial(self._optimizer, self._how, leaves_out) for _ in self._late_steps]
-        for trial, steps in zip(late, sorted(self._late_steps), strict=True):
+        for trial, steps in zip(late, self._late_steps, strict=True):
             if moved := _moved(trial, [FROZEN], steps):
                 return f"{moved} of a parameter {what} from the first step on moved"
         if why := next(filter(None, map(self._why_not_late, late)), ""):

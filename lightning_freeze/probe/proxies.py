@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _MOST_WHOLE = 1 << 16  # elements of parameters, beyond which trials would take 
 MOST_KINDS = 24
 """Kinds of parameters that are tried; an optimizer whose param groups differ in more ways is tried in the first of them."""
 
+_MARKS = (NoneType, bool, int, float, str)
 _BESIDE = ("params", "param_names", "lr", "initial_lr", "name")
 
 
@@ -198,16 +200,12 @@ def is_plain(value: object) -> bool:
     """Whether a value is a number, a word, or a row of such."""
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+    return isinstance(value, (*_MARKS, torch.dtype))
 
 
 def _told_by(parameter: Tensor) -> tuple[tuple[str, Any], ...]:
     """Marks on a parameter by which optimizers may tell it from others."""
-    return tuple((key, value) for key, value in getattr(parameter, "__dict__", {}).items() if _is_mark(value))
-
-
-def _is_mark(value: object) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+    return tuple((key, value) for key, value in getattr(parameter, "__dict__", {}).items() if isinstance(value, _MARKS))
 
 
 def _tells_by_size(*optimizers: Optimizer) -> bool:
