@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
@@ -56,20 +56,17 @@ PACKAGES = (
 """Where ``--all`` looks, as far as they are installed."""
 
 _TORCH = "torch.optim"
-_TRAITS = {
-    "skips_none": "held without a gradient",
-    "holds_left_out": "held when left out of its param group",
-    "all_none_ok": "a step without any gradient is fine",
-    "late_first_step_ok": "can be frozen from the first step on",
-    "clocks": "clocks of param groups that run on",
-    "steps_in_backward": "steps within backward",
-    "closure_reentrant": "calls its closure more than once a step",
-    "extra_state": "state elsewhere",
+_TRAITS: dict[str, tuple[str, Any]] = {
+    "skips_none": ("held without a gradient", True),
+    "holds_left_out": ("held when left out of its param group", True),
+    "all_none_ok": ("a step without any gradient is fine", True),
+    "late_first_step_ok": ("can be frozen from the first step on", True),
+    "clocks": ("clocks of param groups that run on", ()),
+    "steps_in_backward": ("steps within backward", False),
+    "closure_reentrant": ("calls its closure more than once a step", False),
+    "extra_state": ("state elsewhere", ()),
 }
-_USUAL: dict[str, Any] = {  # of torch's own; of many optimizers, only what differs is said
-    **dict.fromkeys(("skips_none", "holds_left_out", "all_none_ok", "late_first_step_ok"), True),
-    **{"clocks": (), "steps_in_backward": False, "closure_reentrant": False, "extra_state": ()},
-}
+"""Trait to its name in words and what it is of torch's own; of many optimizers, only what differs is said."""
 
 
 class ProbeError(ValueError):
@@ -195,15 +192,13 @@ def _check(given: argparse.Namespace, rest: Sequence[str], own: Sequence[str]) -
     if given.optimizer is not None and given.all:
         raise ProbeError(f"--optimizer {given.optimizer} and --all were both given. Leave out one of them.")
     if rest and given.optimizer is None:
-        near = ", ".join(f"'--{name}'" for name in nearest(_key(rest[0]), own))
+        near = _offered([f"--{name}" for name in nearest(_key(rest[0]), own)])
         raise ProbeError(
-            f"{rest[0]!r} is no option of the command{f'. Nearest: {near}' if near else ''}. An argument of an optimizer goes "
+            f"{rest[0]!r} is no option of the command.{near} An argument of an optimizer goes "
             "with its class: --optimizer AdamW --lr 0.1."
         )
-    for option, path in (("--json", given.json), ("--picture", given.picture)):
-        if path is not None and str(path) != "-" and (path.is_dir() or not path.parent.is_dir()):
-            what = "is a folder" if path.is_dir() else f"lies in {str(path.parent)!r}, which is no folder"
-            raise ProbeError(f"{option} is {str(path)!r}, which {what}. Name a file in a folder that is there.")
+    _check_file("--json", given.json)
+    _check_file("--picture", given.picture)
     path = given.picture
     if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
         raise ProbeError(
@@ -213,6 +208,13 @@ def _check(given: argparse.Namespace, rest: Sequence[str], own: Sequence[str]) -
         raise ProbeError(
             "--picture needs matplotlib, the extra `plot`: pip install -c constraints.txt -e '.[plot]' in a checkout."
         )
+
+
+def _check_file(option: str, path: Path | None) -> None:
+    if path is None or str(path) == "-" or (path.parent.is_dir() and not path.is_dir()):
+        return
+    what = "is a folder" if path.is_dir() else f"lies in {str(path.parent)!r}, which is no folder"
+    raise ProbeError(f"{option} is {str(path)!r}, which {what}. Name a file in a folder that is there.")
 
 
 def find_class(path: str) -> type[Optimizer]:
@@ -235,16 +237,20 @@ def find_class(path: str) -> type[Optimizer]:
     except Exception as error:  # whatever a package raises when it is imported
         near = _near(home, [package for package in PACKAGES if _is_installed(package)])
         raise ProbeError(
-            f"--optimizer is {path!r}, but {home!r} cannot be imported ({type(error).__name__}: {error}). {near}"
+            f"--optimizer is {path!r}, but {home!r} cannot be imported ({type(error).__name__}: {error}).{near}"
         ) from error
     found = getattr(module, name, None)
-    if isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer:
+    if _is_optimizer(found):
         return found
     what = "has no such optimizer" if found is None else f"has it as no optimizer class: {_what(found)}"
     raise ProbeError(
-        f"--optimizer is {path!r}, but {home} {what}. {f'{near} ' if (near := _near(name, classes_of(home))) else ''}Any other class goes by its path: "
+        f"--optimizer is {path!r}, but {home} {what}.{_near(name, classes_of(home))} Any other class goes by its path: "
         "--optimizer package.Class."
     )
+
+
+def _is_optimizer(value: object) -> TypeGuard[type[Optimizer]]:
+    return isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
 
 
 def _imported(package: str) -> ModuleType:
@@ -255,18 +261,20 @@ def _imported(package: str) -> ModuleType:
 
 
 def _what(value: object) -> str:
-    return (
-        f"a value of type {type(value).__name__}"
-        if not isinstance(value, type)
-        else f"{value.__name__}, a class of other things"
-    )
+    if isinstance(value, type):
+        return f"{value.__name__}, a class of other things"
+    return f"a value of type {type(value).__name__}"
 
 
 def _near(name: str, among: Iterable[str]) -> str:
-    """The names nearest to one, whose case is no matter here."""
+    """Offers the names nearest to one, whose case is no matter here."""
     folded = {each.casefold(): each for each in among}
-    close = [folded[each] for each in nearest(name.casefold(), folded)] or list(folded.values())[:3]
-    return f"Nearest: {', '.join(map(repr, close))}." if close else ""
+    return _offered([folded[each] for each in nearest(name.casefold(), folded)] or list(folded.values())[:3])
+
+
+def _offered(names: Sequence[str]) -> str:
+    """A sentence that offers names, after a space; nothing where there are none."""
+    return f" Nearest: {', '.join(map(repr, names))}." if names else ""
 
 
 def _is_installed(package: str) -> bool:
@@ -290,11 +298,7 @@ def classes_of(package: str) -> dict[str, type[Optimizer]]:
         module = _imported(package)
     except Exception:  # not installed, or not on this machine
         return {}
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
-    }
+    return {name: value for name, value in vars(module).items() if _is_optimizer(value)}
 
 
 def every_recipe() -> tuple[Recipe, ...]:
@@ -325,14 +329,15 @@ def arguments_of(kind: type[Optimizer], given: Sequence[str], own: Sequence[str]
     words = [re.sub(r"^--optimizer\.", "--", word) for word in given]
     keys = {_key(word) for word in words if word.startswith("--")}
     parser = _parser_of(kind, set(Recipe(kind).put_in) - keys)  # which need not be given
-    known = [action.dest for action in parser._actions if "." not in action.dest and action.dest not in _PARSERS_OWN]
+    known = [
+        action.dest
+        for action in parser._actions
+        if "." not in action.dest and action.dest not in ("help", "print_shtab")
+    ]
     try:
         return dict(vars(parser.parse_args(words, defaults=False)))
     except ArgumentError as error:
         raise ProbeError(_taught(kind, " ".join(str(error).split()), known, own)) from error
-
-
-_PARSERS_OWN = ("help", "print_shtab")
 
 
 def _parser_of(kind: type[Optimizer], without: Collection[str] = ()) -> ArgumentParser:
@@ -346,22 +351,19 @@ def _parser_of(kind: type[Optimizer], without: Collection[str] = ()) -> Argument
 
 def _taught(kind: type[Optimizer], message: str, known: Sequence[str], own: Sequence[str]) -> str:
     """What jsonargparse says, with the nearest name, or the type."""
-    unknown = re.search(r"unrecognized arguments: (\S+)", message)
-    if unknown is not None:
-        key = _key(unknown[1])
+    if unknown := re.search(r"unrecognized arguments: (\S+)", message):
         if not unknown[1].startswith("--"):
             return f"{unknown[1]!r} stands alone. An argument of {kind.__name__} is written --key value."
-        near = [f"'{name}'" if name in known else f"'--{name}'" for name in nearest(key, [*known, *own])]
-        offered = f" Nearest: {', '.join(near)}." if near else ""
-        return f"{kind.__name__} has no argument {key!r}.{offered} Known: {', '.join(known)}."
-    missing = re.search(r"arguments are required: (.*)", message)
-    if missing is not None:
+        key = _key(unknown[1])
+        near = [name if name in known else f"--{name}" for name in nearest(key, [*known, *own])]
+        return f"{kind.__name__} has no argument {key!r}.{_offered(near)} Known: {', '.join(known)}."
+    if missing := re.search(r"arguments are required: (.*)", message):
         keys = missing[1].split(", ")
         return f"{kind.__name__} asks for {', '.join(keys)}. Give {' '.join(f'--{key} VALUE' for key in keys)}."
     wrong = re.search(r'Parser key "([\w.]+)"', message)
-    types = dict.fromkeys(name for name in re.findall(r"Expected an? <class '([\w.]+)'>", message))
+    types = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
     value = re.search(r"(?:Got value|Given value): (.*)$", message)
-    if wrong is not None and value is not None and types:
+    if wrong and value and types:
         written = ', written "[0.9, 0.95]"' if types.keys() & {"tuple", "list"} else ""
         return f"--{wrong[1]} is {value[1]!r}, but must be of type {' or '.join(types)}{written}. {_AT_HELP}"
     return f"{message}. {_AT_HELP}"
@@ -421,11 +423,11 @@ def _said(row: Row, at_length: bool) -> list[str]:
         return said
     if row.traits.why:
         return [*said, f"the probe learnt no more: {row.traits.why}"]
-    for name, usual in _USUAL.items():
+    for name, (words, usual) in _TRAITS.items():
         value = getattr(row.traits, name)
         if at_length or value not in (usual, None):
             reason = f" ({row.traits.reasons[name]})" if name in row.traits.reasons else ""
-            said.append(f"{_TRAITS[name]}: {_word(value)}{reason}")
+            said.append(f"{words}: {_word(value)}{reason}")
     return said
 
 
@@ -448,13 +450,5 @@ def as_data(rows: Sequence[Row], steps: int) -> dict[str, Any]:
         "warm_up": WARM_UP,
         "steps": steps,
         "ways": list(WAYS),
-        "optimizers": [
-            {
-                "name": row.name,
-                "why": row.why,
-                "cells": {way: asdict(cell) for way, cell in row.cells.items()},
-                "traits": None if row.traits is None else {**asdict(row.traits), "reasons": dict(row.traits.reasons)},
-            }
-            for row in rows
-        ],
+        "optimizers": [{"name": row.name, "why": row.why, **asdict(row)} for row in rows],
     }

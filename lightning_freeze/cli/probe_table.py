@@ -19,11 +19,12 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.errors import SelectionError, UnsupportedError
-from lightning_freeze.holds.snapshots import same, snapshot
+from lightning_freeze.holds.snapshots import changed, same, snapshot
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
-from lightning_freeze.probe.clone import family, undisturbed
+from lightning_freeze.probe.clone import enter_train_mode, undisturbed
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
+from lightning_freeze.probe.trial import GRADIENTS, distance, named, states_of, step
 from lightning_freeze.probe.verdict import way_of
 
 WARM_UP = 3
@@ -115,17 +116,12 @@ class Recipe:
     @property
     def put_in(self) -> dict[str, Any]:
         """What the constructor asks for and was not given, by its name; of the model, only the name is known yet."""
-        found: dict[str, Any] = {}
-        for number, argument in enumerate(inspect.signature(self.kind).parameters.values()):
-            if argument.default is not inspect.Parameter.empty or argument.name in self.arguments:
-                continue
-            if argument.name in _MODELS:
-                found[argument.name] = None
-            elif argument.name == "base_optimizer" or (number == 0 and argument.name == "optimizer"):
-                found[argument.name] = AdamW
-            elif argument.name == "lr":
-                found[argument.name] = _LR
-        return found
+        arguments = inspect.signature(self.kind).parameters
+        known: dict[str, Any] = {**dict.fromkeys(_MODELS), "base_optimizer": AdamW, "lr": _LR}
+        if [*arguments][:1] == ["optimizer"]:
+            known["optimizer"] = AdamW
+        asked = [name for name, each in arguments.items() if each.default is each.empty and name not in self.arguments]
+        return {name: known[name] for name in asked if name in known}
 
     def make(self, model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
         """The optimizer, ready to train.
@@ -141,9 +137,7 @@ class Recipe:
                 optimizer = self._made(model, [{**group, "use_muon": True} for group in groups])
             except Exception:
                 raise error from None
-        begin = getattr(optimizer, "train", None)
-        if callable(begin):  # schedule-free ones ask for it
-            begin()
+        enter_train_mode(optimizer)
         return optimizer
 
     def _made(self, model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
@@ -183,7 +177,7 @@ def measure(recipe: Recipe, steps: int = STEPS) -> Row:
     with undisturbed(), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # of classes that warn of themselves at every step
         try:
-            made = _Run(recipe, "dense", "no")
+            made = _Run(recipe)
         except Exception as error:  # third-party code of any kind, here and below
             return Row(recipe.name, why=f"could not be built: {_named(error)}")
         try:
@@ -230,13 +224,12 @@ class _Run:
 
     Args:
         recipe: The optimizer.
-        gradients: ``dense``, ``sparse``, or ``graph`` for those that derive them once more.
-        closure: Whether its step is handed a closure: ``no``, ``yes``, or ``after backward``, for those that read gradients
-            before they call it (SAM).
+        gradients: One of `GRADIENTS`.
+        closure: Whether its step is handed a closure, see `step`.
         apart: Whether the layer to be frozen has a param group of its own.
     """
 
-    def __init__(self, recipe: Recipe, gradients: str, closure: str, apart: bool = False) -> None:
+    def __init__(self, recipe: Recipe, gradients: str = "dense", closure: str = "no", apart: bool = False) -> None:
         self.model = _Layers(gradients == "sparse")
         self.frozen, self.trained = self.model.parameters()
         both = [self.frozen, self.trained]
@@ -246,17 +239,13 @@ class _Run:
         self._gradients, self._closure = gradients, closure
         self._count = 0
 
-    def step(self) -> None:
-        """One step, in whatever way the layer is frozen by now."""
-        self._count += 1
-        if self.controller is not None:
-            self.controller.begin_step()
-        if self._closure != "yes":
-            self._backward()
-        if self._closure == "no":
-            self.optimizer.step()
-        else:
-            self.optimizer.step(self._backward)  # type: ignore[arg-type]  # of a tensor, as torch documents
+    def run(self, times: int) -> None:
+        """Steps, in whatever way the layer is frozen by now."""
+        for _ in range(times):
+            self._count += 1
+            if self.controller is not None:
+                self.controller.begin_step()
+            step(self.optimizer, self._closure, self._backward)
 
     @torch.enable_grad()
     def _backward(self) -> Tensor:
@@ -285,30 +274,20 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """The frozen layer's entries in the state of the optimizer, and of those in it."""
         found: dict[str, Any] = {}
-        for number, member in enumerate(family(self.optimizer)):
-            held = getattr(member, "state", {}).get(self.frozen)
-            held = held if isinstance(held, Mapping) else {} if held is None else {"state": held}
-            found |= {"optimizer." * number + str(key): snapshot(value) for key, value in held.items()}
+        for number, held in enumerate(states_of(self.optimizer, self.frozen)):
+            entries = held if isinstance(held, Mapping) else {"state": held}
+            found |= {"optimizer." * number + str(key): value for key, value in entries.items()}
         return found
 
 
-@dataclass(frozen=True)
-class _How:
-    """How an optimizer is stepped; see `_Run`."""
-
-    gradients: str
-    closure: str
-
-
-def _way_of_stepping(recipe: Recipe) -> tuple[_How | None, str]:
-    """How an optimizer's steps go through, best so that something moves; or None, and why not."""
+def _way_of_stepping(recipe: Recipe) -> tuple[tuple[str, str] | None, str]:
+    """By which gradients and closure an optimizer's steps go through, best so that something moves; or None, and why not."""
     still, why = None, ""
-    for how in (_How(*both) for both in product(("dense", "sparse", "graph"), ("no", "yes", "after backward"))):
+    for how in product(GRADIENTS, ("no", "yes", "after backward")):
         try:
-            run = _Run(recipe, how.gradients, how.closure)
-            before = run.trained.detach().clone()
-            for _ in range(WARM_UP):
-                run.step()
+            run = _Run(recipe, *how)
+            before = snapshot(run.trained)
+            run.run(WARM_UP)
         except Exception as error:
             why = why or _named(error)  # what the plainest way raised is the answer
             continue
@@ -318,9 +297,9 @@ def _way_of_stepping(recipe: Recipe) -> tuple[_How | None, str]:
     return still, why
 
 
-def _cell(recipe: Recipe, how: _How, way: str, steps: int) -> Cell:
+def _cell(recipe: Recipe, how: tuple[str, str], way: str, steps: int) -> Cell:
     try:
-        run = _Run(recipe, how.gradients, how.closure, apart=way == RATE)
+        run = _Run(recipe, *how, apart=way == RATE)
         if way == RATE and not all("lr" in group for group in run.optimizer.param_groups):
             return Cell("unknown", says="its param groups have no `lr`")
         if way != OURS:
@@ -328,7 +307,7 @@ def _cell(recipe: Recipe, how: _How, way: str, steps: int) -> Cell:
         schedule = Phases([Phase(["all"], updates=WARM_UP), Phase(["trainable"])])
         groups = {"frozen": "frozen", "trainable": "trainable"}
         with FreezeController(run.model, schedule, groups) as run.controller:
-            run.controller.attach(run.optimizer, closures=how.closure != "no")
+            run.controller.attach(run.optimizer, closures=how[1] != "no")
             run.controller.begin()
             held = _BY_WAY[way_of(run.controller.traits[0], 0)]
             return _outcome(run, way, steps, held)
@@ -339,29 +318,22 @@ def _cell(recipe: Recipe, how: _How, way: str, steps: int) -> Cell:
 
 
 def _outcome(run: _Run, way: str, steps: int, held: str = "") -> Cell:
-    for _ in range(WARM_UP):
-        run.step()
+    run.run(WARM_UP)
     run.freeze(way)
     if run.controller is not None and "frozen" in run.controller.trainable:
         return Cell("unknown", says=f"of {WARM_UP} steps, the controller counted {run.controller.total}")
-    before, trained, state = run.frozen.detach().clone(), run.trained.detach().clone(), run.state()
-    for _ in range(steps):
-        run.step()
-    now = run.state()
-    changed = tuple(sorted(key for key in state.keys() | now.keys() if not same(state.get(key), now.get(key))))
+    before, trained, state = snapshot(run.frozen), snapshot(run.trained), run.state()
+    run.run(steps)
+    entries = tuple(sorted(changed(state, run.state())))
     if same(before, run.frozen):
         if same(trained, run.trained):
-            return Cell("unknown", None, changed, "the trained weight stood still as well")
-        return Cell("state moved" if changed else "held", 0.0, changed, held)
-    share = _distance(before, run.frozen) / (_distance(trained, run.trained) or math.nan)
+            return Cell("unknown", None, entries, "the trained weight stood still as well")
+        return Cell("state moved" if entries else "held", 0.0, entries, held)
+    share = distance(run.frozen - before) / (distance(run.trained - trained) or math.nan)
     if not math.isfinite(share):
-        return Cell("moved", None, changed, "by a distance that is no finite share of the trained weight's")
-    return Cell("moved", share, changed, held)
+        return Cell("moved", None, entries, "by a distance that is no finite share of the trained weight's")
+    return Cell("moved", share, entries, held)
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    return float(torch.linalg.vector_norm((other.detach() - one).double()))
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+def _named(error: Exception) -> str:
+    return named(error).removesuffix(": ")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _DEEPEST = 8
+_PLAIN = (NoneType, bool, int, float, complex, str, bytes, type)
 
 
 def snapshot(value: object, depth: int = _DEEPEST) -> Any:
@@ -21,13 +23,19 @@ def snapshot(value: object, depth: int = _DEEPEST) -> Any:
     """
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, type)) or not depth:
-        return value if depth else None
+    if not depth:
+        return None
+    if isinstance(value, _PLAIN):
+        return value
     if isinstance(value, Mapping):
         # By identity where keys are tensors, of which an optimizer's state has one for each parameter.
         return {id(k) if isinstance(k, Tensor) else k: snapshot(each, depth - 1) for k, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return [snapshot(each, depth - 1) for each in value]
+    return _of_object(value, depth)
+
+
+def _of_object(value: object, depth: int) -> Any:
     if hasattr(value, "tobytes"):  # an array of another library
         return value.tobytes()
     if callable(value) or not hasattr(value, "__dict__"):
@@ -35,22 +43,38 @@ def snapshot(value: object, depth: int = _DEEPEST) -> Any:
     return [repr(type(value)), snapshot(vars(value), depth - 1)]
 
 
+def elements(value: object) -> Iterable[Any]:
+    """The values of a mapping, or the items of a list, tuple or set; none of anything else."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple, set, frozenset)) else ()
+
+
 def same(before: object, after: object) -> bool:
     """Whether two values are the same, tensors and numbers by their bits: 0.0 is not -0.0, and NaN is itself."""
-    if isinstance(before, Tensor) and isinstance(after, Tensor):
-        return before is after or _same_bits(before, after)
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        return before.keys() == after.keys() and all(same(before[key], after[key]) for key in before)
-    if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
-        return len(before) == len(after) and all(map(same, before, after))
-    if isinstance(before, float) and isinstance(after, float):
-        return before.hex() == after.hex()
+    for kinds, alike in _ALIKE:
+        if isinstance(before, kinds) and isinstance(after, kinds):
+            return alike(before, after)
     if type(before) is not type(after):
         return False
     try:
         return before is after or bool(before == after)
     except (RuntimeError, ValueError):  # arrays, whose comparison is no single answer
         return False
+
+
+_ALIKE: tuple[tuple[type | tuple[type, ...], Callable[[Any, Any], bool]], ...] = (
+    (Tensor, lambda one, other: one is other or _same_bits(one, other)),
+    (Mapping, lambda one, other: one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)),
+    ((list, tuple), lambda one, other: len(one) == len(other) and all(map(same, one, other))),
+    (float, lambda one, other: one.hex() == other.hex()),
+)
+"""How two values are compared that are both of these types."""
+
+
+def changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
+    """The keys whose values differ, or are on one side alone and not None."""
+    return [key for key in {**before, **after} if not same(before.get(key), after.get(key))]
 
 
 def _same_bits(before: Tensor, after: Tensor) -> bool:

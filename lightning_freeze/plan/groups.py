@@ -93,6 +93,7 @@ def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = 
         SelectionError: A selector matches nothing, or a parameter (or a tied pair) is in two groups.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
         >>> resolve_groups(model, {"first": "0", "biases": "2.bias"})
         {'first': ['0.weight', '0.bias'], 'biases': ['2.bias']}

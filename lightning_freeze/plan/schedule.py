@@ -286,8 +286,12 @@ class Plan(ABC):
         return self.layout.rest_trains and optimizer in self.layout.optimizers.get(REST, frozenset())
 
 
+@dataclass(frozen=True, repr=False)
 class Part:
-    """A part of a schedule, a frozen dataclass: described and shown without its defaults."""
+    """A part of a schedule: described and shown without its defaults.
+
+    It is a dataclass as those that inherit from it are: else jsonargparse asks for their ``class_path``.
+    """
 
     _always: ClassVar[tuple[str, ...]]
     """The fields that are shown in any case."""

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import Parameter as Argument
 from inspect import signature
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, NoneType
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
 
+from lightning_freeze.holds.snapshots import elements
 from lightning_freeze.probe.proxies import MOST_COPIED, NoTwinError, StandIns, is_plain
 
 _MODELS = ("model", "module", "net", "network")
@@ -45,10 +46,16 @@ def family(optimizer: Optimizer) -> list[Optimizer]:
     found: list[Optimizer] = [optimizer]
     for each in found:  # which grows meanwhile
         for value in vars(each).values():
-            within = list(value.values()) if isinstance(value, dict) and value is not each.state else value
-            inner = within if isinstance(within, (list, tuple)) else [within]
+            inner = [value, *elements(value)] if value is not getattr(each, "state", None) else []
             found += [one for one in inner if isinstance(one, Optimizer) and all(one is not other for other in found)]
     return found
+
+
+def enter_train_mode(optimizer: Optimizer) -> None:
+    """Let an optimizer that has a mode for training enter it, as schedule-free ones ask for."""
+    enter = getattr(optimizer, "train", None)
+    if callable(enter):
+        enter()
 
 
 class _Memo(dict[int, Any]):
@@ -82,21 +89,10 @@ def twin_by_parts(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
         _other_groups(member, stand_ins, memo)
         memo[id(member.state)] = _other_state(member, stand_ins, memo)
     for member in members:
-        shell = memo[id(member)]
-        for key, value in vars(member).items():
-            if key.startswith("_optimizer_") and key.endswith("_hooks"):
-                shell.__dict__[key] = OrderedDict()
-            elif key == "step" or (isinstance(value, FunctionType) and key in dir(type(member))):
-                continue  # a learning-rate scheduler's, or a compiled one, which steps the user's own optimizer
-            else:
-                _survey(key, value, stand_ins, memo)
-                try:
-                    shell.__dict__[key] = copy.deepcopy(value, memo)
-                except NoTwinError as error:
-                    raise NoTwinError(f"its `{key}` {error}") from error
-                except Exception as error:
-                    raise NoTwinError(f"its `{key}` cannot be copied ({type(error).__name__}: {error})") from error
-    return Twin(memo[id(optimizer)], stand_ins, built=False)
+        _copy_attributes(member, memo[id(member)], stand_ins, memo)
+    twin = memo[id(optimizer)]
+    enter_train_mode(twin)
+    return Twin(twin, stand_ins, built=False)
 
 
 def twin_by_constructor(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
@@ -110,64 +106,44 @@ def twin_by_constructor(optimizer: Optimizer, stand_ins: StandIns) -> Twin:
         NoTwinError: The constructor asks for what is not known.
     """
     kind: Any = type(optimizer)
-    arguments = list(signature(kind).parameters.values())
-    groups = [{**options(optimizer.param_groups[n]), "params": list(held)} for n, held in stand_ins.groups.items()]
-    inner = [each for each in vars(optimizer).values() if isinstance(each, Optimizer)]
-    given: dict[str, Any] = {}
-    for place, argument in enumerate(arguments):
-        name = argument.name
-        if argument.kind in (Argument.VAR_KEYWORD, Argument.VAR_POSITIONAL):
-            continue
-        if name in _MODELS or argument.annotation in (nn.Module, "nn.Module"):
-            given[name] = _Small([p for group in groups for p in group["params"]])
-        elif name == "optimizer" and inner:
-            raise NoTwinError("it wraps an optimizer that could not be copied")
-        elif name == "base_optimizer" and inner:
-            given[name] = type(inner[0])
-        elif place == 0 or name == "params":
-            given[name] = groups
-        elif name in groups[0]:
-            given[name] = groups[0][name]
-        elif name in vars(optimizer) and is_plain(vars(optimizer)[name]):
-            given[name] = copy.copy(vars(optimizer)[name])
-        elif argument.default is Argument.empty:
+    arguments = signature(kind).parameters
+    inner = [type(each) for each in vars(optimizer).values() if isinstance(each, Optimizer)]
+    if "optimizer" in arguments and inner:
+        raise NoTwinError("it wraps an optimizer that could not be copied")
+    known = _constructor_knows(optimizer, arguments, stand_ins) | dict(zip(("base_optimizer",), inner, strict=False))
+    asked = [name for name, each in arguments.items() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+    for name in asked:
+        if name not in known and arguments[name].default is Argument.empty:
             raise NoTwinError(f"its constructor asks for `{name}`, which it does not keep")
     try:
-        twin = kind(**given)
+        twin = kind(**{name: known[name] for name in asked if name in known})
     except Exception as error:  # third-party code of any kind
         raise NoTwinError(f"its constructor raised {type(error).__name__}: {error}") from error
+    enter_train_mode(twin)
     return Twin(twin, stand_ins, built=True)
 
 
-def twin_of(optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """The optimizer's class once more, with one group's hyper-parameters, over parameters of the caller's own.
-
-    Args:
-        optimizer: Left as it is.
-        group: One of its parameter groups.
-        parameters: What the twin holds instead of the group's parameters.
-    """
-    twin = type(optimizer).__new__(type(optimizer))
-    Optimizer.__init__(twin, [{**options(group), "params": list(parameters)}], dict(optimizer.defaults))
-    for key, value in vars(optimizer).items():
-        # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
-        if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
-            setattr(twin, key, copy.copy(value))
-    return twin
+def _constructor_knows(optimizer: Optimizer, arguments: Mapping[str, Argument], stand_ins: StandIns) -> dict[str, Any]:
+    """What an optimizer's constructor can be handed, by the names of its arguments."""
+    kept = {key: copy.copy(value) for key, value in vars(optimizer).items() if is_plain(value)}
+    groups = [{**options(optimizer.param_groups[n]), "params": list(held)} for n, held in stand_ins.groups.items()]
+    models = [name for name, each in arguments.items() if each.annotation in (nn.Module, "nn.Module")]
+    known = kept | groups[0] | dict.fromkeys([*arguments][:1], groups) | {"params": groups}
+    return known | dict.fromkeys([*_MODELS, *models], _Small(list(stand_ins.likes)))
 
 
 @contextmanager
-def undisturbed(devices: Iterable[torch.device] = ()) -> Iterator[None]:
+def undisturbed(parameters: Iterable[Tensor] = ()) -> Iterator[None]:
     """A context that leaves no trace: every global random state as it was, and nobody's global step hooks called.
 
     Args:
-        devices: The devices whose generators may be used, beside the CPU's.
+        parameters: Those whose devices' generators may be used, beside the CPU's.
     """
     hooks: list[dict[Any, Any]] = [torchs._global_optimizer_pre_hooks, torchs._global_optimizer_post_hooks]
     kept = [dict(each) for each in hooks]
     numpy: Any = sys.modules.get("numpy")
     states = random.getstate(), numpy.random.get_state() if numpy is not None else None
-    gpus = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+    gpus = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=gpus))
         stack.enter_context(torch.enable_grad())
@@ -183,11 +159,6 @@ def undisturbed(devices: Iterable[torch.device] = ()) -> Iterator[None]:
                 numpy.random.set_state(states[1])
 
 
-def is_sparse_only(error: BaseException) -> bool:
-    """Whether an optimizer has refused gradients for being dense."""
-    return "dense grad" in str(error)
-
-
 class _Small(nn.Module):
     """A model of small parameters, for optimizers that ask for a model."""
 
@@ -196,25 +167,38 @@ class _Small(nn.Module):
         self.layers = nn.ParameterList(parameters)
 
 
+def _copy_attributes(member: Optimizer, shell: Optimizer, stand_ins: StandIns, memo: dict[int, Any]) -> None:
+    """Give a member's copy what the member holds, but hooks."""
+    for key, value in vars(member).items():
+        if key.startswith("_optimizer_") and key.endswith("_hooks"):
+            shell.__dict__[key] = OrderedDict()
+            continue
+        if key == "step" or (isinstance(value, FunctionType) and key in dir(type(member))):
+            continue  # a learning-rate scheduler's, or a compiled one, which steps the user's own optimizer
+        _survey(key, value, stand_ins, memo)
+        try:
+            shell.__dict__[key] = copy.deepcopy(value, memo)
+        except NoTwinError as error:
+            raise NoTwinError(f"its `{key}` {error}") from error
+        except Exception as error:
+            raise NoTwinError(f"its `{key}` cannot be copied ({type(error).__name__}: {error})") from error
+
+
 def _other_groups(member: Optimizer, stand_ins: StandIns, memo: dict[int, Any]) -> None:
     """Let copies of a member's param groups hold the parameters that stand in for theirs; those without any are left out."""
     if id(member.param_groups) in memo:
         return
     others = []
     for group in member.param_groups:
-        held = list({id(p): p for each in group["params"] for p in stand_ins.of.get(id(each), ())}.values())
-        first = any(
-            stand_ins.likes[p] is each for p in held for each in group["params"]
-        )  # not one that is like another
-        if not first:
+        held = stand_ins.of_group(group)
+        if not held:
             continue
         if id(group) not in memo:
-            given = {key: _copied(value, memo) for key, value in group.items() if key not in ("params", "param_names")}
-            held = [p for p in held if any(stand_ins.likes[p] is each for each in group["params"])]
+            other = {key: _copied(value, memo) for key, value in group.items() if key not in ("params", "param_names")}
             if "param_names" in group:
                 names = dict(zip(map(id, group["params"]), group["param_names"], strict=True))
-                given["param_names"] = [f"{names[id(stand_ins.likes[p])]}{place}" for place, p in enumerate(held)]
-            memo[id(group)] = {"params": held, **given}
+                other["param_names"] = [f"{names[id(stand_ins.likes[p])]}{place}" for place, p in enumerate(held)]
+            memo[id(group)] = {"params": held, **other}
             memo[id(group["params"])] = held
         others.append(memo[id(group)])
     memo[id(member.param_groups)] = others
@@ -240,22 +224,31 @@ def _cut(value: Any, like: Tensor, small: nn.Parameter, memo: dict[int, Any]) ->
     if value.shape != like.shape:
         raise NoTwinError("it has state already, whose shape is not its parameters'")
     corner = tuple(slice(size) for size in small.shape)
-    here, of = (each.to_local() if hasattr(each, "to_local") else each for each in (value.detach(), like.detach()))
+    here, of = _local(value), _local(like)
     if here.shape != like.shape or (here.dtype == of.dtype and torch.equal(here[corner], of[corner])):
         return small.detach().clone()  # a copy of the parameter itself, as slow weights are
     return here[corner].clone()
+
+
+def _local(tensor: Any) -> Any:
+    """A tensor's values; of one that is sharded, those of this process."""
+    return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
+
+
+def _identity(key: object) -> int:
+    """The identity of a parameter that is a key, or whose identity is."""
+    return key if isinstance(key, int) else id(key)
 
 
 def _keyed(value: Mapping[Any, Any], stand_ins: StandIns, memo: dict[int, Any]) -> dict[Any, Any]:
     """A copy of what is kept by parameters, or by their identities."""
     copies: dict[Any, Any] = {}
     for key, each in value.items():
-        for parameter in stand_ins.of[key if isinstance(key, int) else id(key)]:
-            same_shape = isinstance(each, Tensor) and each.shape == stand_ins.likes[parameter].shape
-            copy_ = (
-                _cut(each, stand_ins.likes[parameter], parameter, memo) if same_shape else _copied(each, _Memo(memo))
-            )
-            copies[id(parameter) if isinstance(key, int) else parameter] = copy_
+        for parameter in stand_ins.of[_identity(key)]:
+            like = stand_ins.likes[parameter]
+            same_shape = isinstance(each, Tensor) and each.shape == like.shape
+            other = _cut(each, like, parameter, memo) if same_shape else _copied(each, _Memo(memo))
+            copies[id(parameter) if isinstance(key, int) else parameter] = other
     return copies
 
 
@@ -274,33 +267,37 @@ def _survey(key: str, value: object, stand_ins: StandIns, memo: dict[int, Any], 
     """
     if id(value) in memo:
         return
-    if isinstance(value, nn.Module):
-        if any(id(p) in stand_ins.of for p in value.parameters()):
-            memo[id(value)] = _Small(list(stand_ins.likes))
-        elif sum(p.numel() for p in value.parameters()) > MOST_COPIED:
-            raise NoTwinError(f"its `{key}` is a large module")
-    elif isinstance(value, Tensor):
-        if value.numel() > MOST_COPIED:
-            raise NoTwinError(f"its `{key}` is a tensor of {value.numel()} elements beside its state")
-    elif _shared(value):
-        if reaches(value, stand_ins.of.keys() | memo.keys()):
-            raise NoTwinError(f"its `{key}` holds a function or a reference that reaches the run's own parameters")
-    elif depth and isinstance(value, Mapping):
-        if value and all((each if isinstance(each, int) else id(each)) in stand_ins.of for each in value):
-            memo[id(value)] = _keyed(value, stand_ins, memo)
-            return
-        for each in value.values():
+    replaced = _replaced(value, stand_ins, memo) if depth or isinstance(value, nn.Module) else None
+    if replaced is not None:
+        memo[id(value)] = replaced
+        return
+    if refusal := _refusal(value, stand_ins, memo):
+        raise NoTwinError(f"its `{key}` {refusal}")
+    if depth and not isinstance(value, (nn.Module, Tensor, type, Optimizer)) and not _shared(value):
+        for each in _held_by(value):
             _survey(key, each, stand_ins, memo, depth - 1)
-    elif depth and isinstance(value, (list, tuple, set)):
-        if value and all(id(each) in stand_ins.of for each in value):
-            others = {id(p): p for each in value for p in stand_ins.of[id(each)]}
-            memo[id(value)] = type(value)(others.values())
-            return
-        for each in value:
-            _survey(key, each, stand_ins, memo, depth - 1)
-    elif depth and hasattr(value, "__dict__") and not isinstance(value, (type, Optimizer)):
-        for each in vars(value).values():
-            _survey(key, each, stand_ins, memo, depth - 1)
+
+
+def _replaced(value: object, stand_ins: StandIns, memo: dict[int, Any]) -> Any:
+    """What takes the place of a model, or of a container of parameters; None of anything else."""
+    if isinstance(value, nn.Module) and not stand_ins.of.keys().isdisjoint(map(id, value.parameters())):
+        return _Small(list(stand_ins.likes))
+    if isinstance(value, Mapping) and stand_ins.cover(map(_identity, value)):
+        return _keyed(value, stand_ins, memo)
+    if isinstance(value, (list, tuple, set)) and stand_ins.cover(map(id, value)):
+        return type(value)(dict.fromkeys(p for each in value for p in stand_ins.of[id(each)]))
+    return None
+
+
+def _refusal(value: object, stand_ins: StandIns, memo: Mapping[int, Any]) -> str:
+    """Why a value must not be copied; nothing where it may be."""
+    if isinstance(value, nn.Module) and sum(p.numel() for p in value.parameters()) > MOST_COPIED:
+        return "is a large module"
+    if isinstance(value, Tensor) and value.numel() > MOST_COPIED:
+        return f"is a tensor of {value.numel()} elements beside its state"
+    if _shared(value) and reaches(value, stand_ins.of.keys() | memo.keys()):
+        return "holds a function or a reference that reaches the run's own parameters"
+    return ""
 
 
 def _shared(value: object) -> bool:
@@ -318,27 +315,30 @@ def reaches(value: object, own: Collection[int], depth: int = 6) -> bool:
     """
     if id(value) in own:
         return True
-    if not depth or value is None or isinstance(value, (str, int, float, type, ModuleType)):
+    if not depth or isinstance(value, (NoneType, str, int, float, type, ModuleType, Tensor)):
         return False
     if isinstance(value, nn.Module):
         return any(id(p) in own for p in value.parameters())
-    if isinstance(value, Tensor):
-        return False
-    held: list[object] = []
+    return any(reaches(each, own, depth - 1) for each in (*_called_with(value), *_held_by(value)))
+
+
+def _held_by(value: object) -> list[object]:
+    """What a container or an object holds."""
+    return [*elements(value), *getattr(value, "__dict__", {}).values()]
+
+
+_OF_CALLABLES = ("__self__", "__func__", "func", "args", "keywords", "__wrapped__", "_torchdynamo_orig_callable")
+
+
+def _called_with(value: object) -> list[object]:
+    """What a function, a method or a reference leads to, beside its attributes."""
+    held = [getattr(value, name, None) for name in _OF_CALLABLES]
     if isinstance(value, weakref.ref):
         held.append(value())
     if isinstance(value, FunctionType):
-        held += [_contents(cell) for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
-        held += [*(value.__kwdefaults__ or {}).values(), *vars(value).values()]
-    if isinstance(value, Mapping):
-        held += value.values()
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        held += value
-    for name in ("__self__", "__func__", "func", "args", "keywords", "__wrapped__", "_torchdynamo_orig_callable"):
-        held.append(getattr(value, name, None))
-    if not isinstance(value, FunctionType):
-        held += getattr(value, "__dict__", {}).values()
-    return any(reaches(each, own, depth - 1) for each in held)
+        held += map(_contents, value.__closure__ or ())
+        held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    return held
 
 
 def _contents(cell: Any) -> object:

@@ -7,16 +7,17 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.run_context import plain_optimizer
-from lightning_freeze.holds.snapshots import same
+from lightning_freeze.holds.snapshots import changed, same
 from lightning_freeze.probe.clone import family, options, reaches, undisturbed
-from lightning_freeze.probe.proxies import NoTwinError, is_plain, small_ones
-from lightning_freeze.probe.trial import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, ways
+from lightning_freeze.probe.proxies import NoTwinError, is_plain, parameters_of, small_ones
+from lightning_freeze.probe.trial import ALL, FIRST, FROZEN, MOVING, NOT_OURS, WARMEST, How, Trial, named, ways
 
 FROZEN_STEPS = 21
 """Steps through which a parameter stays frozen in the probe, at least: wrappers such as Lookahead act every few."""
@@ -102,9 +103,9 @@ def probe_optimizer(optimizer: Optimizer, closure: bool | None = None) -> Optimi
     if key is not None and key in _known:
         _known.move_to_end(key)
         return _known[key]
-    held = [p for group in optimizer.param_groups for p in group["params"]]
+    held = parameters_of(optimizer)
     versions = [p._version for p in held]
-    with undisturbed({p.device for p in held}), warnings.catch_warnings():
+    with undisturbed(held), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class that warns has done so when the user made it
         traits = _probed(optimizer, closure)
     if versions != [p._version for p in held]:
@@ -127,20 +128,14 @@ def _key(optimizer: Optimizer, closure: bool | None) -> Any:
     if not type(optimizer).__module__.startswith("torch.optim."):
         return None  # a class of one's own may change from one fit to the next
     own = {key: value for key, value in vars(optimizer).items() if not NOT_OURS.fullmatch(key)}
-    groups = [options(group) for group in optimizer.param_groups]
-    if not all(is_plain(value) for held in (own, *groups) for value in held.values()) or optimizer.state:
-        return None
-    if _hooked_by(optimizer):
+    held = [own, *map(options, optimizer.param_groups)]
+    if not is_plain([[*each.values()] for each in held]) or optimizer.state or _hooked_by(optimizer):
         return None
     try:
         kinds = small_ones(optimizer, family(optimizer)[1:]).kinds
     except NoTwinError:
         return None
-    said = (
-        repr(sorted(own.items())),
-        repr([sorted(group.items()) for group in groups]),
-        repr(sorted(optimizer.defaults.items())),
-    )
+    said = repr([sorted(each.items()) for each in (*held, optimizer.defaults)])
     return type(optimizer), type(optimizer).step, closure, kinds, said
 
 
@@ -171,42 +166,31 @@ class _Probe:
         longest = max(periods, default=0) + 1
         self._steps, self._fewer = max(FROZEN_STEPS, longest), max(_FEWER, longest)
         # A first update may fail only where it falls on a period: with the step that ends one, or the one after that.
-        self._late_steps = {
-            self._fewer,
-            *(steps for period in periods[:_MOST_PERIODS] for steps in (period - 1, period)),
-        }
+        some = periods[:_MOST_PERIODS]
+        self._late_steps = sorted({self._fewer, *some, *(period - 1 for period in some)})
         self._reasons: dict[str, str] = {}
         self._clocks: set[str] = set()
         self._extra: set[str] = set()
         self._moved_idle = ""
         self._others: dict[bool, list[Any]] = {}  # where what trained has come to, by whether the rest was left out
-        self._begins_late = {False: False, True: False}  # by whether what is frozen is left out, as the next
-        self._why_late: dict[bool, dict[str, str]] = {False: {}, True: {}}
+        self._not_late: dict[bool, str] = {}  # why what was frozen from the first step on does not train, by the same
 
     def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
         """All that is learnt."""
         trial = Trial(self._optimizer, self._how)
         if trial.twin.built and trial.moves_in_backward():
             return replace(traits, steps_in_backward=True, why="it updates parameters within backward")
-        moves = trial.moves(MOVING)
-        reentrant = trial.calls > trial.count
-        if not moves:
-            return replace(
-                traits,
-                steps_in_backward=False,
-                closure_reentrant=reentrant,
-                why=f"{_STILL} in {WARMEST + 1} steps, so nothing is known of what it would move",
-            )
+        traits = replace(traits, steps_in_backward=False)
+        if not trial.moves(MOVING):
+            why = f"{_STILL} in {WARMEST + 1} steps, so nothing is known of what it would move"
+            return replace(traits, closure_reentrant=trial.reentrant, why=why)
         if not trial.heard:
-            self._reasons["skips_none"] = self._reasons["holds_left_out"] = "its step does not run torch's step hooks"
-            return replace(
-                traits, skips_none=False, holds_left_out=False, steps_in_backward=False, reasons=self._reasons
-            )
-        none = self._holds("skips_none", False, self._steps)
-        if not none and self._how.closure != "no":
-            before, self._how = self._how, replace(self._how, early=True)
-            none = self._holds("skips_none", False, self._steps)
-            self._how = self._how if none else before
+            reasons = dict.fromkeys(("skips_none", "holds_left_out"), "its step does not run torch's step hooks")
+            return replace(traits, skips_none=False, holds_left_out=False, reasons=reasons)
+        return self._of_freezing(replace(traits, closure_reentrant=trial.reentrant))
+
+    def _of_freezing(self, traits: OptimizerTraits) -> OptimizerTraits:
+        none = self._holds_none()
         left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
         out = not none and left
         idles = self._survives_idle(out)
@@ -215,61 +199,80 @@ class _Probe:
                 "skips_none", f"{self._moved_idle} of a parameter moved in steps in which nothing trained"
             )
             out = left
+        late = {"late_first_step_ok": self._not_late[out]} if out in self._not_late else {}
         return replace(
             traits,
             skips_none=none,
             holds_left_out=left,
             all_none_ok=idles,
-            late_first_step_ok=self._begins_late[out] if none or left else None,
+            late_first_step_ok=not late if none or left else None,
             clocks=tuple(sorted(self._clocks)),
-            steps_in_backward=False,
-            closure_reentrant=reentrant,
             reads_early=self._how.early,
             extra_state=tuple(sorted(self._extra)),
-            reasons=self._reasons | self._why_late[out],
+            reasons=self._reasons | late,
         )
+
+    def _holds_none(self) -> bool:
+        """Whether what has no gradient is held; if need be, of gradients that are emptied before the step, too."""
+        if self._holds("skips_none", False, self._steps):
+            return True
+        if self._how.closure == "no":
+            return False
+        late, self._how = self._how, replace(self._how, early=True)
+        if self._holds("skips_none", False, self._steps):
+            return True
+        self._how = late
+        return False
 
     def _holds(self, trait: str, leaves_out: bool, steps: int) -> bool:
         """Whether what is frozen stands still: after some updates, a whole param group of it, and from the first step on."""
         what = "left out of the param groups" if leaves_out else _NONE
-        self._begins_late[leaves_out] = False
         try:
-            trial = Trial(self._optimizer, self._how, leaves_out)
-            trial.run(ALL, _WARM)
-            for frozen in ([FROZEN], [FROZEN, FIRST]):
-                if frozen[-1] in trial.members:
-                    clocks, attributes = trial.clocks(), trial.attributes()
-                    moved = _moved(trial, frozen, steps)
-                    if leaves_out not in self._others:
-                        self._others[leaves_out] = trial.values(MOVING)
-                    if moved:
-                        return self._says(trait, f"{moved} of a parameter {what} moved")
-                    self._clocks |= _differ(clocks, trial.clocks())
-                    self._extra |= _differ([attributes], [trial.attributes()])
-            if leaves_out and not same(self._others[True], self._where_others_come_to(steps)):
-                return self._says(trait, f"others trained otherwise than they do beside a parameter {_NONE}")
-            if not trial.moves(FROZEN) and self._moves_after(trial.count):
-                return self._says(trait, f"a parameter {what} did not train again")
-            late = [Trial(self._optimizer, self._how, leaves_out) for _ in self._late_steps]
-            for each, some in zip(late, sorted(self._late_steps), strict=True):
-                if moved := _moved(each, [FROZEN], some):
-                    return self._says(trait, f"{moved} of a parameter {what} from the first step on moved")
+            failed = self._fails_later(what, leaves_out, steps) or self._fails_from_the_first(what, leaves_out)
         except Exception as error:  # third-party code of any kind
-            return self._says(trait, f"a step with a parameter {what} raised {_named(error)}")
-        self._begins_late[leaves_out] = all(self._trains_late(each, leaves_out) for each in late)
+            failed = f"a step with a parameter {what} raised {named(error)}"
+        if failed:
+            return self._says(trait, failed)
         self._reasons.pop(trait, None)  # of a first try
         return True
 
-    def _trains_late(self, trial: Trial, leaves_out: bool) -> bool:
-        """Whether a parameter that was frozen until now trains for the first time."""
+    def _fails_later(self, what: str, leaves_out: bool, steps: int) -> str:
+        """What goes wrong where something is frozen after some updates."""
+        trial = Trial(self._optimizer, self._how, leaves_out)
+        trial.run(ALL, _WARM)
+        for frozen in ([FROZEN], [FROZEN, FIRST]):
+            if frozen[-1] in trial.members:
+                clocks, attributes = trial.clocks(), trial.attributes()
+                moved = _moved(trial, frozen, steps)
+                self._others.setdefault(leaves_out, trial.values(MOVING))
+                if moved:
+                    return f"{moved} of a parameter {what} moved"
+                self._clocks.update(*map(changed, clocks, trial.clocks()))
+                self._extra.update(changed(attributes, trial.attributes()))
+        if leaves_out and not same(self._others[True], self._where_others_come_to(steps)):
+            return f"others trained otherwise than they do beside a parameter {_NONE}"
+        if not trial.moves(FROZEN) and self._moves_after(trial.count):
+            return f"a parameter {what} did not train again"
+        return ""
+
+    def _fails_from_the_first(self, what: str, leaves_out: bool) -> str:
+        """What goes wrong where something is frozen from the first step on; and whether it trains later."""
+        late = [Trial(self._optimizer, self._how, leaves_out) for _ in self._late_steps]
+        for trial, steps in zip(late, self._late_steps, strict=True):
+            if moved := _moved(trial, [FROZEN], steps):
+                return f"{moved} of a parameter {what} from the first step on moved"
+        if why := next(filter(None, map(self._why_not_late, late)), ""):
+            self._not_late[leaves_out] = why
+        return ""
+
+    def _why_not_late(self, trial: Trial) -> str:
+        """Why a parameter that was frozen until now does not train; nothing where it does."""
         try:
             if trial.moves(FROZEN) or not self._moves_after(trial.count):
-                return True
-            why = "a parameter that was frozen from the first step on did not train later"
+                return ""
         except Exception as error:
-            why = f"the first update of a parameter that had been frozen from the first step on raised {_named(error)}"
-        self._why_late[leaves_out] = {"late_first_step_ok": why}
-        return False
+            return f"the first update of a parameter that had been frozen from the first step on raised {named(error)}"
+        return "a parameter that was frozen from the first step on did not train later"
 
     def _where_others_come_to(self, steps: int) -> list[Any]:
         """What trains, beside a parameter without a gradient; where that fails, beside one that trains."""
@@ -290,7 +293,7 @@ class _Probe:
         try:
             Trial(self._optimizer, self._how).run(ALL, self._steps + _WARM)
         except Exception as error:
-            return _named(error)
+            return named(error)
         return None
 
     def _moves_after(self, steps: int) -> bool:
@@ -308,7 +311,7 @@ class _Probe:
                 return self._says("all_none_ok", "a step in which nothing had a gradient moved something")
             trial.run(ALL)
         except Exception as error:
-            return self._says("all_none_ok", f"a step in which nothing had a gradient raised {_named(error)}")
+            return self._says("all_none_ok", f"a step in which nothing had a gradient raised {named(error)}")
         return True
 
     def _says(self, trait: str, reason: str) -> bool:
@@ -328,24 +331,12 @@ def _moved(trial: Trial, frozen: Sequence[str], steps: int) -> str:
     return "the state" + (f" ({entries})" if entries else "")
 
 
-def _differ(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The keys whose values have changed."""
-    pairs = list(zip(before, after, strict=True))
-    return {key for one, other in pairs for key in one.keys() | other.keys() if not same(one.get(key), other.get(key))}
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 def _entries(before: Sequence[Any], after: Sequence[Any]) -> list[str]:
     """The entries of the states of parameters that differ."""
     found: dict[str, None] = {}
-    for one, other in zip(before, after, strict=True):
-        for old, new in zip(one, other, strict=True):
-            old, new = ({} if each is None else each for each in (old, new))
-            if isinstance(old, Mapping) and isinstance(new, Mapping):
-                found |= {str(key): None for key in [*old, *new] if not same(old.get(key), new.get(key))}
+    for old, new in zip(chain(*before), chain(*after), strict=True):
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= dict.fromkeys(map(str, changed(old, new)))
     return list(found)
 
 
@@ -367,9 +358,7 @@ def _hooked_by(optimizer: Optimizer) -> bool:
     members = {id(member) for member in family(optimizer)}
     return any(
         reaches(hook, members)
-        for group in optimizer.param_groups
-        for p in group["params"]
+        for p in parameters_of(optimizer)
         for hooks in (getattr(p, "_post_accumulate_grad_hooks", None), p._backward_hooks)
-        if hooks
-        for hook in hooks.values()
+        for hook in (hooks or {}).values()
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _MOST_WHOLE = 1 << 16  # elements of parameters, beyond which trials would take 
 MOST_KINDS = 24
 """Kinds of parameters that are tried; an optimizer whose param groups differ in more ways is tried in the first of them."""
 
+_MARKS = (NoneType, bool, int, float, str)
 _BESIDE = ("params", "param_names", "lr", "initial_lr", "name")
 
 
@@ -48,10 +50,23 @@ class StandIns:
     of: Mapping[int, tuple[nn.Parameter, ...]]
     frozen: tuple[nn.Parameter, ...]
 
-    def moving(self, group: int) -> tuple[nn.Parameter, ...]:
-        """What is to train of a param group."""
+    @property
+    def moving(self) -> list[tuple[nn.Parameter, ...]]:
+        """What is to train of each param group that has some."""
         frozen = set(map(id, self.frozen))
-        return tuple(p for p in self.groups[group] if id(p) not in frozen)
+        moving = [tuple(p for p in held if id(p) not in frozen) for held in self.groups.values()]
+        return [held for held in moving if held]
+
+    def of_group(self, group: Mapping[str, Any]) -> list[nn.Parameter]:
+        """What stands in for the parameters of a param group; not what is like another's."""
+        identities = set(map(id, group["params"]))
+        standing = [p for each in group["params"] for p in self.of.get(id(each), ())]
+        return list(dict.fromkeys(p for p in standing if id(self.likes[p]) in identities))
+
+    def cover(self, identities: Iterable[int]) -> bool:
+        """Whether there are identities, all of the optimizer's parameters."""
+        found = set(identities)
+        return bool(found) and found <= self.of.keys()
 
 
 @dataclass(frozen=True)
@@ -62,11 +77,13 @@ class Plan:
         models: The parameters that some are to be like, each with the number of its param group and the shapes to be.
         of: The identity of each of the optimizer's parameters to the place of its model in ``models``.
         both: Whether there are two of each, of which one is frozen; else there is one, and the first half is frozen.
+        uniform: Whether all numbers of a parameter are the same, and those of its gradients, too; else they are random.
     """
 
     models: tuple[tuple[int, Tensor, tuple[int, ...]], ...]
     of: Mapping[int, int]
     both: bool
+    uniform: bool = False
 
     @property
     def kinds(self) -> tuple[Any, ...]:
@@ -79,7 +96,7 @@ class Plan:
         likes: dict[nn.Parameter, Tensor] = {}
         made: list[tuple[nn.Parameter, ...]] = []
         for place, (number, like, shape) in enumerate(self.models):
-            new = tuple(_parameter(shape, like, 2 * place + which) for which in range(2 if self.both else 1))
+            new = tuple(self._parameter(shape, like, 2 * place + which) for which in range(2 if self.both else 1))
             made.append(new)
             groups.setdefault(number, []).extend(new)
             likes |= dict.fromkeys(new, like)
@@ -89,6 +106,18 @@ class Plan:
             {parameter: made[place] for parameter, place in self.of.items()},
             tuple(pair[0] for pair in made) if self.both else tuple(one for (one,) in made[: len(made) // 2]),
         )
+
+    def _parameter(self, shape: Sequence[int], like: Tensor, seed: int) -> nn.Parameter:
+        if self.uniform:
+            return nn.Parameter(torch.full(tuple(shape), 0.5 + seed / 4, dtype=like.dtype, device=like.device))
+        # Values of many magnitudes, so that a small step shows in low precision, too.
+        generator = torch.Generator("cpu").manual_seed(seed)
+        size = torch.randn(tuple(shape), generator=generator, device="cpu")  # whatever torch's default device is
+        values = size * torch.logspace(0, -3, size.numel(), device="cpu").reshape(size.shape)
+        device = torch.device("cpu") if like.device.type == "meta" else like.device
+        parameter = nn.Parameter(values.to(device, like.dtype))
+        parameter.__dict__.update(_told_by(like))
+        return parameter
 
 
 def small_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
@@ -104,33 +133,20 @@ def small_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     Raises:
         NoTwinError: No parameter that trains has a shape.
     """
-    held_by_others: dict[int, tuple[int, ...]] = {}
-    for index, other in enumerate(others):
-        for p in (p for group in other.param_groups for p in group["params"]):
-            held_by_others[id(p)] = (*held_by_others.get(id(p), ()), index)
+    held_by = [set(map(id, parameters_of(other))) for other in others]
+    switches = [_switches(group) for group in optimizer.param_groups]
     by_size = _tells_by_size(optimizer, *others)
     found: dict[Any, int] = {}
     models: list[tuple[int, Tensor, tuple[int, ...]]] = []
     of: dict[int, int] = {}
-    for number, group in enumerate(optimizer.param_groups):
-        how = tuple((key, _switch(value)) for key, value in group.items() if key not in _BESIDE)
-        for p in group["params"]:
-            if not _trains(p):
-                continue
-            kind = (
-                how,
-                p.dim(),
-                p.dtype,
-                p.device,
-                by_size and p.numel() >= LARGE,
-                _told_by(p),
-                held_by_others.get(id(p)),
-            )
-            if kind not in found:
-                if len(models) == MOST_KINDS:
-                    continue
-                found[kind] = len(models)
-                models.append((number, p, _small(p, by_size)))
+    for number, p in _trained(optimizer):
+        large = by_size and p.numel() >= LARGE
+        holders = tuple(id(p) in held for held in held_by)
+        kind = (switches[number], p.dim(), p.dtype, p.device, large, _told_by(p), holders)
+        if kind not in found and len(models) < MOST_KINDS:
+            found[kind] = len(models)
+            models.append((number, p, _small(p, by_size)))
+        if kind in found:
             of[id(p)] = found[kind]
     if not models:
         raise NoTwinError("none of its parameters trains and has a shape yet")
@@ -143,7 +159,7 @@ def whole_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     Raises:
         NoTwinError: They are too large, or too few.
     """
-    held = [(number, p) for number, group in enumerate(optimizer.param_groups) for p in group["params"] if _trains(p)]
+    held = list(_trained(optimizer))
     if len(held) < 2 or sum(p.numel() for _, p in held) > _MOST_WHOLE:
         raise NoTwinError(
             "its parameters are too large to be copied" if len(held) > 1 else "it trains one parameter alone"
@@ -152,10 +168,25 @@ def whole_ones(optimizer: Optimizer, others: Sequence[Optimizer] = ()) -> Plan:
     return Plan(models, {id(p): place for place, (_, p) in enumerate(held)}, both=False)
 
 
-def _trains(parameter: Tensor) -> bool:
-    """Whether a parameter can have a gradient: not one that its owner has frozen, nor one that has no shape yet."""
-    kind = parameter.dtype.is_floating_point or parameter.dtype.is_complex
-    return kind and parameter.requires_grad and not isinstance(parameter, UninitializedTensorMixin)
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """What an optimizer's param groups hold."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _trained(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
+    """The parameters that can have a gradient, each with the number of its param group.
+
+    Not those that their owner has frozen, nor those that have no shape yet.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            differentiable = p.dtype.is_floating_point or p.dtype.is_complex
+            if differentiable and p.requires_grad and not isinstance(p, UninitializedTensorMixin):
+                yield number, p
+
+
+def _switches(group: Mapping[str, Any]) -> tuple[tuple[str, object], ...]:
+    return tuple((key, _switch(value)) for key, value in group.items() if key not in _BESIDE)
 
 
 def _switch(value: object) -> object:
@@ -169,27 +200,12 @@ def is_plain(value: object) -> bool:
     """Whether a value is a number, a word, or a row of such."""
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
-
-
-def _parameter(shape: Sequence[int], like: Tensor, seed: int) -> nn.Parameter:
-    """Values of many magnitudes, so that a small step shows in low precision, too."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    size = torch.randn(tuple(shape), generator=generator, device="cpu")  # whatever torch's default device is
-    values = size * torch.logspace(0, -3, size.numel(), device="cpu").reshape(size.shape)
-    device = torch.device("cpu") if like.device.type == "meta" else like.device
-    parameter = nn.Parameter(values.to(device, like.dtype))
-    parameter.__dict__.update(_told_by(like))
-    return parameter
+    return isinstance(value, (*_MARKS, torch.dtype))
 
 
 def _told_by(parameter: Tensor) -> tuple[tuple[str, Any], ...]:
     """Marks on a parameter by which optimizers may tell it from others."""
-    return tuple((key, value) for key, value in getattr(parameter, "__dict__", {}).items() if _is_mark(value))
-
-
-def _is_mark(value: object) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+    return tuple((key, value) for key, value in getattr(parameter, "__dict__", {}).items() if isinstance(value, _MARKS))
 
 
 def _tells_by_size(*optimizers: Optimizer) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.probe.clone import options
+from lightning_freeze.probe.clone import Twin, options, undisturbed
+from lightning_freeze.probe.proxies import Plan, StandIns
+from lightning_freeze.probe.trial import ALL, MOVING, How, Trial
 
 
 def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
@@ -25,44 +26,33 @@ def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
         group: One of its parameter groups.
     """
     kind: Any = type(optimizer)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+
+    def build(_: Optimizer, stand_ins: StandIns) -> Twin:
+        given = {name: value for name, value in options(group).items() if name in signature(kind).parameters}
+        if isinstance(given.get("lr"), (int, float)):
+            given["lr"] = 0.01  # a warm-up may begin at 0, at which nothing could be seen
+        return Twin(kind([*stand_ins.likes], **given), stand_ins, built=True)
+
+    shape = (2,) * min(group["params"][0].dim(), 4)
+    plan = Plan(((0, torch.empty(shape, dtype=torch.float32, device="cpu"), shape),), {}, both=True, uniform=True)
+    with undisturbed():
         try:
-            given = {name: value for name, value in options(group).items() if name in signature(kind).parameters}
-            if isinstance(given.get("lr"), (int, float)):
-                given["lr"] = 0.01  # a warm-up may begin at 0, at which nothing could be seen
-            (one, other), (new, like) = _two_like(group), _two_like(group)
-            twin, fresh = kind([one, other], **given), kind([new, like], **given)
-            _step(twin, [one, other])
+            old, new = (Trial(optimizer, How(plan, build)) for _ in range(2))
+            old.run(ALL, 3)
         except Exception:  # third-party code of any kind; where it cannot be run, nothing is known
             return None
-        twin.state.pop(other, None)
-        with torch.no_grad():
-            one.copy_(new)
-            other.copy_(like)
+        old.forget(MOVING)
+        new.count = old.count  # so that both are given the same gradient
         try:
-            for optimizer_, parameters in ((twin, (one, other)), (fresh, (new, like))):
-                torch.default_generator.manual_seed(0)  # for one that draws: both draw the same
-                _step(optimizer_, parameters, 1)
+            alike = all(map(_alike, old.update(MOVING), new.update(MOVING)))
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-    begun = _two_like(group)[1]
-    if torch.allclose(other - begun, like - begun, rtol=0.01, atol=0.0):
+    if alike:
         return None
     return (
         "its first update is not that of a new optimizer, so it keeps a clock or an average for the whole param group"
     )
 
 
-def _two_like(group: Mapping[str, Any]) -> list[torch.nn.Parameter]:
-    """Two small parameters with the number of dimensions of a group's first."""
-    like: Tensor = group["params"][0]
-    shape = (2,) * min(like.dim(), 4)
-    return [torch.nn.Parameter(torch.full(shape, value, dtype=torch.float32)) for value in (0.5, 0.75)]
-
-
-def _step(twin: Optimizer, parameters: Sequence[torch.nn.Parameter], times: int = 3) -> None:
-    """Steps in which these have a gradient."""
-    for _ in range(times):
-        for parameter in parameters:
-            parameter.grad = torch.full_like(parameter, 0.25)
-        twin.step()
+def _alike(update: torch.Tensor, fresh: torch.Tensor) -> bool:
+    return torch.allclose(update, fresh, rtol=0.01, atol=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.probe.clone import twin_of
+from lightning_freeze.holds.snapshots import elements
+from lightning_freeze.probe.clone import Twin, options, undisturbed
+from lightning_freeze.probe.proxies import Plan, StandIns
+from lightning_freeze.probe.trial import ALL, MOVING, How, Trial
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)
 _STEPS = 3
@@ -76,9 +80,8 @@ def _ranks(shape: Shape) -> Shape:
 def _learn(optimizer: Optimizer, group: Mapping[str, Any], ranks: Shape, dtype: torch.dtype) -> list[_Term] | None:
     if max(ranks, default=0) >= len(_PRIMES) or _reaches_out(optimizer):
         return None
-    first = tuple(_PRIMES[rank - 1] if rank else 1 for rank in ranks)
-    second = tuple(_PRIMES[rank] if rank else 1 for rank in ranks)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    first, second = (tuple((1, *primes)[rank] for rank in ranks) for primes in (_PRIMES, _PRIMES[1:]))
+    with undisturbed():
         try:
             terms = [_term(tensor, first) for tensor in _run(optimizer, group, first, dtype)]
             control = sum(t.numel() * t.element_size() for t in _run(optimizer, group, second, dtype))
@@ -98,24 +101,30 @@ def _reaches_out(optimizer: Optimizer) -> bool:
 
 def _run(optimizer: Optimizer, group: Mapping[str, Any], shape: Shape, dtype: torch.dtype) -> list[Tensor]:
     """The tensors of state after a few steps with a parameter of this shape."""
-    parameter = nn.Parameter(torch.full(shape, 0.5, dtype=dtype))
     plain = {way: False for way in _WAYS if way in group}
-    twin = twin_of(optimizer, {**group, **plain}, [parameter])
-    twin.defaults.update(plain)  # torch's `step` looks here whether it is to be differentiable
-    for _ in range(_STEPS):
-        parameter.grad = torch.full_like(parameter, 0.25)
-        twin.step()
-    return list(_tensors(twin.state.get(parameter)))
+
+    def build(_: Optimizer, stand_ins: StandIns) -> Twin:
+        twin = type(optimizer).__new__(type(optimizer))
+        held = {**options(group), **plain, "params": [*stand_ins.likes]}
+        Optimizer.__init__(twin, [held], {**optimizer.defaults, **plain})  # torch's `step` looks into both
+        for key, value in vars(optimizer).items():
+            # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
+            if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
+                setattr(twin, key, copy.copy(value))
+        return Twin(twin, stand_ins, built=False)
+
+    plan = Plan(((0, torch.empty(shape, dtype=dtype, device="cpu"), shape),), {}, both=False, uniform=True)
+    trial = Trial(optimizer, How(plan, build))
+    trial.run(ALL, _STEPS)
+    (parameter,) = trial.members[MOVING]
+    return list(_tensors(trial.optimizer.state.get(parameter)))
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple | set | frozenset):
-        for each in value:
-            yield from _tensors(each)
+    for each in elements(value):
+        yield from _tensors(each)
 
 
 def _term(tensor: Tensor, tiny: Shape) -> _Term:

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from lightning_freeze.holds.run_context import plain_optimizer
 from lightning_freeze.probe.clone import undisturbed
-from lightning_freeze.probe.trial import ALL, FROZEN, Trial, ways
+from lightning_freeze.probe.proxies import parameters_of
+from lightning_freeze.probe.trial import ALL, FROZEN, Trial, distance, ways
 
 _MOST_BEFORE = 100  # updates that are run; with more before, an interval matters less
 _MOST_FROZEN = 200  # updates that are run; what lies beyond is left to clocks that run evenly
@@ -52,8 +53,7 @@ def first_update(
         1.0
     """
     optimizer = plain_optimizer(optimizer)
-    devices = {p.device for group in optimizer.param_groups for p in group["params"]}
-    with undisturbed(devices), warnings.catch_warnings():
+    with undisturbed(parameters_of(optimizer)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         how = next(ways(optimizer, closure, []), None)
         if how is None:
@@ -65,20 +65,11 @@ def first_update(
                 trial.run(ALL, min(before, _MOST_BEFORE))
             _wait(waited, length)
             waited.count = ran.count  # so that both are given the same gradient
-            sizes = [_update(trial) for trial in (ran, waited)]
+            sizes = [list(map(distance, trial.update(FROZEN))) for trial in (ran, waited)]
         except Exception:  # third-party code of any kind; the probe has told what there is to tell
             return None
     ratios = [after / plain for plain, after in zip(*sizes, strict=True) if plain > 0 and math.isfinite(after)]
     return max(ratios, key=lambda ratio: abs(math.log(ratio)) if ratio > 0 else math.inf, default=None)
-
-
-def _update(trial: Trial) -> list[float]:
-    torch.default_generator.manual_seed(0)
-    before = trial.values(FROZEN)
-    trial.run(ALL)
-    return [
-        float(torch.linalg.vector_norm((b - a).double())) for a, b in zip(before, trial.values(FROZEN), strict=True)
-    ]
 
 
 def _wait(trial: Trial, length: int) -> None:
@@ -89,7 +80,7 @@ def _wait(trial: Trial, length: int) -> None:
     rest = length - _MOST_FROZEN
     if rest <= 0:
         return
-    for old, group in zip(before, trial.twin.optimizer.param_groups, strict=True):
+    for old, group in zip(before, trial.optimizer.param_groups, strict=True):
         for key, value in group.items():
             _move_on(group, key, old.get(key), value, rest)
 

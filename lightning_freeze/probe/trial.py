@@ -1,4 +1,8 @@
-"""A trial: a twin of an optimizer under the gate, its small parameters given gradients as backward would."""
+"""A trial: a twin of an optimizer under the gate, its small parameters given gradients as backward would.
+
+All that is learnt of an optimizer by running it is learnt here: what holds (`probe`), what a param group's clock does
+(`step_counters`), whether it can begin anew (`state_reset`), and how much state it makes (`state_size`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -41,6 +45,9 @@ MAKERS: tuple[tuple[Callable[[Optimizer, Sequence[Optimizer]], Plan], Callable[[
 )
 """Which parameters stand in, and how a twin is built over them, in the order in which that is tried."""
 
+GRADIENTS = ("dense", "sparse", "graph")
+"""What a step finds: dense gradients, sparse ones, or ``graph`` where it derives them once more."""
+
 
 @dataclass(frozen=True)
 class How:
@@ -49,16 +56,15 @@ class How:
     Args:
         plan: What stands in for the optimizer's parameters.
         build: How a twin is made over that.
-        gradients: ``dense``, ``sparse``, or ``graph`` for those that derive them once more.
-        closure: Whether its step is handed a closure: ``no``, ``yes``, ``after backward``, for those that read gradients
-            before they call it (SAM), or ``pair``, for those whose closure says outputs and loss (GSAM).
+        gradients: One of `GRADIENTS`.
+        closure: Whether its step is handed a closure, see `step`.
         early: Whether gradients are emptied before a step that is handed a closure, too.
     """
 
     plan: Plan
     build: Callable[[Optimizer, StandIns], Twin]
-    gradients: str
-    closure: str
+    gradients: str = "dense"
+    closure: str = "no"
     early: bool = False
 
 
@@ -77,7 +83,7 @@ def ways(optimizer: Optimizer, closure: bool | None, said: list[str]) -> Iterato
         except NoTwinError as error:
             said.append(str(error))
             continue
-        for gradients, given in product(("dense", "sparse", "graph"), closures):
+        for gradients, given in product(GRADIENTS, closures):
             how = How(plan, build, gradients, given)
             try:
                 Trial(optimizer, how).run(ALL, 2)
@@ -88,6 +94,37 @@ def ways(optimizer: Optimizer, closure: bool | None, said: list[str]) -> Iterato
                 said.append(f"{type(error).__name__}: {error}")
             else:
                 yield how
+
+
+def step(optimizer: Optimizer, closure: str, backward: Callable[[], Tensor]) -> None:
+    """Make one step.
+
+    Args:
+        optimizer: What steps.
+        closure: Whether it is handed a closure: ``no``, ``yes``, ``after backward``, for those that read gradients before
+            they call it (SAM), or ``pair``, for those whose closure says outputs and loss (GSAM).
+        backward: Gives its parameters their gradients.
+    """
+    if closure in ("no", "after backward"):
+        backward()
+    # The closures return a tensor, as torch documents.
+    given: dict[str, tuple[Any, ...]] = {"no": (), "pair": (lambda: (None, backward()),)}
+    optimizer.step(*given.get(closure, (backward,)))
+
+
+def states_of(optimizer: Optimizer, parameter: Tensor) -> list[Any]:
+    """What an optimizer, and each of those in it, keeps for a parameter; nothing and an empty dict are the same."""
+    return [snapshot(getattr(member, "state", {}).get(parameter, {})) for member in family(optimizer)]
+
+
+def distance(update: Tensor) -> float:
+    """How far an update goes (L2)."""
+    return float(torch.linalg.vector_norm(update.detach().double()))
+
+
+def named(error: BaseException) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class Trial:
@@ -101,32 +138,21 @@ class Trial:
 
     def __init__(self, optimizer: Optimizer, how: How, leaves_out: bool = False) -> None:
         self.twin = how.build(optimizer, how.plan.make())
+        self.optimizer = self.twin.optimizer
         _seed(self.twin)
         self._how = how
-        self.count = self.calls = self.heard = 0
-        held = self.twin.stand_ins
-        moving = {number: held.moving(number) for number in held.groups if held.moving(number)}
-        first = tuple(moving)[:1] if len(moving) > 1 else ()
-        members = {
-            MOVING: tuple(p for number, each in moving.items() if number not in first for p in each),
-            FIRST: tuple(p for number in first for p in moving[number]),
-            FROZEN: held.frozen,
+        self.count = self.heard = self._backwards = 0
+        self.members = _groups(self.twin.stand_ins)
+        self._pool = {
+            p: [torch.full_like(p, 0.25)] if how.plan.uniform else _gradients(p, number)
+            for number, p in enumerate(self._held(*self.members))
         }
-        self.members = {group: held for group, held in members.items() if held}
-        self._pool = {p: _gradients(p, number) for number, p in enumerate(self._every())}
-        for group in self.twin.optimizer.param_groups:
-            rate = group.get("lr")
-            if isinstance(rate, (int, float, Tensor)) and float(rate) < _LEAST_RATE:
-                group["lr"] = torch.full_like(rate, _LEAST_RATE) if isinstance(rate, Tensor) else _LEAST_RATE
-        begin = getattr(self.twin.optimizer, "train", None)
-        if callable(begin):  # schedule-free ones ask for it
-            begin()
-        self._step = Step(0, self.twin.optimizer, self.members, excludes=leaves_out, reads_early=how.early)
+        _raise_rates(self.optimizer)
+        self._step = Step(0, self.optimizer, self.members, excludes=leaves_out, reads_early=how.early)
         StepHooks([self._step], Holds([SetGradsToNone(), ExcludeParams()]), ran=self._hear).attach()
 
-    def _every(self) -> Iterator[torch.nn.Parameter]:
-        for held in self.members.values():
-            yield from held
+    def _held(self, *groups: str) -> list[torch.nn.Parameter]:
+        return [p for group in groups for p in self.members.get(group, ())]
 
     def _hear(self, *_: Any) -> None:
         self.heard += 1
@@ -136,25 +162,23 @@ class Trial:
         self._step.train(trains.intersection(self.members))
         for _ in range(times):
             self.count += 1
-            if self._how.closure in ("no", "after backward"):
-                self._backward()
-                self.calls -= 1
-            if self._how.closure == "no":
-                self.twin.optimizer.step()
-            elif self._how.closure == "pair":
-                self.twin.optimizer.step(lambda: (None, self._backward()))  # type: ignore[arg-type,return-value]
-            else:
-                self.twin.optimizer.step(self._backward)  # type: ignore[arg-type]  # of a tensor, as torch documents
+            step(self.optimizer, self._how.closure, self._backward)
+
+    @property
+    def reentrant(self) -> bool:
+        """Whether steps have called their closure more than once."""
+        return self._backwards > self.count * (2 if self._how.closure == "after backward" else 1)
 
     @torch.enable_grad()
     def _backward(self) -> Tensor:
-        self.calls += 1
+        self._backwards += 1
         if self._how.gradients == "graph":
-            held = list(self._every())
             loss = torch.stack(
                 [(p * p * p * p / 4 + p * pool[self.count % len(pool)]).sum().real for p, pool in self._pool.items()]
             ).sum()
-            for p, gradient in zip(held, torch.autograd.grad(loss, held, create_graph=True), strict=True):
+            for p, gradient in zip(
+                self._pool, torch.autograd.grad(loss, [*self._pool], create_graph=True), strict=True
+            ):
                 p.grad = gradient
             return loss
         for p, pool in self._pool.items():
@@ -171,35 +195,64 @@ class Trial:
                 return True
         return False
 
+    def update(self, group: str) -> list[Tensor]:
+        """What a step in which everything trains adds to a group; one that draws draws the same in each trial."""
+        torch.default_generator.manual_seed(0)
+        before = self.values(group)
+        self.run(ALL)
+        return [new - old for old, new in zip(before, self.values(group), strict=True)]
+
     def moves_in_backward(self) -> bool:
         """Whether a backward alone moves anything."""
-        before = [snapshot(p) for p in self._every()]
-        torch.stack([(p * p).sum().real for p in self._every()]).sum().backward()
-        return not all(map(same, before, self._every()))
+        before = self.values(*self.members)
+        torch.stack([(p * p).sum().real for p in self._pool]).sum().backward()
+        return not same(before, self.values(*self.members))
 
     def values(self, *groups: str) -> list[Any]:
         """The values of these groups now."""
-        return [snapshot(p) for group in groups for p in self.members.get(group, ())]
+        return [snapshot(p) for p in self._held(*groups)]
 
     def states(self, *groups: str) -> list[Any]:
-        """What the optimizer, and those in it, keep for these groups now; nothing and an empty dict are the same."""
-        members = family(self.twin.optimizer)
-        held = [p for group in groups for p in self.members.get(group, ())]
-        return [[snapshot(member.state.get(p)) or None for member in members] for p in held]
+        """What the optimizer, and those in it, keep for these groups now."""
+        return [states_of(self.optimizer, p) for p in self._held(*groups)]
+
+    @torch.no_grad()
+    def forget(self, group: str) -> None:
+        """Drop the optimizer's state of a group; the values of every parameter are the first ones again."""
+        for p in self._held(group):
+            self.optimizer.state.pop(p, None)
+        for p, first in zip(self.twin.stand_ins.likes, self._how.plan.make().likes, strict=True):
+            p.copy_(first)
 
     def clocks(self) -> list[Any]:
         """The entries of the param groups now."""
-        return [snapshot(options(group)) for group in self.twin.optimizer.param_groups]
+        return [snapshot(options(group)) for group in self.optimizer.param_groups]
 
     def attributes(self) -> dict[str, Any]:
         """What the optimizer, and those in it, keep elsewhere."""
         found = {}
-        for number, member in enumerate(family(self.twin.optimizer)):
+        for number, member in enumerate(family(self.optimizer)):
             for key, value in vars(member).items():
                 listed = isinstance(value, (list, tuple)) and any(isinstance(p, torch.nn.Parameter) for p in value)
                 if not (NOT_OURS.fullmatch(key) or isinstance(value, Optimizer) or listed):
                     found["optimizer." * number + key] = snapshot(value, 3)
         return found
+
+
+def _groups(held: StandIns) -> dict[str, tuple[torch.nn.Parameter, ...]]:
+    """The groups of a trial that hold something."""
+    moving = held.moving
+    first = moving[:1] if len(moving) > 1 else []
+    groups = {MOVING: chain(*moving[len(first) :]), FIRST: chain(*first), FROZEN: held.frozen}
+    return {group: members for group, each in groups.items() if (members := tuple(each))}
+
+
+def _raise_rates(optimizer: Optimizer) -> None:
+    """Let no param group have a learning rate at which nothing would be seen to move."""
+    for group in optimizer.param_groups:
+        rate = group.get("lr")
+        if isinstance(rate, (int, float, Tensor)) and float(rate) < _LEAST_RATE:
+            group["lr"] = torch.full_like(rate, _LEAST_RATE) if isinstance(rate, Tensor) else _LEAST_RATE
 
 
 def _seed(twin: Twin) -> None:

@@ -291,5 +291,6 @@ def test_the_command_prints_what_is_measured(
 ) -> None:
     """A measurement that is spoilt is seen in what is printed: nothing of it is known beforehand."""
     monkeypatch.setattr(founding, "same", lambda one, other: True)
+    monkeypatch.setattr(founding, "changed", lambda one, other: [])
     main(["probe", "--optimizer", "AdamW", "--steps", "2"])
     assert "moved" not in capsys.readouterr().out.partition("frozen by")[2].partition("a percentage")[0]

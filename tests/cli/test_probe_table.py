@@ -57,13 +57,11 @@ def test_how_far_is_a_share_of_what_trained() -> None:
     """Weight decay alone, of zero gradients: each step takes the weight by 1 - lr * decay; the rest is the oracle's."""
     lr, decay, steps = 0.1, 0.5, 4
     recipe = Recipe(SGD, {"lr": lr, "weight_decay": decay})
-    run = founding._Run(recipe, "dense", "no")
-    for _ in range(founding.WARM_UP):
-        run.step()
+    run = founding._Run(recipe)
+    run.run(founding.WARM_UP)
     run.freeze(ZEROS)
     before, trained = run.frozen.detach().clone(), run.trained.detach().clone()
-    for _ in range(steps):
-        run.step()
+    run.run(steps)
     torch.testing.assert_close(run.frozen.detach(), before * (1 - lr * decay) ** steps)
     share = before.norm() * (1 - (1 - lr * decay) ** steps) / (run.trained.detach() - trained).norm()
     assert measure(recipe, steps).cells[ZEROS].share == pytest.approx(float(share), rel=1e-5)
