@@ -297,7 +297,7 @@ class Part:
     """The fields that are shown in any case."""
 
     def _given(self) -> dict[str, Any]:
-        values = [(field, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        values = [(field, getattr(self, field.name)) for field in fields(self)]
         return {f.name: value for f, value in values if f.name in self._always or value != f.default}
 
     def describe(self) -> dict[str, Any]:
