@@ -9,25 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SHAPE_OF = {
-    "empty_like": 0,
-    "zeros_like": 0,
-    "ones_like": 0,
-    "full_like": 0,
-    "rand_like": 0,
-    "randn_like": 0,
-    "randint_like": 0,
-    "new_empty": 0,
-    "new_empty_strided": 0,
-    "new_zeros": 0,
-    "new_ones": 0,
-    "new_full": 0,
-    "expand_as": 1,
-    "view_as": 1,
-    "reshape_as": 1,
-    "resize_as_": 1,
-    "type_as": 1,
-}
+_FIRST = (
+    "empty_like zeros_like ones_like full_like rand_like randn_like randint_like "
+    "new_empty new_empty_strided new_zeros new_ones new_full"
+).split()
+_SECOND = "expand_as view_as reshape_as resize_as_ type_as".split()
+SHAPE_OF = {**dict.fromkeys(_FIRST, 0), **dict.fromkeys(_SECOND, 1)}
 """Operators that take one operand for its shape, data type or device alone; the number is that operand's position."""
 
 ASKS = frozenset(
