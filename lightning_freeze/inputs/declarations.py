@@ -49,10 +49,7 @@ class Known:
             holder = _attribute(module, owner) if owner else module
             held = getattr(holder, name, _MISSING)
             if held is _MISSING:
-                near = difflib.get_close_matches(name, dir(holder), 1)
-                return f"{type(module).__name__} has no attribute {path!r}." + (
-                    f" Nearest: {near[0]!r}." if near else ""
-                )
+                return f"{type(module).__name__} has no attribute {path!r}.{nearest(name, dir(holder))}"
             if isinstance(value, str) and isinstance(held, (bool, int, float)):
                 return f"{path!r} is {held!r}, and {value!r} is a string. Write {path}: {value} without quotes."
         return None
@@ -66,6 +63,12 @@ def _attribute(module: object, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name, _MISSING)
     return value
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """The sentence that proposes the name most like one that is not there; empty where none is like it."""
+    near = difflib.get_close_matches(name, names, 1, cutoff)
+    return f" Nearest: {near[0]!r}." if near else ""
 
 
 def parse_key(where: str, key: object) -> str:
@@ -97,30 +100,35 @@ def parse_whitelist(entries: Mapping[str, Any] | None) -> list[Known]:
         raise DeclarationError(
             "whitelist", f"{entries!r} is no mapping of `Class.argument` to a reason. {_as_mapping(entries)}"
         )
-    found = []
-    for key, value in entries.items():
-        where = f"whitelist[{key!r}]"
-        parse_key(where, key)
-        given: Mapping[Any, Any] = value if isinstance(value, Mapping) else {"reason": value}
-        for option in given:
-            if option not in ("reason", "when"):
-                near = difflib.get_close_matches(str(option), ["reason", "when"], 1) or ["reason"]
-                raise DeclarationError(f"{where}.{option}", f"no such key; did you mean {near[0]!r}?")
-        reason, when = given.get("reason"), given.get("when")
-        if not isinstance(reason, str) or not reason.strip():
-            raise DeclarationError(
-                f"{where}.reason",
-                f"{reason!r} is no reason. Say in a sentence why the input is not used: whoever reads the list later "
-                "decides by it whether the entry still stands.",
-            )
-        if when is not None and not (isinstance(when, Mapping) and all(isinstance(path, str) for path in when)):
-            raise DeclarationError(
-                f"{where}.when",
-                f"{when!r} is no mapping of the module's attributes to values, as {{training: false}} or "
-                "{config.use_cache: true}.",
-            )
-        found.append(Known(key, reason, tuple((when or {}).items())))
-    return found
+    return [_entry(key, value) for key, value in entries.items()]
+
+
+def _entry(key: Any, value: Any) -> Known:
+    where = f"whitelist[{key!r}]"
+    parse_key(where, key)
+    given: Mapping[Any, Any] = value if isinstance(value, Mapping) else {"reason": value}
+    _check_options(where, given)
+    reason, when = given.get("reason"), given.get("when")
+    if not isinstance(reason, str) or not reason.strip():
+        raise DeclarationError(
+            f"{where}.reason",
+            f"{reason!r} is no reason. Say in a sentence why the input is not used: whoever reads the list later "
+            "decides by it whether the entry still stands.",
+        )
+    if when is not None and not (isinstance(when, Mapping) and all(isinstance(path, str) for path in when)):
+        raise DeclarationError(
+            f"{where}.when",
+            f"{when!r} is no mapping of the module's attributes to values, as {{training: false}} or "
+            "{config.use_cache: true}.",
+        )
+    return Known(key, reason, tuple((when or {}).items()))
+
+
+def _check_options(where: str, given: Iterable[Any]) -> None:
+    for option in given:
+        if option not in ("reason", "when"):
+            near = difflib.get_close_matches(str(option), ["reason", "when"], 1) or ["reason"]
+            raise DeclarationError(f"{where}.{option}", f"no such key; did you mean {near[0]!r}?")
 
 
 def _as_mapping(entries: object) -> str:

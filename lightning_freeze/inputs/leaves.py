@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +58,11 @@ class Signature(NamedTuple):
     varkw: str | None
     shift: int = 0  # of the positions in ``*args``, where it holds ``self`` as well
 
+    @property
+    def takes(self) -> frozenset[str] | None:
+        """The names of all that it takes; None where it takes anything."""
+        return None if self.varargs is not None or self.varkw is not None else self.named.union(self.positional)
+
     def at(self, where: int | str) -> tuple[str, str]:
         """The path and the parameter's name of what stands at a position or under a keyword."""
         if isinstance(where, str):
@@ -107,18 +112,27 @@ _SCALARS = frozenset((bool, int, float, complex, str, bytes, type(None)))
 
 def children(value: Any) -> Iterator[tuple[str, Step, Any]] | None:
     """What a container holds beside scalars, each with how it is written and reached; None for what is no container."""
+    kind, written = "item", "[{!r}]"
+    names = _fields(value)
+    pairs: Iterable[tuple[Any, Any]]
     if isinstance(value, (dict, UserDict)):
-        held: dict[Any, Any] = value.data if isinstance(value, UserDict) else value
-        items = [(key, item) for key, item in dict.items(held) if type(item) not in _SCALARS]
-        return ((f"[{key!r}]", Step("item", key), item) for key, item in items)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return ((f".{name}", Step("attribute", name), getattr(value, name)) for name in value._fields)
+        pairs = list(dict.items(value.data if isinstance(value, UserDict) else value))
+    elif names is not None:
+        kind, written = "attribute", ".{}"
+        pairs = ((name, getattr(value, name)) for name in names)
+    elif isinstance(value, (list, tuple)):
+        pairs = enumerate(value)
+    else:
+        return None
+    return ((written.format(key), Step(kind, key), item) for key, item in pairs if type(item) not in _SCALARS)
+
+
+def _fields(value: Any) -> Iterable[str] | None:
+    """The names of a named tuple's or a dataclass's fields; None for anything else."""
     if isinstance(value, (list, tuple)):
-        found = ((index, item) for index, item in enumerate(value) if type(item) not in _SCALARS)
-        return ((f"[{index}]", Step("item", index), item) for index, item in found)
+        return getattr(value, "_fields", None) if isinstance(value, tuple) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (field.name for field in dataclasses.fields(value))
-        return ((f".{n}", Step("attribute", n), getattr(value, n)) for n in fields if hasattr(value, n))
+        return (field.name for field in dataclasses.fields(value) if hasattr(value, field.name))
     return None
 
 
@@ -228,18 +242,22 @@ def tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
         item, left = waiting.pop()
         if isinstance(item, Tensor):
             yield item
-            continue
-        if left == 0 or item is None or isinstance(item, (str, bytes, int, float, type, torch.nn.Module)):
-            continue
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, dict):  # a mapping of another kind may do something when it is read
-            waiting += [(held, left - 1) for held in dict.values(item)]
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            waiting += [(held, left - 1) for held in item]
-        if hasattr(item, "__dict__") and not callable(item):
-            waiting += [(held, left - 1) for held in vars(item).values()]
-        for slot in getattr(type(item), "__slots__", ()):
-            if isinstance(slot, str) and hasattr(item, slot):
-                waiting.append((getattr(item, slot), left - 1))
+        elif left and item is not None and not isinstance(item, _HOLDS_NONE) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += [(held, left - 1) for held in _held(item)]
+
+
+_HOLDS_NONE = (str, bytes, int, float, type, torch.nn.Module)
+
+
+def _held(value: Any) -> list[Any]:
+    """What a container or an object holds."""
+    held: list[Any] = []
+    if isinstance(value, dict):  # a mapping of another kind may do something when it is read
+        held += dict.values(value)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        held += value
+    if hasattr(value, "__dict__") and not callable(value):
+        held += vars(value).values()
+    slots = [slot for slot in getattr(type(value), "__slots__", ()) if isinstance(slot, str) and hasattr(value, slot)]
+    return held + [getattr(value, slot) for slot in slots]

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-SHAPE_OF = {
-    "empty_like": 0,
-    "zeros_like": 0,
-    "ones_like": 0,
-    "full_like": 0,
-    "rand_like": 0,
-    "randn_like": 0,
-    "randint_like": 0,
-    "new_empty": 0,
-    "new_empty_strided": 0,
-    "new_zeros": 0,
-    "new_ones": 0,
-    "new_full": 0,
-    "expand_as": 1,
-    "view_as": 1,
-    "reshape_as": 1,
-    "resize_as_": 1,
-    "type_as": 1,
-}
+_FIRST = (
+    "empty_like zeros_like ones_like full_like rand_like randn_like randint_like "
+    "new_empty new_empty_strided new_zeros new_ones new_full"
+).split()
+_SECOND = "expand_as view_as reshape_as resize_as_ type_as".split()
+SHAPE_OF = {**dict.fromkeys(_FIRST, 0), **dict.fromkeys(_SECOND, 1)}
 """Operators that take one operand for its shape, data type or device alone; the number is that operand's position."""
 
 ASKS = frozenset(
@@ -45,7 +34,7 @@ They do so where their sixth, ``training``, is true.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Use:
     """What an operator does with its operands.
 
@@ -67,6 +56,24 @@ class Use:
     escapes: bool = False
     statistics: bool = False
 
+    def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[Tensor, bool]]:
+        """The tensors that a call of it writes to, each with whether it is written over without being read."""
+        places = (*self.writes, 3, 4) if self.statistics and len(args) > 5 and args[5] else self.writes
+        for place in places:
+            value = kwargs.get(place) if isinstance(place, str) else args[place] if place < len(args) else None
+            for item in items_of(value):
+                if isinstance(item, Tensor):
+                    yield item, place in self.blind
+
+
+def items_of(operand: Any) -> Any:
+    """What may be a tensor in an operand: itself, the items of a list, or of a list of lists, as collectives take."""
+    if not isinstance(operand, (list, tuple)):
+        return (operand,)
+    if not operand or isinstance(operand[0], int):  # sizes
+        return ()
+    return [item for part in operand for item in part] if isinstance(operand[0], (list, tuple)) else operand
+
 
 def use_of(operator: Any) -> Use:
     """What an operator does with its operands, read from its schema.
@@ -83,34 +90,44 @@ def use_of(operator: Any) -> Use:
     if schema is None:
         return Use()
     space, _, name = schema.name.partition("::")
-    writes: list[int | str] = []
-    blind: list[int | str] = []
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            key: int | str = argument.name if argument.kwarg_only else position
-            writes.append(key)
-            if argument.kwarg_only or (space == "aten" and name in OVERWRITES):
-                blind.append(key)
-    views = not writes and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-    tensors = any("Tensor" in str(result.type) for result in schema.returns)
-    shape_only = SHAPE_OF.get(name) if space == "aten" else None
-    if space == "aten" and name == "to" and schema.overload_name == "other":
-        shape_only = 1
-    asks = not tensors and not writes and (name in ASKS or name.startswith("sym_"))
+    known = schema.name.removeprefix("aten::")  # the tables are of torch's own
+    positions, keywords = _writes(schema)
+    writes = (*positions, *keywords)
+    plain = not writes and not any(map(_is_tensor, schema.returns))
+    asks = plain and (name in ASKS or name.startswith("sym_"))
     return Use(
-        writes=tuple(writes),
-        blind=tuple(blind),
-        shape_only=shape_only,
-        views=views,
+        writes=writes,
+        blind=writes if known in OVERWRITES else keywords,
+        shape_only=1 if operator == torch.ops.aten.to.other else SHAPE_OF.get(known),
+        views=not writes and any(map(_is_view, schema.returns)),
         asks=asks,
-        statistics=space == "aten" and name in STATISTICS,
-        escapes="c10d" in space or _sized_by_values(operator, name) or (not tensors and not writes and not asks),
+        statistics=known in STATISTICS,
+        escapes=(plain and not asks) or _hides_values(operator, space, name),
     )
 
 
-def _sized_by_values(operator: Any, name: str) -> bool:
-    """Whether a result's shape depends on values, so that they are known through shapes alone.
+def _writes(schema: Any) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
+    """The positions, and the keywords, of operands that are written to."""
+    written = [
+        (place, operand)
+        for place, operand in enumerate(schema.arguments)
+        if operand.alias_info is not None and operand.alias_info.is_write
+    ]
+    positions = tuple(place for place, operand in written if not operand.kwarg_only)
+    return positions, tuple(operand.name for _, operand in written if operand.kwarg_only)
+
+
+def _is_tensor(result: Any) -> bool:
+    return "Tensor" in str(result.type)
+
+
+def _is_view(result: Any) -> bool:
+    return result.alias_info is not None and not result.alias_info.is_write
+
+
+def _hides_values(operator: Any, space: str, name: str) -> bool:
+    """Whether values go to other ranks, or are known through a result's shape alone.
 
     Indexing is tagged so, too, for boolean masks; that is read and carried on like any other.
     """
-    return torch.Tag.dynamic_output_shape in operator.tags and name != "index"
+    return "c10d" in space or (torch.Tag.dynamic_output_shape in operator.tags and name != "index")

@@ -73,12 +73,9 @@ class Readers:
         _resolve_names()
         for name in PROPERTIES:
             self._put(Tensor, name, self._property(getattr(Tensor, name), _asks))
-        for name in METHODS:
-            self._put(Tensor, name, self._method(getattr(Tensor, name), _asks))
-        for name in LIKE:
-            self._put(Tensor, name, self._method(getattr(Tensor, name), _asks_other))
-        for name in READERS:
-            self._put(Tensor, name, self._method(getattr(Tensor, name), _leaves))
+        for names, tell in ((METHODS, _asks), (LIKE, _asks_other), (READERS, _leaves)):
+            for name in names:
+                self._put(Tensor, name, self._method(getattr(Tensor, name), tell))
         self._put(Tensor, "data", self._data(Tensor.data))
         self._put(Tensor, "as_subclass", self._as_subclass(Tensor.as_subclass))
         self._put(Tensor, "_make_subclass", staticmethod(self._make_subclass(Tensor._make_subclass)))

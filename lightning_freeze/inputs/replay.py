@@ -7,21 +7,8 @@ module sees nothing of it. Random numbers come from the same states for each run
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import copy
-import enum
-import functools
-import logging
-import random
-import re
-import sys
 import threading
-import types
-import warnings
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,33 +17,19 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .guard import SYSTEM, TRUSTED, Guard, WriteError
+from .copier import Copier, NoReplayError
+from .guard import Guard, WriteError
 from .leaves import Leaf, replaced, tensors_in
+from .unseen import unseen
 
 OTHERS = 4
 """How many other values there are to try for an input."""
 
-HOOKS = (
-    "_forward_hooks _forward_pre_hooks _forward_hooks_with_kwargs _forward_pre_hooks_with_kwargs _backward_hooks "
-    "_backward_pre_hooks _forward_hooks_always_called _state_dict_hooks _load_state_dict_pre_hooks"
-).split()
 EVERYWHERE = (
     "_global_forward_hooks _global_forward_pre_hooks _global_backward_hooks _global_backward_pre_hooks "
     "_global_module_registration_hooks _global_parameter_registration_hooks _global_buffer_registration_hooks"
 ).split()
 """Torch's hooks of all modules: they would be called once more."""
-
-SHARED = (
-    *(type, types.FunctionType, types.ModuleType, weakref.ref, enum.Enum, logging.Logger, re.Pattern, PurePath),
-    *(str, bytes, int, float, complex, bool, type(None), range, slice, type(Ellipsis), type(threading.Lock())),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch._ops.OpOverload),
-    *(torch._ops.OpOverloadPacket, types.MethodWrapperType, property, types.MappingProxyType, type(threading.RLock())),
-)
-"""What nobody changes: a twin may have it in common with the module."""
-
-
-class NoReplayError(Exception):
-    """A module cannot be run again without being seen from outside."""
 
 
 class OtherThreadsError(NoReplayError):
@@ -118,16 +91,8 @@ class Replay:
         def ask() -> bool:
             with torch.inference_mode(False), torch.enable_grad():
                 leafless = torch.ones(shape, dtype=torch.float64, device=device, requires_grad=True) * 1
-            for other in (torch.ones(shape, dtype=torch.int16, device=device), leafless):
-                try:
-                    changed = self._run([(leaf, other)])
-                except NoReplayError:
-                    raise
-                except Exception:  # it cannot run with such a one
-                    return False
-                if not _equal(self._plain or [], changed):
-                    return False
-            return True
+            others = (torch.ones(shape, dtype=torch.int16, device=device), leafless)
+            return all(self._equals([(leaf, other)]) is True for other in others)
 
         return self._alone(ask)
 
@@ -152,18 +117,23 @@ class Replay:
             return self._known(False)
         ran = 0
         for turn in range(OTHERS):
-            try:
-                changed = self._run([(leaf, _other(leaf.tensor, turn)) for leaf in leaves], like=True)
-            except NoReplayError:
-                raise
-            except Exception:  # an index out of range says that the value was looked at, not that it mattered
-                continue
-            ran += 1
-            if not _equal(plain, changed):
+            equal = self._equals([(leaf, _other(leaf.tensor, turn)) for leaf in leaves], like=True)
+            if equal is False:
                 return self._known(False)
+            ran += equal is not None
             if ran == 2:
                 break
         return True if ran else None
+
+    def _equals(self, new: list[tuple[Leaf, Tensor]], like: bool = False) -> bool | None:
+        """Whether a run with other inputs gives the same; None where it cannot run with them."""
+        try:
+            changed = self._run(new, like)
+        except NoReplayError:
+            raise
+        except Exception:  # an index out of range says that the value was looked at, not that it mattered
+            return None
+        return _equal(self._plain or [], changed)
 
     def _known(self, answer: bool) -> bool | None:
         """An answer, unless two equal runs differ."""
@@ -178,31 +148,34 @@ class Replay:
             new: Inputs to replace, each with the tensor to stand in its place.
             like: Whether these are to be like those whose place they take in all but their values.
         """
-        copier = _Copier(self._without, self._apart)
+        copier = Copier(self._without, self._apart)
         standing = [(leaf, _as(leaf.tensor, tensor) if like else tensor) for leaf, tensor in new]
         args, kwargs = replaced(self._args, self._kwargs, standing)
         for leaf, tensor in standing:
             copier.memo[id(tensor)] = tensor
             if like:
                 copier.dress(leaf.tensor, tensor)
-        twin = copier.module(self._module)
+        twin = copier(self._module)
         args, kwargs = copier(args), copier(dict(kwargs))
         context = copier.context()
         objects = list(tensors_in((args, kwargs)))
         before = [_object(tensor) for tensor in objects]
         idents: set[int] = set()
-        with _unseen(idents):
+        with unseen(idents):
             result = context.run(_guarded, twin, args, kwargs, idents)
         if [_object(tensor) for tensor in objects] != before:
             raise NoReplayError("the call changes what a tensor is, not only its values")
-        chosen = {id(tensor) for _, tensor in standing}
         seen = [*tensors_in(result), *twin.buffers(), *(objects if self._apart else ())]
-        seen += [t for part in twin.modules() for t in tensors_in(_own_of(part), 4) if not isinstance(t, nn.Parameter)]
-        facts: list[_Fact] = [None if id(tensor) in chosen else _bits(tensor) for tensor in seen]
-        for part in twin.modules():
-            facts.append(repr({k: v for k, v in _own_of(part).items() if isinstance(v, (bool, int, float, str))}))
-        facts.append(repr(_plainly(result)))
-        return facts
+        return _facts(result, twin, seen, {id(tensor) for _, tensor in standing})
+
+
+def _facts(result: Any, twin: nn.Module, seen: list[Tensor], chosen: set[int]) -> list[_Fact]:
+    """What a run gave and left behind, but for the tensors that were chosen for it."""
+    parts = [_own_of(part) for part in twin.modules()]
+    seen += [held for own in parts for held in tensors_in(own, 4) if not isinstance(held, nn.Parameter)]
+    facts: list[_Fact] = [None if id(tensor) in chosen else _bits(tensor) for tensor in seen]
+    facts += [repr({k: v for k, v in own.items() if isinstance(v, (bool, int, float, str))}) for own in parts]
+    return [*facts, repr(_plainly(result))]
 
 
 def _guarded(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], idents: set[int]) -> Any:
@@ -230,22 +203,6 @@ def _object(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.requires_grad, tensor.retains_grad, bool(tensor._backward_hooks), sorted(map(repr, vars(tensor))))
 
 
-def changeable(value: Any) -> bool:
-    """Whether an argument is an object that a call may change, as a cache is."""
-    if isinstance(value, (*SHARED, types.BuiltinFunctionType, Tensor, nn.Module, list, tuple, dict)) or callable(value):
-        return False
-    return hasattr(value, "__dict__")
-
-
-def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """A call's arguments as they are now: containers and objects anew, the tensors in them as they are."""
-    copier = _Shallow(frozenset(), False)
-    try:
-        return copier(args), copier(kwargs)
-    except Exception:  # what cannot be copied cannot be replayed either
-        return None
-
-
 def _plainly(value: Any) -> Any:
     """A result's plain values and its shape, without its tensors."""
     if isinstance(value, Tensor):
@@ -267,19 +224,17 @@ def _bits(tensor: Tensor) -> tuple[Any, ...]:
 
 def _equal(plain: list[_Fact], changed: list[_Fact]) -> bool:
     """Whether two runs gave the same, but for the inputs that were replaced in the second."""
-    if len(plain) != len(changed):
+    return len(plain) == len(changed) and all(
+        two is None or _same(one, two) for one, two in zip(plain, changed, strict=True)
+    )
+
+
+def _same(one: _Fact, two: _Fact) -> bool:
+    if not isinstance(one, tuple) or not isinstance(two, tuple):
+        return one == two
+    if one[:-1] != two[:-1] or type(one[-1]) is not type(two[-1]):
         return False
-    for one, two in zip(plain, changed, strict=True):
-        if two is None:
-            continue
-        if isinstance(one, tuple) and isinstance(two, tuple):
-            if one[:-1] != two[:-1] or type(one[-1]) is not type(two[-1]):
-                return False
-            if not (torch.equal(one[-1], two[-1]) if isinstance(one[-1], Tensor) else one[-1] == two[-1]):
-                return False
-        elif one != two:
-            return False
-    return True
+    return torch.equal(one[-1], two[-1]) if isinstance(one[-1], Tensor) else bool(one[-1] == two[-1])
 
 
 def _other(tensor: Tensor, turn: int) -> Tensor:
@@ -307,241 +262,3 @@ def _as(tensor: Tensor, new: Tensor) -> Tensor:
         raise NoReplayError(f"an input is a {type(tensor).__name__}")
     differentiable = new.is_floating_point() or new.is_complex()
     return new.requires_grad_(tensor.requires_grad) if differentiable else new
-
-
-# ---- the twin
-
-
-class _Copier:
-    """Makes a module's twin and what is handed to it: containers and objects anew, tensors as others of the same memory.
-
-    Args:
-        without: Attributes that it leaves out.
-        apart: Whether tensors get memory of their own.
-    """
-
-    def __init__(self, without: frozenset[str], apart: bool) -> None:
-        self._without, self._apart = without, apart
-        self.memo: dict[int, Any] = {}
-        self._kept: list[Any] = []  # so that no `id` in the memo is given anew
-
-    def module(self, module: nn.Module) -> nn.Module:
-        """A module's twin."""
-        if id(module) in self.memo:
-            return self.memo[id(module)]  # type: ignore[no-any-return]
-        kind = type(module)
-        if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
-            raise NoReplayError(f"{kind.__name__} cannot be copied")
-        if "forward" in vars(module) and getattr(module.forward, "__self__", None) is not module:
-            raise NoReplayError(f"the forward of a {kind.__name__} was replaced")
-        twin = self.memo[id(module)] = object.__new__(kind)
-        state = vars(twin)
-        for key, value in vars(module).items():
-            if key in HOOKS:
-                state[key] = type(value)((k, hook) for k, hook in value.items() if of_torch(hook))
-            elif key == "_buffers":
-                state[key] = type(value)((k, None if b is None else self._clone(b)) for k, b in value.items())
-            elif key in ("_parameters", "_modules"):
-                state[key] = type(value)((k, self(held)) for k, held in value.items())
-            elif key in self._without or key == "_compiled_call_impl":
-                state[key] = None
-            else:
-                state[key] = self(value)
-        self._of_class(module, twin)
-        return twin
-
-    def _of_class(self, value: Any, made: Any) -> None:
-        """Containers and objects that a class holds for all of its objects become the copy's own."""
-        for kind in type(value).__mro__:
-            if kind.__module__.partition(".")[0] in TRUSTED:
-                continue
-            for key, held in vars(kind).items():
-                if key.startswith("__") or key in vars(made) or not isinstance(held, (list, dict, set, deque)):
-                    continue
-                object.__setattr__(made, key, self(held))
-
-    def context(self) -> contextvars.Context:
-        """The context variables as they are, with copies of what they hold as far as that can be copied."""
-        context = contextvars.copy_context()
-        for variable, value in context.items():
-            with contextlib.suppress(Exception):
-                context.run(variable.set, self(value))
-        return context
-
-    def dress(self, tensor: Tensor, twin: Tensor) -> None:
-        """Give one tensor the attributes of another."""
-        for key, value in vars(tensor).items():
-            setattr(twin, key, self(value))
-
-    def __call__(self, value: Any) -> Any:
-        if id(value) in self.memo:
-            return self.memo[id(value)]
-        if isinstance(value, types.BuiltinFunctionType):
-            if not isinstance(value.__self__, (types.ModuleType, type(None))):
-                raise NoReplayError(f"{value.__qualname__} of an object")
-            return value
-        if isinstance(value, SHARED):
-            return value
-        if isinstance(value, Tensor):
-            return self._clone(value) if self._apart and type(value) is not nn.Parameter else self._alias(value)
-        if isinstance(value, nn.Module):
-            return self.module(value)
-        if isinstance(value, torch.Generator):
-            return self._remember(value, value.clone_state())
-        if isinstance(value, types.MethodType):
-            return types.MethodType(value.__func__, self(value.__self__))
-        return self._container(value)
-
-    def _remember(self, value: Any, made: Any) -> Any:
-        self.memo[id(value)] = made
-        self._kept.append(value)
-        return made
-
-    def _alias(self, tensor: Tensor) -> Tensor:
-        """A tensor of the same memory, without the gradient and the hooks of the run's own."""
-        if id(tensor) in self.memo:
-            return self.memo[id(tensor)]  # type: ignore[no-any-return]
-        if type(tensor) is nn.Parameter:
-            made: Tensor = nn.Parameter(tensor.detach(), tensor.requires_grad)
-        else:
-            made = tensor.detach()
-            if tensor.requires_grad:
-                made.requires_grad_()
-        self._remember(tensor, made)
-        self.dress(tensor, made)
-        return made
-
-    def _clone(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self.memo:
-            self._remember(tensor, tensor.detach().clone().requires_grad_(tensor.requires_grad))
-            self.dress(tensor, self.memo[id(tensor)])
-        return self.memo[id(tensor)]  # type: ignore[no-any-return]
-
-    def _container(self, value: Any) -> Any:
-        kind = type(value)
-        if kind is tuple:
-            return tuple(map(self, value))
-        if isinstance(value, tuple):
-            return tuple.__new__(kind, [self(item) for item in value])
-        made: Any
-        if kind is frozenset:
-            return frozenset(map(self, value))
-        if kind in (list, set, deque):
-            made = self._remember(value, deque(maxlen=value.maxlen) if kind is deque else kind())
-            for item in list(value):
-                (made.add if kind is set else made.append)(self(item))
-            return made
-        if isinstance(value, dict):
-            made = self._remember(value, value.copy() if kind is dict else copy.copy(value))
-            for key in list(made):
-                dict.__setitem__(made, key, self(made[key]))
-            self._attributes(value, made)
-            return made
-        if kind is functools.partial:
-            return functools.partial(self(value.func), *map(self, value.args), **self(value.keywords))
-        if kind in (bytearray, random.Random) or kind.__module__.partition(".")[0] == "numpy":
-            return self._remember(value, copy.deepcopy(value))
-        outside = kind.__module__.partition(".")[0] in (*SYSTEM, "threading", "queue", "multiprocessing", "asyncio")
-        if outside or hasattr(kind, "__del__") or not all(b.__flags__ & _HEAP or b is object for b in kind.__mro__):
-            raise NoReplayError(f"a {kind.__name__}, which cannot be copied safely")
-        self._remember(value, object.__new__(kind))
-        self._attributes(value, self.memo[id(value)])
-        return self.memo[id(value)]
-
-    def _attributes(self, value: Any, made: Any) -> None:
-        """What an object keeps, for its copy."""
-        if hasattr(made, "__dict__"):
-            self._of_class(value, made)
-        for key, item in getattr(value, "__dict__", {}).items():
-            object.__setattr__(made, key, self(item))
-        for kind in type(value).__mro__:
-            slots = vars(kind).get("__slots__", ())
-            for slot in (slots,) if isinstance(slots, str) else slots:
-                if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
-                    object.__setattr__(made, slot, self(getattr(value, slot)))
-
-
-class _Shallow(_Copier):
-    """Copies what is handed over as it is before the call, with the very tensors, modules and methods."""
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, (Tensor, nn.Module, types.MethodType, types.BuiltinFunctionType)):
-            return value
-        return super().__call__(value)
-
-
-def of_torch(hook: Any) -> bool:
-    """Whether a hook is torch's own, which does nothing that a replay must not do."""
-    return (getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch.")
-
-
-_HEAP = 1 << 9
-"""The flag of a class that is written in Python (``Py_TPFLAGS_HEAPTYPE`` in CPython's ``object.h``)."""
-
-
-# ---- unseen
-
-
-class _Hush:
-    """A stream that keeps silent about what some threads write."""
-
-    def __init__(self, stream: Any, idents: set[int]) -> None:
-        self._stream, self._idents = stream, idents
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() in self._idents else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _hushed(original: Any, idents: set[int]) -> Callable[..., Any]:
-    """A function that does nothing in some threads."""
-
-    @functools.wraps(original)
-    def function(*args: Any, **kwargs: Any) -> Any:
-        return None if threading.get_ident() in idents else original(*args, **kwargs)
-
-    return function
-
-
-@contextlib.contextmanager
-def _put(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextlib.contextmanager
-def _unseen(idents: set[int]) -> Iterator[None]:
-    """Whatever these threads draw, print, log or warn of within leaves no trace."""
-    idents.add(threading.get_ident())
-    state = random.getstate()
-    numpy: Any = sys.modules.get("numpy")
-    numbers = numpy.random.get_state() if numpy is not None else None
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with (
-            torch.random.fork_rng(devices=devices),
-            _put(sys, "stdout", _Hush(sys.stdout, idents)),
-            _put(sys, "stderr", _Hush(sys.stderr, idents)),
-            _put(
-                sys, "unraisablehook", _hushed(sys.unraisablehook, idents)
-            ),  # of a coroutine that was begun and not awaited
-            _put(logging.Logger, "handle", _hushed(logging.Logger.handle, idents)),
-            _put(logging.Logger, "_log", _hushed(logging.Logger._log, idents)),
-            # not `catch_warnings`, which makes Python forget what it has warned of once
-            _put(warnings, "_showwarnmsg", _hushed(warnings._showwarnmsg, idents)),  # type: ignore[attr-defined]
-            # checkpointing counts what its region saves for backward
-            # (detached: a result saved as itself would hold the graph that holds it, for ever)
-            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor),
-            torch._C._EnableTorchFunction(),
-        ):
-            yield
-    finally:
-        random.setstate(state)
-        if numpy is not None:
-            numpy.random.set_state(numbers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Verdict = Literal["used", "passed_through", "stored", "dead", "metadata", "unused", "conditional"]
 
@@ -52,15 +52,29 @@ class Fate:
             return "used"
         if self.kept:
             return "stored"
-        if self.returned:
+        if self.returned or self.handed_computed:
             return "passed_through"
-        if self.read and not self.handed_computed:
+        if self.read:
             return "dead"
-        if self.asked and not self.handed_computed:
+        if self.asked:
             return "metadata"
-        if self.handed or self.handed_computed:
-            return "passed_through"
-        return "unused"
+        return "passed_through" if self.handed else "unused"
+
+
+class Judged(NamedTuple):
+    """The verdict on one input of one call.
+
+    Args:
+        verdict: The verdict.
+        proof: What confirms it: ``bytecode``, ``replay``, or None.
+        excuse: The declaration that covers the input, or None.
+        hidden: Whether a replay showed a use that no label shows.
+    """
+
+    verdict: Verdict
+    proof: str | None = None
+    excuse: str | None = None
+    hidden: bool = False
 
 
 @dataclass

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 PLAIN: frozenset[type] = frozenset((Tensor, nn.Parameter))
 """Classes whose tensors have a memory of their own and are made of nothing else."""
 
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_unwrapped = torch._C._functorch.get_unwrapped
+
 DEPTH = 3
 """How deep in what a tensor keeps others are looked for."""
 
@@ -42,6 +45,13 @@ def within(tensor: Tensor) -> list[Tensor] | None:
                 if type(part) not in PLAIN:
                     waiting.append(part)
     return found if found or not _dispatches(kind) else None
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor that operators will see: vmap and grad wrap it."""
+    while _wrapped(tensor):
+        tensor = _unwrapped(tensor)
+    return tensor
 
 
 def _dispatches(kind: type) -> bool:

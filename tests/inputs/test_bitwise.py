@@ -1964,9 +1964,9 @@ def test_a_model_is_not_kept_alive() -> None:
 
 
 def test_calibration_calls_none_of_the_users_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    import lightning_freeze.inputs.audit as audit_module
+    from lightning_freeze.inputs import sole
 
-    monkeypatch.setattr(audit_module, "_SOLE", {})
+    monkeypatch.setattr(sole, "_SOLE", {})
     seen: list[str] = []
     handle = nn.modules.module.register_module_forward_hook(lambda m, a, o: seen.append(type(m).__name__))
     try:

@@ -291,3 +291,17 @@ def test_what_outlives_the_module_is_as_before(kind: Any) -> None:
     module = kind()
     ask(module, number())
     assert torch.equal(module(torch.ones(3), number()), torch.ones(3))
+
+
+class Tagged(nn.Module):
+    """Finds itself on its input."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x + (mask.owner is self)
+
+
+def test_a_module_that_an_input_leads_to_is_the_copy_that_runs() -> None:
+    module, x, mask = Tagged(), torch.ones(2), torch.ones(2)
+    mask.owner = module  # type: ignore[attr-defined]
+    leaf = leaves_of(signature_of(module.forward), (x, mask), {})[1]
+    assert Replay(module, (x, mask), {}, apart=False).unaffected([leaf]) is True

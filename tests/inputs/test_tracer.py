@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_freeze import audit_inputs
 from lightning_freeze.inputs.audit import InputsAudit
-from lightning_freeze.inputs.tracer import LOCAL, Label, Thread, Tracer
+from lightning_freeze.inputs.labels import Label, Labels
+from lightning_freeze.inputs.thread import Thread
+from lightning_freeze.inputs.tracer import LOCAL, Tracer
 
 
 class Block(nn.Module):
@@ -96,7 +98,7 @@ def test_a_bit_that_is_handed_out_again_is_told_from_an_old_label() -> None:
 
 
 def test_without_stamps_the_old_label_would_be_taken_for_the_new(monkeypatch: Any) -> None:
-    monkeypatch.setattr(Thread, "_valid", lambda self, stamp: (1 << self.top) - 1)
+    monkeypatch.setattr(Labels, "valid", lambda self, stamp: (1 << self.top) - 1)
     assert verdicts(Siblings())["second", "y"] == "used"
 
 
@@ -143,12 +145,12 @@ def test_many_calls_of_one_child_do_not_mix() -> None:
     assert [f.calls for f in audit.findings] == [(0, 50)]
 
 
-def thread() -> Thread:
-    return Thread(audit_inputs(Block())._tracer)
+def labels() -> Labels:
+    return Labels([], lambda tensor: [])
 
 
 def test_a_label_is_of_one_tensor_and_not_of_a_number() -> None:
-    one, other, held = t(), t(), thread()
+    one, other, held = t(), t(), labels()
     held.top = 3
     held.put(one, 1, 2)
     assert held.look(one) == (1, 2)
@@ -157,7 +159,7 @@ def test_a_label_is_of_one_tensor_and_not_of_a_number() -> None:
 
 
 def test_a_label_keeps_no_tensor_alive() -> None:
-    held, one = thread(), t()
+    held, one = labels(), t()
     held.put(one, 1, 0)
     seen = weakref.ref(one)
     del one
@@ -236,11 +238,15 @@ def test_what_a_child_does_in_another_thread_is_no_confirmed_fault_of_its_parent
     assert {(f.module, f.argument) for f in audit.findings if f.confirmed} <= {("child", "mask"), ("", "mask")}
 
 
+def thread(audit: InputsAudit) -> Thread:
+    return Thread(audit._tracer, audit._tracer.give_up)
+
+
 def test_a_thread_that_stands_aside_does_not_switch_another_s_audit_off() -> None:
     module = Block()
     with audit_inputs(module) as audit:
         installed = nn.Module.__call__
-        first, second = audit._tracer.suspended(Thread(audit._tracer)), audit._tracer.suspended(Thread(audit._tracer))
+        first, second = audit._tracer.suspended(thread(audit)), audit._tracer.suspended(thread(audit))
         first.__enter__()
         second.__enter__()
         first.__exit__(None, None, None)
@@ -254,7 +260,7 @@ def test_standing_aside_nested_and_after_the_end() -> None:
     call = nn.Module.__call__
     audit = audit_inputs(Block())
     with audit:
-        aside = audit._tracer.suspended(Thread(audit._tracer))
+        aside = audit._tracer.suspended(thread(audit))
         aside.__enter__()
     aside.__exit__(None, None, None)  # the audit has ended in between
     assert nn.Module.__call__ is call
@@ -308,7 +314,7 @@ def test_a_stranger_in_the_place_of_a_module_that_is_gone_has_not_its_name() -> 
             if id(stranger) == number:
                 break
             module.child = Function()
-            audit._name_modules()
+            audit._tree.read()
         else:
             pytest.skip("memory was never used again")
         stranger(t(), t())

@@ -1,0 +1,78 @@
+"""One call of one module: what it is handed, and what is seen of that while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .leaves import Leaf, Signature, leaves_of, signature_of
+from .verdicts import Fate
+
+AUTOCAST = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
+
+
+@dataclass(slots=True)
+class Marks:
+    """What was seen of inputs, one bit for each, while a call was running.
+
+    Args:
+        read: An operator read them.
+        asks: Their shape, data type or device was asked for.
+        out: Their values left torch.
+        kept: They outlive a call elsewhere than in its result.
+        handed: They were handed to a child that made nothing of them.
+        handed_computed: Something computed from them was.
+    """
+
+    read: int = 0
+    asks: int = 0
+    out: int = 0
+    kept: int = 0
+    handed: int = 0
+    handed_computed: int = 0
+
+    def take(self, other: Marks, bits: int) -> None:
+        """Add what another saw of some inputs."""
+        self.read |= other.read & bits
+        self.asks |= other.asks & bits
+        self.out |= other.out & bits
+        self.kept |= other.kept & bits
+        self.handed |= other.handed & bits
+        self.handed_computed |= other.handed_computed & bits
+
+
+class Frame:
+    """One call of one module, while it runs and when it ends.
+
+    Args:
+        module: The module that is called.
+        name: Its FQN.
+        target: The module whose ``forward`` runs: itself, or what a compiled module was made of.
+        opaque: Its operators cannot be followed: it is compiled or scripted.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+
+    __slots__ = (
+        "args", "autocast", "base", "before", "created", "fates", "kwargs", "leaves", "marks", "module", "name", "opaque", "references",
+        "signature", "start", "target", "twice", "wrote", "wrote_parameter",
+    )  # fmt: skip
+
+    def __init__(
+        self, module: nn.Module, name: str, target: nn.Module, opaque: bool, args: tuple[Any, ...], kwargs: Any
+    ) -> None:
+        self.module, self.name, self.target, self.opaque = module, name, target, opaque
+        self.args, self.kwargs = args, kwargs
+        self.signature: Signature = signature_of(target.forward)
+        self.leaves: list[Leaf] = leaves_of(self.signature, args, kwargs)
+        self.references: list[int] = []
+        self.fates: list[Fate] = []
+        self.twice: set[int] = set()  # the leaves whose tensor was handed over more than once
+        self.base = self.start = self.created = 0  # its first bit, its stamp, and how many labels there were before it
+        self.marks = Marks()
+        self.wrote = self.wrote_parameter = False
+        self.autocast = [device for device in AUTOCAST if torch.is_autocast_enabled(device)]
+        self.before: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the arguments, where the call changes them

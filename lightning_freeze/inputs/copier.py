@@ -1,0 +1,227 @@
+"""Copies a module for a replay: the twin has the same parameters, but all that it may change is its own."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import enum
+import functools
+import logging
+import random
+import re
+import threading
+import types
+import weakref
+from collections import deque
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .guard import SYSTEM
+from .sources import TRUSTED
+
+HOOKS = (
+    "_forward_hooks _forward_pre_hooks _forward_hooks_with_kwargs _forward_pre_hooks_with_kwargs _backward_hooks "
+    "_backward_pre_hooks _forward_hooks_always_called _state_dict_hooks _load_state_dict_pre_hooks"
+).split()
+
+SHARED = (
+    *(type, types.FunctionType, types.ModuleType, weakref.ref, enum.Enum, logging.Logger, re.Pattern, PurePath),
+    *(str, bytes, int, float, complex, bool, type(None), range, slice, type(Ellipsis), type(threading.Lock())),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch._ops.OpOverload),
+    *(torch._ops.OpOverloadPacket, types.MethodWrapperType, property, types.MappingProxyType, type(threading.RLock())),
+)
+"""What nobody changes: a twin may have it in common with the module."""
+
+
+class NoReplayError(Exception):
+    """A module cannot be run again without being seen from outside."""
+
+
+class Copier:
+    """Makes a module's twin and what is handed to it: containers and objects anew, tensors as others of the same memory.
+
+    Args:
+        without: Attributes that it leaves out.
+        apart: Whether tensors get memory of their own.
+    """
+
+    def __init__(self, without: frozenset[str], apart: bool) -> None:
+        self._without, self._apart = without, apart
+        self.memo: dict[int, Any] = {}
+        self._kept: list[Any] = []  # so that no `id` in the memo is given anew
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        """A module's twin."""
+        kind = type(module)
+        if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+            raise NoReplayError(f"{kind.__name__} cannot be copied")
+        if "forward" in vars(module) and getattr(module.forward, "__self__", None) is not module:
+            raise NoReplayError(f"the forward of a {kind.__name__} was replaced")
+        twin = self.memo[id(module)] = object.__new__(kind)
+        state = vars(twin)
+        for key, value in vars(module).items():
+            state[key] = self._kept_by_module(key, value)
+        self._of_class(module, twin)
+        return twin
+
+    def _kept_by_module(self, key: str, value: Any) -> Any:
+        """What a module keeps under a name, for its twin."""
+        if key in HOOKS:
+            return type(value)((k, hook) for k, hook in value.items() if of_torch(hook))
+        if key == "_buffers":
+            return type(value)((k, None if b is None else self._clone(b)) for k, b in value.items())
+        if key in ("_parameters", "_modules"):
+            return type(value)((k, self(held)) for k, held in value.items())
+        return None if key in self._without or key == "_compiled_call_impl" else self(value)
+
+    def _of_class(self, value: Any, made: Any) -> None:
+        """Containers and objects that a class holds for all of its objects become the copy's own."""
+        for kind in type(value).__mro__:
+            if kind.__module__.partition(".")[0] in TRUSTED:
+                continue
+            for key, held in vars(kind).items():
+                if key.startswith("__") or key in vars(made) or not isinstance(held, (list, dict, set, deque)):
+                    continue
+                object.__setattr__(made, key, self(held))
+
+    def context(self) -> contextvars.Context:
+        """The context variables as they are, with copies of what they hold as far as that can be copied."""
+        context = contextvars.copy_context()
+        for variable, value in context.items():
+            with contextlib.suppress(Exception):
+                context.run(variable.set, self(value))
+        return context
+
+    def dress(self, tensor: Tensor, twin: Tensor) -> None:
+        """Give one tensor the attributes of another."""
+        for key, value in vars(tensor).items():
+            setattr(twin, key, self(value))
+
+    def __call__(self, value: Any) -> Any:
+        """The copy of anything that is handed to a module, or that it keeps."""
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        if isinstance(value, types.BuiltinFunctionType):
+            if not isinstance(value.__self__, (types.ModuleType, type(None))):
+                raise NoReplayError(f"{value.__qualname__} of an object")
+            return value
+        if isinstance(value, SHARED):
+            return value
+        if isinstance(value, Tensor):
+            return self._clone(value) if self._apart and type(value) is not nn.Parameter else self._alias(value)
+        if isinstance(value, nn.Module):
+            return self._module(value)
+        if isinstance(value, types.MethodType):
+            return types.MethodType(value.__func__, self(value.__self__))
+        return self._container(value)
+
+    def _remember(self, value: Any, made: Any) -> Any:
+        self.memo[id(value)] = made
+        self._kept.append(value)
+        return made
+
+    def _alias(self, tensor: Tensor) -> Tensor:
+        """A tensor of the same memory, without the gradient and the hooks of the run's own."""
+        if type(tensor) is nn.Parameter:
+            made: Tensor = nn.Parameter(tensor.detach(), tensor.requires_grad)
+        else:
+            made = tensor.detach()
+            if tensor.requires_grad:
+                made.requires_grad_()
+        self._remember(tensor, made)
+        self.dress(tensor, made)
+        return made
+
+    def _clone(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self.memo:
+            self._remember(tensor, tensor.detach().clone().requires_grad_(tensor.requires_grad))
+            self.dress(tensor, self.memo[id(tensor)])
+        return self.memo[id(tensor)]  # type: ignore[no-any-return]
+
+    def _container(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in (tuple, frozenset):
+            return kind(map(self, value))
+        if isinstance(value, tuple):
+            return tuple.__new__(kind, map(self, value))
+        if kind in (list, set, deque):
+            made = self._remember(value, deque(maxlen=value.maxlen) if kind is deque else kind())
+            for item in list(value):
+                (made.add if kind is set else made.append)(self(item))
+            return made
+        if isinstance(value, dict):
+            return self._mapping(value)
+        if kind is functools.partial:
+            return functools.partial(self(value.func), *map(self, value.args), **self(value.keywords))
+        return self._object(value)
+
+    def _mapping(self, value: dict[Any, Any]) -> Any:
+        made = self._remember(value, value.copy() if type(value) is dict else copy.copy(value))
+        for key in list(made):
+            dict.__setitem__(made, key, self(made[key]))
+        self._attributes(value, made)
+        return made
+
+    def _object(self, value: Any) -> Any:
+        kind = type(value)
+        package = kind.__module__.partition(".")[0]
+        if isinstance(value, torch.Generator):
+            return self._remember(value, value.clone_state())
+        if kind in (bytearray, random.Random) or package == "numpy":
+            return self._remember(value, copy.deepcopy(value))
+        outside = package in (*SYSTEM, "threading", "queue", "multiprocessing", "asyncio")
+        if outside or hasattr(kind, "__del__") or not all(b.__flags__ & _HEAP or b is object for b in kind.__mro__):
+            raise NoReplayError(f"a {kind.__name__}, which cannot be copied safely")
+        made = self._remember(value, object.__new__(kind))
+        self._attributes(value, made)
+        return made
+
+    def _attributes(self, value: Any, made: Any) -> None:
+        """What an object keeps, for its copy."""
+        if hasattr(made, "__dict__"):
+            self._of_class(value, made)
+        for key, item in getattr(value, "__dict__", {}).items():
+            object.__setattr__(made, key, self(item))
+        for kind in type(value).__mro__:
+            slots = vars(kind).get("__slots__", ())
+            for slot in (slots,) if isinstance(slots, str) else slots:
+                if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
+                    object.__setattr__(made, slot, self(getattr(value, slot)))
+
+
+class _Shallow(Copier):
+    """Copies what is handed over as it is before the call, with the very tensors, modules and methods."""
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, (Tensor, nn.Module, types.MethodType, types.BuiltinFunctionType)):
+            return value
+        return super().__call__(value)
+
+
+def of_torch(hook: Any) -> bool:
+    """Whether a hook is torch's own, which does nothing that a replay must not do."""
+    return (getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch.")
+
+
+_HEAP = 1 << 9
+"""The flag of a class that is written in Python (``Py_TPFLAGS_HEAPTYPE`` in CPython's ``object.h``)."""
+
+
+def changeable(value: Any) -> bool:
+    """Whether an argument is an object that a call may change, as a cache is."""
+    if isinstance(value, (*SHARED, types.BuiltinFunctionType, Tensor, nn.Module, list, tuple, dict)) or callable(value):
+        return False
+    return hasattr(value, "__dict__")
+
+
+def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A call's arguments as they are now: containers and objects anew, the tensors in them as they are."""
+    copier = _Shallow(frozenset(), False)
+    try:
+        return copier(args), copier(kwargs)
+    except Exception:  # what cannot be copied cannot be replayed either
+        return None
