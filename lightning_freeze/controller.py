@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze import checkpoint, setup
 from lightning_freeze.audit.ranks import place_apart, refuse_mismatch
-from lightning_freeze.audit.run_audit import RunAudit, size_of
+from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import OnScheduleChange
 from lightning_freeze.errors import SelectionError, nearest, one_of
 from lightning_freeze.holds.hold import Hold
@@ -345,21 +345,7 @@ class FreezeController:
             at.updates,
             self._closures,
         )
-        self.log.record(
-            {
-                "type": "run",
-                "schedule": self.schedule.describe(),
-                "groups": {
-                    group: size_of(m.parameter for m in members) for group, members in self.groups.members.items()
-                },
-                "users_own": list(self.groups.users_own),
-                "rest": self.groups.rest,
-                "optimizers": [type(step.optimizer).__qualname__ for step in loop.members.steps],
-                "updates_before": at.total,
-                "epoch": at.epoch,
-                "resumed": state is not None,
-            }
-        )
+        self.log.record(setup.run_record(self.schedule, self.groups, loop.members, at, state is not None))
 
     def begin_step(self, epoch: int | None = None) -> None:
         """A batch begins.

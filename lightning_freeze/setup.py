@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_freeze.audit.run_audit import size_of
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.backward import SkipBackward as SkipHold
@@ -29,12 +30,13 @@ from lightning_freeze.plan.groups import Groups, Rest
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
-from lightning_freeze.plan.schedule import REST, Plan
+from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
 from lightning_freeze.probe.clone import family
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.state_reset import begins_anew
 from lightning_freeze.probe.step_counters import first_update
 from lightning_freeze.probe.verdict import way_of
+from lightning_freeze.report.records import Record
 
 _ALIKE = 0.05
 
@@ -424,3 +426,18 @@ def say_what_is_held(
             + (", or set `rest: freeze`." if rest else "."),
             stacklevel=3,
         )
+
+
+def run_record(schedule: Schedule, groups: Groups, members: Membership, at: Position, resumed: bool) -> Record:
+    """The record that a run begins with."""
+    return {
+        "type": "run",
+        "schedule": schedule.describe(),
+        "groups": {group: size_of(m.parameter for m in found) for group, found in groups.members.items()},
+        "users_own": list(groups.users_own),
+        "rest": groups.rest,
+        "optimizers": [type(step.optimizer).__qualname__ for step in members.steps],
+        "updates_before": at.total,
+        "epoch": at.epoch,
+        "resumed": resumed,
+    }
