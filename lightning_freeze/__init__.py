@@ -1,8 +1,7 @@
 """Plan, hold and prove which parameters train at each optimizer step, in PyTorch Lightning.
 
-Four rooms in a row, and everything flows one way: *plan* (who trains now), *gate* (make it so), *witness* (prove it),
-*report* (say it). The names below are loaded when they are first used (PEP 562): ``import lightning_freeze`` alone
-loads neither torch nor Lightning.
+Everything flows one way: *plan* (who trains now), *hold* (keep the others exactly as they are), *audit* (prove it),
+*report* (say it). Names are loaded when they are first used (PEP 562).
 """
 
 from importlib import import_module

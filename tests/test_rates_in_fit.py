@@ -347,7 +347,7 @@ class Backbone(Net):
 def test_where_param_groups_are_added_for_good_schedulers_fail_and_ours_do_not(
     scheduled: str, error: Any, trainer: Any
 ) -> None:
-    """What Lightning's own BackboneFinetuning does; the day it no longer fails, `gate/rates.py` need not say so."""
+    """What Lightning's own BackboneFinetuning does; the day it no longer fails, `holds/param_groups.py` need not say so."""
     peer = pl.callbacks.BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda epoch: 1.0, verbose=False)
     with pytest.raises(error):
         trainer(peer, max_epochs=EPOCHS).fit(Backbone(scheduled), batches(BATCHES))

@@ -61,7 +61,7 @@ def test_each_exception_is_for_somebody() -> None:
 SAMPLE = [*list(torchs())[::19], list(torchs())[-1]]
 
 
-@pytest.mark.slow  # `tests/gate/test_optim_db.py` has all of them, in a plain loop
+@pytest.mark.slow  # `tests/holds/test_optim_db.py` has all of them, in a plain loop
 @pytest.mark.parametrize("specimen", SAMPLE, ids=[each.name for each in SAMPLE])
 def test_torchs_own(specimen: Specimen) -> None:
     row = examine(specimen, torch.__version__)
