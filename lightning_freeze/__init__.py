@@ -1,7 +1,8 @@
 """Plan, hold and prove which parameters train at each optimizer step, in PyTorch Lightning.
 
 Everything flows one way: *plan* (who trains now), *hold* (keep the others exactly as they are), *audit* (prove it),
-*report* (say it). Names are loaded when they are first used (PEP 562).
+*report* (say it). Names are loaded when they are first used (PEP 562): ``import lightning_freeze`` alone loads neither
+torch nor Lightning.
 """
 
 from importlib import import_module
