@@ -21,7 +21,7 @@ from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
 from lightning_freeze.holds.run_context import Circumstances, plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Choice, SkipBackward
-from lightning_freeze.loop import Loop, Place
+from lightning_freeze.loop import Loop, Place, RunState
 from lightning_freeze.plan.groups import Rest, group_parameters, selectors_for
 from lightning_freeze.plan.membership import Membership
 from lightning_freeze.plan.metric_log import MetricLog
@@ -276,7 +276,15 @@ class FreezeController:
             self.audit.suspects,
         )
         built = setup.build_holds(
-            members, self.options, context, self.backward, self.audit.shards, scaler, self.audit.split, wires
+            members,
+            self.options,
+            context,
+            self.backward,
+            self.audit.shards,
+            bool(plan.rated),
+            scaler,
+            self.audit.split,
+            wires,
         )
         self.audit.weights, self.needs_backward = built.weights, built.needs_backward
         self._held_groups = [sorted(step.members) for step in members.steps]
@@ -353,13 +361,12 @@ class FreezeController:
         Args:
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
         """
-        loop = self._loop
-        if loop.unbegun:
+        loop = self._running or self._loop
+        if loop.state is RunState.ATTACHED:
             self._decide_again(loop)
             loop.built.holds.begin()
         self.audit.begun = True
         loop.begin_step(epoch)
-        self._loop.say_why()
 
     def after_backward(self) -> None:
         """After each backward: zero gradients for DDP, and frozen gradients set to None before a GradScaler."""
@@ -373,10 +380,11 @@ class FreezeController:
             clipped: Whether clipping follows. Where not, and backward made no frozen gradients, one parameter of each group
                 tells whether somebody else did; all of them are set to None right before the step in either case.
         """
-        step = self._loop.members.step_of(optimizer)
+        loop = self._running or self._loop
+        step = loop.members.step_of(optimizer)
         if step is not None:
             step.attempted = True
-            self._loop.built.holds.before_clipping(step, clipped)
+            loop.built.holds.before_clipping(step, clipped)
 
     def pause(self) -> None:
         """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""

@@ -90,11 +90,6 @@ class Loop:
         self._over = False
 
     @property
-    def unbegun(self) -> bool:
-        """Whether no batch has begun."""
-        return self.state is RunState.ATTACHED
-
-    @property
     def frozen(self) -> set[int]:
         """The identities of what is frozen, by the set that is applied or by the coming one."""
         splits = [self.members.split(sets) for sets in (self._applied, self.sets) if sets]
@@ -113,8 +108,10 @@ class Loop:
         self.state = RunState.TRAINING
         if self.plan.begin_window(at, at.epoch if epoch is None else epoch):
             self.decide()
-        self._announce()
-        self._apply()
+            self.say_why()
+        if self.sets is not self._applied:
+            self._announce()
+            self._apply()
         self.built.holds.before_forward()
 
     def pause(self) -> None:
@@ -256,7 +253,7 @@ class Loop:
         self.plan.update(at, step.index, step.updated)
         if at.total > self._steady_until:
             self.decide()
-        self._announce()
+            self._announce()
 
     def _rebind(self) -> None:
         """An optimizer was given other parameters during the run: sort them in, where the run is."""
@@ -267,3 +264,4 @@ class Loop:
         self.sets = self._announced = self._applied = ()
         self._rates = None
         self.decide()
+        self._announce()

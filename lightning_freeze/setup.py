@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -352,6 +353,7 @@ def build_holds(
     context: Circumstances,
     decision: Choice,
     shards: Shards,
+    rated: bool,
     scaler: bool,
     split: bool,
     wires: Wires,
@@ -373,7 +375,7 @@ def build_holds(
             buffers_held=options.eval_modules,
             suspects=wires.suspects,
             offload=offload,
-            training_weights=guard.training_weights,
+            training_weights=guard.training_weights if guard.applies else nullcontext,
             split=split,
         )
     holds: list[Hold | None] = [
@@ -388,7 +390,7 @@ def build_holds(
         EmptyBeforeScaler(),
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
-        LearningRateFactors(),
+        LearningRateFactors() if rated else None,
     ]
     present = Holds(hold for hold in holds if hold is not None)
     return Built(present, weights, skip, scaler or decision.reducer is not None)

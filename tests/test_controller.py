@@ -215,3 +215,23 @@ def test_names_of_before_are_found_where_they_are_now_with_a_warning() -> None:
             assert getattr(controller, name) == value
     with pytest.raises(AttributeError, match="'FreezeController' object has no attribute 'nothing'"):
         _ = controller.nothing
+
+
+def test_a_param_group_added_in_the_middle_of_a_run_freezes_and_its_module_stays_in_eval_mode() -> None:
+    model: Any = nn.ModuleDict({"a": nn.BatchNorm1d(3), "b": nn.Linear(3, 3)})
+    optimizer = torch.optim.SGD([model["a"].weight, model["a"].bias, *model["b"].parameters()], lr=0.1)
+    schedule = Phases([Phase(["a", "b"], updates=2), Phase(["b"])])
+    with FreezeController(model, schedule, frozen_modules="eval") as controller:
+        controller.attach(optimizer)
+        controller.begin()
+        for number in range(6):
+            controller.begin_step()
+            optimizer.zero_grad()
+            model["b"](model["a"](torch.randn(4, 3))).sum().backward()
+            if number == 3:
+                optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+            optimizer.step()
+            assert model["a"].training == (number < 1), number
+            assert controller.trainable == ({"a", "b"} if number < 1 else {"b"})
+        assert controller.updates == {"a": 2, "b": 6}
+        assert controller.end_epoch() == []

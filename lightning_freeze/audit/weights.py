@@ -118,8 +118,15 @@ class WeightAudit(Hold):
 
     def open(self, members: Iterable[Member]) -> None:
         """These are frozen from here on."""
-        watched = {id(m.parameter): m for m in members if id(m.parameter) not in self._frozen}
-        self._frozen.open({key: self._watched(m) for key, m in watched.items()}, self._updates())
+        found, frozen, known = {}, self._frozen, self._known
+        for member in members:
+            key = id(member.parameter)
+            if key not in frozen:
+                watched = known.get(key)
+                if watched is None or watched.group != member.group:
+                    watched = known[key] = self._watched(member)
+                found[key] = watched
+        frozen.open(found, self._updates())
 
     def close(self, parameters: Iterable[Tensor], beside: AbstractContextManager[object] = HERE) -> None:
         """These train from here on: compare what they were, their optimizer state in a context of its own."""
@@ -216,6 +223,7 @@ class WeightAudit(Hold):
 
     def _use(self, holders: Holders) -> None:
         self._holders = holders
+        self._known: dict[int, Watched] = {}  # by the identity of a parameter, which it keeps alive
         self._traits: dict[int, OptimizerTraits] = {}
         self._families = {id(optimizer): family(optimizer) for optimizer in holders.optimizers}
 

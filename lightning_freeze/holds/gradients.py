@@ -26,8 +26,12 @@ class SetGradsToNone(Hold):
         self._skipping = skipping
 
     def before_clipping(self, step: Step, clipped: bool) -> None:
-        if clipped or not self._skipping() or any(parameter.grad is not None for parameter in step.samples):
-            set_to_none(step)
+        if clipped or not self._skipping():
+            return set_to_none(step)
+        for parameter in step.samples:
+            if parameter.grad is not None:
+                return set_to_none(step)
+        return None
 
     def step_begins(self, step: Step) -> None:
         set_to_none(step)

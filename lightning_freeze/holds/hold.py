@@ -110,13 +110,29 @@ def _does_something(hold: Hold, verb: str) -> bool:
     return verb in vars(hold) or getattr(type(hold), verb) is not getattr(Hold, verb)
 
 
+def _nothing(*arguments: Any) -> None:
+    pass
+
+
 def _in_turn(calls: list[Callable[..., None]]) -> Callable[..., None]:
+    if not calls:
+        return _nothing
     if len(calls) == 1:
         return calls[0]
+    if len(calls) == 2:
+        return _two(*calls)
 
     def run(*arguments: Any) -> None:
         for call in calls:
             call(*arguments)
+
+    return run
+
+
+def _two(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
+    def run(*arguments: Any) -> None:
+        first(*arguments)
+        second(*arguments)
 
     return run
 

@@ -36,6 +36,11 @@ class ScheduleFreeGuard(Hold):
         self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
         # By step: what was frozen at `eval()`, and each parameter with its bits.
 
+    @property
+    def applies(self) -> bool:
+        """Whether any of the optimizers exchanges weights."""
+        return bool(self._steps)
+
     def attach(self) -> None:
         """From here on bits are kept."""
         if not self._steps:

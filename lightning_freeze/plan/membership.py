@@ -264,6 +264,7 @@ class Membership:
         self.holders = Holders(optimizers)
         self.layout = self._layout()
         self.steps = [Step(index, each, self._held(index)) for index, each in enumerate(self.holders.optimizers)]
+        self._by_optimizer = {id(step.optimizer): step for step in self.steps}
         self._index()
 
     def refresh(self) -> None:
@@ -284,10 +285,8 @@ class Membership:
 
     def step_of(self, optimizer: object) -> Step | None:
         """The step of an optimizer, or of a wrapper around it."""
-        inner = getattr(optimizer, "optimizer", None)
-        return next((s for s in self.steps if s.optimizer is optimizer), None) or next(
-            (s for s in self.steps if s.optimizer is inner), None
-        )
+        found = self._by_optimizer.get(id(optimizer))
+        return found if found is not None else self._by_optimizer.get(id(getattr(optimizer, "optimizer", None)))
 
     @property
     def freezable(self) -> dict[str, tuple[Member, ...]]:
