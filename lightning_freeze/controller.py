@@ -48,6 +48,7 @@ _MOVED = {
     "sizes": ("preview", "sizes"),
     "hears_backward": ("needs_backward",),
     "check": ("audit", "check"),
+    "counts": ("audit", "counts"),
     "add": ("log", "add"),
     "explain": ("holds", "explain"),
     "before_backward": ("holds", "before_backward"),
@@ -145,25 +146,17 @@ class FreezeController:
         self.traits: dict[int, OptimizerTraits] = {}
         """What the probe has learnt of each optimizer that holds something which freezes, by its index."""
         self._place = Place()
-        self.audit = RunAudit(model, self.log, lambda: self._place.at, suspects)
+        self.audit = RunAudit(model, self.log, self._place.position, suspects)
         self._context = Circumstances(model, wrapper, compiled=compiled)
         self._on_change = on_schedule_change
         self._say = say
         self.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
-        self.metrics = MetricLog(
-            schedule,
-            lambda: (self._running.plan if self._running is not None else None, self._place.at),
-            lambda ended: self._loop.logged(ended),
-        )
-        self.preview = Outlook(
-            lambda: (self._loop.plan, self._place.at, self._loop.members.steps), self.groups, state_bytes
-        )
-        self._running: Loop | None = None
+        self.metrics = MetricLog(schedule, self._place.planned, self._place.logged)
+        self.preview = Outlook(self._place.planned, self._place.optimizers, self.groups, state_bytes)
         self._decider: setup.Decider | None = None
         self._held_groups: list[list[str]] = []
         self._uneven = False
         self._closures: bool | None = None
-        self._warned = False
 
     def __getattr__(self, name: str) -> Any:
         """Names of before are found where they are now, with a warning."""
@@ -203,12 +196,13 @@ class FreezeController:
     @property
     def trainable(self) -> frozenset[str]:
         """The groups that the coming step may train, ``rest`` included where it trains."""
-        return self._running.plan.trainable(self._place.at) if self._running is not None else frozenset()
+        plan, at = self._place.planned()
+        return plan.trainable(at) if plan is not None else frozenset()
 
     @property
     def holds(self) -> Hold:
         """What keeps the frozen parameters as they are; nothing, where it is not attached."""
-        return self._running.built.holds if self._running is not None else Hold()
+        return self._place.loop.built.holds if self._place.loop is not None else Hold()
 
     def may_train(self, group: str) -> bool:
         """Whether the coming step may train a group, or any group of a family.
@@ -254,6 +248,7 @@ class FreezeController:
                 be, or optimizer state cannot be dropped or moved.
         """
         self.detach()
+        self.traits = {}
         optimizers = tuple(map(plain_optimizer, optimizers))
         context = around or replace(self._context, by_hand=len(optimizers) > 1)
         module = context.module
@@ -263,7 +258,7 @@ class FreezeController:
         members = Membership(module, self.groups, optimizers)
         plan = self.schedule.bind(members.layout)
         setup.check_optimizers(members, plan, self.groups, self.options)
-        self.traits = setup.learn(members, plan, self.groups.rest, self.options, closures, self._say)
+        setup.learn(self.traits, members, plan, self.groups.rest, self.options, closures, self._say)
         idle_reason = setup.idle_reason(members, plan) if scaler else None
         self._decider = setup.Decider(self.options.skip_backward, replace(context, idle=idle_reason), plan, members)
         self.backward, self._closures = self._decider.decision, closures
@@ -274,6 +269,7 @@ class FreezeController:
             lambda: self._loop.describe(),
             self._say,
             self.audit.suspects,
+            self._place.said,
         )
         built = setup.build_holds(
             members,
@@ -295,12 +291,12 @@ class FreezeController:
             self._given(members),
         )
         self._place.at = plan.start(epoch)
-        self._running = Loop(
+        loop = Loop(
             self.schedule, self.groups, plan, members, built, self.audit, self._place, context.by_hand, self._say
         )
-        self._running.decide()
+        loop.decide()
         if not waits:
-            self._running.hooks.attach()
+            loop.hooks.attach()
         built.holds.attach()
         self._loop.begin_epoch()
         setup.say_what_is_held(plan, self.groups, self.options, self.backward, members, self._say)
@@ -337,7 +333,7 @@ class FreezeController:
                 refused = error
         elif epoch is not None:
             at.epoch = epoch
-        difference = self.audit.ranks.disagreement({**self._loop.where(), "refused": str(refused or "")})
+        difference = self.audit.ranks.disagreement({**self._place.where(), "refused": str(refused or "")})
         if refused is not None:
             raise refused
         refuse_mismatch("where training begins", "the checkpoints that the ranks go on from", difference)
@@ -361,7 +357,7 @@ class FreezeController:
         Args:
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
         """
-        loop = self._running or self._loop
+        loop = self._place.loop or self._loop
         if loop.state is RunState.ATTACHED:
             self._decide_again(loop)
             loop.built.holds.begin()
@@ -380,7 +376,7 @@ class FreezeController:
             clipped: Whether clipping follows. Where not, and backward made no frozen gradients, one parameter of each group
                 tells whether somebody else did; all of them are set to None right before the step in either case.
         """
-        loop = self._running or self._loop
+        loop = self._place.loop or self._loop
         step = loop.members.step_of(optimizer)
         if step is not None:
             step.attempted = True
@@ -388,8 +384,8 @@ class FreezeController:
 
     def pause(self) -> None:
         """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
-        if self._running is not None:
-            self._running.pause()
+        if self._place.loop is not None:
+            self._place.loop.pause()
 
     def compare_ranks(self, epoch: int | None = None) -> list[Finding]:
         """Whether all ranks stand at the same place of the schedule; they call it together.
@@ -399,7 +395,7 @@ class FreezeController:
         Args:
             epoch: The epoch that has ended, by default the last.
         """
-        difference, at = self.audit.ranks.disagreement(self._loop.where()), self._place.at
+        difference, at = self.audit.ranks.disagreement(self._place.where()), self._place.at
         if difference is None:
             return []
         return self.log.add([place_apart(difference, max(0, at.epoch - 1) if epoch is None else epoch, at.total)])
@@ -410,7 +406,7 @@ class FreezeController:
         epoch = at.epoch
         found = self.audit.end_epoch(loop.stalled() if self.audit.weights is not None else ())
         found += self.compare_ranks(epoch)
-        loop.epoch_length = at.total - self._place.steps.first
+        self._place.epoch_length = at.total - self._place.steps.first
         self.flush()
         self.audit.record_counts()
         loop.plan.end_epoch(at)
@@ -443,7 +439,7 @@ class FreezeController:
             bring_back: Whether optimizer state in host memory comes back to its device, as far as that has room for it.
         """
         # Nothing here keeps a finished run's optimizers, and so their state, alive.
-        loop, self._running, self._decider, self.audit.weights = self._running, None, None, None
+        loop, self._decider, self.audit.weights = self._place.loop, None, None
         if loop is not None:
             loop.detach(bring_back)
 
@@ -478,8 +474,8 @@ class FreezeController:
         self.metrics.logged = set(state.get("logged", ()))
         if differences:
             checkpoint.carry_over(position, loop.plan, len(loop.members.steps))
-            if not self._warned:  # a state is read again when training starts
-                self._warned = True
+            if "differences" not in self._place.said:  # a state is read again when training starts
+                self._place.said.add("differences")
                 checkpoint.warn_of_differences(differences, position, loop.plan)
         self._place.at, self._place.steps = position, Steps.from_dict(state["steps"])
         before = state["epoch_updates"]
@@ -490,9 +486,9 @@ class FreezeController:
 
     @property
     def _loop(self) -> Loop:
-        if self._running is None:
+        if self._place.loop is None:
             raise RuntimeError(_NOT_ATTACHED)
-        return self._running
+        return self._place.loop
 
     @property
     def _identity(self) -> checkpoint.Identity:

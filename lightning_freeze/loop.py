@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -33,12 +33,47 @@ class RunState(Enum):
     """Between batches, where nothing is to be seen of the holds."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
-    """Where a run is: its position in the schedule, and the steps made since the last epoch's end."""
+    """Where a run is; it outlives the attachment to optimizers.
+
+    Args:
+        at: The position in the schedule.
+        steps: The steps made since the last epoch's end.
+        plan: The schedule, as it was bound last.
+        loop: The loop, while it is attached.
+        epoch_length: The updates of the last epoch.
+        said: What is said once, and was.
+    """
 
     at: Position = field(default_factory=Position)
     steps: Steps = field(default_factory=Steps)
+    plan: Plan | None = None
+    loop: Loop | None = None
+    epoch_length: int = 0
+    said: set[str] = field(default_factory=set)
+
+    def position(self) -> Position:
+        """The position in the schedule."""
+        return self.at
+
+    def planned(self) -> tuple[Plan | None, Position]:
+        """The plan, where there is one, and the position."""
+        return self.plan, self.at
+
+    def optimizers(self) -> Sequence[Step]:
+        """The optimizers; none, where it is not attached."""
+        return self.loop.members.steps if self.loop is not None else ()
+
+    def logged(self, ended: bool) -> None:
+        """Metrics were logged; where they ended a phase, something else trains."""
+        if self.loop is not None:
+            self.loop.logged(ended)
+
+    def where(self) -> dict[str, object]:
+        """What all ranks must agree on."""
+        sets = self.loop.sets if self.loop is not None else ()
+        return {"trainable": [sorted(groups) for groups in sets], **self.at.as_dict()}
 
 
 class Loop:
@@ -68,15 +103,13 @@ class Loop:
         manual: bool,
         say: Callable[[str], None],
     ) -> None:
-        self.plan = plan
+        place.plan, place.loop = plan, self
         self.members = members
         self.built = built
         self.hooks = StepHooks(members.steps, built.holds, self._arrives, self._ran)
         self.state = RunState.ATTACHED
         self.sets: Sets = ()
         """What each optimizer trains, as decided."""
-        self.epoch_length = 0
-        """The updates of the last epoch."""
         self._schedule = schedule
         self._groups = groups.members
         self._audit = audit
@@ -87,7 +120,12 @@ class Loop:
         self._applied: Sets = ()
         self._rates: dict[str, float] | None = None
         self._steady_until = 0
-        self._over = False
+
+    @property
+    def plan(self) -> Plan:
+        """The schedule, bound to the optimizers as they are now."""
+        assert self._place.plan is not None
+        return self._place.plan
 
     @property
     def frozen(self) -> set[int]:
@@ -127,8 +165,8 @@ class Loop:
             again: Whether rates are set again: the position is another.
         """
         plan, at = self.plan, self._place.at
-        if not self._over and plan.ran_out(at):
-            self._over = True
+        if "ran out" not in self._place.said and plan.ran_out(at):
+            self._place.said.add("ran out")
             last = ", ".join(sorted(plan.trainable(at)))
             self._say(
                 f"freeze: the schedule has run out after {at.total} updates; its last set stays trainable: {last}."
@@ -145,8 +183,10 @@ class Loop:
                 step.train(groups)
 
     def begin_epoch(self) -> None:
-        """An epoch begins."""
+        """An epoch begins; buffers are watched by what was decided for it."""
         self._audit.begin_epoch()
+        if self._applied and self._audit.weights is not None:
+            self._audit.weights.watch_buffers(self._split)
         for step in self.members.steps:
             step.attempted = False
 
@@ -157,10 +197,6 @@ class Loop:
         self.say_why()
 
     # --- what is asked
-
-    def where(self) -> dict[str, object]:
-        """Where the run stands, as all ranks must."""
-        return {"trainable": [sorted(groups) for groups in self.sets], **self._place.at.as_dict()}
 
     def say_why(self) -> None:
         """Say once why a metric has ended a phase."""
@@ -184,7 +220,7 @@ class Loop:
     def soon(self) -> frozenset[str]:
         """The groups that train again within a few updates, if every group finds its gradients."""
         at, optimizers = self._place.at, len(self.members.steps)
-        length, made = self.epoch_length or _NO_END, at.total - self._place.steps.first
+        length, made = self._place.epoch_length or _NO_END, at.total - self._place.steps.first
         coming = preview(
             self.plan,
             -(-SHORTEST // optimizers),
@@ -209,6 +245,7 @@ class Loop:
 
     def detach(self, bring_back: bool) -> None:
         """Undo everything."""
+        self._place.loop = None
         try:
             self.hooks.detach()
         finally:
@@ -259,7 +296,7 @@ class Loop:
         """An optimizer was given other parameters during the run: sort them in, where the run is."""
         self.built.holds.thaw(self.members.everything(), self._split)
         self.members.refresh()
-        self.plan = self._schedule.bind(self.members.layout)
+        self._place.plan = self._schedule.bind(self.members.layout)
         self.built.holds.rebind(self.members)
         self.sets = self._announced = self._applied = ()
         self._rates = None

@@ -194,14 +194,28 @@ def check_optimizers(members: Membership, plan: Plan, groups: Groups, options: O
 
 
 def learn(
-    members: Membership, plan: Plan, rest: Rest, options: Options, closures: bool | None, say: Callable[[str], None]
-) -> dict[int, OptimizerTraits]:
+    traits: dict[int, OptimizerTraits],
+    members: Membership,
+    plan: Plan,
+    rest: Rest,
+    options: Options,
+    closures: bool | None,
+    say: Callable[[str], None],
+) -> None:
     """Probe each optimizer that holds something which freezes, and note how it must be held.
+
+    Args:
+        traits: Takes what was learnt, by the index of the optimizer, also of one that is refused.
+        members: The index of the run.
+        plan: The schedule, bound.
+        rest: What becomes of the rest.
+        options: What the user chose.
+        closures: Whether steps are handed a closure; None where that is not known.
+        say: Says a line.
 
     Raises:
         UnsupportedError: One cannot hold what is frozen.
     """
-    traits = {}
     forever = {REST} if rest == "freeze" else set()
     for step in members.steps:
         freezable = step.members.keys() & members.freezable.keys()
@@ -223,7 +237,6 @@ def learn(
                 "before, use an optimizer of torch.optim.",
                 stacklevel=4,
             )
-    return traits
 
 
 def idle_reason(members: Membership, plan: Plan) -> str | None:
@@ -320,6 +333,7 @@ class Wires:
         describe: Says what trains, what is frozen, and where the run is.
         say: Says a line once.
         suspects: Names of what else in the run writes to weights.
+        said: What is said once, and was.
     """
 
     updates: Callable[[], int]
@@ -328,6 +342,7 @@ class Wires:
     describe: Callable[[], tuple[str, str, str, str]]
     say: Callable[[str], None]
     suspects: Sequence[str]
+    said: set[str]
 
 
 @dataclass(frozen=True)
@@ -363,7 +378,7 @@ def build_holds(
     guard = ScheduleFreeGuard(members.steps, wires.frozen)
     offload = OffloadState(optimizers, wires.soon) if options.optimizer_state == "offload" else None
     attention = any(isinstance(each, nn.MultiheadAttention) for each in module.modules())
-    skip = SkipHold(shards, context.by_hand, attention, wires.describe)
+    skip = SkipHold(shards, context.by_hand, attention, wires.said, wires.describe)
     skip.allowed = decision.skips
     weights = None
     if options.audit:
@@ -386,7 +401,7 @@ def build_holds(
         offload,
         skip if decision.skips else None,
         ZeroGradsForDDP(decision.reducer, lambda: skip.held) if decision.reducer is not None else None,
-        ReentrantInputs(skip.holds_something, wires.say) if decision.skips else None,
+        ReentrantInputs(skip.holds_something, wires.say, wires.said) if decision.skips else None,
         EmptyBeforeScaler(),
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,

@@ -31,8 +31,8 @@ class GuardOff(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.scheduler._controller is not None
-        assert self.scheduler._controller._running is not None
-        self.scheduler._controller._running.hooks.last_moment = False
+        assert self.scheduler._controller._place.loop is not None
+        self.scheduler._controller._place.loop.hooks.last_moment = False
 
 
 def refill(module: Any) -> None:

@@ -18,6 +18,7 @@ from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.log import Log
+from lightning_freeze.report.records import Record
 
 
 def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:
@@ -114,19 +115,21 @@ class RunAudit:
 
     def record_counts(self) -> None:
         """Record the counts of the epoch so far."""
+        self.log.record(self.counts())
+
+    def counts(self) -> Record:
+        """The ``counts`` record of the epoch so far."""
         place = self._place()
-        self.log.record(
-            {
-                "type": "counts",
-                "epoch": place.epoch,
-                "updates": dict(place.updates),
-                "updates_before_epoch": dict(self.updates_before),
-                "total": place.total,
-                "intervals": self._checked,
-                "intervals_in_epoch": self._checked - self._intervals_before,
-                "findings": self.log.severities(place.epoch),
-            }
-        )
+        return {
+            "type": "counts",
+            "epoch": place.epoch,
+            "updates": dict(place.updates),
+            "updates_before_epoch": dict(self.updates_before),
+            "total": place.total,
+            "intervals": self._checked,
+            "intervals_in_epoch": self._checked - self._intervals_before,
+            "findings": self.log.severities(place.epoch),
+        }
 
     @property
     def _checked(self) -> int:

@@ -102,8 +102,12 @@ class WeightAudit(Hold):
         self._split = split
         with self._training_weights():
             self.open(params.members)
-            if self._has_buffers:
-                self.hold_buffers(split.frozen_modules)
+            self.watch_buffers(split)
+
+    def watch_buffers(self, split: Split) -> None:
+        """From here on exactly the buffers of the frozen modules are to stay as they are."""
+        if self._has_buffers:
+            self.hold_buffers(split.frozen_modules)
 
     def after_step(self, step: Step) -> None:
         like = (step.trainable, step.updated)
@@ -173,8 +177,6 @@ class WeightAudit(Hold):
         """An epoch begins: a module may have got its first buffer since."""
         self._told = None
         self._has_buffers = any(True for _ in self._module.buffers())
-        if self._split is not None and self._has_buffers:
-            self.hold_buffers(self._split.frozen_modules)
 
     def check(self, epoch: int) -> list[Finding]:
         """Compare everything that is frozen now; what was found since this was last asked."""

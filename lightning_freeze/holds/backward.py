@@ -25,6 +25,7 @@ class SkipBackward(Hold):
         manual: Whether the model steps its optimizers itself, so that the next forward may come within the same batch.
         plain_attention: Whether attention's fast path is off meanwhile. In eval mode `torch.nn.MultiheadAttention` takes it
             where nothing requires a gradient, and it rounds otherwise.
+        said: What is said once, and was.
         describe: Says what trains, what is frozen, and where the run is, for messages.
 
     Example:
@@ -43,6 +44,7 @@ class SkipBackward(Hold):
         shards: Shards | None = None,
         manual: bool = False,
         plain_attention: bool = False,
+        said: set[str] | None = None,
         describe: Callable[[], tuple[str, str, str, str]] = lambda: ("", "", "", ""),
     ) -> None:
         self.active = False
@@ -54,7 +56,7 @@ class SkipBackward(Hold):
         self._plain_attention = plain_attention
         self._describe = describe
         self._fast_attention = True
-        self._warned = False
+        self._said = set() if said is None else said
         self._held: dict[int, nn.Parameter] = {}
         self._frozen = ParamSet()
 
@@ -124,9 +126,9 @@ class SkipBackward(Hold):
         if not self._held or loss.requires_grad:
             return
         loss.requires_grad_()
-        if self._warned:
+        if "loss" in self._said:
             return
-        self._warned = True
+        self._said.add("loss")
         trainable, frozen, when, place = self._describe()
         warnings.warn(
             f"a loss, {when}, depends on nothing that trains now{place}, so its backward updates nothing: trainable are "

@@ -30,6 +30,7 @@ class ReentrantInputs(Hold):
     Args:
         active: Whether anything is held now.
         say: Called once, with what was found.
+        said: What is said once, and was.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -44,10 +45,10 @@ class ReentrantInputs(Hold):
         False
     """
 
-    def __init__(self, active: Callable[[], bool], say: Callable[[str], None]) -> None:
+    def __init__(self, active: Callable[[], bool], say: Callable[[str], None], said: set[str] | None = None) -> None:
         self._active = active
         self._say = say
-        self._said = False
+        self._said = set() if said is None else said
 
     @property
     def active(self) -> bool:
@@ -85,8 +86,8 @@ class ReentrantInputs(Hold):
         """
         floating = [n for n, each in enumerate(inputs) if isinstance(each, Tensor) and each.is_floating_point()]
         largest = max(floating, key=lambda number: inputs[number].numel(), default=None)
-        if not self._said:
-            self._said = True
+        if "reentrant" not in self._said:
+            self._said.add("reentrant")
             self._say(
                 f"freeze: reentrant checkpointing ({getattr(function, '__qualname__', type(function).__qualname__)}) above "
                 "frozen layers would give what trains there no gradient; "

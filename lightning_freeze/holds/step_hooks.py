@@ -159,8 +159,7 @@ class StepHooks:
         if torch.compiler.is_dynamo_compiling():  # where the step's closure is compiled with it
             return _unseen(StepHooks._last_moment, self, step)
         step.attempted = True
-        if step.depth <= 1:  # where the step before failed; within another step, its exclusions last
-            self._holds.restore(step)
+        self._holds.restore(step)  # where the step before failed, or this one is within another
         self._arrives(step)
         step.note()
         if self.last_moment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 
 from lightning_freeze.plan.schedule import Plan, Position, Schedule
 
@@ -28,8 +28,18 @@ class MetricLog:
         self._place = place
         self._changed = changed
 
-    def __bool__(self) -> bool:
-        return bool(self.keys)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, metric: str) -> str:
+        return self.keys[metric]
+
+    def items(self) -> ItemsView[str, str]:
+        """Each metric with its key in the schedule."""
+        return self.keys.items()
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Metrics were logged: in the epoch, or right after its end, before the next epoch's first step.

@@ -21,15 +21,21 @@ class Outlook:
     """Looks ahead from where a run stands, by the code that the run itself asks.
 
     Args:
-        run: Gives the plan, where the run is, and its optimizers.
+        planned: Gives the plan, where there is one, and where the run is.
+        optimizers: Gives the run's optimizers.
         groups: The groups.
         state_bytes: Says what optimizer state will take.
     """
 
     def __init__(
-        self, run: Callable[[], tuple[Plan, Position, Sequence[Step]]], groups: Groups, state_bytes: StateBytes
+        self,
+        planned: Callable[[], tuple[Plan | None, Position]],
+        optimizers: Callable[[], Sequence[Step]],
+        groups: Groups,
+        state_bytes: StateBytes,
     ) -> None:
-        self._run = run
+        self._planned = planned
+        self._optimizers = optimizers
         self._groups = groups
         self._state_bytes = state_bytes
 
@@ -56,21 +62,23 @@ class Outlook:
             order: The optimizers in the order in which a window steps them; by default as they were attached.
             metrics: Epoch to the metrics logged in it, for phases that end by one.
         """
-        plan, at, steps = self._run()
-        chosen = tuple(step.index for step in steps) if order is None else order
+        plan, at = self._planned()
+        if plan is None:
+            raise RuntimeError("the controller is not attached: call attach(*optimizers) before the first step.")
+        chosen = tuple(step.index for step in self._optimizers()) if order is None else order
         return previews.preview(
             plan, windows, windows_per_epoch, chosen, start or at, epoch=epoch, done=done, metrics=metrics
         )
 
     def position(self) -> Position:
         """A copy of where the run stands in its schedule."""
-        return self._run()[1].copy()
+        return self._planned()[1].copy()
 
     def sizes(self) -> tuple[dict[str, Size], list[str]]:
         """What each group asks of memory, and the optimizers of which it cannot be said what state they will hold."""
         state: dict[int, int] = {}
         unknown: dict[str, None] = {}
-        for step in self._run()[2]:
+        for step in self._optimizers():
             held = [parameter for parameters in step.members.values() for parameter in parameters]
             for parameter, found in zip(held, self._state_bytes(step.optimizer, held), strict=True):
                 state[id(parameter)] = state.get(id(parameter), 0) + (found or 0)

@@ -538,7 +538,7 @@ def places_apart(size: Size, world: int, groups: int) -> tuple[Cost, str | None]
     with group_of(world):
         run = Run(sharded(size, world), groups)
         run.start()
-        place = run.controller._loop.where()
+        place = run.controller._place.where()
         run.controller.detach()
         sides = [*[0] * (world - 1), 1]
         asks = [functools.partial(Ranks().disagreement, each) for each in (place, {**place, "total": 7})]
