@@ -262,15 +262,7 @@ class FreezeController:
         idle_reason = setup.idle_reason(members, plan) if scaler else None
         self._decider = setup.Decider(self.options.skip_backward, replace(context, idle=idle_reason), plan, members)
         self.backward, self._closures = self._decider.decision, closures
-        wires = setup.Wires(
-            lambda: self._place.at.total,
-            lambda: self._loop.frozen,
-            lambda: self._loop.soon(),
-            lambda: self._loop.describe(),
-            self._say,
-            self.audit.suspects,
-            self._place.said,
-        )
+        wires = self._place.wires(self._say, self.audit.suspects)
         built = setup.build_holds(
             members,
             self.options,

@@ -17,7 +17,7 @@ from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Steps
 from lightning_freeze.report.table import folded
-from lightning_freeze.setup import Built
+from lightning_freeze.setup import Built, Wires
 
 _NO_END = 1 << 62
 _NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
@@ -69,6 +69,28 @@ class Place:
         """Metrics were logged; where they ended a phase, something else trains."""
         if self.loop is not None:
             self.loop.logged(ended)
+
+    def wires(self, say: Callable[[str], None], suspects: Sequence[str]) -> Wires:
+        """What holds ask of the run.
+
+        Args:
+            say: Says a line once.
+            suspects: Names of what else in the run writes to weights.
+        """
+        return Wires(
+            lambda: self.at.total,
+            lambda: self._loop.frozen,
+            lambda: self._loop.soon(),
+            lambda: self._loop.describe(),
+            say,
+            suspects,
+            self.said,
+        )
+
+    @property
+    def _loop(self) -> Loop:
+        assert self.loop is not None, "holds ask while the run is attached"
+        return self.loop
 
     def where(self) -> dict[str, object]:
         """What all ranks must agree on."""

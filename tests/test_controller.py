@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError
+from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError, UnsupportedError
 from lightning_freeze.report.records import steps_of
 from tests.observer import same
 
@@ -234,4 +235,103 @@ def test_a_param_group_added_in_the_middle_of_a_run_freezes_and_its_module_stays
             assert model["a"].training == (number < 1), number
             assert controller.trainable == ({"a", "b"} if number < 1 else {"b"})
         assert controller.updates == {"a": 2, "b": 6}
+        assert [finding for finding in controller.end_epoch() if finding.severity == "error"] == []
+
+
+class DecaysAll(torch.optim.Optimizer):
+    """Moves what has no gradient, so that what is frozen is excluded from its param groups."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(0.99)
+                if p.grad is not None:
+                    p.add_(p.grad, alpha=-0.1)
+
+
+class Child(DecaysAll):
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_whole_param_group_is_excluded_within_the_step_of_a_parent(closure: bool) -> None:
+    """Both steps run hooks, and the param groups are fewer within."""
+    DecaysAll([nn.Parameter(torch.ones(1))])  # torch hooks into the class as it makes an object
+    model = model_of("a", "b")
+    optimizer = Child([{"params": module.parameters()} for module in model.children()])
+
+    def compute() -> None:
+        optimizer.zero_grad()
+        model["b"](model["a"](torch.ones(1, 3))).sum().backward()
+
+    with FreezeController(model, Every({"a": 2}, of="b")) as controller:
+        controller.attach(optimizer)
+        controller.begin()
+        for _ in range(6):
+            controller.begin_step()
+            optimizer.step(compute) if closure else (compute(), optimizer.step())
+        assert controller.updates == {"a": 3, "b": 6}
         assert controller.end_epoch() == []
+    assert len(optimizer.param_groups) == 2
+
+
+def test_buffers_between_two_epochs_are_watched_by_what_was_decided() -> None:
+    model: Any = nn.ModuleDict({name: nn.BatchNorm1d(3) for name in "ab"})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = Phases([Phase(["a"], epochs=1), Phase(["b"], epochs=1)])
+    with FreezeController(model, schedule, frozen_modules="eval") as controller:
+        controller.attach(optimizer)
+        controller.begin()
+        for epoch in range(2):
+            controller.begin_step()
+            optimizer.zero_grad()
+            model["b"](model["a"](torch.randn(4, 3))).square().sum().backward()
+            optimizer.step()
+            found = [finding.parameter for finding in controller.end_epoch() if finding.severity == "error"]
+            assert found == ([] if epoch == 0 else ["a.running_mean"])
+            for norm in model.children():
+                norm.running_mean.add_(1)  # a frozen from here on, b no longer
+
+
+def test_what_a_controller_says_of_itself_stays_readable_after_its_run() -> None:
+    model = model_of("a", "b")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FreezeController(model, Phases([Phase(["a"], updates=1), Phase(["b"])])) as controller:
+        controller.attach(optimizer)
+        controller.begin()
+        controller.begin_step()
+        model["b"](model["a"](torch.ones(1, 3))).sum().backward()
+        optimizer.step()
+    assert controller.trainable == {"b"}
+    assert controller.may_train("b")
+    assert controller.preview.position().updates == {"a": 1, "b": 0}
+    assert controller.compare_ranks() == []
+    assert list(controller.metrics) == []
+    assert controller.audit.counts()["updates"] == {"a": 1, "b": 0}
+    again = copy.deepcopy(controller)
+    again.attach(torch.optim.SGD(again._context.module.parameters(), lr=0.1))
+    assert again.updates == {"a": 0, "b": 0}
+    assert controller.updates == {"a": 1, "b": 0}
+    assert next(again.preview(1)).trained == {"a"}
+    again.detach()
+    for sizes in (controller, FreezeController(model, Every({"a": 2}, of="b"))):
+        with pytest.raises(RuntimeError, match="the controller is not attached"):
+            sizes.preview.sizes()
+
+
+def test_traits_are_those_of_the_last_attachment_also_of_an_optimizer_that_was_refused() -> None:
+    model = model_of("a", "b")
+    controller = FreezeController(model, Every({"a": 2}, of="b"))
+    controller.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert controller.traits[0].name == "SGD"
+    with pytest.raises(UnsupportedError):
+        controller.attach(torch.optim.LBFGS(model.parameters()))
+    assert controller.traits == {}

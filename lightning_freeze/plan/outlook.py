@@ -13,6 +13,7 @@ from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Step
 from lightning_freeze.plan.schedule import Plan, Position
 
+_NOT_ATTACHED = "the controller is not attached: call attach(*optimizers) before the first step."
 StateBytes = Callable[[Optimizer, Sequence[Parameter]], Sequence[int | None]]
 """The bytes of optimizer state that each of some parameters will have; None where it cannot be said."""
 
@@ -64,7 +65,7 @@ class Outlook:
         """
         plan, at = self._planned()
         if plan is None:
-            raise RuntimeError("the controller is not attached: call attach(*optimizers) before the first step.")
+            raise RuntimeError(_NOT_ATTACHED)
         chosen = tuple(step.index for step in self._optimizers()) if order is None else order
         return previews.preview(
             plan, windows, windows_per_epoch, chosen, start or at, epoch=epoch, done=done, metrics=metrics
@@ -78,7 +79,10 @@ class Outlook:
         """What each group asks of memory, and the optimizers of which it cannot be said what state they will hold."""
         state: dict[int, int] = {}
         unknown: dict[str, None] = {}
-        for step in self._optimizers():
+        steps = self._optimizers()
+        if not steps:
+            raise RuntimeError(_NOT_ATTACHED)
+        for step in steps:
             held = [parameter for parameters in step.members.values() for parameter in parameters]
             for parameter, found in zip(held, self._state_bytes(step.optimizer, held), strict=True):
                 state[id(parameter)] = state.get(id(parameter), 0) + (found or 0)
