@@ -89,7 +89,7 @@ def carry_over(position: Position, plan: Plan, optimizers: int) -> None:
     position.updates = {group: position.updates.get(group, count) for group, count in fresh.items()}
     position.thawed = {group: count for group, count in position.thawed.items() if group in fresh}
     position.done = {index: count for index, count in position.done.items() if index < optimizers}
-    plan.settle(position)
+    plan.skip_finished(position)
 
 
 def warn_of_differences(found: Sequence[str], position: Position, plan: Plan) -> None:

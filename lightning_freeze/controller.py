@@ -13,14 +13,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze import checkpoint, setup
-from lightning_freeze.audit.ranks import place_apart, refuse_mismatch
+from lightning_freeze.audit.ranks import place_mismatch, refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import OnScheduleChange
 from lightning_freeze.errors import SelectionError, nearest, one_of
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
-from lightning_freeze.holds.run_context import Circumstances, plain_optimizer, refuse_flattened, unwrapped
-from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Choice, SkipBackward
+from lightning_freeze.holds.run_context import RunContext, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Decision, SkipBackward
 from lightning_freeze.loop import Loop, Place, RunState
 from lightning_freeze.plan.groups import Rest, group_parameters, selectors_for
 from lightning_freeze.plan.membership import Membership
@@ -139,7 +139,7 @@ class FreezeController:
         self.schedule = schedule
         self.options = setup.Options(skip_backward, optimizer_state, frozen_modules == "eval", audit)
         self.log = Log(record)
-        self.backward = Choice(False, "the controller is not attached")
+        self.backward = Decision(False, "the controller is not attached")
         """Whether the backward work of frozen groups is skipped, and why."""
         self.needs_backward = False
         """Whether `after_backward` has something to do: under a GradScaler, and under plain DDP where backward is skipped."""
@@ -147,7 +147,7 @@ class FreezeController:
         """What the probe has learnt of each optimizer that holds something which freezes, by its index."""
         self._place = Place()
         self.audit = RunAudit(model, self.log, self._place.position, suspects)
-        self._context = Circumstances(model, wrapper, compiled=compiled)
+        self._context = RunContext(model, wrapper, compiled=compiled)
         self._on_change = on_schedule_change
         self._say = say
         self.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
@@ -224,7 +224,7 @@ class FreezeController:
         *optimizers: Optimizer,
         scaler: bool = False,
         epoch: int = 0,
-        around: Circumstances | None = None,
+        run: RunContext | None = None,
         waits: bool = False,
         closures: bool | None = None,
     ) -> None:
@@ -234,7 +234,7 @@ class FreezeController:
             optimizers: The run's optimizers, or Fabric's wrappers of them, in the order that schedules count them.
             scaler: Whether a GradScaler steps them.
             epoch: The epoch to begin in.
-            around: What decides whether backward can be skipped. By default, what the controller was given is called, and with
+            run: What decides whether backward can be skipped. By default, what the controller was given is called, and with
                 several optimizers each may step within a batch.
             waits: Whether the optimizers' state is yet to be loaded, so that steps before `begin` are not the run's:
                 `torch.distributed.checkpoint` makes one, of gradients of zero, to see what there is to load.
@@ -250,7 +250,7 @@ class FreezeController:
         self.detach()
         self.traits = {}
         optimizers = tuple(map(plain_optimizer, optimizers))
-        context = around or replace(self._context, by_hand=len(optimizers) > 1)
+        context = run or replace(self._context, manual_optimization=len(optimizers) > 1)
         module = context.module
         self.audit.meet(context)
         refuse_flattened(module)
@@ -259,8 +259,10 @@ class FreezeController:
         plan = self.schedule.bind(members.layout)
         setup.check_optimizers(members, plan, self.groups, self.options)
         setup.learn(self.traits, members, plan, self.groups.rest, self.options, closures, self._say)
-        idle_reason = setup.idle_reason(members, plan) if scaler else None
-        self._decider = setup.Decider(self.options.skip_backward, replace(context, idle=idle_reason), plan, members)
+        fully_frozen_reason = setup.fully_frozen_reason(members, plan) if scaler else None
+        self._decider = setup.Decider(
+            self.options.skip_backward, replace(context, fully_frozen=fully_frozen_reason), plan, members
+        )
         self.backward, self._closures = self._decider.decision, closures
         wires = self._place.wires(self._say, self.audit.suspects)
         built = setup.build_holds(
@@ -284,7 +286,15 @@ class FreezeController:
         )
         self._place.at = plan.start(epoch)
         loop = Loop(
-            self.schedule, self.groups, plan, members, built, self.audit, self._place, context.by_hand, self._say
+            self.schedule,
+            self.groups,
+            plan,
+            members,
+            built,
+            self.audit,
+            self._place,
+            context.manual_optimization,
+            self._say,
         )
         loop.decide()
         if not waits:
@@ -298,7 +308,7 @@ class FreezeController:
         epoch: int | None = None,
         state: Mapping[str, Any] | None = None,
         *,
-        uneven: bool = False,
+        variable_batch_size: bool = False,
         windows_per_epoch: int | None = None,
     ) -> None:
         """Training begins: go on from a saved state, remember what is to move, and record the run.
@@ -306,7 +316,7 @@ class FreezeController:
         Args:
             epoch: The epoch to begin in, where there is no state.
             state: What `state_dict` gave.
-            uneven: Whether batches may differ in size, which compiled code is compiled anew for.
+            variable_batch_size: Whether batches may differ in size, which compiled code is compiled anew for.
             windows_per_epoch: Optimizer windows (a batch, or an accumulation of several) in an epoch, to know how long groups
                 will be frozen; where it is not known, phases that count epochs are taken to have no end.
 
@@ -314,9 +324,9 @@ class FreezeController:
             ScheduleError: The state was saved under another schedule or other groups, or ranks go on from different places.
         """
         loop, at = self._loop, self._place.at
-        self._uneven = uneven
+        self._uneven = variable_batch_size
         if self._decider is not None and self._decider.compiled:  # all ranks are to choose alike
-            self._uneven = any(bool(row[0]) for row in self.audit.ranks.gathered(torch.tensor([uneven])))
+            self._uneven = any(bool(row[0]) for row in self.audit.ranks.gathered(torch.tensor([variable_batch_size])))
         refused: Exception | None = None
         if state is not None:
             try:
@@ -390,7 +400,7 @@ class FreezeController:
         difference, at = self.audit.ranks.disagreement(self._place.where()), self._place.at
         if difference is None:
             return []
-        return self.log.add([place_apart(difference, max(0, at.epoch - 1) if epoch is None else epoch, at.total)])
+        return self.log.add([place_mismatch(difference, max(0, at.epoch - 1) if epoch is None else epoch, at.total)])
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""

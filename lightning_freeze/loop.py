@@ -140,8 +140,8 @@ class Loop:
         self._say = say
         self._announced: Sets = ()
         self._applied: Sets = ()
-        self._rates: dict[str, float] | None = None
-        self._steady_until = 0
+        self._lr_factors: dict[str, float] | None = None
+        self._stable_until = 0
 
     @property
     def plan(self) -> Plan:
@@ -194,11 +194,11 @@ class Loop:
                 f"freeze: the schedule has run out after {at.total} updates; its last set stays trainable: {last}."
             )
         sets = tuple([plan.trains(at, step.index) for step in self.members.steps])
-        self._steady_until = at.total + plan.steady_for(at)
-        if plan.rated and ((rates := plan.rates(at)) != self._rates or again):
-            self._rates = rates
+        self._stable_until = at.total + plan.stable_updates(at)
+        if plan.rated and ((lr_factors := plan.lr_factors(at)) != self._lr_factors or again):
+            self._lr_factors = lr_factors
             for step in self.members.steps:
-                step.factors = {id(p): f for group, f in rates.items() for p in step.members.get(group, ())}
+                step.factors = {id(p): f for group, f in lr_factors.items() for p in step.members.get(group, ())}
         if sets != self.sets:
             self.sets = sets
             for step, groups in zip(self.members.steps, sets, strict=True):
@@ -257,7 +257,7 @@ class Loop:
         """Optimizers that a phase waits for, and that came to no step in the epoch."""
         if not self._audit.begun:
             return []  # a run resumed from a checkpoint of after the epoch's last batch
-        waited_for = self.plan.waits_for(self._place.at)
+        waited_for = self.plan.pending(self._place.at)
         idle = [step for step in self.members.steps if step.index in waited_for and not step.attempted]
         return stalled(
             {step.index: type(step.optimizer).__qualname__ for step in idle},
@@ -310,7 +310,7 @@ class Loop:
         at = self._place.at
         self._place.steps.add(step.index, step.updated)
         self.plan.update(at, step.index, step.updated)
-        if at.total > self._steady_until:
+        if at.total > self._stable_until:
             self.decide()
             self._announce()
 
@@ -321,6 +321,6 @@ class Loop:
         self._place.plan = self._schedule.bind(self.members.layout)
         self.built.holds.rebind(self.members)
         self.sets = self._announced = self._applied = ()
-        self._rates = None
+        self._lr_factors = None
         self.decide()
         self._announce()

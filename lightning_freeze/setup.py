@@ -23,9 +23,9 @@ from lightning_freeze.holds.gradients import EmptyBeforeScaler, SetGradsToNone
 from lightning_freeze.holds.hold import Hold, Holds
 from lightning_freeze.holds.optimizer_state import OptimizerState
 from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFactors
-from lightning_freeze.holds.run_context import Circumstances, compiled
+from lightning_freeze.holds.run_context import RunContext, compiled
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
-from lightning_freeze.holds.skip_decision import Choice, SkipBackward, choose
+from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
 from lightning_freeze.holds.state_holds import OffloadState, ResetState
 from lightning_freeze.plan.groups import Groups, Rest
 from lightning_freeze.plan.membership import Membership, held_by
@@ -34,7 +34,7 @@ from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
 from lightning_freeze.probe.clone import family
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
-from lightning_freeze.probe.state_reset import begins_anew
+from lightning_freeze.probe.state_reset import supports_state_reset
 from lightning_freeze.probe.step_counters import first_update
 from lightning_freeze.probe.verdict import way_of
 from lightning_freeze.report.records import Record
@@ -102,7 +102,7 @@ def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]
                 )
 
 
-def refuse_idle(optimizer: Optimizer, index: int, why: str) -> None:
+def refuse_fully_frozen(optimizer: Optimizer, index: int, why: str) -> None:
     """Refuse a fused optimizer that the schedule can leave without any gradient under a GradScaler.
 
     Raises:
@@ -149,7 +149,7 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
             )
         for group in optimizer.param_groups:
             held = [parameter for parameter in group["params"] if id(parameter) in wanted]
-            if mode == "reset" and held and (why := begins_anew(optimizer, group)) is not None:
+            if mode == "reset" and held and (why := supports_state_reset(optimizer, group)) is not None:
                 raise UnsupportedError(
                     f"`optimizer_state` is 'reset', and optimizer {index} ({type(optimizer).__qualname__}) cannot begin anew "
                     f"for a parameter whose state was dropped: {why}. Use `optimizer_state: keep`."
@@ -223,8 +223,10 @@ def learn(
             continue
         traits[step.index] = found = probe_optimizer(step.optimizer, closures)
         late = sorted(freezable - plan.trains(plan.start(), step.index) - forever)
-        way = way_of(found, step.index, late=late, idle=plan.may_idle(step.index), audited=options.audit)
-        step.excludes, step.reads_early = way == "left out", found.reads_early
+        way = way_of(
+            found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=options.audit
+        )
+        step.excludes, step.reads_before_closure = way == "left out", found.reads_before_closure
         if way == "left out":
             say(
                 f"freeze: optimizer {step.index} ({found.name}) is not held by an empty gradient "
@@ -239,7 +241,7 @@ def learn(
             )
 
 
-def idle_reason(members: Membership, plan: Plan) -> str | None:
+def fully_frozen_reason(members: Membership, plan: Plan) -> str | None:
     """Under a GradScaler: why an optimizer can come to a step with nothing to train; None where none can.
 
     Raises:
@@ -247,10 +249,10 @@ def idle_reason(members: Membership, plan: Plan) -> str | None:
     """
     reason = None
     for step in members.steps:
-        idle = plan.may_idle(step.index) if step.members else None
-        if idle is not None:
-            refuse_idle(step.optimizer, step.index, idle)
-            reason = f"optimizer {step.index} can come to that: {idle}"
+        fully_frozen = plan.can_be_fully_frozen(step.index) if step.members else None
+        if fully_frozen is not None:
+            refuse_fully_frozen(step.optimizer, step.index, fully_frozen)
+            reason = f"optimizer {step.index} can come to that: {fully_frozen}"
     return reason
 
 
@@ -264,7 +266,7 @@ class Decider:
         members: The index.
     """
 
-    def __init__(self, asked: SkipBackward, context: Circumstances, plan: Plan, members: Membership) -> None:
+    def __init__(self, asked: SkipBackward, context: RunContext, plan: Plan, members: Membership) -> None:
         self._asked = asked
         self._context = context
         self._plan = plan
@@ -273,14 +275,14 @@ class Decider:
         """The names of the modules that were compiled."""
         self.decision = self._decide(context)
 
-    def again(self, uneven: bool) -> Choice:
+    def again(self, variable_batch_size: bool) -> Decision:
         """Before the first step: code that was compiled since is counted, too, and the sizes of batches."""
         now = compiled(self._context.module).keys()
-        if self.decision.skips and (now != self.compiled or (now and uneven)):
-            self.decision = self._decide(replace(self._context, uneven=uneven))
+        if self.decision.skips and (now != self.compiled or (now and variable_batch_size)):
+            self.decision = self._decide(replace(self._context, variable_batch_size=variable_batch_size))
         return self.decision
 
-    def _decide(self, context: Circumstances) -> Choice:
+    def _decide(self, context: RunContext) -> Decision:
         return choose(self._asked, context, self._plan.sets(), self._groups)
 
 
@@ -294,7 +296,7 @@ def warn_of_step_counters(
     """Say what step counters of param groups, which run on while a group is frozen, do to the first update after that."""
     for step in members.steps:
         found = traits.get(step.index)
-        if found is None or not found.clocks or found.skips_none is None:
+        if found is None or not found.step_counters or found.skips_none is None:
             continue
         interval = longest_interval(coming(), step.index, step.members.keys() & members.freezable.keys(), updates)
         if interval is None:
@@ -304,13 +306,13 @@ def warn_of_step_counters(
             interval.before,
             interval.length,
             closure=closures,
-            leaves_out=step.excludes,
-            early=step.reads_early,
+            excludes=step.excludes,
+            early=step.reads_before_closure,
         )
         if ratio is None or abs(ratio - 1) <= _ALIKE:
             continue
         warnings.warn(
-            f"optimizer {step.index} ({found.name}) keeps {', '.join(found.clocks)} for a whole param group, and goes on "
+            f"optimizer {step.index} ({found.name}) keeps {', '.join(found.step_counters)} for a whole param group, and goes on "
             f"with it while a part of the group is frozen: after the longest planned interval (`{interval.group}` is frozen "
             f"for {interval.length} updates, after {interval.before} of its own) the first update is {ratio:.2f} times as "
             "large as it would be without the interval, in a run on small parameters. Where that matters, let a phase "
@@ -365,8 +367,8 @@ class Built:
 def build_holds(
     members: Membership,
     options: Options,
-    context: Circumstances,
-    decision: Choice,
+    context: RunContext,
+    decision: Decision,
     shards: Shards,
     rated: bool,
     scaler: bool,
@@ -378,7 +380,7 @@ def build_holds(
     guard = ScheduleFreeGuard(members.steps, wires.frozen)
     offload = OffloadState(optimizers, wires.soon) if options.optimizer_state == "offload" else None
     attention = any(isinstance(each, nn.MultiheadAttention) for each in module.modules())
-    skip = SkipHold(shards, context.by_hand, attention, wires.said, wires.describe)
+    skip = SkipHold(shards, context.manual_optimization, attention, wires.said, wires.describe)
     skip.allowed = decision.skips
     weights = None
     if options.audit:
@@ -416,7 +418,7 @@ def build_holds(
 
 def say_frozen_by_user(groups: Groups, say: Callable[[str], None]) -> None:
     """Say what was found with ``requires_grad=False``."""
-    own = groups.users_own
+    own = groups.frozen_by_user
     if own:
         say(
             f"freeze: {len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}"
@@ -425,7 +427,7 @@ def say_frozen_by_user(groups: Groups, say: Callable[[str], None]) -> None:
 
 
 def say_what_is_held(
-    plan: Plan, groups: Groups, options: Options, decision: Choice, members: Membership, say: Callable[[str], None]
+    plan: Plan, groups: Groups, options: Options, decision: Decision, members: Membership, say: Callable[[str], None]
 ) -> None:
     """Say how frozen groups are held, and warn where nothing ever freezes."""
     never = plan.never_freezes() and not (groups.rest == "freeze" and REST in groups.members)
@@ -451,7 +453,7 @@ def run_record(schedule: Schedule, groups: Groups, members: Membership, at: Posi
         "type": "run",
         "schedule": schedule.describe(),
         "groups": {group: size_of(m.parameter for m in found) for group, found in groups.members.items()},
-        "users_own": list(groups.users_own),
+        "frozen_by_user": list(groups.frozen_by_user),
         "rest": groups.rest,
         "optimizers": [type(step.optimizer).__qualname__ for step in members.steps],
         "updates_before": at.total,

@@ -165,7 +165,7 @@ def test_factors_on_rates_and_leaving_out_go_together(trainer: Any) -> None:
         trainer(FreezeScheduler(schedule), observer, limit_train_batches=12).fit(Net(make), batches(12))
         return observer.values
 
-    def by_hand() -> list[bytes]:
+    def manual_optimization() -> list[bytes]:
         model = Net()
         optimizer = FillsZeros(
             [{"params": model.layer1.parameters(), "lr": 0.05}, {"params": model.layer2.parameters()}]
@@ -182,7 +182,7 @@ def test_factors_on_rates_and_leaving_out_go_together(trainer: Any) -> None:
             values.append(model.layer1.weight.detach().numpy().tobytes())
         return values
 
-    assert run(lambda m: FillsZeros(m.parameters())) == by_hand()
+    assert run(lambda m: FillsZeros(m.parameters())) == manual_optimization()
 
 
 def test_a_step_that_fails_puts_back_what_was_left_out(trainer: Any) -> None:

@@ -13,7 +13,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeScheduler, Phase, Phases, Pick
-from lightning_freeze.holds.skip_decision import Choice
+from lightning_freeze.holds.skip_decision import Decision
 from lightning_freeze.plan.selectors import clean_name
 from tests.conftest import Net
 from tests.observer import same
@@ -221,7 +221,7 @@ def test_auto_keeps_within_the_limit(count: int, skips: bool, graphs: Graphs, tr
 
 
 def test_skipping_all_the_same_would_pass_the_limit(graphs: Graphs, trainer: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("lightning_freeze.setup.choose", lambda *_: Choice(True, "not asked"))
+    monkeypatch.setattr("lightning_freeze.setup.choose", lambda *_: Decision(True, "not asked"))
     model, scheduler = Deep(whole(graphs), "setup", 4), one_block_at_a_time("auto")
     with (
         torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=3),
@@ -267,7 +267,7 @@ def test_a_smaller_last_batch_is_counted_with_each_set(limit: int, skips: bool, 
 
 def test_past_the_limit_training_is_right_all_the_same(graphs: Graphs, trainer: Any, monkeypatch: Any) -> None:
     """Batches that `auto` could not see to be uneven: torch runs what is new to it uncompiled."""
-    monkeypatch.setattr("lightning_freeze.trainer.scheduler.uneven_batches", lambda trainer: False)
+    monkeypatch.setattr("lightning_freeze.trainer.scheduler.batch_sizes_vary", lambda trainer: False)
     data, epochs = rows(4 * 6 + 2), 4
     expected = Deep(count=LIMIT - 2)
     fitted(trainer, expected, one_block_at_a_time(False), data, max_epochs=epochs)

@@ -18,7 +18,9 @@ OPTIMIZERS = {
 }
 
 
-def by_hand(make: Any, count: int, accumulate: int, clip: float | None) -> tuple[Net, torch.optim.Optimizer]:
+def manual_optimization(
+    make: Any, count: int, accumulate: int, clip: float | None
+) -> tuple[Net, torch.optim.Optimizer]:
     model = Net(make)
     optimizer = make(model)
     step = 0
@@ -44,7 +46,7 @@ def test_callback_equals_hand_written_loop(
     skip: Any, name: str, accumulate: int, count: int, clip: float | None, trainer: Any
 ) -> None:
     make = OPTIMIZERS[name]
-    expected, expected_optimizer = by_hand(make, count, accumulate, clip)
+    expected, expected_optimizer = manual_optimization(make, count, accumulate, clip)
     model = Net(make)
     fit = trainer(
         AlternatingFreeze("layer1", "layer2", every=EVERY, skip_backward=skip),
@@ -58,7 +60,7 @@ def test_callback_equals_hand_written_loop(
 
 def test_clipping_sees_only_what_trains(trainer: Any) -> None:
     """With the frozen gradient in the norm, the active one would be clipped further: the two runs would differ."""
-    expected, _ = by_hand(OPTIMIZERS["sgd"], 4, 1, 0.2)
+    expected, _ = manual_optimization(OPTIMIZERS["sgd"], 4, 1, 0.2)
     model = Net(OPTIMIZERS["sgd"])
     # Nulled after clipping instead, as a last-moment guard alone would do.
     optimizer = OPTIMIZERS["sgd"](model)

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze import Every, FreezeController, FreezeViolation, Phase, Phases, UnsupportedError, fingerprint
-from lightning_freeze.holds.run_context import Circumstances, unwrapped
+from lightning_freeze.holds.run_context import RunContext, unwrapped
 from lightning_freeze.plan.selectors import clean_name
 from tests.observer import same
 from tests.processes.pairs import Case, Outcomes
@@ -441,7 +441,7 @@ def test_skipping_by_force_under_an_unknown_wrapper_is_refused() -> None:
     with pytest.raises(
         UnsupportedError, match=r"not known what shares the run among 2 processes.*DistributedDataParallel"
     ):
-        controller.attach(adamw(model), around=Circumstances(model, model, world=2))
+        controller.attach(adamw(model), run=RunContext(model, model, world=2))
 
 
 # --- a GradScaler ---------------------------------------------------------------------------------------------------

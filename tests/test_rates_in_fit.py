@@ -101,7 +101,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def by_hand(
+def manual_optimization(
     make: Callable[..., Any], scheduled: str | None, accumulate: int = 1, clip: float | None = None
 ) -> tuple[Any, Any, Any]:
     """A plain loop: a param group for each layer, its rate set before each step from those of an optimizer beside it."""
@@ -158,7 +158,7 @@ def rates_of(optimizer: Any) -> list[dict[str, Any]]:
 def test_a_fit_is_a_plain_loop_over_param_groups_made_by_hand(optimizer: str, scheduled: str, trainer: Any) -> None:
     """And the scheduler and the optimizer's own groups are afterwards what they are without factors."""
     make = OPTIMIZERS[optimizer]
-    expected, shadow, beside = by_hand(make, scheduled)
+    expected, shadow, beside = manual_optimization(make, scheduled)
     scheduler, model = FreezeScheduler(schedule()), Wide(make, SCHEDULERS[scheduled][0])
     fit = trainer(scheduler, max_epochs=EPOCHS)
     fit.fit(model, batches(BATCHES))
@@ -173,7 +173,7 @@ def test_a_fit_is_a_plain_loop_over_param_groups_made_by_hand(optimizer: str, sc
 def test_without_a_scheduler_too(trainer: Any) -> None:
     model = Wide(OPTIMIZERS["SGD"])
     trainer(FreezeScheduler(schedule()), max_epochs=EPOCHS).fit(model, batches(BATCHES))
-    assert same(weights(model), by_hand(OPTIMIZERS["SGD"], None)[0])
+    assert same(weights(model), manual_optimization(OPTIMIZERS["SGD"], None)[0])
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
@@ -182,7 +182,7 @@ def test_with_accumulation_and_clipping(optimizer: str, trainer: Any) -> None:
     model = Wide(make, SCHEDULERS["one cycle"][0])
     fit = trainer(FreezeScheduler(schedule()), max_epochs=EPOCHS, accumulate_grad_batches=2, gradient_clip_val=0.05)
     fit.fit(model, batches(2 * BATCHES))
-    assert same(weights(model), by_hand(make, "one cycle", accumulate=2, clip=0.05)[0])
+    assert same(weights(model), manual_optimization(make, "one cycle", accumulate=2, clip=0.05)[0])
 
 
 class ByHand(Wide):
@@ -216,7 +216,7 @@ def test_in_manual_optimization(closure: bool, trainer: Any) -> None:
     model = ByHand(OPTIMIZERS["AdamW"], SCHEDULERS["one cycle"][0])
     model.closure = closure
     trainer(FreezeScheduler(schedule()), max_epochs=EPOCHS).fit(model, batches(BATCHES))
-    assert same(weights(model), by_hand(OPTIMIZERS["AdamW"], "one cycle")[0])
+    assert same(weights(model), manual_optimization(OPTIMIZERS["AdamW"], "one cycle")[0])
 
 
 # --- undone, and resumed ---------------------------------------------------------------------------------------------

@@ -112,19 +112,19 @@ class FrozenAudit:
         """
         self._begin(watched, _read(watched.values()), update)
 
-    def close(self, keys: Sequence[object], update: int, beside: AbstractContextManager[object] = HERE) -> None:
+    def close(self, keys: Sequence[object], update: int, on_copy_stream: AbstractContextManager[object] = HERE) -> None:
         """These thaw: compare their bits.
 
         Args:
             keys: What thaws.
             update: The updates made so far.
-            beside: In which optimizer state is looked at: the stream on which it comes back. What trains may be written to
+            on_copy_stream: In which optimizer state is looked at: the stream on which it comes back. What trains may be written to
                 as soon as this returns, so values are not.
         """
         closed = [self._open.pop(key) for key in keys]
-        now = _read([interval.watched for interval in closed], beside)
+        now = _read([interval.watched for interval in closed], on_copy_stream)
         for interval, bits in zip(closed, now, strict=True):
-            self._compare(interval, update, bits, beside)
+            self._compare(interval, update, bits, on_copy_stream)
 
     def check(self, update: int) -> None:
         """Compare everything that is frozen now; what is left frozen is watched on from here."""
@@ -170,14 +170,14 @@ class FrozenAudit:
         return shifts
 
     def _compare(
-        self, interval: _Interval, update: int, bits: _Bits, beside: AbstractContextManager[object] = HERE
+        self, interval: _Interval, update: int, bits: _Bits, on_copy_stream: AbstractContextManager[object] = HERE
     ) -> None:
         self.checked += 1
         value, state = bits
         moved = differ(interval.value, value)
         there = interval.state is not None and state is not None
         before, after = (dict(interval.state or ()), dict(state or ())) if there else ({}, {})
-        with beside:
+        with on_copy_stream:
             entries = {
                 entry: differ(before[entry], after[entry]) if entry in before and entry in after else True
                 for entry in {**before, **after}
@@ -186,10 +186,10 @@ class FrozenAudit:
             self._compared.append(_Comparison(interval, update, moved, entries))
 
 
-def _read(watched: Collection[Watched], beside: AbstractContextManager[object] = HERE) -> list[_Bits]:
+def _read(watched: Collection[Watched], on_copy_stream: AbstractContextManager[object] = HERE) -> list[_Bits]:
     """What each is now, by its digests; they are taken together, so that large tensors share threads."""
     values = digests([each.read() for each in watched])
     states = [each.state() if each.state is not None else {} for each in watched]
-    with beside:
+    with on_copy_stream:
         found = iter(digests_of([state for state in states if state is not None]))
     return [(value, None if state is None else next(found)) for value, state in zip(values, states, strict=True)]

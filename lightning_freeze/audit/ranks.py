@@ -29,7 +29,7 @@ _SEVERITIES = ("error", "warning", "info")
 _SHOWN = 6
 
 
-def place_apart(difference: str, epoch: int, update: int) -> Finding:
+def place_mismatch(difference: str, epoch: int, update: int) -> Finding:
     """The finding for ranks that stand at different places in the schedule.
 
     Args:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_freeze.audit.run_audit import RunAudit, size_of
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.hold import Hold
-from lightning_freeze.holds.run_context import Circumstances
+from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Member, frozen_modules
 from lightning_freeze.plan.membership import Holders, Step
@@ -77,15 +77,15 @@ class RequiresGradWatch:
         """The epoch the run is in, from 0."""
         return self._at.epoch
 
-    def attach(self, *optimizers: Optimizer, around: Circumstances | None = None) -> None:
+    def attach(self, *optimizers: Optimizer, run: RunContext | None = None) -> None:
         """Watch these optimizers' steps; nothing is held.
 
         Args:
             optimizers: The run's optimizers.
-            around: The processes that share the run, and what is wrapped around the model.
+            run: The processes that share the run, and what is wrapped around the model.
         """
         self.detach()
-        self.audit.meet(around or Circumstances(self._module, self._module))
+        self.audit.meet(run or RunContext(self._module, self._module))
         self._flags = []
         holders = Holders(optimizers)
         held = [Member(name, p, TRAINED) for name, p in self._parameters if holders.indices(p)]

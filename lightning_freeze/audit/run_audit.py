@@ -13,7 +13,7 @@ from lightning_freeze.audit.ranks import Ranks
 from lightning_freeze.audit.replicas import copies_apart, copies_of
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.fsdp2 import Shards
-from lightning_freeze.holds.run_context import Circumstances, is_split
+from lightning_freeze.holds.run_context import RunContext, is_split
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
@@ -53,11 +53,11 @@ class RunAudit:
         """The updates of each group before the epoch."""
         self._place = place
         self._module = module
-        self._context: Circumstances | None = None
+        self._context: RunContext | None = None
         self._apart: set[str] = set()
         self._intervals_before = 0
 
-    def meet(self, context: Circumstances) -> None:
+    def meet(self, context: RunContext) -> None:
         """Learn of the processes that share the run."""
         device = context.device or next((p.device for p in self._module.parameters() if not p.is_meta), "cpu")
         self.ranks = Ranks(device)
@@ -156,7 +156,7 @@ class RunAudit:
     def _copies_apart(self, epoch: int) -> list[Finding]:
         """Whether ranks hold other bits of what they hold copies of; each parameter is reported once."""
         context = self._context
-        if not self.ranks.many or self.weights is None or context is None or context.averages:
+        if not self.ranks.many or self.weights is None or context is None or context.local_sgd:
             return []
         named = [(clean_name(name), parameter) for name, parameter in self._module.named_parameters()]
         prints = {id(parameter): self.weights.print_of(parameter) for _, parameter in named}

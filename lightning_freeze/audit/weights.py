@@ -132,10 +132,10 @@ class WeightAudit(Hold):
                 found[key] = watched
         frozen.open(found, self._updates())
 
-    def close(self, parameters: Iterable[Tensor], beside: AbstractContextManager[object] = HERE) -> None:
+    def close(self, parameters: Iterable[Tensor], on_copy_stream: AbstractContextManager[object] = HERE) -> None:
         """These train from here on: compare what they were, their optimizer state in a context of its own."""
         keys = [id(parameter) for parameter in parameters]
-        self._frozen.close([key for key in keys if key in self._frozen], self._updates(), beside)
+        self._frozen.close([key for key in keys if key in self._frozen], self._updates(), on_copy_stream)
 
     def hold_buffers(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
         """From here on exactly the buffers of these modules are to stay as they are."""

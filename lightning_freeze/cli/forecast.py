@@ -105,7 +105,7 @@ class _Look(Callback):
             )
         self._scheduler = schedulers[0]
         for scheduler in schedulers:
-            scheduler.only_look()
+            scheduler.dry_run()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizers are made: the run's own end is no end of what is to be foreseen, where that was said."""

@@ -68,7 +68,7 @@ class InputsCommand(Command):
         """Fit; then print what was found, and write it down."""
         fit()
         callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        own = [c for c in callbacks if isinstance(c, InputAudit) and c.asked_by == "user"]
+        own = [c for c in callbacks if isinstance(c, InputAudit) and c.created_by == "user"]
         findings = (own[0] if own else self.audit).findings
         new = write_declarations(self.out, findings, datetime.date.today().isoformat())
         console = Console()

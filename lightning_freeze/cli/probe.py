@@ -27,7 +27,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from lightning_freeze import __version__
 from lightning_freeze.cli.probe_table import STEPS, WARM_UP, WAYS, Cell, Recipe, Row, measure
 from lightning_freeze.errors import nearest
-from lightning_freeze.report.probe_report import Fate, draw_founding, print_founding
+from lightning_freeze.report.probe_report import Fate, draw_comparison, print_comparison
 
 FOUNDING = (
     Recipe(SGD),
@@ -58,10 +58,10 @@ PACKAGES = (
 _TORCH = "torch.optim"
 _TRAITS: dict[str, tuple[str, Any]] = {
     "skips_none": ("held without a gradient", True),
-    "holds_left_out": ("held when left out of its param group", True),
+    "holds_excluded": ("held when left out of its param group", True),
     "all_none_ok": ("a step without any gradient is fine", True),
     "late_first_step_ok": ("can be frozen from the first step on", True),
-    "clocks": ("clocks of param groups that run on", ()),
+    "step_counters": ("clocks of param groups that run on", ()),
     "steps_in_backward": ("steps within backward", False),
     "closure_reentrant": ("calls its closure more than once a step", False),
     "extra_state": ("state elsewhere", ()),
@@ -114,12 +114,12 @@ def probe(arguments: Sequence[str]) -> None:
     if str(asked.data) == "-":
         sys.stdout.write(text)
     else:
-        print_founding(console, _title(asked.steps), WAYS, shown(rows), [_said(row, asked.named) for row in rows])
+        print_comparison(console, _title(asked.steps), WAYS, shown(rows), [_said(row, asked.named) for row in rows])
     if asked.data is not None and str(asked.data) != "-":
         asked.data.write_text(text, encoding="utf-8")
         console.print(f"The numbers are in {asked.data}.", markup=False, highlight=False, soft_wrap=True)
     if asked.picture is not None:
-        draw_founding(asked.picture, WAYS, shown(rows), title=_title(asked.steps))
+        draw_comparison(asked.picture, WAYS, shown(rows), title=_title(asked.steps))
         if str(asked.data) != "-":
             console.print(f"The picture is in {asked.picture}.", markup=False, highlight=False, soft_wrap=True)
 

@@ -65,7 +65,7 @@ class FrozenState:
 
     def __init__(self, mode: OptimizerState = "keep", moves: Callable[[Tensor], bool] | None = None) -> None:
         self.mode = mode
-        self.stale = False
+        self.needs_refreeze = False
         """Whether an optimizer was given another state since, so that what is frozen must be frozen anew."""
         self._moves = moves or _on_accelerator
         self._away: dict[int, dict[int, list[_Place]]] = {}  # by parameter, then by optimizer
@@ -78,7 +78,7 @@ class FrozenState:
         if self.mode == "keep":
             return
         for optimizer in optimizers:
-            self._hooks.append(optimizer.register_state_dict_pre_hook(lambda _: self.arrive()))
+            self._hooks.append(optimizer.register_state_dict_pre_hook(lambda _: self.synchronize()))
             self._hooks.append(optimizer.register_load_state_dict_post_hook(self._loaded))
 
     def detach(self, bring_back: bool = True) -> None:
@@ -97,8 +97,8 @@ class FrozenState:
         except torch.OutOfMemoryError:
             pass  # a run that ends must not fail by that
         self._away.clear()
-        self.ready()
-        self.arrive()
+        self.wait_for_prefetch()
+        self.synchronize()
 
     def away(self, parameter: Tensor) -> bool:
         """Whether state of this parameter is in host memory now, in whichever optimizer."""
@@ -119,24 +119,24 @@ class FrozenState:
             for optimizer, parameter in held:
                 self._fetch(id(optimizer), id(parameter))
 
-    def ready(self) -> None:
+    def wait_for_prefetch(self) -> None:
         """Before an optimizer's step: the device waits for what comes back. The host does not."""
         while self._coming:
             device = self._coming.pop()
             torch.cuda.current_stream(device).wait_stream(self._streams[device])
 
-    def arrive(self) -> None:
+    def synchronize(self) -> None:
         """Wait, on the host, for copies that are under way: what is in host memory is about to be read."""
         for stream in self._streams.values():
             stream.synchronize()
 
-    def beside(self) -> AbstractContextManager[Any]:
+    def on_copy_stream(self) -> AbstractContextManager[Any]:
         """A context in which the device's work comes after the step's so far and what comes back, beside the step's own.
 
-        What is made in there may be read after `ready`.
+        What is made in there may be read after `wait_for_prefetch`.
         """
         if len(self._coming) != 1:
-            self.ready()
+            self.wait_for_prefetch()
             return nullcontext()
         (device,) = self._coming
         self._streams[device].wait_stream(torch.cuda.current_stream(device))
@@ -145,7 +145,7 @@ class FrozenState:
     def _loaded(self, optimizer: Optimizer) -> None:
         for parameter in list(self._away):
             self._forget(id(optimizer), parameter)
-        self.stale = True
+        self.needs_refreeze = True
 
     def _park(self, optimizer: Optimizer, parameter: nn.Parameter) -> None:
         state = optimizer.state.get(parameter)

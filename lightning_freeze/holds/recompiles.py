@@ -9,30 +9,30 @@ from itertools import islice
 import torch
 from torch import nn
 
-from lightning_freeze.holds.run_context import Circumstances, compiled
+from lightning_freeze.holds.run_context import RunContext, compiled
 from lightning_freeze.holds.unsafe_skips import Unsafe
 
 _SPARE_GRAPHS = 2  # for validation and its last, smaller batch
 _SETS = 1000  # of trainable groups that are looked at
 
 
-def recompiles(around: Circumstances, sets: Iterable[frozenset[str]], groups: Mapping[int, str]) -> Unsafe | None:
+def recompiles(run: RunContext, sets: Iterable[frozenset[str]], groups: Mapping[int, str]) -> Unsafe | None:
     """Why compiled code would be compiled too often."""
-    regions = {"": around.module} if around.compiled else compiled(around.module)
+    regions = {"": run.module} if run.compiled else compiled(run.module)
     if not regions:
         return None
     limit: int = torch._dynamo.config.recompile_limit
-    sizes = 2 if around.uneven else 1
+    sizes = 2 if run.variable_batch_size else 1
     for name, patterns in _patterns(regions, sets, groups):
         graphs = patterns * sizes + _SPARE_GRAPHS
         if graphs > limit:
             return Unsafe(
                 f"{repr(name) if name else 'the model'} is compiled, each set of trainable groups asks for a graph of its "
-                f"own{' for each size of a batch' if around.uneven else ''}, and with those for validation torch would "
+                f"own{' for each size of a batch' if run.variable_batch_size else ''}, and with those for validation torch would "
                 f"compile at least {graphs} where torch._dynamo.config.recompile_limit is {limit}, after which it runs "
                 "uncompiled",
                 "raise that limit, or compile the blocks one by one"
-                + (", or let all batches be of one size (`drop_last=True`)" if around.uneven else ""),
+                + (", or let all batches be of one size (`drop_last=True`)" if run.variable_batch_size else ""),
             )
     return None
 

@@ -118,34 +118,34 @@ def world_size() -> int:
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class RunContext:
     """What is known of a run before its first step.
 
     Args:
         module: The model.
         wrapper: What is called instead of it: a DistributedDataParallel around it, or the model itself.
         world: The processes that share the run; by default those of torch.distributed.
-        by_hand: Whether the model steps its optimizers itself, so that what trains can change within a batch.
-        idle: Under a GradScaler, why an optimizer can come to a step with nothing to train.
+        manual_optimization: Whether the model steps its optimizers itself, so that what trains can change within a batch.
+        fully_frozen: Under a GradScaler, why an optimizer can come to a step with nothing to train.
         toggles: The method of the model that turns ``requires_grad`` on and off itself, by Lightning's `toggle_optimizer`.
         strategy: What one calls the way in which processes share the run.
         device: Where processes exchange what is small; by default that of the model's first parameter.
-        averages: Whether the strategy lets processes go apart, and averages their weights now and then.
+        local_sgd: Whether the strategy lets processes go apart, and averages their weights now and then.
         compiled: Whether code is compiled around both, so that neither shows it.
-        uneven: Whether batches may differ in size, each of which compiled code asks for graphs of its own.
+        variable_batch_size: Whether batches may differ in size, each of which compiled code asks for graphs of its own.
     """
 
     module: nn.Module
     wrapper: nn.Module
     world: int = field(default_factory=world_size)
-    by_hand: bool = False
-    idle: str | None = None
+    manual_optimization: bool = False
+    fully_frozen: str | None = None
     toggles: str | None = None
     strategy: str = ""
     device: torch.device | None = None
-    averages: bool = False
+    local_sgd: bool = False
     compiled: bool = False
-    uneven: bool = False
+    variable_batch_size: bool = False
 
     @property
     def ddp(self) -> DistributedDataParallel | None:

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.recompiles import recompiles
-from lightning_freeze.holds.run_context import Circumstances
+from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.unsafe_skips import UNSAFE
 
 SkipBackward = bool | Literal["auto"]
@@ -18,7 +18,7 @@ SKIP_BACKWARD: tuple[SkipBackward, ...] = ("auto", True, False)
 
 
 @dataclass(frozen=True)
-class Choice:
+class Decision:
     """Whether the backward work of frozen groups is left out.
 
     Args:
@@ -32,14 +32,12 @@ class Choice:
     reducer: DistributedDataParallel | None = None
 
 
-def choose(
-    asked: SkipBackward, around: Circumstances, sets: Iterable[frozenset[str]], groups: Mapping[int, str]
-) -> Choice:
+def choose(asked: SkipBackward, run: RunContext, sets: Iterable[frozenset[str]], groups: Mapping[int, str]) -> Decision:
     """Whether to leave out the backward work of what is frozen.
 
     Args:
         asked: What the user asked for.
-        around: What is known of the run.
+        run: What is known of the run.
         sets: The sets of groups that the schedule comes to train; asked for where code is compiled alone.
         groups: Identity of a parameter to its group, of those that are frozen at times.
 
@@ -49,33 +47,33 @@ def choose(
     Example:
         >>> from torch import nn
         >>> model = nn.Linear(2, 1)
-        >>> choose("auto", Circumstances(model, model), [], {})
-        Choice(skips=True, why='there is only one process', reducer=None)
+        >>> choose("auto", RunContext(model, model), [], {})
+        Decision(skips=True, why='there is only one process', reducer=None)
     """
     if asked is False:
-        return Choice(False, "as asked by `skip_backward: false`")
-    unsafe = next(filter(None, (check(around) for check in UNSAFE)), None) or recompiles(around, sets, groups)
+        return Decision(False, "as asked by `skip_backward: false`")
+    unsafe = next(filter(None, (check(run) for check in UNSAFE)), None) or recompiles(run, sets, groups)
     if unsafe is not None and asked == "auto":
-        return Choice(False, f"{unsafe.why}; {unsafe.fix}")
+        return Decision(False, f"{unsafe.why}; {unsafe.fix}")
     if unsafe is not None:
         raise UnsupportedError(
             f"`skip_backward` is true, which is not safe here: {unsafe.why}. Set `skip_backward: auto`, which then only "
             f"empties the gradients; or, to skip: {unsafe.fix}."
         )
-    if asked == "auto" and around.by_hand:
-        return Choice(
+    if asked == "auto" and run.manual_optimization:
+        return Decision(
             False,
             "the model steps its optimizers itself, so what trains can change within a batch (`skip_backward: true` "
             "skips all the same)",
         )
-    return Choice(True, _where(around), around.plain_ddp)
+    return Decision(True, _where(run), run.plain_ddp)
 
 
-def _where(around: Circumstances) -> str:
-    if around.plain_ddp:
+def _where(run: RunContext) -> str:
+    if run.plain_ddp:
         return "DDP is told gradients of zero for what is frozen"
-    if around.ddp:
+    if run.ddp:
         return "DDP looks for unused parameters itself"
-    if around.world == 1:
+    if run.world == 1:
         return "there is only one process"
     return "the parameters are sharded, and each process derives by its own"

@@ -26,8 +26,8 @@ class _StateHold(Hold):
         self._state.attach(self._optimizers)
 
     def before_forward(self) -> None:
-        if self._state.stale:
-            self._state.stale = False
+        if self._state.needs_refreeze:
+            self._state.needs_refreeze = False
             self._put_away(self._frozen)
 
     def freeze(self, params: ParamSet, split: Split) -> None:
@@ -77,16 +77,16 @@ class OffloadState(_StateHold):
 
     def synchronize(self) -> None:
         """Let the device wait for what comes back."""
-        self._state.ready()
+        self._state.wait_for_prefetch()
 
     def copy_stream(self) -> AbstractContextManager[Any]:
         """A context in which the device's work comes after what comes back, beside the step's own."""
-        return self._state.beside()
+        return self._state.on_copy_stream()
 
     def bring(self, params: ParamSet) -> None:
         """Bring the state of some parameters back for a while."""
         self._state.thaw(params.held)
-        self._state.ready()
+        self._state.wait_for_prefetch()
 
     def send(self, params: ParamSet) -> None:
         """Move it to host memory again."""

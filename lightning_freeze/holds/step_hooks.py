@@ -140,7 +140,7 @@ class StepHooks:
         if not callable(closure):
             self._last_moment(step)
             return None
-        if step.excludes or step.reads_early:  # it may act before it calls its closure, or call none
+        if step.excludes or step.reads_before_closure:  # it may act before it calls its closure, or call none
             step.attempted = True
             step.note()
             self._holds.step_begins(step)

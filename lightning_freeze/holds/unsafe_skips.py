@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lightning_freeze.holds.run_context import Circumstances, compiled, is_fsdp1
+from lightning_freeze.holds.run_context import RunContext, compiled, is_fsdp1
 
 _FIND_UNUSED = "build DDP with find_unused_parameters=True (strategy='ddp_find_unused_parameters_true')"
 
@@ -24,27 +24,27 @@ class Unsafe(NamedTuple):
     fix: str
 
 
-def _scaler(around: Circumstances) -> Unsafe | None:
-    if around.idle is None:
+def _scaler(run: RunContext) -> Unsafe | None:
+    if run.fully_frozen is None:
         return None
     return Unsafe(
-        f"under a GradScaler, torch fails for an optimizer without any gradient, and {around.idle}",
+        f"under a GradScaler, torch fails for an optimizer without any gradient, and {run.fully_frozen}",
         "use precision 'bf16-mixed', which needs no scaler",
     )
 
 
-def _toggling(around: Circumstances) -> Unsafe | None:
-    if around.toggles is None:
+def _toggling(run: RunContext) -> Unsafe | None:
+    if run.toggles is None:
         return None
     return Unsafe(
-        f"the code of {around.toggles} calls `toggle_optimizer`, which turns `requires_grad` on and off, and puts back "
+        f"the code of {run.toggles} calls `toggle_optimizer`, which turns `requires_grad` on and off, and puts back "
         "what it found before a step, whatever the schedule says after it",
         "leave the toggling away, which is then done for you",
     )
 
 
-def _static_graph(around: Circumstances) -> Unsafe | None:
-    ddp = around.ddp
+def _static_graph(run: RunContext) -> Unsafe | None:
+    ddp = run.ddp
     if ddp is None or not ddp.static_graph:
         return None
     return Unsafe(
@@ -53,8 +53,8 @@ def _static_graph(around: Circumstances) -> Unsafe | None:
     )
 
 
-def _several_backwards(around: Circumstances) -> Unsafe | None:
-    if not around.by_hand or around.plain_ddp is None:
+def _several_backwards(run: RunContext) -> Unsafe | None:
+    if not run.manual_optimization or run.plain_ddp is None:
         return None
     return Unsafe(
         "plain DDP waits in every backward for every parameter, and a model that steps its optimizers itself makes "
@@ -63,8 +63,8 @@ def _several_backwards(around: Circumstances) -> Unsafe | None:
     )
 
 
-def _hooked_parameter(around: Circumstances) -> Unsafe | None:
-    if around.plain_ddp is None or not any(map(_has_hooks, around.module.parameters())):
+def _hooked_parameter(run: RunContext) -> Unsafe | None:
+    if run.plain_ddp is None or not any(map(_has_hooks, run.module.parameters())):
         return None
     return Unsafe(
         "plain DDP is told of frozen parameters by gradients of zero, and a parameter has a hook of its own, which "
@@ -77,15 +77,15 @@ def _has_hooks(parameter: nn.Parameter) -> bool:
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
-def _compiled_ddp(around: Circumstances) -> Unsafe | None:
-    ddp = around.ddp
-    if ddp is None or not (around.compiled or compiled(around.module) or compiled(ddp)):
+def _compiled_ddp(run: RunContext) -> Unsafe | None:
+    ddp = run.ddp
+    if ddp is None or not (run.compiled or compiled(run.module) or compiled(ddp)):
         return None
     return Unsafe("the model is compiled under DDP, which cuts its graph by buckets", "compile it without DDP")
 
 
-def _flat_parameters(around: Circumstances) -> Unsafe | None:
-    if around.ddp or not any(map(is_fsdp1, around.wrapper.modules())):
+def _flat_parameters(run: RunContext) -> Unsafe | None:
+    if run.ddp or not any(map(is_fsdp1, run.wrapper.modules())):
         return None
     return Unsafe(
         "FSDP1 keeps several parameters in one flat one, which trains as a whole",
@@ -93,23 +93,23 @@ def _flat_parameters(around: Circumstances) -> Unsafe | None:
     )
 
 
-def _unknown_sharing(around: Circumstances) -> Unsafe | None:
-    if around.world == 1 or around.ddp or any(hasattr(p, "to_local") for p in around.module.parameters()):
+def _unknown_sharing(run: RunContext) -> Unsafe | None:
+    if run.world == 1 or run.ddp or any(hasattr(p, "to_local") for p in run.module.parameters()):
         return None
-    if not around.strategy:
+    if not run.strategy:
         return Unsafe(
-            f"it is not known what shares the run among {around.world} processes, nor whether it waits for gradients of "
+            f"it is not known what shares the run among {run.world} processes, nor whether it waits for gradients of "
             "what is frozen",
             "hand over what is called in the model's place, such as DistributedDataParallel(model)",
         )
     return Unsafe(
-        f"{around.strategy} shares the run among {around.world} processes, and it is not known whether it waits for "
+        f"{run.strategy} shares the run among {run.world} processes, and it is not known whether it waits for "
         "gradients of what is frozen",
         "use strategy='ddp', or FSDP2 through ModelParallelStrategy",
     )
 
 
-UNSAFE: tuple[Callable[[Circumstances], Unsafe | None], ...] = (
+UNSAFE: tuple[Callable[[RunContext], Unsafe | None], ...] = (
     _scaler,
     _toggling,
     _static_graph,

@@ -144,7 +144,7 @@ class _EveryPlan(Plan):
     def never_freezes(self) -> bool:
         return all(n == 1 for n in self._periods.values())
 
-    def steady_for(self, at: Position) -> int:
+    def stable_updates(self, at: Position) -> int:
         if self._apart:
             return 0
         counts = at.updates
@@ -152,12 +152,12 @@ class _EveryPlan(Plan):
         # A group that is due may be updated by the next step; the others come due one update at a time.
         return max(0, min([counts[g] * n - done for g, n in self._shared.items()]) - 1)
 
-    def waits_for(self, at: Position) -> frozenset[int]:
+    def pending(self, at: Position) -> frozenset[int]:
         held = self.layout.optimizers
         waited = self.trainable(at) if self._of is None else self.trainable(at) - self._always | {self._of}
         return frozenset().union(*(held.get(group, frozenset()) for group in waited))
 
-    def may_idle(self, optimizer: int) -> str | None:
+    def can_be_fully_frozen(self, optimizer: int) -> str | None:
         mine = [g for g in self.layout.groups if optimizer in self.layout.optimizers.get(g, frozenset())]
         if self._rest_in(optimizer) or self._always.intersection(mine):
             return None

@@ -52,13 +52,13 @@ class Groups:
     Args:
         members: Group to its parameters, ``rest`` last if it has any.
         families: Family name to its groups, in order.
-        users_own: FQNs found with ``requires_grad=False``: the user's own, in no group.
+        frozen_by_user: FQNs found with ``requires_grad=False``: the user's own, in no group.
         rest: What becomes of the parameters that no group names.
     """
 
     members: Mapping[str, tuple[Member, ...]]
     families: Mapping[str, tuple[str, ...]]
-    users_own: tuple[str, ...]
+    frozen_by_user: tuple[str, ...]
     rest: Rest
 
     @property
@@ -105,7 +105,7 @@ def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = 
 def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest = "train") -> Groups:
     """As `resolve_groups`, with the parameters themselves, families and the rest."""
     names = _Names(module)
-    users_own = tuple(n for n, p in names.parameters.items() if not p.requires_grad)
+    frozen_by_user = tuple(n for n, p in names.parameters.items() if not p.requires_grad)
     taken: dict[int, tuple[str, str, str]] = {}  # parameter → group, pattern, name
     chosen: dict[str, set[str]] = {}
     families: dict[str, tuple[str, ...]] = {}
@@ -121,10 +121,10 @@ def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest 
                 own = f"{group}/{part}" if parsed.each else group
                 _take(taken, names, own, text, name)
                 chosen[own].add(name)
-    _refuse_empty(chosen, groups, families, users_own)
+    _refuse_empty(chosen, groups, families, frozen_by_user)
     chosen |= _rest(names, taken, rest)
     members = {group: _members(group, own, names) for group, own in chosen.items()}
-    return Groups(members, families, users_own, rest)
+    return Groups(members, families, frozen_by_user, rest)
 
 
 def _family(group: str, pattern: str, parts: set[str]) -> tuple[str, ...]:
@@ -262,14 +262,14 @@ def _refuse_empty(
     chosen: Mapping[str, set[str]],
     groups: Mapping[str, Selector],
     families: Mapping[str, tuple[str, ...]],
-    users_own: Sequence[str],
+    frozen_by_user: Sequence[str],
 ) -> None:
     of_family = {name: family for family, parts in families.items() for name in parts}
     for group, names in chosen.items():
         if not names:
             raise SelectionError(
                 f"group {group!r} (by {groups[of_family.get(group, group)]!r}) is empty, because all its parameters were "
-                f"found with requires_grad=False ({len(users_own)} in the model, such as {users_own[0]!r}). "
+                f"found with requires_grad=False ({len(frozen_by_user)} in the model, such as {frozen_by_user[0]!r}). "
                 "Those are yours to freeze and belong to no group. Leave requires_grad=True for everything that the "
                 "schedule is to train, also what is frozen at first."
             )

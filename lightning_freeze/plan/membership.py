@@ -95,7 +95,7 @@ class Step:
         members: Group to the parameters of it that this optimizer holds, ``rest`` included.
         excludes: Whether what is frozen is excluded from its param groups for each step, since it moves what has no
             gradient.
-        reads_early: Whether it reads gradients before it calls its closure.
+        reads_before_closure: Whether it reads gradients before it calls its closure.
         factors: Identity of a parameter to the factor on its learning rate, where that is not 1.
         attempted: Whether it came to a step in this epoch, a skipped one included.
         initializes: Whether its step only makes state: `torch.distributed.checkpoint` makes one, to see what there is.
@@ -107,7 +107,7 @@ class Step:
     optimizer: Optimizer
     members: Mapping[str, tuple[Parameter, ...]]
     excludes: bool = False
-    reads_early: bool = False
+    reads_before_closure: bool = False
     factors: Mapping[int, float] = field(default_factory=dict)
     attempted: bool = False
     initializes: bool = False
@@ -367,7 +367,9 @@ class Membership:
         self._changes: dict[tuple[Sets, Sets], tuple[ParamSet, ParamSet]] = {}
         self._splits: dict[Sets, Split] = {}
         self._units: dict[str, list[Unit]] = {}
-        self._own = {id(p) for name, p in self._module.named_parameters() if clean_name(name) in self._groups.users_own}
+        self._own = {
+            id(p) for name, p in self._module.named_parameters() if clean_name(name) in self._groups.frozen_by_user
+        }
         for group, members in self.freezable.items():
             alike: dict[tuple[int, ...], list[Member]] = {}
             for member in members:

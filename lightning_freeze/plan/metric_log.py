@@ -55,7 +55,7 @@ class MetricLog:
             raise RuntimeError("the controller is not attached: call attach(*optimizers) before the first step.")
         mine = {name: value for name, value in metrics.items() if name in self.keys}
         self.logged.update(mine)
-        self._changed(plan.hear(at, mine))
+        self._changed(plan.log_metrics(at, mine))
 
     @property
     def awaited(self) -> str | None:

@@ -126,7 +126,7 @@ def _checked_rates(lr: object) -> dict[str, Rate]:
             key="lr",
             value=lr,
         )
-    rates: dict[str, Rate] = {}
+    lr_factors: dict[str, Rate] = {}
     for group, rate in lr.items():
         key = f"lr.{group}"
         if isinstance(rate, Mapping):
@@ -137,12 +137,12 @@ def _checked_rates(lr: object) -> dict[str, Rate]:
                     key=key,
                     value=rate,
                 )
-            rates[group] = {"decay": _factor(f"{key}.decay", rate["decay"])}
+            lr_factors[group] = {"decay": _factor(f"{key}.decay", rate["decay"])}
         elif is_list(rate):
-            rates[group] = [_factor(key, one) for one in rate]
+            lr_factors[group] = [_factor(key, one) for one in rate]
         else:
-            rates[group] = _factor(key, rate)
-    return rates
+            lr_factors[group] = _factor(key, rate)
+    return lr_factors
 
 
 def _factor(key: str, value: object) -> float:

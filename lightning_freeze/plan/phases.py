@@ -150,13 +150,13 @@ class _Now:
         groups: What it trains.
         lanes: The optimizers that hold a group of it, and must make its updates.
         written: The phase as written.
-        rates: Group to the factor on its learning rate, where that is not 1.
+        lr_factors: Group to the factor on its learning rate, where that is not 1.
     """
 
     groups: frozenset[str]
     lanes: frozenset[int]
     written: Phase
-    rates: Mapping[str, float]
+    lr_factors: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class _Leaf:
         family: The groups that are drawn from.
         least: How many of the family train at the least.
         written: The phase as written.
-        rates: Group to factor, where that is not 1.
+        lr_factors: Group to factor, where that is not 1.
     """
 
     key: str
@@ -177,7 +177,7 @@ class _Leaf:
     family: tuple[str, ...]
     least: int
     written: Phase
-    rates: Mapping[str, float]
+    lr_factors: Mapping[str, float]
 
     def possible(self) -> frozenset[str]:
         """All that it may train."""
@@ -185,7 +185,7 @@ class _Leaf:
 
     def rated(self) -> frozenset[str]:
         """The groups whose learning rate it changes."""
-        return self.possible().union(self.rates) if self.written.ramp else frozenset(self.rates)
+        return self.possible().union(self.lr_factors) if self.written.ramp else frozenset(self.lr_factors)
 
     def groups(self, visit: int, stage: int, seed: int) -> frozenset[str]:
         """What it trains when it is entered for the ``visit``-th time."""
@@ -268,8 +268,8 @@ class _PhasesPlan(Plan):
                 key=f"{key}.train",
                 value=phase.train,
             )
-        rates = self._rates(phase, always.union(family), key)
-        return _Leaf(key, always, family, least, phase, {g: rate for g, rate in rates.items() if rate != 1.0})
+        lr_factors = self._lr_factors(phase, always.union(family), key)
+        return _Leaf(key, always, family, least, phase, {g: rate for g, rate in lr_factors.items() if rate != 1.0})
 
     def _family(self, pick: Pick, always: frozenset[str], key: str) -> tuple[str, ...]:
         family = tuple(dict.fromkeys(self.layout.expand(pick.family, f"{key}.family")))
@@ -295,7 +295,7 @@ class _PhasesPlan(Plan):
             )
         return family
 
-    def _rates(self, phase: Phase, groups: frozenset[str], key: str) -> dict[str, float]:
+    def _lr_factors(self, phase: Phase, groups: frozenset[str], key: str) -> dict[str, float]:
         factors: dict[str, float] = {}
         for name, rate in (phase.lr or {}).items():
             place = f"{key}.lr.{name}"
@@ -335,7 +335,7 @@ class _PhasesPlan(Plan):
             last = at.phase if self._length is None else min(at.phase, self._length - 1)
             leaf, visit, stage = self._row.leaf(last)
             groups = leaf.groups(visit, stage, self._seed)
-            self._at = (at.phase, _Now(groups, self._lanes(groups), leaf.written, leaf.rates))
+            self._at = (at.phase, _Now(groups, self._lanes(groups), leaf.written, leaf.lr_factors))
         return self._at[1]
 
     def _lanes(self, groups: frozenset[str]) -> frozenset[int]:
@@ -346,17 +346,17 @@ class _PhasesPlan(Plan):
         waiting = now.written.updates is not None and at.done.get(optimizer, 0) >= now.written.updates
         return self._rest() if waiting else now.groups | self._rest()
 
-    def rates(self, at: Position) -> dict[str, float]:
+    def lr_factors(self, at: Position) -> dict[str, float]:
         if not self.rated:
             return {}
         now = self._now(at)
-        rates = {group: rate for group, rate in now.rates.items() if group in now.groups or group == REST}
+        lr_factors = {group: rate for group, rate in now.lr_factors.items() if group in now.groups or group == REST}
         ramp = now.written.ramp or 0
         for group, thawed in at.thawed.items():
             made = at.updates.get(group, 0) - thawed
             if made < ramp:
-                rates[group] = rates.get(group, 1.0) * (made + 1) / (ramp + 1)
-        return rates
+                lr_factors[group] = lr_factors.get(group, 1.0) * (made + 1) / (ramp + 1)
+        return lr_factors
 
     def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
         now = self._now(at)
@@ -366,10 +366,10 @@ class _PhasesPlan(Plan):
         if now.written.updates is None or self.ran_out(at):
             return
         at.done[optimizer] = at.done.get(optimizer, 0) + 1
-        self.settle(at)
+        self.skip_finished(at)
 
-    def settle(self, at: Position) -> None:
-        if self._now(at).written.updates is not None and not self.ran_out(at) and not self.waits_for(at):
+    def skip_finished(self, at: Position) -> None:
+        if self._now(at).written.updates is not None and not self.ran_out(at) and not self.pending(at):
             self._next(at)
 
     def end_epoch(self, at: Position) -> None:
@@ -390,7 +390,7 @@ class _PhasesPlan(Plan):
                 self._end(at, f"it has had {at.epochs} epoch{'s' * (at.epochs > 1)}")
         at.heard.clear()
 
-    def hear(self, at: Position, metrics: Mapping[str, float]) -> bool:
+    def log_metrics(self, at: Position, metrics: Mapping[str, float]) -> bool:
         at.heard.update(metrics)
         phase = at.phase
         if at.unheard is not None:
@@ -469,22 +469,22 @@ class _PhasesPlan(Plan):
             leaf, visit, stage = self._row.leaf(number)
             yield leaf.groups(visit, stage, self._seed) | self._rest()
 
-    def steady_for(self, at: Position) -> int:
+    def stable_updates(self, at: Position) -> int:
         now = self._now(at)
         if any(at.updates.get(group, 0) - thawed <= (now.written.ramp or 0) for group, thawed in at.thawed.items()):
             return 0
         if now.written.updates is None or self.ran_out(at):
             return _LONG
-        return min(now.written.updates - at.done.get(lane, 0) for lane in self.waits_for(at)) - 1
+        return min(now.written.updates - at.done.get(lane, 0) for lane in self.pending(at)) - 1
 
-    def waits_for(self, at: Position) -> frozenset[int]:
+    def pending(self, at: Position) -> frozenset[int]:
         now = self._now(at)
         updates = now.written.updates
         if updates is None or self.ran_out(at):
             return frozenset()
         return frozenset(lane for lane in now.lanes if at.done.get(lane, 0) < updates)
 
-    def may_idle(self, optimizer: int) -> str | None:
+    def can_be_fully_frozen(self, optimizer: int) -> str | None:
         if self._rest_in(optimizer):
             return None
         for leaf in self._leaves:

@@ -19,7 +19,7 @@ class Step:
         batch: The window it falls in, counted from the beginning of the preview.
         optimizer: The optimizer that steps.
         trained: The groups it updates; none where all that it holds is frozen.
-        rates: Group to the factor on its learning rate, where that is not 1.
+        lr_factors: Group to the factor on its learning rate, where that is not 1.
         over: Whether the schedule has run out.
     """
 
@@ -27,7 +27,7 @@ class Step:
     batch: int
     optimizer: int
     trained: frozenset[str]
-    rates: Mapping[str, float] = field(default_factory=dict)
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
     over: bool = False
 
 
@@ -75,11 +75,11 @@ def preview(
         plan.begin_window(at, at.epoch if epoch is None else max(epoch, at.epoch))
         for optimizer in order:
             trained = plan.next_update(at, optimizer)
-            yield Step(at.epoch, batch, optimizer, trained, plan.rates(at), plan.ran_out(at))
+            yield Step(at.epoch, batch, optimizer, trained, plan.lr_factors(at), plan.ran_out(at))
             plan.update(at, optimizer, trained)
         in_epoch += 1
         if in_epoch >= (batches_per_epoch(at.epoch) if callable(batches_per_epoch) else batches_per_epoch):
-            plan.hear(at, logged.get(at.epoch, {}))
+            plan.log_metrics(at, logged.get(at.epoch, {}))
             plan.end_epoch(at)
             in_epoch = 0
 

@@ -225,11 +225,11 @@ class Plan(ABC):
         """The groups that the next step of one optimizer may train (``rest`` among them where it trains)."""
 
     @abstractmethod
-    def waits_for(self, at: Position) -> frozenset[int]:
+    def pending(self, at: Position) -> frozenset[int]:
         """The optimizers that must still make a step for the schedule to go on."""
 
     @abstractmethod
-    def may_idle(self, optimizer: int) -> str | None:
+    def can_be_fully_frozen(self, optimizer: int) -> str | None:
         """Why this optimizer can come to a step with nothing to train, or None if it never can."""
 
     @abstractmethod
@@ -248,7 +248,7 @@ class Plan(ABC):
             for optimizer in sorted(self.layout.indices):
                 self.update(at, optimizer, self.next_update(at, optimizer))
 
-    def steady_for(self, at: Position) -> int:
+    def stable_updates(self, at: Position) -> int:
         """How many updates can follow, of whichever groups, in which what trains stays as it is; never too many."""
         return 0
 
@@ -256,7 +256,7 @@ class Plan(ABC):
         """Whether the schedule has ended; its last set stays trainable."""
         return False
 
-    def rates(self, at: Position) -> dict[str, float]:
+    def lr_factors(self, at: Position) -> dict[str, float]:
         """Group to the factor on its learning rate at the next update, where that is not 1."""
         return {}
 
@@ -268,7 +268,7 @@ class Plan(ABC):
         """The metric that is to end the present phase."""
         return None
 
-    def hear(self, at: Position, metrics: Mapping[str, float]) -> bool:
+    def log_metrics(self, at: Position, metrics: Mapping[str, float]) -> bool:
         """Metrics were logged, during the epoch or right after its end.
 
         Returns:
@@ -276,7 +276,7 @@ class Plan(ABC):
         """
         return False
 
-    def settle(self, at: Position) -> None:  # noqa: B027 - only phases have a cursor that can lie past an end
+    def skip_finished(self, at: Position) -> None:  # noqa: B027 - only phases have a cursor that can lie past an end
         """Move a position that was made under another schedule on to where something is left to do."""
 
     def _rest(self) -> frozenset[str]:

@@ -30,6 +30,7 @@ _PERIOD = re.compile(r"k|(?!.*(warm|total|max)).*(freq|every|interval|period|gap
 _KEPT = 64
 _STILL = "it moved nothing"
 _NONE = "whose gradient is None"
+_RENAMED = {"holds_left_out": "holds_excluded", "clocks": "step_counters", "reads_early": "reads_before_closure"}
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class OptimizerTraits:
         name: The optimizer's class.
         skips_none: Whether a parameter whose gradient is None keeps its value and its state, bit for bit, while others are
             updated, and trains on afterwards.
-        holds_left_out: The same of a parameter that is left out of the param groups for the step.
+        holds_excluded: The same of a parameter that is left out of the param groups for the step.
         all_none_ok: Whether a step survives in which nothing has a gradient, held in the way that holds.
         late_first_step_ok: Whether a parameter that was frozen from the very first step is held, and trains later.
-        clocks: Entries of param groups that run on while a parameter of theirs is frozen, such as ``step``.
+        step_counters: Entries of param groups that run on while a parameter of theirs is frozen, such as ``step``.
         steps_in_backward: Whether it updates parameters within backward, before any hook of a step.
         closure_reentrant: Whether one step calls its closure more than once.
-        reads_early: Whether it reads gradients before it calls its closure (as SAM does), so that those of what is frozen are
+        reads_before_closure: Whether it reads gradients before it calls its closure (as SAM does), so that those of what is frozen are
             emptied before the step, too.
         extra_state: Attributes, outside of its state and its param groups, that change from step to step.
         why: Where nothing could be learnt: the reason.
@@ -61,16 +62,23 @@ class OptimizerTraits:
 
     name: str
     skips_none: bool | None = None
-    holds_left_out: bool | None = None
+    holds_excluded: bool | None = None
     all_none_ok: bool | None = None
     late_first_step_ok: bool | None = None
-    clocks: tuple[str, ...] = ()
+    step_counters: tuple[str, ...] = ()
     steps_in_backward: bool | None = None
     closure_reentrant: bool = False
-    reads_early: bool = False
+    reads_before_closure: bool = False
     extra_state: tuple[str, ...] = ()
     why: str = ""
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        """Fields by their former names."""
+        if name not in _RENAMED:
+            raise AttributeError(f"'OptimizerTraits' object has no attribute {name!r}")
+        warnings.warn(f"OptimizerTraits.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        return getattr(self, _RENAMED[name])
 
 
 def probe_optimizer(optimizer: Optimizer, closure: bool | None = None) -> OptimizerTraits:
@@ -147,7 +155,7 @@ def _probed(optimizer: Optimizer, closure: bool | None) -> OptimizerTraits:
     for how in ways(optimizer, closure, said):
         probe = _Probe(optimizer, how)
         learnt = probe.traits(traits)
-        if learnt.steps_in_backward or learnt.skips_none or learnt.holds_left_out:
+        if learnt.steps_in_backward or learnt.skips_none or learnt.holds_excluded:
             return learnt
         failed = learnt.why or probe.fails_anyway()
         if not failed:
@@ -185,13 +193,13 @@ class _Probe:
             why = f"{_STILL} in {WARMEST + 1} steps, so nothing is known of what it would move"
             return replace(traits, closure_reentrant=trial.reentrant, why=why)
         if not trial.heard:
-            reasons = dict.fromkeys(("skips_none", "holds_left_out"), "its step does not run torch's step hooks")
-            return replace(traits, skips_none=False, holds_left_out=False, reasons=reasons)
+            reasons = dict.fromkeys(("skips_none", "holds_excluded"), "its step does not run torch's step hooks")
+            return replace(traits, skips_none=False, holds_excluded=False, reasons=reasons)
         return self._of_freezing(replace(traits, closure_reentrant=trial.reentrant))
 
     def _of_freezing(self, traits: OptimizerTraits) -> OptimizerTraits:
         none = self._holds_none()
-        left = self._holds("holds_left_out", True, self._fewer if none else self._steps)  # where it will not be needed
+        left = self._holds("holds_excluded", True, self._fewer if none else self._steps)  # where it will not be needed
         out = not none and left
         idles = self._survives_idle(out)
         if none and self._moved_idle:  # so it was not the frozen ones that the others' steps left alone
@@ -203,11 +211,11 @@ class _Probe:
         return replace(
             traits,
             skips_none=none,
-            holds_left_out=left,
+            holds_excluded=left,
             all_none_ok=idles,
             late_first_step_ok=not late if none or left else None,
-            clocks=tuple(sorted(self._clocks)),
-            reads_early=self._how.early,
+            step_counters=tuple(sorted(self._clocks)),
+            reads_before_closure=self._how.early,
             extra_state=tuple(sorted(self._extra)),
             reasons=self._reasons | late,
         )
@@ -224,11 +232,11 @@ class _Probe:
         self._how = late
         return False
 
-    def _holds(self, trait: str, leaves_out: bool, steps: int) -> bool:
+    def _holds(self, trait: str, excludes: bool, steps: int) -> bool:
         """Whether what is frozen stands still: after some updates, a whole param group of it, and from the first step on."""
-        what = "left out of the param groups" if leaves_out else _NONE
+        what = "left out of the param groups" if excludes else _NONE
         try:
-            failed = self._fails_later(what, leaves_out, steps) or self._fails_from_the_first(what, leaves_out)
+            failed = self._fails_later(what, excludes, steps) or self._fails_from_the_first(what, excludes)
         except Exception as error:  # third-party code of any kind
             failed = f"a step with a parameter {what} raised {named(error)}"
         if failed:
@@ -236,33 +244,33 @@ class _Probe:
         self._reasons.pop(trait, None)  # of a first try
         return True
 
-    def _fails_later(self, what: str, leaves_out: bool, steps: int) -> str:
+    def _fails_later(self, what: str, excludes: bool, steps: int) -> str:
         """What goes wrong where something is frozen after some updates."""
-        trial = Trial(self._optimizer, self._how, leaves_out)
+        trial = Trial(self._optimizer, self._how, excludes)
         trial.run(ALL, _WARM)
         for frozen in ([FROZEN], [FROZEN, FIRST]):
             if frozen[-1] in trial.members:
-                clocks, attributes = trial.clocks(), trial.attributes()
+                step_counters, attributes = trial.step_counters(), trial.attributes()
                 moved = _moved(trial, frozen, steps)
-                self._others.setdefault(leaves_out, trial.values(MOVING))
+                self._others.setdefault(excludes, trial.values(MOVING))
                 if moved:
                     return f"{moved} of a parameter {what} moved"
-                self._clocks.update(*map(changed, clocks, trial.clocks()))
+                self._clocks.update(*map(changed, step_counters, trial.step_counters()))
                 self._extra.update(changed(attributes, trial.attributes()))
-        if leaves_out and not same(self._others[True], self._where_others_come_to(steps)):
+        if excludes and not same(self._others[True], self._where_others_come_to(steps)):
             return f"others trained otherwise than they do beside a parameter {_NONE}"
         if not trial.moves(FROZEN) and self._moves_after(trial.count):
             return f"a parameter {what} did not train again"
         return ""
 
-    def _fails_from_the_first(self, what: str, leaves_out: bool) -> str:
+    def _fails_from_the_first(self, what: str, excludes: bool) -> str:
         """What goes wrong where something is frozen from the first step on; and whether it trains later."""
-        late = [Trial(self._optimizer, self._how, leaves_out) for _ in self._late_steps]
+        late = [Trial(self._optimizer, self._how, excludes) for _ in self._late_steps]
         for trial, steps in zip(late, self._late_steps, strict=True):
             if moved := _moved(trial, [FROZEN], steps):
                 return f"{moved} of a parameter {what} from the first step on moved"
         if why := next(filter(None, map(self._why_not_late, late)), ""):
-            self._not_late[leaves_out] = why
+            self._not_late[excludes] = why
         return ""
 
     def _why_not_late(self, trial: Trial) -> str:
@@ -302,9 +310,9 @@ class _Probe:
         control.run(ALL, steps)
         return control.moves(FROZEN)
 
-    def _survives_idle(self, leaves_out: bool) -> bool:
+    def _survives_idle(self, excludes: bool) -> bool:
         try:
-            trial = Trial(self._optimizer, self._how, leaves_out)
+            trial = Trial(self._optimizer, self._how, excludes)
             trial.run(ALL, _WARM)
             self._moved_idle = _moved(trial, sorted(ALL), _WARM)
             if self._moved_idle:

@@ -14,7 +14,7 @@ from lightning_freeze.probe.proxies import Plan, StandIns
 from lightning_freeze.probe.trial import ALL, MOVING, How, Trial
 
 
-def begins_anew(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
+def supports_state_reset(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
     """Why an optimizer cannot begin anew for a parameter whose state was dropped, or None where it can, or cannot be asked.
 
     Its first update after that must be the one that a new optimizer makes: one whose clock is the param group's (as some

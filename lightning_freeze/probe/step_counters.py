@@ -27,7 +27,7 @@ def first_update(
     length: int,
     *,
     closure: bool | None = None,
-    leaves_out: bool = False,
+    excludes: bool = False,
     early: bool = False,
 ) -> float | None:
     """How much larger the first update after a frozen interval is than the same update without the interval.
@@ -40,7 +40,7 @@ def first_update(
         before: Updates of the frozen parameter before the interval; 0 where it is frozen from the first step on.
         length: Updates of others in the interval.
         closure: Whether steps are handed a closure.
-        leaves_out: Whether what is frozen is left out of its param groups.
+        excludes: Whether what is frozen is left out of its param groups.
         early: Whether its gradients are emptied before the step, too.
 
     Returns:
@@ -59,7 +59,7 @@ def first_update(
         if how is None:
             return None
         try:
-            ran, waited = (Trial(optimizer, replace(how, early=early), leaves_out) for _ in range(2))
+            ran, waited = (Trial(optimizer, replace(how, early=early), excludes) for _ in range(2))
             for trial in (ran, waited):
                 torch.default_generator.manual_seed(0)
                 trial.run(ALL, min(before, _MOST_BEFORE))
@@ -75,7 +75,7 @@ def first_update(
 def _wait(trial: Trial, length: int) -> None:
     """Let others train for so long; past what is run, whole numbers that rise evenly are moved on."""
     trial.run(ALL - {FROZEN}, min(length, _MOST_FROZEN) - 1)
-    before = trial.clocks()
+    before = trial.step_counters()
     trial.run(ALL - {FROZEN})
     rest = length - _MOST_FROZEN
     if rest <= 0:

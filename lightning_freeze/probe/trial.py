@@ -133,10 +133,10 @@ class Trial:
     Args:
         optimizer: The optimizer that it is a twin of.
         how: How it is built and stepped.
-        leaves_out: Whether what is frozen is left out of its param groups.
+        excludes: Whether what is frozen is left out of its param groups.
     """
 
-    def __init__(self, optimizer: Optimizer, how: How, leaves_out: bool = False) -> None:
+    def __init__(self, optimizer: Optimizer, how: How, excludes: bool = False) -> None:
         self.twin = how.build(optimizer, how.plan.make())
         self.optimizer = self.twin.optimizer
         _seed(self.twin)
@@ -148,7 +148,7 @@ class Trial:
             for number, p in enumerate(self._held(*self.members))
         }
         _raise_rates(self.optimizer)
-        self._step = Step(0, self.optimizer, self.members, excludes=leaves_out, reads_early=how.early)
+        self._step = Step(0, self.optimizer, self.members, excludes=excludes, reads_before_closure=how.early)
         StepHooks([self._step], Holds([SetGradsToNone(), ExcludeParams()]), ran=self._hear).attach()
 
     def _held(self, *groups: str) -> list[torch.nn.Parameter]:
@@ -224,7 +224,7 @@ class Trial:
         for p, first in zip(self.twin.stand_ins.likes, self._how.plan.make().likes, strict=True):
             p.copy_(first)
 
-    def clocks(self) -> list[Any]:
+    def step_counters(self) -> list[Any]:
         """The entries of the param groups now."""
         return [snapshot(options(group)) for group in self.optimizer.param_groups]
 

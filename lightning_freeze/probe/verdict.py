@@ -13,7 +13,12 @@ Way = Literal["none", "left out", "unknown"]
 
 
 def way_of(
-    traits: OptimizerTraits, index: int, *, late: Sequence[str] = (), idle: str | None = None, audited: bool = True
+    traits: OptimizerTraits,
+    index: int,
+    *,
+    late: Sequence[str] = (),
+    fully_frozen: str | None = None,
+    audited: bool = True,
 ) -> Way:
     """How an optimizer holds what a schedule freezes.
 
@@ -21,14 +26,14 @@ def way_of(
         traits: What the probe has learnt of it.
         index: Its place among the run's optimizers.
         late: Groups of it that are frozen at its first step and train later.
-        idle: Why it can come to a step with nothing to train; None if it never can.
+        fully_frozen: Why it can come to a step with nothing to train; None if it never can.
         audited: Whether frozen weights are fingerprinted, so that a leak would be found.
 
     Raises:
         UnsupportedError: It cannot hold them, or would fail in the middle of training.
 
     Example:
-        >>> way_of(OptimizerTraits("Muon", skips_none=False, holds_left_out=True), 0)
+        >>> way_of(OptimizerTraits("Muon", skips_none=False, holds_excluded=True), 0)
         'left out'
     """
     name, reasons = f"optimizer {index} ({traits.name})", traits.reasons
@@ -44,10 +49,10 @@ def way_of(
             f"{name} could not be probed ({traits.why}), so whether it holds a frozen parameter still is not known, and "
             "`audit: false` would not tell. Set `audit: true`: the run then stops at the epoch's end if something moves."
         )
-    if not traits.skips_none and not traits.holds_left_out:
+    if not traits.skips_none and not traits.holds_excluded:
         raise UnsupportedError(
             f"{name} cannot hold a frozen parameter still. Run on small parameters of its own, {reasons['skips_none']}; and "
-            f"{reasons['holds_left_out']}. Use another optimizer for the groups that freeze (AdamW, SGD), or give this one "
+            f"{reasons['holds_excluded']}. Use another optimizer for the groups that freeze (AdamW, SGD), or give this one "
             "only parameters of `rest` with `rest: train`."
         )
     if late and traits.late_first_step_ok is False:
@@ -57,9 +62,9 @@ def way_of(
             "every group train in the first update, such as by a first phase `{train: [all], updates: 1}`; or use another "
             "optimizer for them (AdamW; of a fused one, the same with `fused=False`)."
         )
-    if idle is not None and traits.all_none_ok is False:
+    if fully_frozen is not None and traits.all_none_ok is False:
         raise UnsupportedError(
-            f"{name} cannot make a step in which nothing trains, and {idle}. Run on small parameters of its own, "
+            f"{name} cannot make a step in which nothing trains, and {fully_frozen}. Run on small parameters of its own, "
             f"{reasons['all_none_ok']}. Use a schedule in which one of its groups always trains, or another optimizer (AdamW, "
             "SGD)."
         )

@@ -72,7 +72,7 @@ def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 
     table.add_column("trains", no_wrap=True)
     for name in (*columns, "elements", "of all", "gradients", "optimizer state"):
         table.add_column(name, justify="right", no_wrap=True)
-    rated = any(step.rates for step in steps)
+    rated = any(step.lr_factors for step in steps)
     if rated:
         table.add_column("rates", no_wrap=True)
     for runs in rows[:_MOST_PHASES]:
@@ -86,7 +86,7 @@ def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 
             share(elements, total, digits=1),
             human_bytes(timeline.gradient[begin]),
             human_bytes(timeline.state[end]),
-            *([escape(_rates(steps[end].rates, trained))] * rated),
+            *([escape(_lr_factors(steps[end].lr_factors, trained))] * rated),
         )
     if len(rows) > _MOST_PHASES:
         table.caption = f"and {counted(len(rows) - _MOST_PHASES, 'set')} more"
@@ -105,13 +105,13 @@ def _rows(steps: Sequence[Step]) -> tuple[list[list[range]], bool]:
     return list(sets.values()), True
 
 
-def _rates(rates: Mapping[str, float], trained: frozenset[str]) -> str:
+def _lr_factors(lr_factors: Mapping[str, float], trained: frozenset[str]) -> str:
     """The factors on learning rates, those of a family in one word."""
-    changed = {group.partition("/")[0] for group in rates}
+    changed = {group.partition("/")[0] for group in lr_factors}
     families: dict[str, list[float]] = {}
     for group in sorted(trained):
         if (family := group.partition("/")[0]) in changed:
-            families.setdefault(family, []).append(rates.get(group, 1.0))
+            families.setdefault(family, []).append(lr_factors.get(group, 1.0))
     return ", ".join(
         f"{family} ×{min(found):.3g}" + (f"–{max(found):.3g}" if min(found) != max(found) else "")
         for family, found in families.items()

@@ -64,7 +64,7 @@ Rows = Sequence[tuple[str, Sequence[Fate]]]
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
-def print_founding(
+def print_comparison(
     console: Console, title: str, ways: Sequence[str], rows: Rows, said: Sequence[Sequence[str]]
 ) -> None:
     """Print what optimizers do to a frozen weight, and what there is to say of each.
@@ -131,7 +131,7 @@ def _clipped(text: str, most: int) -> str:
 # --- the picture ----------------------------------------------------------------------------------------------------
 
 
-def draw_founding(path: Path, ways: Sequence[str], rows: Rows, *, title: str = "") -> None:
+def draw_comparison(path: Path, ways: Sequence[str], rows: Rows, *, title: str = "") -> None:
     """Draw what optimizers do to a frozen weight: optimizers down, ways of freezing across, a colour and a word in each.
 
     Args:

@@ -49,7 +49,7 @@ class _Audited(Auditor):
         self._writes = True
         self._inputs: InputWatch | None = None
 
-    def only_look(self) -> None:
+    def dry_run(self) -> None:
         """Leave no file behind, and let the inputs be: this fit is only looked at."""
         self._writes = self._audits_inputs = False
 
@@ -106,7 +106,7 @@ class _Audited(Auditor):
         self._tell_inputs(trainer, self._engine)
         self._checked = self._made(trainer, pl_module)
         self._engine.end_epoch()
-        if self.asked_by == "switch":
+        if self.created_by == "switch":
             return self._judge(trainer)
         counts = next(record for record in reversed(self._records) if record["type"] == "counts")
         self._log(trainer, pl_module, counts)
@@ -121,7 +121,7 @@ class _Audited(Auditor):
             self._engine.log.add(stale)
             rank_zero_warn(f"freeze: {summary(stale)}. See .findings")
         self._engine.finish()
-        if self.asked_by != "switch":
+        if self.created_by != "switch":
             self._print_table()
         self._judge(trainer)
 
@@ -155,7 +155,7 @@ class _Audited(Auditor):
         self._records = []
         self._judged = self._checked = 0
         directory = log_directory(trainer)  # on every rank: it may be broadcast
-        here = trainer.is_global_zero and not trainer.fast_dev_run and self.asked_by != "switch"  # type: ignore[attr-defined]
+        here = trainer.is_global_zero and not trainer.fast_dev_run and self.created_by != "switch"  # type: ignore[attr-defined]
         self._recorder = Recorder(directory / FILE_NAME) if here and self._writes else None
 
     def _record(self, record: Record) -> None:

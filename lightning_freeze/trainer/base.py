@@ -27,7 +27,7 @@ class Auditor(Callback):
         on_finding: Whether what it looks for stops a run.
     """
 
-    asked_by: AskedBy = "user"
+    created_by: AskedBy = "user"
     """Who asked for it: the user, ``lightning-freeze inputs``, or ``LIGHTNING_FREEZE_AUDIT``."""
 
     def __init__(self, on_finding: OnFinding) -> None:
@@ -39,7 +39,7 @@ class Auditor(Callback):
     def for_the(cls: type[_Made], who: AskedBy, **options: Any) -> _Made:
         """One that the user did not write, and that stands back where the Trainer has the user's own."""
         made = cls(**options)
-        made.asked_by = who
+        made.created_by = who
         return made
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Auditor(Callback):
         """Stop a run for errors, after saving a fit. All ranks call it together, each with the errors of all."""
         if not errors:
             return
-        switched = self.asked_by == "switch"
+        switched = self.created_by == "switch"
         keeps = bool(trainer.checkpoint_callbacks) or not switched
         saved = save_before_stopping(trainer, f"{what}-violation") if keeps and trainer.state.fn == "fit" else None
         raise FreezeViolation(

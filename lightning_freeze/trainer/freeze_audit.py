@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from lightning_freeze.audit.requires_grad import RequiresGradWatch
-from lightning_freeze.holds.run_context import Circumstances
+from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.trainer.audited import _Audited
 from lightning_freeze.trainer.base import OnFinding
 from lightning_freeze.trainer.seam import (
     LightningModule,
     Trainer,
-    averages,
+    local_sgd,
     suspects,
 )
 
@@ -46,19 +46,19 @@ class FreezeAudit(_Audited):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The model and its optimizers are there: watch them."""
-        if self.asked_by == "switch" and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
+        if self.created_by == "switch" and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
             self._engine = self._watch = None
             return
         self._begin_report(trainer, pl_module)
         self._watch = self._engine = RequiresGradWatch(pl_module, suspects=suspects(trainer), record=self._record)
-        around = Circumstances(
+        run = RunContext(
             pl_module,
             trainer.strategy.model or pl_module,
             trainer.world_size,
             device=trainer.strategy.root_device,
-            averages=averages(trainer),
+            local_sgd=local_sgd(trainer),
         )
-        self._watch.attach(*trainer.optimizers, around=around)
+        self._watch.attach(*trainer.optimizers, run=run)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is restored: remember what is to move."""

@@ -97,19 +97,19 @@ class InputAudit(Auditor):
         self._close()
         self._watch = None
         audits = [c for c in trainer.callbacks if isinstance(c, InputAudit)]  # type: ignore[attr-defined]
-        first = max(audits, key=lambda audit: _RANKS.index(audit.asked_by))
+        first = max(audits, key=lambda audit: _RANKS.index(audit.created_by))
         if self is not first:
-            if self.asked_by == "user":
+            if self.created_by == "user":
                 raise ScheduleError(
                     "the Trainer has two InputAudit callbacks, which would watch the same calls. Keep one."
                 )
             return
-        self._silent = any(audit.asked_by == "command" for audit in audits)
+        self._silent = any(audit.created_by == "command" for audit in audits)
         self._findings, self._verdicts = [], {}
         self._watch = InputWatch(pl_module, self._every_n_epochs, self._batches, **self._options)
         directory = log_directory(trainer)  # on every rank: it may be broadcast
         writes = stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._recorder = Recorder(directory / FILE_NAME) if writes and self.asked_by != "switch" else None
+        self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None
 
     def _begin(self, trainer: Trainer, batch: int) -> None:
         if self._watch is not None and not trainer.sanity_checking:

@@ -14,7 +14,7 @@ from lightning_freeze.checkpoint import OnScheduleChange
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.errors import ScheduleError, one_of, whole_number
 from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
-from lightning_freeze.holds.run_context import Circumstances, compiled
+from lightning_freeze.holds.run_context import RunContext, compiled
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, SkipBackward
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phase import Phase
@@ -30,10 +30,11 @@ from lightning_freeze.trainer.seam import (
     LateLoading,
     LightningModule,
     Trainer,
-    averages,
+    batch_sizes_vary,
     clips_by_hand,
     has_scaler,
     loads_later,
+    local_sgd,
     may_clip,
     rank_zero_warn,
     refuse_strategy,
@@ -42,7 +43,6 @@ from lightning_freeze.trainer.seam import (
     say,
     suspects,
     toggles_by_hand,
-    uneven_batches,
     windows_per_epoch,
 )
 
@@ -200,15 +200,15 @@ class FreezeScheduler(_Audited):
         self._controller.attach(
             *trainer.optimizers,
             scaler=has_scaler(trainer),
-            around=Circumstances(
+            run=RunContext(
                 pl_module,
                 trainer.strategy.model or pl_module,
                 trainer.world_size,
-                by_hand=not pl_module.automatic_optimization,
+                manual_optimization=not pl_module.automatic_optimization,
                 toggles=toggles_by_hand(pl_module),
                 strategy=type(trainer.strategy).__name__,
                 device=trainer.strategy.root_device,
-                averages=averages(trainer),
+                local_sgd=local_sgd(trainer),
             ),
             waits=loads_later(trainer),
             closures=True,
@@ -237,7 +237,7 @@ class FreezeScheduler(_Audited):
         self._controller.begin(
             trainer.current_epoch,
             self._resume,
-            uneven=bool(compiled(pl_module)) and uneven_batches(trainer),
+            variable_batch_size=bool(compiled(pl_module)) and batch_sizes_vary(trainer),
             windows_per_epoch=windows_per_epoch(trainer, pl_module),
         )
         # What a checkpoint's own comparison found, and no epoch's end has judged yet.

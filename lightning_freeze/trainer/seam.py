@@ -62,7 +62,7 @@ def suspects(trainer: Trainer) -> list[str]:
     return [name for name in names if any(word in name.lower() for word in ("averag", "ema", "swa"))]
 
 
-def averages(trainer: Trainer) -> bool:
+def local_sgd(trainer: Trainer) -> bool:
     """Whether the strategy lets ranks go apart between averages of their weights, as post-local SGD does."""
     return getattr(trainer.strategy, "_model_averager", None) is not None
 
@@ -75,7 +75,7 @@ def windows_per_epoch(trainer: Trainer, module: LightningModule) -> int | None:
     return math.ceil(batches / (trainer.accumulate_grad_batches if module.automatic_optimization else 1))
 
 
-def uneven_batches(trainer: Trainer) -> bool:
+def batch_sizes_vary(trainer: Trainer) -> bool:
     """Whether the training batches of an epoch may differ in size, as far as their loaders show."""
     loaders: Any = trainer.train_dataloader
     for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:

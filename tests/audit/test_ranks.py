@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_freeze.audit.ranks import Ranks, place_apart
+from lightning_freeze.audit.ranks import Ranks, place_mismatch
 from lightning_freeze.report.findings import Finding
 
 
@@ -110,7 +110,7 @@ def test_ranks_at_different_places_are_named_with_what_they_have() -> None:
     got, _ = on_all(4, lambda ranks, rank: ranks.disagreement(place(rank)))
     assert got == [got[0]] * 4
     assert got[0] == "  best: rank 0 has 0.5, rank 2 has null\n  updates.b: rank 0 has 1, rank 2 has 2"
-    text = place_apart(got[0], 3, 17).message
+    text = place_mismatch(got[0], 3, 17).message
     assert "at the end of epoch 3" in text
     assert got[0] in text
 

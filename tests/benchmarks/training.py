@@ -49,13 +49,13 @@ class Contest:
         self.before = weights(task(make(shape)))
         self.top = below(self.before, names_of_top(shape))
         with quiet():
-            self.by_hand = self._train_plainly(top_only=True)[1]
+            self.manual_optimization = self._train_plainly(top_only=True)[1]
 
     def checked(self, who: str, steps: list[Step], after: dict[str, Tensor], top_only: bool = True) -> list[Step]:
         """The steps, once it is known that the right thing was trained."""
         check_moved(who, self.before, after, self.top if top_only else set(self.before))
         if top_only:
-            check_same(who, self.before, after, self.by_hand, exact=self.device == "cpu")
+            check_same(who, self.before, after, self.manual_optimization, exact=self.device == "cpu")
         return steps
 
     def plain(self) -> list[Step]:
@@ -131,12 +131,12 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
             PEERS[1]: contest.finetuning_scheduler,
         }
         turns = in_turns(contestants, rounds, peers=PEERS)
-    ours, by_hand = f"step, {frozen}", "by hand: requires_grad=False in a bare Trainer"
+    ours, manual_optimization = f"step, {frozen}", "by hand: requires_grad=False in a bare Trainer"
     return [
-        turns.row(ours, by_hand, ("ours", "hand"), 1.03),
+        turns.row(ours, manual_optimization, ("ours", "hand"), 1.03),
         turns.row(ours, "all trainable in a bare Trainer", ("ours", "all"), 0.55),
         turns.row(f"{ours} by hand", "all trainable in a bare Trainer", ("hand", "all")),
         turns.row(ours, "by hand in plain PyTorch, no Trainer", ("ours", "plain")),
         turns.row(f"{ours} by hand in a bare Trainer", "by hand in plain PyTorch, no Trainer", ("hand", "plain")),
-        *(turns.row(f"{ours} by {peer}", by_hand, (peer, "hand")) for peer in PEERS),
+        *(turns.row(f"{ours} by {peer}", manual_optimization, (peer, "hand")) for peer in PEERS),
     ]

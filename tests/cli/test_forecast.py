@@ -302,7 +302,7 @@ def test_a_plan_without_end_is_cut_and_says_so(tmp_path: Path, monkeypatch: pyte
 def test_a_plan_knows_the_rates_of_each_step(tmp_path: Path) -> None:
     row = [Phase(["layer1"], updates=1), Phase(["layer1", "layer2"], lr={"layer1": 0.5}, ramp=1)]
     found = foresee(tmp_path, scheduler=FreezeScheduler(Phases(row)), loader=batches(4))
-    assert [step.rates for step in found.steps] == [
+    assert [step.lr_factors for step in found.steps] == [
         {},
         {"layer1": 0.5, "layer2": 0.5},
         {"layer1": 0.5},

@@ -100,7 +100,7 @@ def test_json_on_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["cells"]["None"] == {"outcome": "held", "share": 0.0, "state": [], "says": ""}
     assert row["cells"]["stale gradient"]["share"] > 0.5
     assert row["traits"]["skips_none"] is True
-    assert row["traits"]["clocks"] == []
+    assert row["traits"]["step_counters"] == []
 
 
 def test_numbers_and_picture_go_into_files(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,8 @@ from torch import nn
 
 from lightning_freeze import UnsupportedError
 from lightning_freeze.holds.backward import SkipBackward
-from lightning_freeze.holds.run_context import Circumstances, compiled
-from lightning_freeze.holds.skip_decision import Choice, choose
+from lightning_freeze.holds.run_context import RunContext, compiled
+from lightning_freeze.holds.skip_decision import Decision, choose
 
 
 class Blocks(nn.Module):
@@ -48,19 +48,19 @@ def ddp(**options: Any) -> Any:
 
 
 MODEL = Blocks(2)
-ALONE = Circumstances(MODEL, MODEL)
+ALONE = RunContext(MODEL, MODEL)
 HOOKED = Blocks(1)
 next(HOOKED.parameters()).register_post_accumulate_grad_hook(lambda parameter: None)
 SETS = [frozenset({"a"}), frozenset({"b"})]
 
 
-def chosen(asked: Any, around: Circumstances) -> Choice:
-    return choose(asked, around, SETS, {})
+def chosen(asked: Any, run: RunContext) -> Decision:
+    return choose(asked, run, SETS, {})
 
 
 def test_one_process_skips() -> None:
-    assert chosen("auto", ALONE) == chosen(True, ALONE) == Choice(True, "there is only one process")
-    assert chosen(False, ALONE) == Choice(False, "as asked by `skip_backward: false`")
+    assert chosen("auto", ALONE) == chosen(True, ALONE) == Decision(True, "there is only one process")
+    assert chosen(False, ALONE) == Decision(False, "as asked by `skip_backward: false`")
 
 
 def test_plain_ddp_is_told_and_one_that_looks_for_unused_parameters_is_not() -> None:
@@ -70,50 +70,53 @@ def test_plain_ddp_is_told_and_one_that_looks_for_unused_parameters_is_not() -> 
     assert found.reducer is plain
     assert found.why == "DDP is told gradients of zero for what is frozen"
     found = chosen("auto", replace(ALONE, wrapper=looking, world=2))
-    assert found == Choice(True, "DDP looks for unused parameters itself")
+    assert found == Decision(True, "DDP looks for unused parameters itself")
 
 
 def test_fsdp2_skips() -> None:
     sharded = Blocks(1)
     sharded.register_parameter("shard", Sharded(torch.zeros(1)))
-    found = chosen("auto", Circumstances(sharded, sharded, world=2, strategy="ModelParallelStrategy"))
-    assert found == Choice(True, "the parameters are sharded, and each process derives by its own")
+    found = chosen("auto", RunContext(sharded, sharded, world=2, strategy="ModelParallelStrategy"))
+    assert found == Decision(True, "the parameters are sharded, and each process derives by its own")
 
 
 @pytest.mark.parametrize(
-    ("around", "why"),
+    ("run", "why"),
     [
         (
             replace(ALONE, wrapper=ddp(static_graph=True), world=2),
             "DDP with static_graph=True .*without static_graph",
         ),
         (
-            replace(ALONE, wrapper=ddp(), world=2, by_hand=True),
+            replace(ALONE, wrapper=ddp(), world=2, manual_optimization=True),
             "plain DDP waits in every backward .*ddp_find_unused_parameters_true",
         ),
         (replace(ALONE, wrapper=nn.Sequential(FullyShardedDataParallel())), "FSDP1 keeps several .*FSDP2"),
         (replace(ALONE, world=2, strategy="XLAStrategy"), "XLAStrategy shares the run among 2 processes, .*'ddp'"),
         (
-            replace(ALONE, by_hand=True, toggles="GAN.step"),
+            replace(ALONE, manual_optimization=True, toggles="GAN.step"),
             "the code of GAN.step calls `toggle_optimizer`.*done for you",
         ),
-        (Circumstances(HOOKED, ddp(), world=2), "a parameter has a hook of its own.*ddp_find_unused_parameters_true"),
-        (replace(ALONE, idle="optimizer 1 can come to that: it waits"), "GradScaler, .*optimizer 1 .*bf16-mixed"),
+        (RunContext(HOOKED, ddp(), world=2), "a parameter has a hook of its own.*ddp_find_unused_parameters_true"),
+        (
+            replace(ALONE, fully_frozen="optimizer 1 can come to that: it waits"),
+            "GradScaler, .*optimizer 1 .*bf16-mixed",
+        ),
     ],
 )
-def test_where_it_is_unsafe_auto_says_why_and_true_is_refused(around: Circumstances, why: str) -> None:
-    found = chosen("auto", around)
+def test_where_it_is_unsafe_auto_says_why_and_true_is_refused(run: RunContext, why: str) -> None:
+    found = chosen("auto", run)
     assert not found.skips
     assert re.search(why, found.why)
     with pytest.raises(UnsupportedError, match=rf"`skip_backward` is true, which is not safe here: .*{why}"):
-        chosen(True, around)
+        chosen(True, run)
 
 
 def test_steps_by_hand_are_skipped_only_where_asked() -> None:
-    by_hand = replace(ALONE, by_hand=True)
-    assert not chosen("auto", by_hand).skips
-    assert "`skip_backward: true` skips all the same" in chosen("auto", by_hand).why
-    assert chosen(True, by_hand).skips
+    manual_optimization = replace(ALONE, manual_optimization=True)
+    assert not chosen("auto", manual_optimization).skips
+    assert "`skip_backward: true` skips all the same" in chosen("auto", manual_optimization).why
+    assert chosen(True, manual_optimization).skips
 
 
 def one_by_one(groups: list[str]) -> Iterator[frozenset[str]]:
@@ -127,7 +130,7 @@ def test_a_compiled_model_skips_while_its_graphs_fit(count: int, skips: bool) ->
     model = Blocks(count)
     model.compile(backend="eager")
     groups = {id(p): str(n) for n, block in enumerate(model.blocks) for p in block.parameters()}
-    found = choose("auto", Circumstances(model, model), one_by_one([str(n) for n in range(count)]), groups)
+    found = choose("auto", RunContext(model, model), one_by_one([str(n) for n in range(count)]), groups)
     assert found.skips == skips
     if not skips:
         assert "the model is compiled" in found.why
@@ -140,7 +143,7 @@ def test_blocks_compiled_one_by_one_share_their_graphs() -> None:
         block.compile(backend="eager")
     assert list(compiled(model)) == [f"blocks.{n}" for n in range(20)]
     groups = {id(p): str(n) for n, block in enumerate(model.blocks) for p in block.parameters()}
-    assert choose(True, Circumstances(model, model), one_by_one([str(n) for n in range(20)]), groups).skips
+    assert choose(True, RunContext(model, model), one_by_one([str(n) for n in range(20)]), groups).skips
 
 
 def test_what_is_compiled_within_what_is_compiled_counts_once() -> None:

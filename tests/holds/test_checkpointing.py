@@ -216,11 +216,11 @@ def test_what_somebody_else_removed_is_put_back_with_the_next() -> None:
 
 def test_of_two_runs_only_one_that_holds_something_speaks() -> None:
     said: list[str] = []
-    holds, idle = ReentrantInputs(lambda: True, said.append), ReentrantInputs(lambda: False, said.append)
-    for each in (holds, idle):
+    holds, fully_frozen = ReentrantInputs(lambda: True, said.append), ReentrantInputs(lambda: False, said.append)
+    for each in (holds, fully_frozen):
         each.attach()
     assert trains_above_a_frozen_bottom()
-    for each in (holds, idle):
+    for each in (holds, fully_frozen):
         each.detach()
     assert len(said) == 1
 

@@ -38,7 +38,7 @@ def test_offloaded_state_is_a_copy_elsewhere_and_the_same_when_it_is_back() -> N
     assert not state.away(other)
     assert all(optimizer.state[weight][key] is not held[key] for key in held)
     state.thaw([(optimizer, other), (optimizer, weight)])
-    state.ready()
+    state.wait_for_prefetch()
     assert not state.away(weight)
     assert same(dict(optimizer.state[weight]), before)
 
@@ -83,9 +83,9 @@ def test_a_state_dict_holds_everything_and_what_is_loaded_is_frozen_anew() -> No
     saved = optimizer.state_dict()
     state.freeze([(optimizer, weight)])
     assert same(optimizer.state_dict()["state"], saved["state"])
-    assert not state.stale
+    assert not state.needs_refreeze
     optimizer.load_state_dict(saved)
-    assert state.stale
+    assert state.needs_refreeze
     assert not state.away(weight), "what was loaded is where the optimizer put it"
     state.detach()
     optimizer.load_state_dict(saved)
@@ -94,7 +94,7 @@ def test_a_state_dict_holds_everything_and_what_is_loaded_is_frozen_anew() -> No
 def test_a_state_dict_waits_for_copies_under_way(monkeypatch: Any) -> None:
     optimizer, _ = stepped()
     state, waited = offload(), []
-    monkeypatch.setattr(state, "arrive", lambda: waited.append(True))
+    monkeypatch.setattr(state, "synchronize", lambda: waited.append(True))
     state.attach([optimizer])
     optimizer.state_dict()
     assert waited == [True]
@@ -209,13 +209,13 @@ def test_on_a_gpu_it_goes_to_pinned_memory_and_back() -> None:
     allocated = torch.cuda.memory_allocated()
     state = FrozenState("offload")
     state.freeze([(optimizer, weight)])
-    state.arrive()
+    state.synchronize()
     host = optimizer.state[weight]["exp_avg"]
     assert host.is_pinned()
     assert torch.equal(host, before.cpu())
     assert torch.cuda.memory_allocated() <= allocated - 2 * weight.nbytes
     state.thaw([(optimizer, weight)])
-    state.ready()
+    state.wait_for_prefetch()
     assert torch.equal(optimizer.state[weight]["exp_avg"], before)
 
 

@@ -216,21 +216,21 @@ def test_a_split_step_is_a_step_of_groups_made_by_hand(kind: Any, options: dict[
         assert [group["lr"] for group in ours.param_groups] == [0.1, 0.05]
     ours_state, hand_state = (o.state_dict()["state"] for o in (ours, hand))
     assert same(ours_state, hand_state)
-    clocks = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in ours.param_groups]
+    step_counters = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in ours.param_groups]
     longest = [{k: v for k, v in hand.param_groups[i].items() if k not in ("params", "lr")} for i in (1, 3)]
-    assert same(dict(enumerate(clocks)), dict(enumerate(longest)))
+    assert same(dict(enumerate(step_counters)), dict(enumerate(longest)))
 
 
 @pytest.mark.parametrize("kind", [*CLOCKS, ClockOfWork])
-@pytest.mark.parametrize("idle", [(), (0,), (1,), (0, 1)])
-def test_a_clock_ends_as_that_of_a_group_that_was_never_split(kind: Any, idle: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("without", [(), (0,), (1,), (0, 1)])
+def test_a_clock_ends_as_that_of_a_group_that_was_never_split(kind: Any, without: tuple[int, ...]) -> None:
     """Whichever parts have no gradient, the clock is the whole group's."""
     mine, theirs = parameters(2), parameters(2)
     ours, hand = kind(mine), kind(theirs)
     for step in range(5):
         for held in (mine, theirs):
             fill(held, step)
-            for index in idle if step in (2, 3) else ():
+            for index in without if step in (2, 3) else ():
                 held[index].grad = None
         split = SplitGroups(ours, {id(mine[0]): 0.5})
         ours.step()
@@ -248,13 +248,15 @@ class Estimates(LateClock):
         group["size"] = sum(float(p.grad.abs().sum()) for p in group["params"] if p.grad is not None)
 
 
-@pytest.mark.parametrize(("idle", "believed"), [((), 0), ((0,), 1), ((1,), 0), ((0, 1), 2)])
-def test_of_parts_that_disagree_the_first_that_had_a_gradient_is_believed(idle: tuple[int, ...], believed: int) -> None:
+@pytest.mark.parametrize(("without", "believed"), [((), 0), ((0,), 1), ((1,), 0), ((0, 1), 2)])
+def test_of_parts_that_disagree_the_first_that_had_a_gradient_is_believed(
+    without: tuple[int, ...], believed: int
+) -> None:
     held = parameters(3)
     ours = Estimates(held)
     fill(held)
     sizes = [float(p.grad.abs().sum()) for p in held if p.grad is not None]
-    for index in idle:
+    for index in without:
         held[index].grad = None
     split = SplitGroups(ours, {id(held[0]): 0.5, id(held[1]): 2.0})
     ours.step()

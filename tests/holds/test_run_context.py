@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, SelectionError, UnsupportedError
 from lightning_freeze.holds.fsdp2 import Shards
-from lightning_freeze.holds.run_context import Circumstances, is_fsdp1, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.holds.run_context import RunContext, is_fsdp1, plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.holds.skip_decision import choose
 
 
@@ -102,8 +102,8 @@ def test_fabric_compiles_again_what_it_has_unwrapped() -> None:
 def test_code_compiled_around_ddp_is_noticed_as_code_compiled_within_it() -> None:
     for wrapped in (compiled(ddp(model_of())), ddp(compiled(model_of()))):
         found = unwrapped(wrapped)
-        around = Circumstances(found.module, found.wrapper, compiled=found.compiled)
-        assert "the model is compiled under DDP" in choose("auto", around, [], {}).why
+        run = RunContext(found.module, found.wrapper, compiled=found.compiled)
+        assert "the model is compiled under DDP" in choose("auto", run, [], {}).why
         controller = FreezeController(wrapped, Every({"0": 2}, of="1"))
         controller.attach(torch.optim.SGD(controller._context.module.parameters(), lr=0.1))
         assert not controller.backward.skips
@@ -115,8 +115,8 @@ def test_code_compiled_around_a_fabric_module_counts_as_the_whole_model() -> Non
     model = model_of(9)
     found = unwrapped(compiled(fabric_of(model)))
     groups = {id(p): name for name, p in model.named_parameters()}
-    around = Circumstances(found.module, found.wrapper, compiled=found.compiled)
-    why = choose("auto", around, [frozenset({name}) for name in groups.values()], groups).why
+    run = RunContext(found.module, found.wrapper, compiled=found.compiled)
+    why = choose("auto", run, [frozenset({name}) for name in groups.values()], groups).why
     assert "the model is compiled, each set of trainable groups asks for a graph of its own" in why
 
 

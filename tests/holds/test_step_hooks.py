@@ -120,7 +120,7 @@ class Moments(Hold):
 )
 def test_the_moments_of_a_step_come_in_order(early: bool, closure: bool, expected: str) -> None:
     parameter, moments = Parameter(torch.ones(1)), Moments()
-    step = Step(0, torch.optim.SGD([parameter], lr=0.1), {"a": (parameter,)}, reads_early=early)
+    step = Step(0, torch.optim.SGD([parameter], lr=0.1), {"a": (parameter,)}, reads_before_closure=early)
     hooks = StepHooks([step], moments)
     hooks.attach()
     step.train(frozenset({"a"}))

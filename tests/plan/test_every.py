@@ -157,7 +157,7 @@ def test_it_waits_for_of_and_for_what_is_due(slow: int, expected: set[int]) -> N
     plan = Every({"slow": 5}, of="fast").bind(apart("slow", "fast", "other"))
     at = plan.start()
     at.updates.update(slow=slow, fast=slow)
-    assert plan.waits_for(at) == expected
+    assert plan.pending(at) == expected
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_it_waits_for_of_and_for_what_is_due(slow: int, expected: set[int]) -> N
 def test_an_optimizer_may_idle_between_turns(
     schedule: Every, layout: Layout, optimizer: int, expected: str | None
 ) -> None:
-    assert schedule.bind(layout).may_idle(optimizer) == expected
+    assert schedule.bind(layout).can_be_fully_frozen(optimizer) == expected
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_an_optimizer_may_idle_between_turns(
 def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layout, idle: set[int]) -> None:
     plan = schedule.bind(layout)
     empty = Counter(step.optimizer for step in preview(plan, 12, 12, (0, 1)) if not step.trained)
-    assert set(empty) == idle == {lane for lane in (0, 1) if plan.may_idle(lane)}
+    assert set(empty) == idle == {lane for lane in (0, 1) if plan.can_be_fully_frozen(lane)}
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

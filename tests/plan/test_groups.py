@@ -198,7 +198,7 @@ def test_a_users_own_parameter_belongs_to_no_group() -> None:
     model.a.bias.requires_grad = False
     groups = group_parameters(model, {"g": "a"}, "train")
     assert groups.names() == {"g": ["a.weight"], REST: ["b.weight"]}
-    assert groups.users_own == ("a.bias",)
+    assert groups.frozen_by_user == ("a.bias",)
 
 
 def test_a_users_own_parameter_is_no_rest_that_error_forbids() -> None:

@@ -30,9 +30,9 @@ RESTED = Layout(
 )
 
 
-def rates(phase: Phase, layout: Layout = ONE) -> dict[str, float]:
+def lr_factors(phase: Phase, layout: Layout = ONE) -> dict[str, float]:
     plan = Phases([phase]).bind(layout)
-    return plan.rates(plan.start())
+    return plan.lr_factors(plan.start())
 
 
 def rebuilt(described: object) -> Schedule:
@@ -176,25 +176,25 @@ def test_every_is_read_again_too() -> None:
     ],
 )
 def test_a_group_has_its_factor(train: list[str], lr: dict[str, Any], expected: dict[str, float]) -> None:
-    assert rates(Phase(train, lr=lr)) == expected
+    assert lr_factors(Phase(train, lr=lr)) == expected
 
 
 def test_the_rest_can_have_a_factor_where_it_trains() -> None:
-    assert rates(Phase(["head"], lr={"rest": 0.25}), RESTED) == {REST: 0.25}
-    assert rates(Phase(["all"], lr={"all": 0.5}), RESTED) == dict.fromkeys(GROUPS, 0.5)  # the named groups
+    assert lr_factors(Phase(["head"], lr={"rest": 0.25}), RESTED) == {REST: 0.25}
+    assert lr_factors(Phase(["all"], lr={"all": 0.5}), RESTED) == dict.fromkeys(GROUPS, 0.5)  # the named groups
     with pytest.raises(ScheduleError, match=r"`phases\[0\].lr.rest` names 'rest', the reserved group"):
-        rates(Phase(["head"], lr={"rest": 0.25}))
+        lr_factors(Phase(["head"], lr={"rest": 0.25}))
 
 
 def test_what_is_drawn_has_its_factor_when_it_is_drawn() -> None:
     pick = Pick("l", 1, "forward")
     plan = Phases([Phase(["head"], updates=1, pick=pick, lr={"l": [0.1, 0.2, 0.3]})], repeat=True).bind(ONE)
-    assert [step.rates for step in preview(plan, 4, 4)] == [{"l/0": 0.1}, {"l/1": 0.2}, {"l/2": 0.3}, {"l/0": 0.1}]
+    assert [step.lr_factors for step in preview(plan, 4, 4)] == [{"l/0": 0.1}, {"l/1": 0.2}, {"l/2": 0.3}, {"l/0": 0.1}]
 
 
 def test_a_factor_ends_with_its_phase() -> None:
     plan = Phases([Phase(["all"], updates=2, lr={"head": 0.1}), Phase(["all"])]).bind(ONE)
-    assert [step.rates for step in preview(plan, 4, 4)] == [{"head": 0.1}, {"head": 0.1}, {}, {}]
+    assert [step.lr_factors for step in preview(plan, 4, 4)] == [{"head": 0.1}, {"head": 0.1}, {}, {}]
     assert plan.rated
     assert not Phases([Phase(["all"], lr={"head": 1})]).bind(ONE).rated
 
@@ -204,7 +204,7 @@ def test_a_factor_ends_with_its_phase() -> None:
 
 def ramped(plan: Plan, updates: int, group: str) -> list[float]:
     """The factor of a group at each update that trains it."""
-    return [step.rates.get(group, 1.0) for step in preview(plan, updates, updates) if group in step.trained]
+    return [step.lr_factors.get(group, 1.0) for step in preview(plan, updates, updates) if group in step.trained]
 
 
 @pytest.mark.parametrize("ramp", [1, 2, 3, 7])
@@ -232,7 +232,7 @@ def test_a_ramp_counts_the_groups_own_updates() -> None:
     plan.update(at, 0, plan.trains(at, 0))
     seen = []
     for updated in ({"head"}, {"stem"}, {"head"}, {"head", "stem"}, {"stem"}):
-        seen.append(plan.rates(at).get("stem", 1.0))
+        seen.append(plan.lr_factors(at).get("stem", 1.0))
         plan.update(at, 0, frozenset(updated))
     assert seen == [1 / 3, 1 / 3, 2 / 3, 2 / 3, 1]
 
@@ -253,15 +253,15 @@ def test_what_is_drawn_anew_rises() -> None:
 @settings(max_examples=60)
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 6), st.booleans())
 def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int, ends: bool) -> None:
-    """`steady_for` never promises more updates than rates and sets stay for."""
+    """`stable_updates` never promises more updates than rates and sets stay for."""
     last = [Phase(["stem"], updates=second, ramp=1)] if ends else []
     row = [Phase(["head"], updates=first), Phase(["head", "stem"], updates=ramp + second, ramp=ramp), *last]
     plan = Phases(row, repeat=ends).bind(ONE)
     at, promised, kept = plan.start(), 0, None
     for _ in range(40):
-        now = plan.trains(at, 0), plan.rates(at)
+        now = plan.trains(at, 0), plan.lr_factors(at)
         assert promised <= 0 or now == kept
-        promised, kept = max(promised - 1, plan.steady_for(at)), now
+        promised, kept = max(promised - 1, plan.stable_updates(at)), now
         plan.update(at, 0, now[0])
 
 
@@ -451,7 +451,7 @@ def test_an_optimizer_may_idle_where_a_draw_can_pass_it_by() -> None:
 
     def idles(count: int, **options: Any) -> str | None:
         phase = Phase(["head"], epochs=1, pick=Pick("l", count, **options))
-        return Phases([phase], repeat=True).bind(layout).may_idle(0)
+        return Phases([phase], repeat=True).bind(layout).can_be_fully_frozen(0)
 
     said = "in the phase that trains ['head', 'a draw from l'] all its groups can be frozen"
     assert idles(1) == said

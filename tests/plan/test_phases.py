@@ -173,7 +173,7 @@ def test_it_waits_for_the_optimizers_that_have_not_made_their_updates(
     plan = schedule.bind(TWO)
     at = plan.start()
     at.done.update(done)
-    assert plan.waits_for(at) == expected
+    assert plan.pending(at) == expected
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_it_waits_for_the_optimizers_that_have_not_made_their_updates(
 def test_an_optimizer_may_idle_in_a_phase_without_its_groups(
     schedule: Phases, layout: Layout, optimizer: int, expected: str | None
 ) -> None:
-    reason = schedule.bind(layout).may_idle(optimizer)
+    reason = schedule.bind(layout).can_be_fully_frozen(optimizer)
     assert reason is None if expected is None else (reason or "").startswith(expected)
 
 
@@ -234,7 +234,7 @@ def test_the_last_set_stays_when_the_schedule_has_run_out() -> None:
         for optimizer in (0, 1):
             plan.update(at, optimizer, plan.trains(at, optimizer) & {"a" if optimizer == 0 else "b"})
     assert sets == ["a", "b", "b", "b", "b", "b"]
-    assert plan.waits_for(at) == set()
+    assert plan.pending(at) == set()
 
 
 def test_any_position_far_out_is_known_at_once() -> None:

@@ -224,7 +224,7 @@ def test_nothing_changes_while_a_plan_says_that_it_is_steady(data: st.DataObject
             assert now == before
         else:
             before = now
-            steady = plan.steady_for(at) + 1
+            steady = plan.stable_updates(at) + 1
         mine = [group for group in plan.trains(at, lane) if lane in held[group]]
         updated = frozenset(data.draw(st.lists(st.sampled_from(mine), unique=True))) if mine else frozenset()
         plan.update(at, lane, updated)
@@ -288,7 +288,7 @@ def test_phases_survive_being_saved_between_any_two_calls(
         saved = Position.from_dict(json.loads(json.dumps(saved.as_dict())))
         for one, at in ((plan, kept), (resumed, saved)):
             if isinstance(call, dict):
-                one.hear(at, call)
+                one.log_metrics(at, call)
             elif call == 3:
                 one.end_epoch(at)
                 one.begin_window(at, at.epoch)
@@ -296,7 +296,7 @@ def test_phases_survive_being_saved_between_any_two_calls(
                 one.update(at, call, held(one, call, one.trains(at, call)))
         assert repr(saved.as_dict()) == repr(kept.as_dict())
         assert [resumed.trains(saved, lane) for lane in range(3)] == [plan.trains(kept, lane) for lane in range(3)]
-        assert resumed.rates(saved) == plan.rates(kept)
+        assert resumed.lr_factors(saved) == plan.lr_factors(kept)
 
 
 @settings(max_examples=180, deadline=None)
@@ -322,9 +322,9 @@ def test_nothing_changes_while_any_plan_says_that_it_is_steady(
     at, steady, before = plan.start(), 0, None
     plan.begin_window(at, 0)
     for lane in lanes:
-        now = [plan.trains(at, index) for index in range(3)], plan.rates(at)
+        now = [plan.trains(at, index) for index in range(3)], plan.lr_factors(at)
         assert steady <= 0 or now == before
-        steady, before = max(steady, plan.steady_for(at) + 1), now
+        steady, before = max(steady, plan.stable_updates(at) + 1), now
         updated = held(plan, lane, plan.trains(at, lane))
         plan.update(at, lane, updated)
         steady -= bool(updated)
@@ -336,16 +336,16 @@ def test_rates_are_of_what_trains_and_above_zero(schedule: Phases, layout: Layou
     plan = schedule.bind(layout)
     at = plan.start()
     for _ in by_hand(plan, at, 0, 12, 3, order):
-        rates = plan.rates(at)
-        assert all(rate > 0 for rate in rates.values())
-        assert rates.keys() <= plan.rated
+        lr_factors = plan.lr_factors(at)
+        assert all(rate > 0 for rate in lr_factors.values())
+        assert lr_factors.keys() <= plan.rated
 
 
 @FEW
 @given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, ORDERS)
 def test_an_optimizer_that_may_not_idle_never_does(schedule: Phases, layout: Layout, order: list[int]) -> None:
     plan = schedule.bind(layout)
-    never = {lane for lane in range(3) if plan.may_idle(lane) is None}
+    never = {lane for lane in range(3) if plan.can_be_fully_frozen(lane) is None}
     holds = {lane for lane in range(3) if any(lane in layout.optimizers[group] for group in layout.optimizers)}
     for step in preview(plan, 15, 4, order):
         assert step.trained or step.optimizer not in never & holds

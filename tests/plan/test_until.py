@@ -87,10 +87,10 @@ def run(
                 sets += "".join(sorted(plan.trainable(at)))
             plan.update(at, 0, plan.trains(at, 0))
         if not late:
-            plan.hear(at, metrics)
+            plan.log_metrics(at, metrics)
         plan.end_epoch(at)
         if late:
-            plan.hear(at, metrics)
+            plan.log_metrics(at, metrics)
         if at.why:
             whys.append(at.why)
             at.why = ""
@@ -235,7 +235,7 @@ def test_only_its_own_metric_is_heard_of() -> None:
     at = plan.start()
     for _ in range(3):
         plan.begin_window(at, at.epoch)
-        plan.hear(at, {"y": NAN})
+        plan.log_metrics(at, {"y": NAN})
         plan.end_epoch(at)
     assert (plan.trainable(at), at.unheard, at.heard) == ({"a"}, "x", {})
 
@@ -246,9 +246,9 @@ def test_the_last_value_of_an_epoch_counts() -> None:
     at = plan.start()
     for first, last in ((5, 1), (0, 0.5), (7, 0.5), (0, 9)):
         plan.begin_window(at, at.epoch)
-        plan.hear(at, {LOGGED: first})
+        plan.log_metrics(at, {LOGGED: first})
         plan.begin_window(at, at.epoch)
-        plan.hear(at, {LOGGED: last})
+        plan.log_metrics(at, {LOGGED: last})
         plan.end_epoch(at)
     assert at.epoch == 4
     assert (plan.trainable(at), plan.awaits(at)) == ({"b"}, None)
@@ -262,7 +262,7 @@ def test_what_is_not_logged_by_the_next_batch_is_not_waited_for() -> None:
     assert at.unheard == LOGGED
     plan.begin_window(at, at.epoch)
     assert at.unheard is None
-    assert not plan.hear(at, {LOGGED: 2})
+    assert not plan.log_metrics(at, {LOGGED: 2})
     assert plan.trainable(at) == {"a"}
     plan.end_epoch(at)
     assert plan.trainable(at) == {"b"}
@@ -298,12 +298,12 @@ def test_a_position_survives_being_saved_between_any_two_calls(
                 one.begin_window(at, at.epoch)
                 one.update(at, 0, one.trains(at, 0))
             if call in (1, 3):
-                one.hear(at, {LOGGED: value})
+                one.log_metrics(at, {LOGGED: value})
             if call in (2, 3):
                 one.end_epoch(at)
         assert repr(saved.as_dict()) == repr(kept.as_dict())
         assert resumed.trainable(saved) == plan.trainable(kept)
-        assert resumed.rates(saved) == plan.rates(kept)
+        assert resumed.lr_factors(saved) == plan.lr_factors(kept)
         assert resumed.awaits(saved) == plan.awaits(kept)
 
 

@@ -48,7 +48,7 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_known", type(probing._known)())
 
 
-def by_hand(make: Callable[[nn.Module], Optimizer], leaves_out: bool, warm: int, updates: int = 45) -> str:
+def by_hand(make: Callable[[nn.Module], Optimizer], excludes: bool, warm: int, updates: int = 45) -> str:
     """What really happens to layer1 through frozen updates, in plain PyTorch: ``held``, ``moved`` or the exception's name."""
     model = Net()
     optimizer = make(model)
@@ -65,7 +65,7 @@ def by_hand(make: Callable[[nn.Module], Optimizer], leaves_out: bool, warm: int,
                 p.grad = None
             return loss
 
-        left = LeftOut(optimizer, set(map(id, frozen))) if holds and leaves_out else None
+        left = LeftOut(optimizer, set(map(id, frozen))) if holds and excludes else None
         optimizer.step(closure)  # type: ignore[arg-type]
         if left is not None:
             left.put_back()
@@ -91,11 +91,11 @@ def by_hand(make: Callable[[nn.Module], Optimizer], leaves_out: bool, warm: int,
 def test_its_verdict_is_what_really_happens(name: str) -> None:
     make = WAYS[name][0]
     traits = probe_optimizer(make(Net()), closure=True)
-    for holds, leaves_out in ((traits.skips_none, False), (traits.holds_left_out, True)):
-        if "others trained otherwise" in traits.reasons.get("holds_left_out", "") and leaves_out:
+    for holds, excludes in ((traits.skips_none, False), (traits.holds_excluded, True)):
+        if "others trained otherwise" in traits.reasons.get("holds_excluded", "") and excludes:
             continue  # it holds, at others' cost
-        real = {by_hand(make, leaves_out, warm) for warm in (0, 3)}
-        assert holds is (real == {"held"}), (leaves_out, real, traits.reasons)
+        real = {by_hand(make, excludes, warm) for warm in (0, 3)}
+        assert holds is (real == {"held"}), (excludes, real, traits.reasons)
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -123,7 +123,7 @@ def test_reasons_say_what_happened() -> None:
     assert reasons["needs gradients"]["skips_none"] == (
         "a step with a parameter whose gradient is None raised AttributeError: 'NoneType' object has no attribute 'sign'"
     )
-    assert reasons["own list"]["holds_left_out"] == "the value of a parameter left out of the param groups moved"
+    assert reasons["own list"]["holds_excluded"] == "the value of a parameter left out of the param groups moved"
 
 
 def test_one_that_needs_some_gradient() -> None:
@@ -194,7 +194,7 @@ def test_what_lightning_makes_of_an_optimizer_is_probed_as_the_optimizer() -> No
 
 def test_one_that_ignores_its_closure_is_stepped_after_backward() -> None:
     traits = probe_optimizer(IgnoresClosure(Net().parameters()), closure=True)
-    assert (traits.skips_none, traits.reads_early) == (True, True)
+    assert (traits.skips_none, traits.reads_before_closure) == (True, True)
 
 
 class Reaches(Plain):
@@ -265,21 +265,21 @@ class ByNumber(FillsZeros):
 
 def test_leaving_out_that_changes_how_others_train_does_not_hold() -> None:
     traits = probe_optimizer(ByNumber(Net().parameters()))
-    assert (traits.skips_none, traits.holds_left_out) == (False, False)
+    assert (traits.skips_none, traits.holds_excluded) == (False, False)
     same_shape = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     alike = probe_optimizer(ByNumber([p for layer in same_shape for p in layer.parameters()]))
     assert (
-        alike.reasons["holds_left_out"]
+        alike.reasons["holds_excluded"]
         == "others trained otherwise than they do beside a parameter whose gradient is None"
     )
 
 
 def test_clocks_closures_and_what_is_kept_elsewhere() -> None:
-    assert probe_optimizer(GroupClock(Net().parameters())).clocks == ("step",)
-    assert probe_optimizer(AdamW(Net().parameters())).clocks == ()
+    assert probe_optimizer(GroupClock(Net().parameters())).step_counters == ("step",)
+    assert probe_optimizer(AdamW(Net().parameters())).step_counters == ()
     reentrant = {name: probe_optimizer(make(Net())).closure_reentrant for name, (make, _) in WAYS.items()}
     assert [name for name, found in reentrant.items() if found] == ["two passes"]
-    assert probe_optimizer(SyncsRarely(Net().parameters())).clocks == ("counter",)
+    assert probe_optimizer(SyncsRarely(Net().parameters())).step_counters == ("counter",)
     assert probe_optimizer(WAYS["one vector"][0](Net())).extra_state == ("momentum",)
     assert probe_optimizer(AdamW(Net().parameters())).extra_state == ()
 
@@ -301,16 +301,16 @@ def test_torchs_optimizers_skip_none(info: Any, options: dict[str, Any]) -> None
     if options.get("capturable"):
         assert "capturable=True" in traits.why  # which torch refuses on a CPU
         return
-    learnt = (traits.skips_none, traits.holds_left_out, traits.all_none_ok, traits.late_first_step_ok)
+    learnt = (traits.skips_none, traits.holds_excluded, traits.all_none_ok, traits.late_first_step_ok)
     # Torch 2.13's fused SGD wants all momentum buffers from the first step on, or none.
     late = not (info.optim_cls is SGD and options.get("fused") and options.get("momentum"))
     assert learnt == (True, True, True, late), traits.reasons
-    assert (traits.steps_in_backward, traits.clocks, traits.why) == (False, (), "")
+    assert (traits.steps_in_backward, traits.step_counters, traits.why) == (False, (), "")
 
 
 def test_lbfgs_moves_what_has_no_gradient() -> None:
     traits = probe_optimizer(torch.optim.LBFGS(Net().parameters()))
-    assert (traits.skips_none, traits.holds_left_out, traits.closure_reentrant) == (False, False, True)
+    assert (traits.skips_none, traits.holds_excluded, traits.closure_reentrant) == (False, False, True)
 
 
 def test_one_that_cannot_be_probed_says_why() -> None:
@@ -418,3 +418,15 @@ def test_it_takes_milliseconds() -> None:
     start = time.perf_counter()
     probe_optimizer(AdamW(Net().parameters()))
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [("holds_left_out", "holds_excluded"), ("clocks", "step_counters"), ("reads_early", "reads_before_closure")],
+)
+def test_a_trait_is_found_by_its_former_name(former: str, name: str) -> None:
+    traits = OptimizerTraits("Adam", holds_excluded=True, step_counters=("step",), reads_before_closure=True)
+    with pytest.warns(DeprecationWarning, match=f"^OptimizerTraits.{former} is now {name}$"):
+        assert getattr(traits, former) == getattr(traits, name)
+    with pytest.raises(AttributeError, match="'OptimizerTraits' object has no attribute 'clock'"):
+        _ = traits.clock

@@ -195,7 +195,7 @@ def test_what_holds_trains_late_as_it_really_does(name: str) -> None:
     traits = probe_optimizer(variant.make(weights(*variant.dtypes)))
     assert (traits.why, list(traits.reasons)) == ("", [] if variant.late else ["late_first_step_ok"])
     assert traits.late_first_step_ok is variant.late is really_trains_late(variant)
-    assert (traits.all_none_ok, traits.holds_left_out) == (True, True)
+    assert (traits.all_none_ok, traits.holds_excluded) == (True, True)
     assert (traits.steps_in_backward, traits.closure_reentrant) == (False, False)
 
 
@@ -216,7 +216,7 @@ def test_capturable_steps_need_an_accelerator() -> None:
 
 def test_a_leak_in_one_param_group_is_not_lost_among_others() -> None:
     traits = probe_optimizer(unlike(weights(torch.float32, torch.float32)))
-    assert (traits.skips_none, traits.holds_left_out) == (False, True)
+    assert (traits.skips_none, traits.holds_excluded) == (False, True)
     assert traits.reasons == {"skips_none": "the value of a parameter whose gradient is None moved"}
 
 

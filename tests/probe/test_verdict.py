@@ -12,12 +12,12 @@ LEAKS = OptimizerTraits(
     "Leaky",
     False,
     False,
-    reasons={"skips_none": "the value of a parameter moved", "holds_left_out": "a step raised KeyError: 'z'"},
+    reasons={"skips_none": "the value of a parameter moved", "holds_excluded": "a step raised KeyError: 'z'"},
 )
 
 
 def test_none_holds_first() -> None:
-    assert way_of(HOLDS, 0, late=["slow"], idle="it waits") == "none"
+    assert way_of(HOLDS, 0, late=["slow"], fully_frozen="it waits") == "none"
     assert way_of(OptimizerTraits("Muon", False, True, True, True), 0) == "left out"
 
 
@@ -59,7 +59,7 @@ def test_one_that_cannot_idle_is_refused_only_where_it_may() -> None:
     with pytest.raises(
         UnsupportedError, match=r"in which nothing trains, and it waits for another\. .* size 0\. Use a sche"
     ):
-        way_of(traits, 0, idle="it waits for another")
+        way_of(traits, 0, fully_frozen="it waits for another")
 
 
 def test_what_is_not_known_needs_the_audit() -> None:

@@ -138,7 +138,7 @@ class Cell:
         return "-".join(str(part).replace(" ", "_") for part in asdict(self).values())
 
     @property
-    def by_hand(self) -> bool:
+    def manual_optimization(self) -> bool:
         """Whether the model steps its optimizers itself."""
         return self.strategy.endswith("by hand")
 
@@ -157,7 +157,7 @@ class Cell:
 
     def expected(self) -> dict[str, list[bool]]:
         """For each group, whether each window moves it."""
-        _, row = GAN_SCHEDULE if self.by_hand else SCHEDULES[self.schedule]
+        _, row = GAN_SCHEDULE if self.manual_optimization else SCHEDULES[self.schedule]
         return {group: [turns[n % len(turns)] == "1" for n in range(WINDOWS)] for group, turns in row.items()}
 
 
@@ -174,7 +174,9 @@ def cells(**only: Sequence[Any]) -> list[Cell]:
     every = [Cell(*values) for values in itertools.product(*axes.values())]
     # A model that steps by hand accumulates by hand, and has a schedule of its own. What insists on skipping does what `auto`
     # does, or is refused: it is asked once.
-    return [c for c in every if (c.accumulate, c.schedule) == (1, "every") or not (c.by_hand or c.skip is True)]
+    return [
+        c for c in every if (c.accumulate, c.schedule) == (1, "every") or not (c.manual_optimization or c.skip is True)
+    ]
 
 
 class _Common(pl.LightningModule):
@@ -315,9 +317,11 @@ def made(
         callbacks: Beside the scheduler.
         options: Of the Trainer, instead of the case's own.
     """
-    schedule, _ = GAN_SCHEDULE if cell.by_hand else SCHEDULES[cell.schedule]
-    model: pl.LightningModule = GAN(cell) if cell.by_hand else Stack(cell)
-    scheduler = FreezeScheduler(schedule(), None if cell.by_hand else GROUPS, rest="error", skip_backward=cell.skip)
+    schedule, _ = GAN_SCHEDULE if cell.manual_optimization else SCHEDULES[cell.schedule]
+    model: pl.LightningModule = GAN(cell) if cell.manual_optimization else Stack(cell)
+    scheduler = FreezeScheduler(
+        schedule(), None if cell.manual_optimization else GROUPS, rest="error", skip_backward=cell.skip
+    )
     precision: dict[str, Any] = {"precision": cell.precision}
     if cell.strategy.startswith("FSDP1"):
         precision = {"plugins": [OnCPUPrecision(cell.precision)]}
@@ -404,7 +408,9 @@ def expected_refusal(cell: Cell) -> str | None:
         return "Lightning" if cell.precision == "64-true" else "freeze"
     if cell.precision == "64-true" and cell.strategy.startswith(("FSDP", "tensor")):
         return "Lightning"
-    if cell.skip is True and (cell.strategy in UNSKIPPED or (cell.by_hand and cell.precision == "16-mixed")):
+    if cell.skip is True and (
+        cell.strategy in UNSKIPPED or (cell.manual_optimization and cell.precision == "16-mixed")
+    ):
         return (
             "freeze"  # the generator's optimizer would come to its step without any gradient, at which a scaler fails
         )
@@ -460,7 +466,9 @@ def faults(cell: Cell, outcomes: Sequence[Outcome], reference: Mapping[str, list
 
 def should_skip(cell: Cell) -> bool:
     """Whether the case leaves out backward work."""
-    return cell.skip is True or (cell.skip == "auto" and not cell.by_hand and cell.strategy not in UNSKIPPED)
+    return cell.skip is True or (
+        cell.skip == "auto" and not cell.manual_optimization and cell.strategy not in UNSKIPPED
+    )
 
 
 def tolerance(cell: Cell) -> float:
@@ -479,7 +487,7 @@ def distance(weights: Mapping[str, list[float]], reference: Mapping[str, list[fl
 
 def references(wanted: Iterable[Cell], root: Path) -> dict[Cell, dict[str, list[float]]]:
     """For each case the weights of the same run on one process, which skips nothing."""
-    alone = {cell: replace(cell, strategy=ALONE[cell.by_hand], skip=False) for cell in wanted}
+    alone = {cell: replace(cell, strategy=ALONE[cell.manual_optimization], skip=False) for cell in wanted}
     weights = {cell: run(root, **asdict(cell))["weights"] for cell in set(alone.values())}
     return {cell: weights[alone[cell]] for cell in wanted}
 

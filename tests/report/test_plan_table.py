@@ -133,7 +133,7 @@ def test_a_phase_over_an_epochs_end_says_both() -> None:
 def test_rates_have_a_column_where_there_are_any() -> None:
     plain = steps("layers/0 layers/1 head", "head")
     assert len(cells(phases_table(plain, sizes("layers/0", "layers/1", "head")))[0]) == 8
-    rated = [replace(plain[0], rates={"layers/0": 0.25, "head": 2.0}), plain[1]]
+    rated = [replace(plain[0], lr_factors={"layers/0": 0.25, "head": 2.0}), plain[1]]
     rows = cells(phases_table(rated, sizes("layers/0", "layers/1", "head")))
     assert [row[-1] for row in rows] == [f"head ×2, layers ×0.25{NONE}1", ""]
 

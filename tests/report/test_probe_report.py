@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from rich.console import Console
 
 from lightning_freeze.report import probe_report
-from lightning_freeze.report.probe_report import Fate, print_founding
+from lightning_freeze.report.probe_report import Fate, print_comparison
 from lightning_freeze.report.table import NONE
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ LOMO = ("LOMO", [Fate("unknown", "could not be stepped: NotImplementedError")])
 
 def founding(rows: Sequence[tuple[str, Sequence[Fate]]], said: Sequence[Sequence[str]]) -> list[str]:
     out = StringIO()
-    print_founding(Console(file=out, width=40, color_system=None), "20 steps", TWO, rows, said)
+    print_comparison(Console(file=out, width=40, color_system=None), "20 steps", TWO, rows, said)
     return [line.strip() for line in out.getvalue().splitlines() if line.strip(" ─")]
 
 
@@ -98,7 +98,7 @@ def test_the_founding_table_is_legible_whatever_its_length(number: int, tmp_path
     assert all(box.x0 >= inside.x0 and box.x1 <= inside.x1 for box in boxes)
     rows_apart = axes.get_window_extent().height / number
     assert all(box.height < rows_apart for box in boxes)
-    probe_report.draw_founding(tmp_path / "new" / "probe.png", WAYS, rows)
+    probe_report.draw_comparison(tmp_path / "new" / "probe.png", WAYS, rows)
     assert (tmp_path / "new" / "probe.png").stat().st_size > 1000
 
 

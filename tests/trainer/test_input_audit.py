@@ -838,7 +838,7 @@ def test_the_switch_stands_back_where_a_trainer_has_its_own(own: Any, monkeypatc
     assert model.watched == [True, False, False]
     assert sum("never uses it" in str(w.message) or "inputs: 2" in str(w.message) for w in warned) == 1
     switched = [
-        c for c in fit.callbacks if getattr(c, "asked_by", "user") == "switch" and isinstance(c, type(callback))
+        c for c in fit.callbacks if getattr(c, "created_by", "user") == "switch" and isinstance(c, type(callback))
     ]
     assert [c.findings for c in switched] in ([[]], [])
 

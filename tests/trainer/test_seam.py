@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
-from lightning_freeze.trainer.seam import uneven_batches
+from lightning_freeze.trainer.seam import batch_sizes_vary
 
 TEN = TensorDataset(torch.zeros(10, 1))
 
@@ -20,7 +20,7 @@ class Stream(IterableDataset[int]):
 
 
 @pytest.mark.parametrize(
-    ("loader", "batches", "uneven"),
+    ("loader", "batches", "variable_batch_size"),
     [
         (DataLoader(TEN, batch_size=5), 2, False),
         (DataLoader(TEN, batch_size=4), 3, True),
@@ -35,7 +35,7 @@ class Stream(IterableDataset[int]):
         ({"a": DataLoader(TEN, batch_size=5)}, 2, True),
     ],
 )
-def test_whether_batches_may_differ_in_size(loader: Any, batches: int, uneven: bool) -> None:
+def test_whether_batches_may_differ_in_size(loader: Any, batches: int, variable_batch_size: bool) -> None:
     """Where it cannot be seen, they may."""
     trainer: Any = SimpleNamespace(train_dataloader=loader, num_training_batches=batches)
-    assert uneven_batches(trainer) == uneven
+    assert batch_sizes_vary(trainer) == variable_batch_size

@@ -33,12 +33,12 @@ class Real:
 
     fails: str = ""
     skips_none: bool | None = None
-    holds_left_out: bool | None = None
+    holds_excluded: bool | None = None
     all_none_ok: bool | None = None
     late_first_step_ok: bool | None = None
     steps_in_backward: bool | None = None
     closure_reentrant: bool | None = None
-    clocks: tuple[str, ...] = ()
+    step_counters: tuple[str, ...] = ()
     reasons: dict[str, str] | None = None
 
 
@@ -58,7 +58,7 @@ class Loop:
         layers = {layer: self.net.layer(layer) for layer in LAYERS}
         return layers | {f"param group {number}": list(group["params"]) for number, group in enumerate(groups)}
 
-    def step(self, held: Sequence[nn.Parameter] = (), leaves_out: bool = False, times: int = 1) -> None:
+    def step(self, held: Sequence[nn.Parameter] = (), excludes: bool = False, times: int = 1) -> None:
         """Steps in which these have no gradient, or are not in a param group, too."""
         for _ in range(times):
             x, y = next(self._batches)
@@ -74,7 +74,7 @@ class Loop:
                     p.grad = None
                 return (None, loss) if self.specimen.steps == "pair" else loss
 
-            with _without(self.optimizer, held if leaves_out else []):
+            with _without(self.optimizer, held if excludes else []):
                 if self.specimen.steps in ("plain", "after", "backward"):
                     closure()
                 if self.specimen.steps == "plain":
@@ -112,7 +112,7 @@ def members(optimizer: Any) -> list[Any]:
     return [optimizer, *(one for each in held for one in members(each) if one is not optimizer)]
 
 
-def clocks(optimizer: Any) -> list[dict[str, Any]]:
+def step_counters(optimizer: Any) -> list[dict[str, Any]]:
     """What param groups hold beside their parameters."""
     return [{key: plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
@@ -178,9 +178,9 @@ def observe(specimen: Specimen) -> Real:
         real.fails = _named(error)
         return real
     real.skips_none, late = _holds(specimen, False, real, "skips_none")
-    real.holds_left_out, late_left = _holds(specimen, True, real, "holds_left_out")
-    out = not real.skips_none and bool(real.holds_left_out)
-    if real.skips_none or real.holds_left_out:  # else it is nobody's matter
+    real.holds_excluded, late_left = _holds(specimen, True, real, "holds_excluded")
+    out = not real.skips_none and bool(real.holds_excluded)
+    if real.skips_none or real.holds_excluded:  # else it is nobody's matter
         real.late_first_step_ok = late_left if out else late
     real.all_none_ok = _idles(specimen, out, real)
     return real
@@ -193,7 +193,7 @@ def _moves_in_backward(specimen: Specimen) -> bool:
     return before != values(list(loop.net.parameters()))
 
 
-def _holds(specimen: Specimen, leaves_out: bool, real: Real, trait: str) -> tuple[bool, bool]:
+def _holds(specimen: Specimen, excludes: bool, real: Real, trait: str) -> tuple[bool, bool]:
     """Whether each part is held after some steps, and from the first on; and whether the latter trains later."""
     late = True
     try:
@@ -201,15 +201,17 @@ def _holds(specimen: Specimen, leaves_out: bool, real: Real, trait: str) -> tupl
             loop = Loop(specimen)
             held = loop.parts()[part]
             loop.step(times=first)
-            before, ticks = loop.look(held), clocks(loop.optimizer)
-            loop.step(held, leaves_out, steps)
+            before, ticks = loop.look(held), step_counters(loop.optimizer)
+            loop.step(held, excludes, steps)
             after = loop.look(held)
             if before != after:
                 what = "value" if before[0] != after[0] else "state"
                 real.reasons[trait] = f"the {what} of {part}, frozen after {first} steps, changed"
                 return False, False
             if first:
-                real.clocks = tuple(sorted({*real.clocks, *_changed(ticks, clocks(loop.optimizer))}))
+                real.step_counters = tuple(
+                    sorted({*real.step_counters, *_changed(ticks, step_counters(loop.optimizer))})
+                )
             try:
                 thaws = loop.moves(held) or not loop.moves(list(loop.net.parameters()))  # TRAC stands still at times
             except Exception as error:
@@ -225,13 +227,13 @@ def _holds(specimen: Specimen, leaves_out: bool, real: Real, trait: str) -> tupl
     return True, late
 
 
-def _idles(specimen: Specimen, leaves_out: bool, real: Real) -> bool:
+def _idles(specimen: Specimen, excludes: bool, real: Real) -> bool:
     try:
         loop = Loop(specimen)
         loop.step(times=_WARM)
         every = list(loop.net.parameters())
         before = loop.look(every)
-        loop.step(every, leaves_out, _WARM)
+        loop.step(every, excludes, _WARM)
         if before != loop.look(every):
             real.reasons["all_none_ok"] = "something moved"
             return False

@@ -17,12 +17,12 @@ from tests.zoo.zoo import Specimen
 
 TRAITS = (
     "skips_none",
-    "holds_left_out",
+    "holds_excluded",
     "all_none_ok",
     "late_first_step_ok",
     "steps_in_backward",
     "closure_reentrant",
-    "clocks",
+    "step_counters",
 )
 
 
@@ -38,7 +38,7 @@ class Row:
         ways: How it was held, in each fit.
         turns: Schedule to what became of the fit.
         broken: What must not be: leaks and crashes.
-        clocks: What runs on in its param groups.
+        step_counters: What runs on in its param groups.
         remarks: What else there is to say.
         verdicts: Trait to what is real and what the probe says, where the former could be seen.
     """
@@ -50,7 +50,7 @@ class Row:
     ways: list[str] = field(default_factory=list)
     turns: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
-    clocks: list[str] = field(default_factory=list)
+    step_counters: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     verdicts: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -114,7 +114,7 @@ def compare(specimen: Specimen, row: Row) -> None:
     except Exception as error:
         row.remarks.append(f"the probe raised {type(error).__name__}: {error}")
         return
-    row.clocks = list(said.clocks)
+    row.step_counters = list(said.step_counters)
     if not real.fails:
         seen = {trait: (getattr(real, trait), getattr(said, trait)) for trait in TRAITS}
         row.verdicts = {
@@ -122,7 +122,7 @@ def compare(specimen: Specimen, row: Row) -> None:
         }
     if said.why:
         row.remarks.append(f"the probe learnt nothing: {said.why}")
-    elif said.skips_none is False and said.holds_left_out:
+    elif said.skips_none is False and said.holds_excluded:
         row.remarks.append(f"without leaving out, {said.reasons['skips_none']}")
 
 

@@ -53,7 +53,7 @@ def merged(rows: Iterable[Row]) -> list[Row]:
             plain,
             row.way,
             tuple(row.turns.values()),
-            tuple(row.clocks),
+            tuple(row.step_counters),
             tuple(row.remarks),
         )
         found.setdefault(key if row.package == "torch" and not row.broken else id(row), []).append(row)
@@ -97,11 +97,11 @@ def _confusion(rows: Sequence[Row]) -> str:
     ]
     for trait in TRAITS:
         pairs = [tuple(row.verdicts[trait]) for row in rows if trait in row.verdicts]
-        if trait == "clocks":
+        if trait == "step_counters":
             continue
         order = [(True, True), (False, False), (True, False), (False, True), (True, None), (False, None)]
         lines.append(f"| `{trait}` | " + " | ".join(str(pairs.count(each)) for each in order) + " |")
-    ticks = [row.verdicts["clocks"] for row in rows if "clocks" in row.verdicts]
+    ticks = [row.verdicts["step_counters"] for row in rows if "step_counters" in row.verdicts]
     agree = sum(real == said for real, said in ticks)
     lines += ["", f"Clocks: the same in {agree} of {len(ticks)}.", ""]
     lines += [f"- {fault}" for fault in faults(replace(row, broken=[]) for row in rows)]
@@ -113,13 +113,13 @@ def _confusion(rows: Sequence[Row]) -> str:
 def _optimizers(rows: Sequence[Row]) -> str:
     lines = ["## Optimizers", ""]
     lines += [
-        f"| package | optimizer | held by | {' | '.join(TURNS)} | clocks | remarks |",
+        f"| package | optimizer | held by | {' | '.join(TURNS)} | step counters | remarks |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(merged(rows), key=lambda row: (row.package != "torch", row.package, row.version, row.name)):
-        clocks = ", ".join(f"`{clock}`" for clock in row.clocks)
+        step_counters = ", ".join(f"`{clock}`" for clock in row.step_counters)
         remarks = "; ".join([*(f"**{each}**" for each in row.broken), *row.remarks])
-        cells = [f"{row.package} {row.version}".strip(), row.name, row.way, *row.turns.values(), clocks, remarks]
+        cells = [f"{row.package} {row.version}".strip(), row.name, row.way, *row.turns.values(), step_counters, remarks]
         lines.append("| " + " | ".join(_cell(each) for each in cells) + " |")
     return "\n".join([*lines, ""])
 

@@ -109,7 +109,7 @@ def specimen(kind: Any) -> Specimen:
 
 def claims(**said: Any) -> Any:
     """A probe that says the same of everything."""
-    traits = OptimizerTraits("Any", skips_none=True, holds_left_out=True, all_none_ok=True, late_first_step_ok=True)
+    traits = OptimizerTraits("Any", skips_none=True, holds_excluded=True, all_none_ok=True, late_first_step_ok=True)
     return lambda optimizer, closure=None: replace(traits, **{"steps_in_backward": False, **said})
 
 
@@ -147,7 +147,7 @@ def test_with_the_true_probe_they_are_held(kind: Any) -> None:
 
 def test_a_wrong_verdict_is_off_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        survey, "probe_optimizer", claims(skips_none=False, holds_left_out=True, reasons={"skips_none": "no"})
+        survey, "probe_optimizer", claims(skips_none=False, holds_excluded=True, reasons={"skips_none": "no"})
     )
     row = Row("tests", "", "SGD")
     survey.compare(specimen(SGD), row)
