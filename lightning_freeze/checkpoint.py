@@ -20,17 +20,12 @@ OnScheduleChange = Literal["raise", "continue"]
 
 @dataclass(frozen=True)
 class Identity:
-    """What a saved state belongs to.
-
-    Args:
-        schedule: The schedule.
-        groups: The groups.
-        optimizers: For each optimizer the groups that it holds, sorted.
-    """
+    """What a saved state belongs to."""
 
     schedule: Schedule
     groups: Groups
     optimizers: Sequence[Sequence[str]]
+    """For each optimizer the groups that it holds, sorted."""
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins alone."""
@@ -51,12 +46,7 @@ _SAID = {
 
 
 def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) -> tuple[Position, list[str]]:
-    """Where a saved run stood, and what of it differs from this run.
-
-    Args:
-        state: What was saved.
-        mine: What this run is.
-        on_change: Whether a difference is refused.
+    """Where a saved run was, and what differs from this run.
 
     Raises:
         ScheduleError: It is of another version, or differs; the message shows the difference.
@@ -74,9 +64,8 @@ def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) 
     if found and on_change == "raise":
         raise ScheduleError(
             f"the checkpoint was made under {found[0]}\nso its counts mean something else here. Resume with the "
-            "checkpoint's own; or go on with its counts and its place in the schedule, by "
-            "`on_schedule_change: continue`; or begin a new run from its weights alone (load_from_checkpoint, then fit "
-            "without ckpt_path)."
+            "checkpoint's own; or keep its counts and its place in the schedule with `on_schedule_change: continue`; or "
+            "begin a new run from its weights alone (load_from_checkpoint, then fit without ckpt_path)."
         )
     position = Position.from_dict(state["position"])
     position.unheard = None  # what was not logged by then will not be
@@ -95,11 +84,11 @@ def carry_over(position: Position, plan: Plan, optimizers: int) -> None:
 def warn_of_differences(found: Sequence[str], position: Position, plan: Plan) -> None:
     """Say with what the run goes on under another schedule."""
     place = plan.where(position)
+    counts = ", ".join(f"{group} {count}" for group, count in position.updates.items())
     warnings.warn(
-        f"the checkpoint was made under {' and '.join(found)}\nBy `on_schedule_change: continue` the run goes on"
-        f" with its counts: {', '.join(f'{group} {count}' for group, count in position.updates.items())}; "
-        + (f"it goes on at {place}; " if place else "")
-        + f"what trains next: {', '.join(sorted(plan.trainable(position)))}.",
+        f"the checkpoint was made under {' and '.join(found)}\nBy `on_schedule_change: continue` the run goes on with its "
+        f"counts: {counts}; {f'it goes on at {place}; ' if place else ''}what trains next: "
+        f"{', '.join(sorted(plan.trainable(position)))}.",
         stacklevel=3,
     )
 
@@ -108,9 +97,9 @@ def warn_of_lost_value(at: Position, awaited: str | None, epoch: int) -> None:
     """Say that an epoch's value of a metric is lost to a checkpoint that was saved just before it was logged."""
     if at.epoch < epoch and awaited is not None and awaited not in at.heard:
         warnings.warn(
-            f"the checkpoint was saved after the last batch of epoch {at.epoch} and before {awaited!r} was "
-            f"logged, and Lightning goes on with epoch {epoch}: the phase that waits for it does without the value of "
-            "that epoch. Checkpoints of after validation, or of the epoch's end, have it.",
+            f"the checkpoint was saved after the last batch of epoch {at.epoch} and before {awaited!r} was logged, and "
+            f"Lightning goes on with epoch {epoch}: the phase that waits for it never sees that value. A checkpoint saved "
+            "after validation, or at the epoch's end, has it.",
             stacklevel=3,
         )
 

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -16,10 +17,10 @@ from lightning_freeze import checkpoint, setup
 from lightning_freeze.audit.ranks import place_mismatch, refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import OnScheduleChange
-from lightning_freeze.errors import SelectionError, nearest, one_of
+from lightning_freeze.errors import NOT_ATTACHED, SelectionError, nearest, one_of
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
-from lightning_freeze.holds.run_context import RunContext, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Decision, SkipBackward
 from lightning_freeze.loop import Loop, Place, RunState
 from lightning_freeze.plan.groups import Rest, group_parameters, selectors_for
@@ -37,7 +38,6 @@ from lightning_freeze.report.records import Record, Steps
 _LOG = logging.getLogger("lightning_freeze")
 _NO_END = 1 << 62
 _FORESEEN = 3000  # windows in which the longest frozen interval is looked for
-_NOT_ATTACHED = "the controller is not attached: call attach(*optimizers) before the first step."
 
 _MOVED = {
     "hear": ("metrics", "log"),
@@ -54,43 +54,42 @@ _MOVED = {
     "before_backward": ("holds", "before_backward"),
     "optimizer_state": ("options", "optimizer_state"),
 }
-"""Names of before, and where they are now."""
+"""Former names, and where they are now."""
 
 
 class FreezeController:
-    """Runs a schedule over a model and its optimizers: who trains, held so, and proved.
+    """Runs a schedule over a model and its optimizers: plans who trains, holds the others, and proves it.
 
-    The order of calls is `attach` and `begin`, then for every batch `begin_step` and the usual backward and
-    ``optimizer.step()``, `end_epoch` after each epoch, and at the end `finish` and `detach`; ``with controller:``
-    detaches by itself. Where gradients are clipped, `before_optimizer_step` comes before the clipping, so that frozen gradients
-    are not counted into the norm; under a GradScaler, and under DDP, `after_backward` comes after each backward. `pause`
-    comes before whatever is to find ``requires_grad`` as you made it, such as validation between two batches. `state_dict`
-    goes into a checkpoint and back into `begin`; the optimizer's own state is best loaded before `attach`. Under several
-    processes all of them call the same methods, and are told the same findings. ``examples/plain_loop.py`` and
-    ``examples/fabric_loop.py`` are whole programs.
+    Call `attach` and `begin`, then for every batch `begin_step` before the usual backward and ``optimizer.step()``,
+    `end_epoch` after each epoch, and at the end `finish` and `detach`; ``with controller:`` detaches by itself. Where
+    gradients are clipped, call `before_optimizer_step` before the clipping, so that frozen gradients do not count into the
+    norm; under a GradScaler, and under DDP, call `after_backward` after each backward. Call `pause` before code that needs
+    ``requires_grad`` as you set it, such as validation between two batches. `state_dict` goes into a checkpoint and back
+    into `begin`; load the optimizer's own state before `attach`. With several processes all of them call the same methods
+    and get the same findings. ``examples/plain_loop.py`` and ``examples/fabric_loop.py`` are whole programs.
 
     Args:
-        module: The model, with every parameter of every group at ``requires_grad=True``; or what you call in its place, from
-            DistributedDataParallel, FSDP, Fabric's ``setup`` or `torch.compile`, which under several processes is how
-            ``skip_backward: auto`` and the audit learn of it. Names are those of the model within.
+        module: The model, with every parameter of every group at ``requires_grad=True``; or its wrapper, from
+            DistributedDataParallel, FSDP, Fabric's ``setup`` or `torch.compile`, so that ``skip_backward: auto`` and the
+            audit know of it. Names are those of the model within.
         schedule: Who trains when.
-        groups: Group to selector (see `resolve_groups`). A name in the schedule that is no group is read as a selector.
+        groups: Group to selector (see `resolve_groups`). A name in the schedule that is not a group is read as a selector.
         rest: What becomes of the parameters outside the groups: ``train``, ``freeze`` or ``error``.
-        frozen_modules: ``eval`` holds frozen modules in eval mode, so that batch-norm statistics stand still too.
-        skip_backward: Whether the backward work of frozen groups is left out, by ``requires_grad=False`` while they are
-            frozen: ``auto`` where that is safe, and says why.
+        frozen_modules: ``eval`` holds frozen modules in eval mode, so that batch-norm statistics stay frozen too.
+        skip_backward: Whether the backward work of frozen groups is skipped, with ``requires_grad=False`` while they are
+            frozen: ``auto`` where that is safe.
         optimizer_state: What becomes of the optimizer state of frozen groups: ``keep``, ``offload`` (to host memory,
-            until they train again) or ``reset`` (dropped, so that they begin anew, as in BAdam).
+            until they train again) or ``reset`` (dropped, as in BAdam).
         audit: Whether frozen weights are fingerprinted and moving ones checked.
         on_schedule_change: What becomes of a state that was saved under another schedule or other groups: ``raise``, or
-            ``continue`` with its counts, by the names of groups, and its place in the row of phases.
+            ``continue`` with its counts, by the names of groups, and its place in the sequence of phases.
         suspects: Names of what else in the run writes to weights, for the audit's explanations.
-        say: Called with what is to be said once, as a line.
+        say: Called with each line to log.
         record: Called with each record of the run.
 
     Raises:
-        ScheduleError: The schedule names a group that is none, or an argument is a word that it does not take.
-        SelectionError: A selector matches nothing, or parameters cannot be grouped as asked.
+        ScheduleError: The schedule names an unknown group, or an argument has an unknown value.
+        SelectionError: A selector matches nothing, or parameters cannot be grouped.
 
     Example:
         >>> import torch
@@ -133,7 +132,7 @@ class FreezeController:
         say: Callable[[str], None] = _LOG.info,
         record: Callable[[Record], None] = lambda record: None,
     ) -> None:
-        model, wrapper, compiled = unwrapped(module)
+        model, wrapper, is_compiled = unwrapped(module)
         one_of("skip_backward", skip_backward, SKIP_BACKWARD)
         one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE)
         self.schedule = schedule
@@ -144,32 +143,27 @@ class FreezeController:
         self.needs_backward = False
         """Whether `after_backward` has something to do: under a GradScaler, and under plain DDP where backward is skipped."""
         self.traits: dict[int, OptimizerTraits] = {}
-        """What the probe has learnt of each optimizer that holds something which freezes, by its index."""
+        """The traits of each optimizer that holds something which freezes, by its index."""
         self._place = Place()
         self.audit = RunAudit(model, self.log, self._place.position, suspects)
-        self._context = RunContext(model, wrapper, compiled=compiled)
+        self._context = RunContext(model, wrapper, compiled=is_compiled)
         self._on_change = on_schedule_change
         self._say = say
         self.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
         self.metrics = MetricLog(schedule, self._place.planned, self._place.logged)
         self.preview = Outlook(self._place.planned, self._place.optimizers, self.groups, state_bytes)
-        self._decider: setup.Decider | None = None
         self._held_groups: list[list[str]] = []
-        self._uneven = False
+        self._compiled: frozenset[str] = frozenset()
+        self._variable_batch_size = False
         self._closures: bool | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Names of before are found where they are now, with a warning."""
+        """Former names are found where they are now, with a warning."""
         if name not in _MOVED:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        now = _MOVED[name]
-        warnings.warn(
-            f"FreezeController.{name} is FreezeController.{'.'.join(now)} now.", DeprecationWarning, stacklevel=2
-        )
-        found: Any = self
-        for part in now:
-            found = getattr(found, part)
-        return found
+        now = ".".join(_MOVED[name])
+        warnings.warn(f"FreezeController.{name} is now FreezeController.{now}", DeprecationWarning, stacklevel=2)
+        return attrgetter(now)(self)
 
     # --- what a user reads
 
@@ -208,13 +202,13 @@ class FreezeController:
         """Whether the coming step may train a group, or any group of a family.
 
         Raises:
-            SelectionError: There is no such group; the message offers the nearest.
+            SelectionError: There is no such group.
         """
         names = self.groups.families.get(group, (group,))
         known = [*self.groups.members, *self.groups.families]
         if group not in known:
             close = nearest(group, known) or known
-            raise SelectionError(f"there is no group {group!r}. Nearest: {', '.join(map(repr, close))}.")
+            raise SelectionError(f"there is no group {group!r}. Did you mean {' or '.join(map(repr, close))}?")
         return not self.trainable.isdisjoint(names)
 
     # --- a run
@@ -234,73 +228,45 @@ class FreezeController:
             optimizers: The run's optimizers, or Fabric's wrappers of them, in the order that schedules count them.
             scaler: Whether a GradScaler steps them.
             epoch: The epoch to begin in.
-            run: What decides whether backward can be skipped. By default, what the controller was given is called, and with
-                several optimizers each may step within a batch.
-            waits: Whether the optimizers' state is yet to be loaded, so that steps before `begin` are not the run's:
-                `torch.distributed.checkpoint` makes one, of gradients of zero, to see what there is to load.
-            closures: Whether steps are handed a closure, as Lightning hands them one: some optimizers act otherwise then. By
-                default, only where an optimizer asks for one.
+            run: What decides whether backward can be skipped. By default it follows from the module, and several optimizers
+                may each step within a batch.
+            waits: Whether the optimizers' state is yet to be loaded, so that steps before `begin` are not counted:
+                `torch.distributed.checkpoint` makes one, with gradients of zero, to initialise state.
+            closures: Whether steps are given a closure, as Lightning gives them; some optimizers then act otherwise. By
+                default, only where an optimizer requires one.
 
         Raises:
             SelectionError: A parameter of a group is in none of the optimizers.
             ScheduleError: The schedule leaves nothing trainable, or ranks were given different ones.
-            UnsupportedError: An optimizer cannot hold a frozen parameter still, backward cannot be skipped though it is to
-                be, or optimizer state cannot be dropped or moved.
+            UnsupportedError: An optimizer moves frozen parameters, backward cannot be skipped though `skip_backward` is
+                true, or optimizer state cannot be reset or offloaded.
         """
         self.detach()
         self.traits = {}
         optimizers = tuple(map(plain_optimizer, optimizers))
         context = run or replace(self._context, manual_optimization=len(optimizers) > 1)
-        module = context.module
         self.audit.meet(context)
-        refuse_flattened(module)
+        refuse_flattened(context.module)
         setup.refuse_optimizers(optimizers, setup.scheduled(self.groups))
-        members = Membership(module, self.groups, optimizers)
+        members = Membership(context.module, self.groups, optimizers)
         plan = self.schedule.bind(members.layout)
         setup.check_optimizers(members, plan, self.groups, self.options)
-        setup.learn(self.traits, members, plan, self.groups.rest, self.options, closures, self._say)
-        fully_frozen_reason = setup.fully_frozen_reason(members, plan) if scaler else None
-        self._decider = setup.Decider(
-            self.options.skip_backward, replace(context, fully_frozen=fully_frozen_reason), plan, members
-        )
-        self.backward, self._closures = self._decider.decision, closures
-        wires = self._place.wires(self._say, self.audit.suspects)
+        for index, found in setup.learn(members, plan, self.groups.rest, closures, self._say, self.options.audit):
+            self.traits[index] = found
+        context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if scaler else None)
+        self.backward = setup.decide_skipping(self.options.skip_backward, context, plan, members)
+        self._compiled, self._closures = frozenset(compiled(context.module)), closures
+        loop = Loop(self._place, self.schedule, plan, self.groups, members, self.audit, context, self._say)
         built = setup.build_holds(
-            members,
-            self.options,
-            context,
-            self.backward,
-            self.audit.shards,
-            bool(plan.rated),
-            scaler,
-            self.audit.split,
-            wires,
+            loop, self.audit, members, self.options, context, self.backward, rated=bool(plan.rated), scaler=scaler
         )
         self.audit.weights, self.needs_backward = built.weights, built.needs_backward
         self._held_groups = [sorted(step.members) for step in members.steps]
         setup.say_frozen_by_user(self.groups, self._say)
-        refuse_mismatch(
-            "before training",
-            "the schedule, the groups and the optimizers that the ranks were given",
-            self._given(members),
-        )
+        given = "the schedule, the groups and the optimizers that the ranks were given"
+        refuse_mismatch("before training", given, self._given(members))
         self._place.at = plan.start(epoch)
-        loop = Loop(
-            self.schedule,
-            self.groups,
-            plan,
-            members,
-            built,
-            self.audit,
-            self._place,
-            context.manual_optimization,
-            self._say,
-        )
-        loop.decide()
-        if not waits:
-            loop.hooks.attach()
-        built.holds.attach()
-        self._loop.begin_epoch()
+        loop.hold(built, attach=not waits)
         setup.say_what_is_held(plan, self.groups, self.options, self.backward, members, self._say)
 
     def begin(
@@ -316,22 +282,23 @@ class FreezeController:
         Args:
             epoch: The epoch to begin in, where there is no state.
             state: What `state_dict` gave.
-            variable_batch_size: Whether batches may differ in size, which compiled code is compiled anew for.
-            windows_per_epoch: Optimizer windows (a batch, or an accumulation of several) in an epoch, to know how long groups
-                will be frozen; where it is not known, phases that count epochs are taken to have no end.
+            variable_batch_size: Whether batches may differ in size, for each of which code is compiled again.
+            windows_per_epoch: Optimizer windows (a batch, or an accumulation of several) in an epoch, from which follows
+                how long groups stay frozen; without it, phases that count epochs are taken to have no end.
 
         Raises:
             ScheduleError: The state was saved under another schedule or other groups, or ranks go on from different places.
         """
         loop, at = self._loop, self._place.at
-        self._uneven = variable_batch_size
-        if self._decider is not None and self._decider.compiled:  # all ranks are to choose alike
-            self._uneven = any(bool(row[0]) for row in self.audit.ranks.gathered(torch.tensor([variable_batch_size])))
+        self._variable_batch_size = variable_batch_size
+        if self._compiled:  # all ranks must decide alike
+            rows = self.audit.ranks.gathered(torch.tensor([variable_batch_size]))
+            self._variable_batch_size = any(bool(row[0]) for row in rows)
         refused: Exception | None = None
         if state is not None:
             try:
                 self.load_state_dict(state)
-            except Exception as error:  # the other ranks hear of it before it is raised
+            except Exception as error:  # raised once the other ranks know
                 refused = error
         elif epoch is not None:
             at.epoch = epoch
@@ -376,7 +343,7 @@ class FreezeController:
         Args:
             optimizer: The optimizer, or Lightning's wrapper around it.
             clipped: Whether clipping follows. Where not, and backward made no frozen gradients, one parameter of each group
-                tells whether somebody else did; all of them are set to None right before the step in either case.
+                shows whether other code did; all of them are set to None right before the step in either case.
         """
         loop = self._place.loop or self._loop
         step = loop.members.step_of(optimizer)
@@ -390,9 +357,9 @@ class FreezeController:
             self._place.loop.pause()
 
     def compare_ranks(self, epoch: int | None = None) -> list[Finding]:
-        """Whether all ranks stand at the same place of the schedule; they call it together.
+        """Whether all ranks are at the same place of the schedule; they call it together.
 
-        It is done at each epoch's end; and to be done where a metric, logged after that, may have ended a phase.
+        Each epoch's end calls it. Call it again where a metric that was logged later may have ended a phase.
 
         Args:
             epoch: The epoch that has ended, by default the last.
@@ -413,13 +380,13 @@ class FreezeController:
         self.audit.record_counts()
         loop.plan.end_epoch(at)
         loop.decide()
-        self._loop.say_why()
-        self._loop.begin_epoch()
-        self.pause()
+        loop.say_why()
+        loop.begin_epoch()
+        loop.pause()
         return found
 
     def finish(self) -> list[Finding]:
-        """The fit ends: a last comparison, called by all ranks together, which are told the same."""
+        """The fit ends: a last comparison, called by all ranks together."""
         found = self.audit.finish()
         if self.audit.begun:
             self.flush()
@@ -440,8 +407,7 @@ class FreezeController:
         Args:
             bring_back: Whether optimizer state in host memory comes back to its device, as far as that has room for it.
         """
-        # Nothing here keeps a finished run's optimizers, and so their state, alive.
-        loop, self._decider, self.audit.weights = self._place.loop, None, None
+        loop, self.audit.weights = self._place.loop, None  # nothing here keeps a finished run's optimizers alive
         if loop is not None:
             loop.detach(bring_back)
 
@@ -489,7 +455,7 @@ class FreezeController:
     @property
     def _loop(self) -> Loop:
         if self._place.loop is None:
-            raise RuntimeError(_NOT_ATTACHED)
+            raise RuntimeError(NOT_ATTACHED)
         return self._place.loop
 
     @property
@@ -497,8 +463,11 @@ class FreezeController:
         return checkpoint.Identity(self.schedule, self.groups, self._held_groups)
 
     def _decide_again(self, loop: Loop) -> None:
-        if self._decider is not None and self.backward.skips:
-            self.backward = self._decider.again(self._uneven)
+        """Before the first step: code that was compiled since counts too, and batches of several sizes."""
+        now = frozenset(compiled(loop.context.module)) if self.backward.skips else frozenset()
+        if self.backward.skips and (now != self._compiled or (now and self._variable_batch_size)):
+            context = replace(loop.context, variable_batch_size=self._variable_batch_size)
+            self.backward = setup.decide_skipping(self.options.skip_backward, context, loop.plan, loop.members)
             if not self.backward.skips:
                 loop.built.skip.allowed = False
                 self._say(f"freeze: the backward work of frozen groups is not skipped after all: {self.backward.why}.")

@@ -7,6 +7,8 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
+NOT_ATTACHED = "the controller is not attached: call attach(*optimizers) before the first step."
+
 
 class ScheduleError(ValueError):
     """A schedule that cannot be run, found before training starts.

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.holds.optimizer_state import SHORTEST
+from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, Sets, Split, Step
@@ -17,7 +18,7 @@ from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Steps
 from lightning_freeze.report.table import folded
-from lightning_freeze.setup import Built, Wires
+from lightning_freeze.setup import Built
 
 _NO_END = 1 << 62
 _NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
@@ -35,23 +36,18 @@ class RunState(Enum):
 
 @dataclass(eq=False)
 class Place:
-    """Where a run is; it outlives the attachment to optimizers.
-
-    Args:
-        at: The position in the schedule.
-        steps: The steps made since the last epoch's end.
-        plan: The schedule, as it was bound last.
-        loop: The loop, while it is attached.
-        epoch_length: The updates of the last epoch.
-        said: What is said once, and was.
-    """
+    """Where a run is; it outlives the attachment to optimizers."""
 
     at: Position = field(default_factory=Position)
     steps: Steps = field(default_factory=Steps)
+    """The steps since the last epoch's end."""
     plan: Plan | None = None
+    """The schedule, as it was bound last."""
     loop: Loop | None = None
     epoch_length: int = 0
+    """The updates of the last epoch."""
     said: set[str] = field(default_factory=set)
+    """What is logged once, and was."""
 
     def position(self) -> Position:
         """The position in the schedule."""
@@ -70,28 +66,6 @@ class Place:
         if self.loop is not None:
             self.loop.logged(ended)
 
-    def wires(self, say: Callable[[str], None], suspects: Sequence[str]) -> Wires:
-        """What holds ask of the run.
-
-        Args:
-            say: Says a line once.
-            suspects: Names of what else in the run writes to weights.
-        """
-        return Wires(
-            lambda: self.at.total,
-            lambda: self._loop.frozen,
-            lambda: self._loop.soon(),
-            lambda: self._loop.describe(),
-            say,
-            suspects,
-            self.said,
-        )
-
-    @property
-    def _loop(self) -> Loop:
-        assert self.loop is not None, "holds ask while the run is attached"
-        return self.loop
-
     def where(self) -> dict[str, object]:
         """What all ranks must agree on."""
         sets = self.loop.sets if self.loop is not None else ()
@@ -99,36 +73,26 @@ class Place:
 
 
 class Loop:
-    """What trains, decided from the plan and applied through the holds.
+    """What trains, decided from the plan and applied through the holds."""
 
-    Args:
-        schedule: The schedule.
-        groups: The groups.
-        plan: The schedule, bound to the optimizers.
-        members: The index of the run.
-        built: Its holds.
-        audit: Its audit.
-        place: Where it is.
-        manual: Whether the model steps its optimizers itself, so that what trains can change within a batch.
-        say: Says a line.
-    """
+    built: Built
 
     def __init__(
         self,
-        schedule: Schedule,
-        groups: Groups,
-        plan: Plan,
-        members: Membership,
-        built: Built,
-        audit: RunAudit,
         place: Place,
-        manual: bool,
+        schedule: Schedule,
+        plan: Plan,
+        groups: Groups,
+        members: Membership,
+        audit: RunAudit,
+        context: RunContext,
         say: Callable[[str], None],
     ) -> None:
         place.plan, place.loop = plan, self
         self.members = members
-        self.built = built
-        self.hooks = StepHooks(members.steps, built.holds, self._arrives, self._ran)
+        self.context = context
+        self.say = say
+        self.said = place.said
         self.state = RunState.ATTACHED
         self.sets: Sets = ()
         """What each optimizer trains, as decided."""
@@ -136,12 +100,25 @@ class Loop:
         self._groups = groups.members
         self._audit = audit
         self._place = place
-        self._manual = manual
-        self._say = say
         self._announced: Sets = ()
         self._applied: Sets = ()
         self._lr_factors: dict[str, float] | None = None
         self._stable_until = 0
+
+    def hold(self, built: Built, attach: bool) -> None:
+        """Take the holds, decide what trains, and hook into the optimizers.
+
+        Args:
+            built: The holds.
+            attach: Whether steps are the run's from now on.
+        """
+        self.built = built
+        self.hooks = StepHooks(self.members.steps, built.holds, self._arrives, self._ran)
+        self.decide()
+        if attach:
+            self.hooks.attach()
+        built.holds.attach()
+        self.begin_epoch()
 
     @property
     def plan(self) -> Plan:
@@ -149,18 +126,17 @@ class Loop:
         assert self._place.plan is not None
         return self._place.plan
 
-    @property
+    def updates(self) -> int:
+        """The updates made so far."""
+        return self._place.at.total
+
     def frozen(self) -> set[int]:
         """The identities of what is frozen, by the set that is applied or by the coming one."""
         splits = [self.members.split(sets) for sets in (self._applied, self.sets) if sets]
         return {id(parameter) for split in splits for parameter in split.frozen}
 
     def begin_step(self, epoch: int | None) -> None:
-        """A batch begins.
-
-        Args:
-            epoch: The epoch that it belongs to; by default the one that the run is in.
-        """
+        """A batch begins, of this epoch or of the one that the run is in."""
         at = self._place.at
         self._audit.shards.close()  # before anything walks over parameters, or changes what requires a gradient
         for step in self.members.steps:
@@ -181,16 +157,12 @@ class Loop:
             self.state = RunState.PAUSED
 
     def decide(self, again: bool = False) -> None:
-        """What trains now, from the plan; the holds follow with the next batch or step.
-
-        Args:
-            again: Whether rates are set again: the position is another.
-        """
+        """Decide what trains; with `again`, the position is another, so that learning-rate factors are set again."""
         plan, at = self.plan, self._place.at
-        if "ran out" not in self._place.said and plan.ran_out(at):
-            self._place.said.add("ran out")
+        if "ran out" not in self.said and plan.ran_out(at):
+            self.said.add("ran out")
             last = ", ".join(sorted(plan.trainable(at)))
-            self._say(
+            self.say(
                 f"freeze: the schedule has run out after {at.total} updates; its last set stays trainable: {last}."
             )
         sets = tuple([plan.trains(at, step.index) for step in self.members.steps])
@@ -225,7 +197,7 @@ class Loop:
         at = self._place.at
         if at.why:
             now = folded(self.plan.trainable(at), self._groups)
-            self._say(f"freeze, epoch {max(0, at.epoch - 1)}: {at.why}. Now training: {now}.")
+            self.say(f"freeze, epoch {max(0, at.epoch - 1)}: {at.why}. Now training: {now}.")
             at.why = ""
 
     def describe(self) -> tuple[str, str, str, str]:
@@ -283,8 +255,6 @@ class Loop:
             self.built.holds.decided(self._split)
 
     def _apply(self) -> None:
-        if self.sets is self._applied:
-            return
         freezes, thaws = self.members.changes(self._applied, self.sets)
         self._applied = self.sets
         self.built.holds.thaw(thaws, self._split)
@@ -297,7 +267,7 @@ class Loop:
         if self.state is RunState.ATTACHED and step.has_gradients:
             raise RuntimeError(_NOT_BEGUN + "phases that count epochs, and skipped backward work, begin with it.")
         if self.sets is not self._applied:
-            if self.built.skip.active and not self._manual and self._applied:
+            if self.built.skip.active and not self.context.manual_optimization and self._applied:
                 raise RuntimeError(
                     _NOT_BEGUN + "what trains now has no gradient of a backward that was skipped for others."
                 )

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.audit.run_audit import size_of
+from lightning_freeze.audit.run_audit import RunAudit, size_of
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.backward import SkipBackward as SkipHold
 from lightning_freeze.holds.checkpointing import ReentrantInputs
 from lightning_freeze.holds.ddp import ZeroGradsForDDP
 from lightning_freeze.holds.eval_mode import EvalModes
-from lightning_freeze.holds.fsdp2 import Shards
 from lightning_freeze.holds.gradients import EmptyBeforeScaler, SetGradsToNone
 from lightning_freeze.holds.hold import Hold, Holds
 from lightning_freeze.holds.optimizer_state import OptimizerState
 from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFactors
-from lightning_freeze.holds.run_context import RunContext, compiled
+from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
 from lightning_freeze.holds.state_holds import OffloadState, ResetState
@@ -42,118 +42,92 @@ from lightning_freeze.report.records import Record
 _ALIKE = 0.05
 
 
-def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse optimizers of which it is known, without a probe, that they hold nothing still.
-
-    Args:
-        optimizers: The run's optimizers.
-        scheduled: The parameters that will be frozen at times.
-
-    Raises:
-        UnsupportedError: LBFGS, or what is no torch optimizer and has no step hooks, holds a scheduled parameter.
-    """
-    wanted = {id(parameter) for parameter in scheduled}
+def _holding(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -> Iterator[tuple[str, Optimizer]]:
+    """Each optimizer that holds one of these parameters, with its name for messages."""
+    wanted = {id(parameter) for parameter in parameters}
     for index, optimizer in enumerate(optimizers):
+        name = f"optimizer {index} ({type(optimizer).__qualname__})"
         if not hasattr(optimizer, "param_groups"):
             raise UnsupportedError(
-                f"optimizer {index} ({type(optimizer).__qualname__}) has no `param_groups`, so what it holds is not known. Let "
-                "its class inherit from torch.optim.Optimizer, or hand over the optimizer that it wraps."
+                f"{name} has no `param_groups`, so what it holds is not known. Let its class inherit from "
+                "torch.optim.Optimizer, or pass the optimizer that it wraps."
             )
-        if wanted.isdisjoint(held_by(optimizer)):
-            continue
+        if not wanted.isdisjoint(held_by(optimizer)):
+            yield name, optimizer
+
+
+def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
+    """Refuse optimizers that are known, without a probe, to move frozen parameters.
+
+    Raises:
+        UnsupportedError: LBFGS, or an optimizer without step hooks, holds a scheduled parameter.
+    """
+    for name, optimizer in _holding(optimizers, scheduled):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
-                f"optimizer {index} is LBFGS, which flattens all its parameters into one vector and steps along it, so "
-                "it moves a parameter whose gradient is None. Use another optimizer for the groups that freeze (AdamW, "
-                "SGD), or give LBFGS only parameters of `rest` with `rest: train`."
+                f"{name} flattens all its parameters into one vector, so it moves a parameter whose gradient is None. Use "
+                "another optimizer for the groups that freeze (AdamW, SGD), or give LBFGS only parameters of `rest` with "
+                "`rest: train`."
             )
         if not isinstance(optimizer, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
             raise UnsupportedError(
-                f"optimizer {index} ({type(optimizer).__qualname__}) has no step hooks, so nothing can be held at the "
-                "last moment before its step. Let its class inherit from torch.optim.Optimizer."
+                f"{name} has no step hooks, so nothing can be held right before its step. Let its class inherit from "
+                "torch.optim.Optimizer."
             )
 
 
 def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]) -> None:
-    """Refuse factors on learning rates where there is none, or none that could be multiplied for one step.
-
-    Args:
-        optimizers: The run's optimizers.
-        rated: The parameters whose rate the schedule changes.
+    """Refuse learning-rate factors where a param group has no learning rate to multiply.
 
     Raises:
-        UnsupportedError: A param group has no ``lr``, or none that is a number; LBFGS holds such a parameter.
+        UnsupportedError: A param group's ``lr`` is missing or no number; LBFGS holds such a parameter.
     """
-    wanted = {id(parameter) for parameter in rated}
-    for index, optimizer in enumerate(optimizers):
-        if wanted.isdisjoint(held_by(optimizer)):
-            continue
+    for name, optimizer in _holding(optimizers, rated):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
-                f"the schedule sets learning rates (`lr` or `ramp`) of what optimizer {index} holds, which is LBFGS: it has "
-                "one param group and reads its rate before anything can be changed. Take those groups out of `lr`."
+                f"the schedule sets learning rates (`lr` or `ramp`) of what {name} holds, which has one param group and "
+                "reads its rate before anything can be changed. Take those groups out of `lr`."
             )
         for group in optimizer.param_groups:
             if not isinstance(group.get("lr"), (int, float, Tensor)):
                 raise UnsupportedError(
-                    f"the schedule sets learning rates (`lr` or `ramp`), and optimizer {index} "
-                    f"({type(optimizer).__qualname__}) has `lr`: {group.get('lr')!r} in a param group, which is no number. "
-                    "Give the optimizer a learning rate, or take `lr` and `ramp` out of the schedule."
+                    f"the schedule sets learning rates (`lr` or `ramp`), and {name} has `lr`: {group.get('lr')!r} in a "
+                    "param group, which is not a number. Give the optimizer a learning rate, or take `lr` and `ramp` out "
+                    "of the schedule."
                 )
 
 
-def refuse_fully_frozen(optimizer: Optimizer, index: int, why: str) -> None:
-    """Refuse a fused optimizer that the schedule can leave without any gradient under a GradScaler.
-
-    Raises:
-        UnsupportedError: It is fused: torch's scaler then fails with "No inf checks were recorded".
-    """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise UnsupportedError(
-            f"optimizer {index} ({type(optimizer).__qualname__}) is fused and steps under a GradScaler, and {why}; with "
-            'no gradient at all, torch\'s scaler fails in the middle of training ("No inf checks were recorded"). '
-            "Use `fused=False`, precision 'bf16-mixed' (which needs no scaler), or a schedule in which one of its "
-            "groups always trains."
-        )
-
-
 def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse what cannot be done with the state of what is frozen.
-
-    Args:
-        mode: What is to be done.
-        optimizers: The run's optimizers.
-        scheduled: The parameters that are frozen at times.
+    """Refuse an `optimizer_state` that these optimizers do not support.
 
     Raises:
-        UnsupportedError: ``reset`` with an optimizer that cannot begin anew for a parameter; ``offload`` of sharded
-            parameters; either with an optimizer that wraps another, or runs no hooks of torch's when its state is saved.
+        UnsupportedError: ``reset`` with an optimizer that does not support a state reset; ``offload`` of sharded
+            parameters; either with an optimizer that wraps another, or runs no hooks when its state is saved.
     """
     if mode == "keep":
         return
     wanted = {id(parameter): parameter for parameter in scheduled}
     if mode == "offload" and any(hasattr(parameter, "to_local") for parameter in wanted.values()):
         raise UnsupportedError(
-            "`optimizer_state` is 'offload', and parameters are sharded over processes (DTensor): their state is not "
-            "moved yet. Use `optimizer_state: keep` or `reset`, or FSDP2's own CPUOffloadPolicy."
+            "`optimizer_state` is 'offload', and parameters are sharded over processes (DTensor), whose state is not moved "
+            "yet. Use `optimizer_state: keep` or `reset`, or FSDP2's own CPUOffloadPolicy."
         )
-    for index, optimizer in enumerate(optimizers):
-        wraps = len({id(member.state) for member in family(optimizer)}) > 1
-        if (wraps or not hasattr(optimizer, "_optimizer_state_dict_pre_hooks")) and not wanted.keys().isdisjoint(
-            held_by(optimizer)
-        ):
-            reason = "wraps another, so that state is in two places" if wraps else "runs no hooks when it is saved"
-            raise UnsupportedError(
-                f"`optimizer_state` is {mode!r}, and optimizer {index} ({type(optimizer).__qualname__}) {reason}. Use "
-                "`optimizer_state: keep`."
-            )
-        for group in optimizer.param_groups:
-            held = [parameter for parameter in group["params"] if id(parameter) in wanted]
-            if mode == "reset" and held and (why := supports_state_reset(optimizer, group)) is not None:
-                raise UnsupportedError(
-                    f"`optimizer_state` is 'reset', and optimizer {index} ({type(optimizer).__qualname__}) cannot begin anew "
-                    f"for a parameter whose state was dropped: {why}. Use `optimizer_state: keep`."
-                )
+    for name, optimizer in _holding(optimizers, wanted.values()):
+        reason = _refuses_state(mode, optimizer, wanted)
+        if reason is not None:
+            raise UnsupportedError(f"`optimizer_state` is {mode!r}, and {name} {reason}. Use `optimizer_state: keep`.")
+
+
+def _refuses_state(mode: OptimizerState, optimizer: Optimizer, wanted: Mapping[int, Tensor]) -> str | None:
+    if len({id(member.state) for member in family(optimizer)}) > 1:
+        return "wraps another, so that state is in two places"
+    if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
+        return "runs no hooks when it is saved"
+    for group in optimizer.param_groups:
+        held = mode == "reset" and any(id(parameter) in wanted for parameter in group["params"])
+        if held and (why := supports_state_reset(optimizer, group)) is not None:
+            return f"does not support a state reset: {why}"
+    return None
 
 
 def scheduled(groups: Groups) -> list[nn.Parameter]:
@@ -166,14 +140,7 @@ def scheduled(groups: Groups) -> list[nn.Parameter]:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user chose.
-
-    Args:
-        skip_backward: Whether backward work of frozen groups is skipped: ``auto`` where that is safe.
-        optimizer_state: What becomes of the optimizer state of frozen groups.
-        eval_modules: Whether frozen modules are held in eval mode.
-        audit: Whether weights are audited.
-    """
+    """The arguments of `FreezeController` that choose holds."""
 
     skip_backward: SkipBackward
     optimizer_state: OptimizerState
@@ -182,61 +149,51 @@ class Options:
 
 
 def check_optimizers(members: Membership, plan: Plan, groups: Groups, options: Options) -> None:
-    """Refuse optimizers under which a schedule cannot be held.
-
-    Raises:
-        UnsupportedError: One cannot drop or move state, or has no learning rate to be multiplied.
-    """
+    """Refuse optimizers under which the schedule cannot be held."""
     optimizers = members.holders.optimizers
     refuse_state(options.optimizer_state, optimizers, members.scheduled)
-    rated = [m.parameter for group in plan.rated for m in groups.members.get(group, ())]
-    refuse_without_rate(optimizers, rated)
+    refuse_without_rate(optimizers, (m.parameter for group in plan.rated for m in groups.members.get(group, ())))
 
 
 def learn(
-    traits: dict[int, OptimizerTraits],
-    members: Membership,
-    plan: Plan,
-    rest: Rest,
-    options: Options,
-    closures: bool | None,
-    say: Callable[[str], None],
-) -> None:
+    members: Membership, plan: Plan, rest: Rest, closures: bool | None, say: Callable[[str], None], audited: bool
+) -> Iterator[tuple[int, OptimizerTraits]]:
     """Probe each optimizer that holds something which freezes, and note how it must be held.
 
     Args:
-        traits: Takes what was learnt, by the index of the optimizer, also of one that is refused.
         members: The index of the run.
         plan: The schedule, bound.
         rest: What becomes of the rest.
-        options: What the user chose.
         closures: Whether steps are handed a closure; None where that is not known.
-        say: Says a line.
+        say: Logs a line.
+        audited: Whether the audit would report an optimizer that cannot be probed.
+
+    Yields:
+        The index of an optimizer and its traits, also of one that is refused.
 
     Raises:
-        UnsupportedError: One cannot hold what is frozen.
+        UnsupportedError: An optimizer cannot hold what is frozen.
     """
     forever = {REST} if rest == "freeze" else set()
     for step in members.steps:
         freezable = step.members.keys() & members.freezable.keys()
         if not freezable or (plan.never_freezes() and not freezable & forever):
             continue
-        traits[step.index] = found = probe_optimizer(step.optimizer, closures)
+        found = probe_optimizer(step.optimizer, closures)
+        yield step.index, found
         late = sorted(freezable - plan.trains(plan.start(), step.index) - forever)
-        way = way_of(
-            found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=options.audit
-        )
+        way = way_of(found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=audited)
         step.excludes, step.reads_before_closure = way == "left out", found.reads_before_closure
         if way == "left out":
             say(
-                f"freeze: optimizer {step.index} ({found.name}) is not held by an empty gradient "
-                f"({found.reasons['skips_none']}): what is frozen is left out of its param groups for each step, too."
+                f"freeze: optimizer {step.index} ({found.name}) moves a parameter whose gradient is None "
+                f"({found.reasons['skips_none']}): what is frozen is also excluded from its param groups for each step."
             )
         elif way == "unknown":
             warnings.warn(
-                f"optimizer {step.index} ({found.name}) could not be probed: {found.why}. Whether it holds a parameter "
-                "still whose gradient is None is not known before training: the audit tells at the epoch's end. To know it "
-                "before, use an optimizer of torch.optim.",
+                f"optimizer {step.index} ({found.name}) could not be probed: {found.why}. Whether it moves a parameter "
+                "whose gradient is None is first known from the audit at the epoch's end. Use an optimizer of torch.optim "
+                "to know it before training.",
                 stacklevel=4,
             )
 
@@ -245,45 +202,27 @@ def fully_frozen_reason(members: Membership, plan: Plan) -> str | None:
     """Under a GradScaler: why an optimizer can come to a step with nothing to train; None where none can.
 
     Raises:
-        UnsupportedError: It is a fused one.
+        UnsupportedError: It is fused: torch's scaler then fails with "No inf checks were recorded".
     """
     reason = None
     for step in members.steps:
-        fully_frozen = plan.can_be_fully_frozen(step.index) if step.members else None
-        if fully_frozen is not None:
-            refuse_fully_frozen(step.optimizer, step.index, fully_frozen)
-            reason = f"optimizer {step.index} can come to that: {fully_frozen}"
+        why = plan.can_be_fully_frozen(step.index) if step.members else None
+        if why is not None and getattr(step.optimizer, "_step_supports_amp_scaling", False):
+            raise UnsupportedError(
+                f"optimizer {step.index} ({type(step.optimizer).__qualname__}) is fused and steps under a GradScaler, and "
+                f"{why}; without any gradient torch's scaler fails in the middle of training (\"No inf checks were "
+                "recorded\"). Use `fused=False`, precision 'bf16-mixed' (which needs no scaler), or a schedule in which one "
+                "of its groups always trains."
+            )
+        if why is not None:
+            reason = f"optimizer {step.index} can come to that: {why}"
     return reason
 
 
-class Decider:
-    """Decides whether backward work is skipped: before training, and again where code was compiled since.
-
-    Args:
-        asked: What the user chose.
-        context: What is known of the run.
-        plan: The schedule, bound.
-        members: The index.
-    """
-
-    def __init__(self, asked: SkipBackward, context: RunContext, plan: Plan, members: Membership) -> None:
-        self._asked = asked
-        self._context = context
-        self._plan = plan
-        self._groups = {id(m.parameter): group for group, found in members.freezable.items() for m in found}
-        self.compiled = compiled(context.module).keys()
-        """The names of the modules that were compiled."""
-        self.decision = self._decide(context)
-
-    def again(self, variable_batch_size: bool) -> Decision:
-        """Before the first step: code that was compiled since is counted, too, and the sizes of batches."""
-        now = compiled(self._context.module).keys()
-        if self.decision.skips and (now != self.compiled or (now and variable_batch_size)):
-            self.decision = self._decide(replace(self._context, variable_batch_size=variable_batch_size))
-        return self.decision
-
-    def _decide(self, context: RunContext) -> Decision:
-        return choose(self._asked, context, self._plan.sets(), self._groups)
+def decide_skipping(asked: SkipBackward, run: RunContext, plan: Plan, members: Membership) -> Decision:
+    """Whether backward work of frozen groups is skipped."""
+    groups = {id(m.parameter): group for group, found in members.freezable.items() for m in found}
+    return choose(asked, run, plan.sets(), groups)
 
 
 def warn_of_step_counters(
@@ -293,7 +232,7 @@ def warn_of_step_counters(
     updates: Mapping[str, int],
     closures: bool | None,
 ) -> None:
-    """Say what step counters of param groups, which run on while a group is frozen, do to the first update after that."""
+    """Warn where a step counter of a param group changes the first update after a frozen interval."""
     for step in members.steps:
         found = traits.get(step.index)
         if found is None or not found.step_counters or found.skips_none is None:
@@ -309,78 +248,70 @@ def warn_of_step_counters(
             excludes=step.excludes,
             early=step.reads_before_closure,
         )
-        if ratio is None or abs(ratio - 1) <= _ALIKE:
-            continue
-        warnings.warn(
-            f"optimizer {step.index} ({found.name}) keeps {', '.join(found.step_counters)} for a whole param group, and goes on "
-            f"with it while a part of the group is frozen: after the longest planned interval (`{interval.group}` is frozen "
-            f"for {interval.length} updates, after {interval.before} of its own) the first update is {ratio:.2f} times as "
-            "large as it would be without the interval, in a run on small parameters. Where that matters, let a phase "
-            "begin with a `ramp`, or use an optimizer that counts for each parameter (torch's AdamW does).",
-            stacklevel=4,
-        )
+        if ratio is not None and abs(ratio - 1) > _ALIKE:
+            warnings.warn(
+                f"optimizer {step.index} ({found.name}) counts {', '.join(found.step_counters)} for a whole param group, also "
+                f"while a part of it is frozen: after the longest planned interval (`{interval.group}`, frozen for "
+                f"{interval.length} updates after {interval.before} of its own) the first update is {ratio:.2f} times as "
+                "large as without the interval, in a run on small parameters. Where that matters, let a phase begin with a "
+                "`ramp`, or use an optimizer that counts for each parameter (torch's AdamW does).",
+                stacklevel=4,
+            )
 
 
 # --- the holds --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wires:
-    """What holds ask of the run that they are part of.
+class Run(Protocol):
+    """What holds ask of the run that they are part of."""
 
-    Args:
-        updates: Gives the updates made so far.
-        frozen: Gives the identities of what is frozen, by the set that is applied or by the coming one.
-        soon: Gives the groups that train again within a few updates.
-        describe: Says what trains, what is frozen, and where the run is.
-        say: Says a line once.
-        suspects: Names of what else in the run writes to weights.
-        said: What is said once, and was.
-    """
-
-    updates: Callable[[], int]
-    frozen: Callable[[], set[int]]
-    soon: Callable[[], frozenset[str]]
-    describe: Callable[[], tuple[str, str, str, str]]
-    say: Callable[[str], None]
-    suspects: Sequence[str]
     said: set[str]
+    """What is logged once, and was."""
+
+    def updates(self) -> int:
+        """The updates made so far."""
+
+    def frozen(self) -> set[int]:
+        """The identities of what is frozen, by the set that is applied or by the coming one."""
+
+    def soon(self) -> frozenset[str]:
+        """The groups that train again within a few updates."""
+
+    def describe(self) -> tuple[str, str, str, str]:
+        """What trains, what is frozen, when, and in which phase."""
+
+    def say(self, line: str) -> None:
+        """Log a line."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """The holds of a run, and those of them that are asked something.
-
-    Args:
-        holds: All, in their order.
-        weights: The audit of weights, where there is one.
-        skip: What skips backward work.
-        needs_backward: Whether something is to be done after each backward.
-    """
+    """The holds of a run, and those of them that are asked something."""
 
     holds: Holds
     weights: WeightAudit | None
     skip: SkipHold
     needs_backward: bool
+    """Whether something is to be done after each backward."""
 
 
 def build_holds(
+    run: Run,
+    audit: RunAudit,
     members: Membership,
     options: Options,
     context: RunContext,
     decision: Decision,
-    shards: Shards,
+    *,
     rated: bool,
     scaler: bool,
-    split: bool,
-    wires: Wires,
 ) -> Built:
     """The holds of a run, in the order in which they freeze: state is dropped before the audit reads it, moved after."""
     module, optimizers = context.module, members.holders.optimizers
-    guard = ScheduleFreeGuard(members.steps, wires.frozen)
-    offload = OffloadState(optimizers, wires.soon) if options.optimizer_state == "offload" else None
+    guard = ScheduleFreeGuard(members.steps, run.frozen)
+    offload = OffloadState(optimizers, run.soon) if options.optimizer_state == "offload" else None
     attention = any(isinstance(each, nn.MultiheadAttention) for each in module.modules())
-    skip = SkipHold(shards, context.manual_optimization, attention, wires.said, wires.describe)
+    skip = SkipHold(audit.shards, context.manual_optimization, attention, run.said, run.describe)
     skip.allowed = decision.skips
     weights = None
     if options.audit:
@@ -388,12 +319,12 @@ def build_holds(
             module,
             members.holders,
             members.trained(),
-            wires.updates,
+            run.updates,
             buffers_held=options.eval_modules,
-            suspects=wires.suspects,
+            suspects=audit.suspects,
             offload=offload,
             training_weights=guard.training_weights if guard.applies else nullcontext,
-            split=split,
+            split=audit.split,
         )
     holds: list[Hold | None] = [
         EvalModes() if options.eval_modules else None,
@@ -403,7 +334,7 @@ def build_holds(
         offload,
         skip if decision.skips else None,
         ZeroGradsForDDP(decision.reducer, lambda: skip.held) if decision.reducer is not None else None,
-        ReentrantInputs(skip.holds_something, wires.say, wires.said) if decision.skips else None,
+        ReentrantInputs(skip.holds_something, run.say, run.said) if decision.skips else None,
         EmptyBeforeScaler(),
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
@@ -413,11 +344,11 @@ def build_holds(
     return Built(present, weights, skip, scaler or decision.reducer is not None)
 
 
-# --- what is said once ------------------------------------------------------------------------------------------------
+# --- what is logged once ----------------------------------------------------------------------------------------------
 
 
 def say_frozen_by_user(groups: Groups, say: Callable[[str], None]) -> None:
-    """Say what was found with ``requires_grad=False``."""
+    """Log what was found with ``requires_grad=False``."""
     own = groups.frozen_by_user
     if own:
         say(
@@ -429,20 +360,19 @@ def say_frozen_by_user(groups: Groups, say: Callable[[str], None]) -> None:
 def say_what_is_held(
     plan: Plan, groups: Groups, options: Options, decision: Decision, members: Membership, say: Callable[[str], None]
 ) -> None:
-    """Say how frozen groups are held, and warn where nothing ever freezes."""
+    """Log how frozen groups are held, and warn where nothing ever freezes."""
     never = plan.never_freezes() and not (groups.rest == "freeze" and REST in groups.members)
     if options.optimizer_state == "offload" and all(p.device.type == "cpu" for p in members.scheduled):
         say("freeze: `optimizer_state: offload` has nothing to do: the optimizer state is in host memory already.")
     if options.skip_backward is not False and not never:
-        how = "is skipped" if decision.skips else "is not skipped, their gradients are emptied"
+        how = "is skipped" if decision.skips else "is not skipped, their gradients are set to None"
         say(f"freeze: the backward work of frozen groups {how}: {decision.why}.")
     if never and not plan.rated:
         rest = len(groups.members.get(REST, ()))
+        outside = f", and so do {rest} parameter(s) in no group, by `rest: train`" if rest else ""
         warnings.warn(
-            f"this schedule never freezes anything: its groups ({', '.join(groups.named)}) train at every step"
-            + (f", and so do {rest} parameter(s) in no group, by `rest: train`" if rest else "")
-            + ". Name what is to be frozen as a group of its own"
-            + (", or set `rest: freeze`." if rest else "."),
+            f"this schedule never freezes anything: its groups ({', '.join(groups.named)}) train at every step{outside}. "
+            f"Name what is to be frozen as a group of its own{', or set `rest: freeze`' if rest else ''}.",
             stacklevel=3,
         )
 

@@ -155,7 +155,7 @@ def test_may_train_knows_groups_and_families() -> None:
     assert controller.may_train("layers/1")
     assert not controller.may_train("layers/0")
     assert not controller.may_train("head")
-    with pytest.raises(SelectionError, match="no group 'haed'. Nearest: 'head'"):
+    with pytest.raises(SelectionError, match="no group 'haed'. Did you mean 'head'"):
         controller.may_train("haed")
 
 
@@ -212,7 +212,7 @@ def test_a_warm_up_from_zero_steps_like_any_other() -> None:
 def test_names_of_before_are_found_where_they_are_now_with_a_warning() -> None:
     controller = FreezeController(model_of("a", "b"), Every({"a": 2}, of="b"))
     for name, value in {"optimizer_state": "keep", "unlogged": {}, "awaits": None, "hears_backward": False}.items():
-        with pytest.warns(DeprecationWarning, match=rf"FreezeController\.{name} is FreezeController\.\w+"):
+        with pytest.warns(DeprecationWarning, match=rf"FreezeController\.{name} is now FreezeController\.\w+"):
             assert getattr(controller, name) == value
     with pytest.raises(AttributeError, match="'FreezeController' object has no attribute 'nothing'"):
         _ = controller.nothing

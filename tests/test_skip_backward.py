@@ -330,7 +330,7 @@ def test_a_compiled_model_is_skipped_or_not_by_its_graphs(trainer: Any, caplog: 
     with caplog.at_level("INFO"):
         trainer(scheduler).fit(model, batches(8))
     assert scheduler.updates == {f"blocks/{n}": 1 + (n == 0) for n in range(7)}
-    assert "is not skipped, their gradients are emptied: the model is compiled" in caplog.text
+    assert "is not skipped, their gradients are set to None: the model is compiled" in caplog.text
     with pytest.raises(UnsupportedError, match="`skip_backward` is true.*recompile_limit is 8"):
         trainer(FreezeScheduler(row, GROUPS, rest="freeze", skip_backward=True)).fit(model, batches(8))
     torch._dynamo.reset()

@@ -510,7 +510,7 @@ def test_an_optimizer_that_cannot_be_foretold_is_named(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_that_the_run_refuses_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="optimizer 0 is LBFGS"):
+    with pytest.raises(UnsupportedError, match="optimizer 0 \\(LBFGS\\)"):
         foresee(tmp_path, model=Still(optimizer(torch.optim.LBFGS)))
 
 

@@ -429,7 +429,7 @@ def test_an_optimizer_without_a_rate_is_refused() -> None:
     refuse_without_rate([sgd], sgd.param_groups[0]["params"])
     sgd.param_groups[0]["lr"] = None
     with pytest.raises(
-        UnsupportedError, match=r"optimizer 1 \(SGD\) has `lr`: None in a param group, which is no number"
+        UnsupportedError, match=r"optimizer 1 \(SGD\) has `lr`: None in a param group, which is not a number"
     ):
         refuse_without_rate([torch.optim.SGD(parameters(1), lr=0.1), sgd], sgd.param_groups[0]["params"])
     refuse_without_rate([sgd], parameters(1))  # what it holds keeps its rate
@@ -438,7 +438,7 @@ def test_an_optimizer_without_a_rate_is_refused() -> None:
 def test_lbfgs_cannot_be_given_a_rate_for_one_step() -> None:
     lbfgs = torch.optim.LBFGS(parameters(1))
     refuse_without_rate([lbfgs], parameters(1))
-    with pytest.raises(UnsupportedError, match=r"optimizer 0 holds, which is LBFGS.* out of `lr`"):
+    with pytest.raises(UnsupportedError, match=r"optimizer 0 \(LBFGS\) holds.* out of `lr`"):
         refuse_without_rate([lbfgs], lbfgs.param_groups[0]["params"])
 
 
