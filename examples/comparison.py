@@ -157,7 +157,7 @@ def scheduler(config: str) -> FreezeScheduler:
 
 
 def run_way(way: str, seed: int, epochs: int, batches: int | None, turns: Turns) -> Run:
-    """Train once. A generator of its own orders the batches, alike for each way and whoever's turn it is in between.
+    """Train once. A generator of its own orders the batches, the same for each method, whichever trains in between.
 
     Args:
         way: One of `WAYS`.

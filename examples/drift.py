@@ -1,6 +1,6 @@
 """How far a "frozen" weight drifts: zero gradients against None against lightning-freeze, under seven optimizers.
 
-The founding story. A network of two linear layers learns real handwritten digits, and its first layer is to be updated
+A network of two linear layers learns real handwritten digits, and its first layer is to be updated
 with every second step only. On the odd steps its output is detached, so the loss says nothing to it, and
 ``zero_grad(set_to_none=False)`` leaves zeros as its gradient. Zeros are a gradient, though: momentum goes on rolling,
 weight decay goes on shrinking, Adam's averages go on pushing. The weight moves.
@@ -55,7 +55,7 @@ class Drift:
     """What became of layer1's weight and of its optimizer state, step by step.
 
     Args:
-        frozen: Summed L2 distance that the weight moved over the steps in which it was to stand still.
+        frozen: Summed L2 distance that the weight moved over the steps in which it was to stay frozen.
         trained: The same over the steps in which it was to move, for scale.
         state: The entries of its optimizer state that changed in a frozen step.
         final: The weight after the last step.
@@ -91,7 +91,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def is_frozen(step: int) -> bool:
-    """Whether layer1 is to stand still: on odd steps."""
+    """Whether layer1 is to stay frozen: on odd steps."""
     return step % 2 == 1
 
 
@@ -113,7 +113,7 @@ def make_model() -> TwoLayerNet:
 def plain_loop(
     make: Callable[[Iterable[nn.Parameter]], Optimizer], batches: Sequence[Batch], *, to_none: bool
 ) -> Drift:
-    """Train by hand; on odd steps layer1 is cut off from the loss.
+    """Train in a plain loop; on odd steps layer1 is cut off from the loss.
 
     Args:
         make: Makes the optimizer.

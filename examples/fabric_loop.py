@@ -69,7 +69,7 @@ def train(fabric: Fabric, options: argparse.Namespace) -> nn.Module:
                 with fabric.no_backward_sync(model, enabled=not steps):
                     loss = nn.functional.cross_entropy(model(images.flatten(1)), labels)
                     fabric.backward(loss / options.accumulate)
-                controller.after_backward()  # what is frozen is told to DDP, and emptied under a GradScaler
+                controller.after_backward()  # zero gradients for DDP; frozen gradients set to None under a GradScaler
                 if steps:
                     controller.before_optimizer_step(optimizer)  # so that clipping sees only what trains
                     fabric.clip_gradients(model, optimizer, max_norm=1.0)

@@ -1,7 +1,7 @@
 """What the modules of real architectures are handed and never use: the input audit in plain PyTorch.
 
 Three Hugging Face models, built from a config with random weights, so nothing is downloaded. Each runs one batch, forward
-and backward, under ``audit_inputs``; what is found is printed with its cause and its mend.
+and backward, under ``audit_inputs``; what is found is printed with its cause and its fix.
 
 Run it (it needs the extra ``hf``: ``pip install -c constraints.txt -e '.[demo,hf]'``)::
 

@@ -67,7 +67,7 @@ def train(options: argparse.Namespace, rank: int, world: int) -> nn.Module:
                     logits = called(images.flatten(1).to(device))
                     loss = nn.functional.cross_entropy(logits, labels.to(device))
                     (loss / options.accumulate).backward()
-                controller.after_backward()  # what is frozen is told to DDP
+                controller.after_backward()  # zero gradients for DDP
                 if steps:
                     controller.before_optimizer_step(optimizer)  # so that clipping sees only what trains
                     nn.utils.clip_grad_norm_(model.parameters(), 1.0)

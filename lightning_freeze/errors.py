@@ -14,7 +14,7 @@ class ScheduleError(ValueError):
     """A schedule that cannot be run, found before training starts.
 
     Args:
-        message: What was wrong, the value seen, the nearest valid one and the mend.
+        message: What was wrong, the value seen, the nearest valid one and the fix.
         key: The key of the schedule at fault (``updates``), from which the command line finds file and line.
         value: The value seen under that key.
     """

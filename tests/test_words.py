@@ -1,0 +1,116 @@
+"""Words that a PyTorch user has to guess at stand nowhere: neither in the code, nor in what it prints, nor in the guides."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ODD = {
+    "lane": "optimizer",
+    "anew": "again",
+    "mend": "fix",
+    "mends": "fixes",
+    "mended": "fixed",
+    "whoever": "code that",
+    "in vain": "without effect",
+    "told": "logged, sent, reported",
+    "insist": "send zero gradients",
+    "heard": "logged",
+    "unheard": "missing",
+    "hears": "logs",
+    "stands twice": "duplicate key",
+    "stand still": "stay frozen",
+    "stands still": "stays frozen",
+    "hold still": "stay frozen",
+    "twin": "clone",
+    "twins": "clones",
+    "stand-in": "proxy parameter",
+    "stand-ins": "proxy parameters",
+    "clock": "step counter",
+    "clocks": "step counters",
+    "founding": "alternating updates; comparison of freezing methods",
+    "by hand": "in manual optimization, in a plain loop",
+    "emptied": "set to None",
+    "the peers": "other tools",
+    "begins anew": "supports a state reset",
+    "witness": "audit",
+    "uneven": "variable batch size",
+    "as trained": "training weights",
+    "row of phases": "sequence of phases",
+    "gradients of None": "gradients set to None",
+}
+"""Each word and what to say instead."""
+
+_ODD = re.compile(
+    rf"(?<![\w-])({'|'.join(sorted(map(re.escape, ODD), key=len, reverse=True))})(?![\w-])", re.IGNORECASE
+)
+
+KEPT = {
+    "lightning_freeze/checkpoint.py": {"heard", "unheard"},
+    "lightning_freeze/plan/schedule.py": {"heard", "unheard"},  # keys in checkpoints
+    "lightning_freeze/plan/phases.py": {"heard", "unheard"},
+    "lightning_freeze/plan/metric_log.py": {"unheard"},
+    "lightning_freeze/controller.py": {"unheard", "hears_backward"},  # former names
+    "lightning_freeze/probe/probe.py": {"clocks"},  # a former name
+}
+"""Words that a file may hold, as names of something that was saved or imported before."""
+
+FILES = [
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("lightning_freeze/**/*.py", "configs/*.yaml", "examples/*.py", "README.md", "CONTRIBUTING.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
+def odd_words(text: str) -> list[str]:
+    """The odd words in a text, each with its line; parts of names that `_` or a capital letter sets off count."""
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", text)
+    found = []
+    for number, line in enumerate(parts.splitlines(), start=1):
+        found += [f"{number}: {word!r} → {ODD[word.lower()]}" for word in _ODD.findall(line)]
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_odd_word_stands_in(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for word in KEPT.get(file, ()):
+        text = re.sub(rf"\b{word}\b", "", text)
+    assert odd_words(text) == []
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["plan"], ["groups"], ["inputs"], ["probe"]], ids=" ".join)
+@pytest.mark.slow
+def test_no_odd_word_stands_in_the_help(command: list[str]) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "lightning_freeze.cli.main", *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "usage" in said.stdout
+    assert odd_words(said.stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("the mend", ["1: 'mend' → fix"]),
+        ("fine\ndef _begins_anew", ["2: 'begins anew' → supports a state reset"]),
+        ("class TwinMaker", ["1: 'Twin' → clone"]),
+        ("recommended, clockwise, soldered, a planed lane-keeping row", []),
+    ],
+)
+def test_an_odd_word_is_found(text: str, found: list[str]) -> None:
+    assert odd_words(text) == found
+
+
+def test_what_is_kept_is_still_there() -> None:
+    for file, words in KEPT.items():
+        assert words <= set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8")))
