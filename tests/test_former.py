@@ -1,0 +1,52 @@
+"""What the release before wrote is read: its saved states, its records, and its plans, update for update.
+
+``former.json`` was written by commit 001de44: each recipe in the plain loop of `tests/test_recipes.py`, with the state that
+it had saved after the second batch of epoch 1, what it trained at each batch, and its records.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.run_table import summary_table
+from tests.test_recipes import BATCHES, EPOCHS, Loop
+
+FORMER: dict[str, Any] = json.loads((Path(__file__).parent / "former.json").read_text(encoding="utf-8"))
+SAVED = (1, 2)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*and did not move.*")
+
+
+def seen(loop: Loop) -> list[Any]:
+    return [[groups, updates] for groups, updates in loop.seen.values()]
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_its_plan_is_the_same_update_for_update_and_its_state_is_gone_on_from(name: str) -> None:
+    straight = Loop(name)
+    straight.run(saves=True)
+    saved, expected = straight.saves[SAVED], FORMER[name]["seen"]
+    assert seen(straight) == expected
+    assert json.loads(json.dumps(saved["controller"])) == FORMER[name]["state"]
+    resumed = Loop(name, {**saved, "controller": FORMER[name]["state"]})
+    resumed.run()
+    assert seen(resumed) == expected[SAVED[0] * BATCHES + SAVED[1] :]
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_its_records_are_read_and_its_report_is_made(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "freeze_audit.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in FORMER[name]["records"]), encoding="utf-8")
+    records = list(read_records(path))
+    made = steps_of(records)
+    assert len(made) == EPOCHS * BATCHES
+    last = FORMER[name]["seen"][-1][1]
+    assert {group: sum(group in groups for _, groups in made) for group in last} == last
+    table = summary_table(records)
+    assert table.row_count == len(records[0]["groups"])
+    assert "every bit held" in str(table.caption)
