@@ -180,7 +180,6 @@ def _selected(key: str, name: str, groups: Iterable[str], names: _Names) -> set[
             + (f" (groups: {', '.join(map(repr, groups))})" if groups else "")
             + f" and, read as a selector, matches no parameter.{hint}",
             key=key,
-            value=name,
         )
     return set(matched)
 
@@ -203,7 +202,7 @@ def _refuse_overlap(key: str, name: str, matched: set[str], groups: Mapping[str,
                 f"{group!r} holds some of the same parameters, and a parameter is in one group alone: name {group!r} in "
                 "the schedule, or make it two groups."
             )
-        raise ScheduleError(f"`{key}` names {name!r}, which is no group, and {advice}", key=key, value=name)
+        raise ScheduleError(f"`{key}` names {name!r}, which is no group, and {advice}", key=key)
 
 
 def _matches(group: str, selector: _Selector, names: _Names) -> list[tuple[str, str, str]]:
