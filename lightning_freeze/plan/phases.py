@@ -125,13 +125,14 @@ class Phases(Schedule):
         run, number = divmod(number, self._entered_in_one_run())
         for index, child in enumerate(self.phases):
             entered = _entered_by(child)
-            if number < entered:
-                break
-            number -= entered
-        if isinstance(child, Phase):
-            return f"phases[{index}]", run, run if self._times is None else run % self._times
-        key, visit, stage = child._entered_as(run * entered + number)
-        return f"phases[{index}].{key}", visit, stage
+            if number >= entered:
+                number -= entered
+            elif isinstance(child, Phase):
+                return f"phases[{index}]", run, run if self._times is None else run % self._times
+            else:
+                key, visit, stage = child._entered_as(run * entered + number)
+                return f"phases[{index}].{key}", visit, stage
+        raise AssertionError("one run enters every number below its length")
 
 
 def _entered_by(child: Phase | Phases) -> int:

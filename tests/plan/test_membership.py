@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_freeze import SelectionError
 from lightning_freeze.plan.groups import group_parameters
-from lightning_freeze.plan.membership import Holders, Membership, Step
+from lightning_freeze.plan.membership import Membership, OptimizerIndex, Step
 from lightning_freeze.plan.schedule import REST
 
 
@@ -115,7 +115,7 @@ def test_a_step_is_found_by_its_optimizer_or_a_wrapper_of_it() -> None:
 
 def test_the_learning_rate_of_a_parameter() -> None:
     first, second, outside = (nn.Parameter(torch.zeros(1)) for _ in range(3))
-    holders = Holders([torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": [second]}], lr=0.1)])
+    holders = OptimizerIndex([torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": [second]}], lr=0.1)])
     assert [holders.rate(p) for p in (first, second, outside)] == [0.5, 0.1, 1.0]
 
 
