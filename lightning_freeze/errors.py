@@ -38,7 +38,7 @@ def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
 
 def did_you_mean(names: Iterable[str]) -> str:
     """The end of an error that offers names; nothing without any."""
-    listed = " or ".join(map(repr, names))
+    listed = ", ".join(map(repr, names))
     return f" Did you mean {listed}?" if listed else ""
 
 

@@ -53,7 +53,7 @@ class Layout:
         found = self._named(name)
         if not found and name != ALL:
             known = [*self.groups, *self.families, ALL]
-            hint = did_you_mean(nearest(name, known) or known[:5])
+            hint = did_you_mean(nearest(name, known)) or f" Known: {', '.join(map(repr, known[:5]))}."
             raise ScheduleError(f"`{key}` names {name!r}, which is not a group.{hint}", key=key)
         return found
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_freeze.errors import SelectionError
 from lightning_freeze.plan.schedule import ALL, REST
-from lightning_freeze.plan.selectors import Selector, _Names, clean_name
+from lightning_freeze.plan.selectors import ParamNames, Selector, clean_name
 
 _EMBEDDINGS, _HEAD, _NORMS = "embeddings", "head", "norms"
 # Last segments of names as transformers, timm and torchvision write them.
@@ -93,7 +93,7 @@ class _Model:
     """A model's names while its parameters are handed out: each to the first group that takes it."""
 
     def __init__(self, module: nn.Module) -> None:
-        names = _Names(module)
+        names = ParamNames(module)
         self.below = names.below  # parents before what is below them, in the model's order
         self.parameters = names.parameters
         # A wrapper has the name of what it wraps; the innermost comes last and counts.

@@ -224,7 +224,7 @@ def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layou
             {"a": 5},
             "a",
             "`of` is 'a', which has a period of its own: a group cannot wait for its own updates. Take 'a' out of "
-            "`periods`, or leave `of` away to count every optimizer step.",
+            "`periods`, or omit `of` to count every optimizer step.",
             "of",
         ),
     ],
@@ -245,9 +245,13 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
         (
             Every({"slw": 5}, of="fast"),
             shared("slow", "fast"),
-            "`periods` names 'slw', which is no group. Nearest: 'slow'",
+            "`periods` names 'slw', which is not a group. Did you mean 'slow'",
         ),
-        (Every({"slow": 5}, of="fst"), shared("slow", "fast"), "`of` names 'fst', which is no group. Nearest: 'fast'"),
+        (
+            Every({"slow": 5}, of="fst"),
+            shared("slow", "fast"),
+            "`of` names 'fst', which is not a group. Did you mean 'fast'",
+        ),
         (
             Every({"slow": 5}, of="rest"),
             shared("slow", "fast"),
@@ -279,9 +283,8 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
         (
             Every({"a": 2, "b": 3}),
             shared("a", "b"),
-            "every group has a period above 1 and there is no `of`, so after the first step nothing would be "
-            "trainable, "
-            "no update would ever be counted, and the schedule would stand still.",
+            "every group has a period above 1 and there is no `of`, so after the first step nothing would train and no "
+            "further update would ever be counted. Give `of` a group that trains always",
         ),
     ],
 )

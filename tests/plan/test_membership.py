@@ -49,7 +49,7 @@ def test_a_group_outside_every_optimizer_is_refused() -> None:
     with pytest.raises(SelectionError) as caught:
         Membership(model, group_parameters(model, {"g": "a"}), [sgd(model["b"])])
     assert str(caught.value).startswith(
-        "'a.weight' of group 'g' is in no optimizer (and 1 more of the group), so no schedule can train it. Hand "
+        "'a.weight' of group 'g' is in no optimizer (and 1 more of the group), so no schedule can train it. Give "
         "it to an optimizer in `configure_optimizers`"
     )
 

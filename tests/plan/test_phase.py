@@ -274,12 +274,12 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
         (
             Phase([], pick=Pick("head")),
             "phases[0].pick.family",
-            "`phases[0].pick.family` is 'head', which is one group and no family: there is nothing to draw. Nearest: 'l'.",
+            "`phases[0].pick.family` is 'head', which is one group and not a family: there is nothing to draw. Did you mean 'l'?",
         ),
         (
             Phase([], pick=Pick("k")),
             "phases[0].pick.family",
-            "`phases[0].pick.family` names 'k', which is no group. Nearest: ",
+            "`phases[0].pick.family` names 'k', which is not a group. Known: 'l/0', ",
         ),
         (
             Phase([], pick=Pick("l", 4)),
@@ -312,7 +312,11 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
             "phases[0].lr.l",
             "`phases[0].lr.l` sets a rate for 'l', which does not train in this phase",
         ),
-        (Phase(["head"], lr={"haed": 0.1}), "phases[0].lr.haed", "names 'haed', which is no group. Nearest: 'head'"),
+        (
+            Phase(["head"], lr={"haed": 0.1}),
+            "phases[0].lr.haed",
+            "names 'haed', which is not a group. Did you mean 'head'",
+        ),
         (
             Phase(["all"], lr={"l": 0.1, "l/1": 0.2}),
             "phases[0].lr.l/1",
@@ -408,7 +412,7 @@ def test_a_family_that_can_be_frozen_whole_is_refused_unless_something_else_trai
         (
             {"ramp": 0},
             "ramp",
-            "`ramp` is 0, but must be a whole number of at least 1: a group that thaws makes that many",
+            "`ramp` is 0, but must be a whole number of at least 1: the learning rate of a group that thaws",
         ),
         ({"ramp": 1.5}, "ramp", "`ramp` is 1.5"),
         (

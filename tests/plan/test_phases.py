@@ -271,7 +271,7 @@ def test_a_name_stands_for(train: list[str], expected: set[str]) -> None:
     [
         (
             Phases([Phase(["aa"], updates=1), Phases([Phase(["backbone", "hed"])])]),
-            "`phases[1].phases[0].train` names 'hed', which is no group. Nearest: 'head'",
+            "`phases[1].phases[0].train` names 'hed', which is not a group. Did you mean 'head'",
         ),
         (
             Phases([Phase(["rest"])]),
@@ -283,7 +283,7 @@ def test_a_name_stands_for(train: list[str], expected: set[str]) -> None:
             "phase. Name "
             "a group, or set `rest: train` if parameters outside the groups should train.",
         ),
-        (Phases([Phase(["x*"])]), "`phases[0].train` names 'x*', which is no group."),
+        (Phases([Phase(["x*"])]), "`phases[0].train` names 'x*', which is not a group."),
     ],
 )
 def test_a_schedule_that_does_not_fit_the_model_is_refused(schedule: Phases, text: str) -> None:
