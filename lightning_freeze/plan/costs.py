@@ -38,12 +38,7 @@ ALL_KEPT = Held()
 
 
 def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held = ALL_KEPT) -> Timeline:
-    """What a run asks for, update by update.
-
-    Args:
-        trained: The groups that each update trains.
-        sizes: Every group's size.
-        held: Whose optimizer state takes up memory.
+    """What a run asks for, by the groups that each update trains.
 
     Raises:
         ValueError: An update trains a group that has no size.

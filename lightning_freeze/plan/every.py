@@ -34,8 +34,8 @@ class Every(Schedule):
     def __init__(self, periods: dict[str, int], of: str | None = None) -> None:
         if not isinstance(periods, Mapping) or not periods:
             raise ScheduleError(
-                f"`periods` is {periods!r}, but must map at least one group to its period, as in "
-                "`periods: {weight1: 5}`: weight1 is updated once for every 5 updates of `of`.",
+                f"`periods` is {periods!r}, but must map groups to periods: `periods: {{weight1: 5}}` updates weight1 once "
+                "for every 5 updates of `of`.",
                 key="periods",
             )
         meaning = "the group is updated once for that many updates"
@@ -45,8 +45,7 @@ class Every(Schedule):
             raise ScheduleError(f"`of` is {of!r}, but must be the name of one group.", key="of")
         if of in periods:
             raise ScheduleError(
-                f"`of` is {of!r}, which has a period of its own: a group cannot wait for its own updates. Take {of!r} "
-                "out of `periods`, or omit `of` to count every optimizer step.",
+                f"`of` is {of!r}, which has a period itself. Take it out of `periods`, or omit `of` to count every step.",
                 key="of",
             )
 
@@ -70,24 +69,19 @@ class Every(Schedule):
                         "Name each group once.",
                         key="periods",
                     )
-        return _EveryPlan(layout, periods, self._counted(layout, periods))
-
-    def _counted(self, layout: Layout, periods: Mapping[str, int]) -> str | None:
-        """The group that ``of`` stands for."""
         if self.of is None:
-            return None
-        found = layout.expand(self.of, "of")
-        if len(found) != 1:
+            return _EveryPlan(layout, periods, None)
+        counted = layout.expand(self.of, "of")
+        if len(counted) != 1:
+            listed = ", ".join(counted[:5])
             raise ScheduleError(
-                f"`of` is {self.of!r}, which stands for {len(found)} groups ({', '.join(found[:5])}); it must be one.",
-                key="of",
+                f"`of` is {self.of!r}, which stands for {len(counted)} groups ({listed}); it must be one.", key="of"
             )
-        if found[0] in periods:
+        if counted[0] in periods:
             raise ScheduleError(
-                f"`of` is {found[0]!r}, which `periods` schedules too: a group cannot wait for its own updates.",
-                key="of",
+                f"`of` is {counted[0]!r}, which `periods` schedules too. Take it out of there.", key="of"
             )
-        return found[0]
+        return _EveryPlan(layout, periods, counted[0])
 
 
 class _EveryPlan(Plan):
@@ -106,8 +100,8 @@ class _EveryPlan(Plan):
                 )
         if of is None and not self._always and 1 not in periods.values():
             raise ScheduleError(
-                "every group has a period above 1 and there is no `of`, so after the first step nothing would train and "
-                "no further update would ever be counted. Give `of` a group that trains always, or one group the period 1.",
+                "every group has a period above 1 and there is no `of`, so nothing would train after the first step. Give "
+                "`of` a group that trains always, or one group the period 1.",
                 key="periods",
             )
         # A group that shares the optimizer of `of` trains in the very step that `of` is counted in.

@@ -116,8 +116,8 @@ def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest 
 def _family(group: str, pattern: str, parts: set[str]) -> tuple[str, ...]:
     if parts == {""}:
         raise SelectionError(
-            f"family {group!r} has `each: {pattern}`, which has no wildcard, so it names one thing and not a family. "
-            f'Write `each: "{pattern}.*"`.'
+            f"family {group!r} has `each: {pattern}`, which has no wildcard and so names one thing. Write "
+            f'`each: "{pattern}.*"`.'
         )
     return tuple(f"{group}/{part}" for part in sorted(parts, key=_natural))
 
@@ -132,10 +132,9 @@ def _refuse_empty(
         for each in families.get(group, (group,)):
             if not members[each]:
                 raise SelectionError(
-                    f"group {each!r} (by {selector!r}) is empty, because all its parameters were found with "
-                    f"requires_grad=False ({len(frozen_by_user)} in the model, such as {frozen_by_user[0]!r}). Those are "
-                    "yours to freeze and belong to no group. Leave requires_grad=True for everything that the schedule is "
-                    "to train, also what is frozen at first."
+                    f"group {each!r} (by {selector!r}) is empty, because all its parameters have requires_grad=False "
+                    f"({len(frozen_by_user)} in the model, such as {frozen_by_user[0]!r}). Leave requires_grad=True for all "
+                    "that the schedule is to train, also what is frozen at first."
                 )
 
 
@@ -165,7 +164,7 @@ def _selected(key: str, name: str, groups: Mapping[str, Selector], names: ParamN
         raise ScheduleError(f"`{key}` names {name!r}, which is not a group; as a selector, {error}", key=key) from error
     if not matched:
         known = f" (groups: {', '.join(map(repr, groups))})" if groups else ""
-        hint = did_you_mean(dict.fromkeys([*nearest(name, [*groups, ALL]), *names.near(name)]))
+        hint = did_you_mean(dict.fromkeys([*nearest(name, [*groups, ALL]), *nearest(name, names.below)]))
         raise ScheduleError(
             f"`{key}` names {name!r}, which is not a group{known} and, read as a selector, matches no parameter"
             f"{names.why_nothing(pattern)}.{hint}",

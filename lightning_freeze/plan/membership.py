@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import chain
@@ -39,7 +39,6 @@ class OptimizerIndex:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     self._found.setdefault(id(parameter), []).append((index, group))
-        self._lists = [list(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def indices(self, parameter: Tensor) -> tuple[int, ...]:
         """The indices of the optimizers that hold a parameter, in order."""
@@ -54,14 +53,6 @@ class OptimizerIndex:
         found = self._found.get(id(parameter), ())
         rate = found[-1][1].get("lr", 1.0) if found else 1.0
         return float(rate) if isinstance(rate, (int, float, Tensor)) else 1.0
-
-    def changed(self) -> bool:
-        """Whether an optimizer holds other parameters now, compared by identity."""
-        now = [group["params"] for optimizer in self.optimizers for group in optimizer.param_groups]
-        return len(now) != len(self._lists) or any(
-            len(mine) != len(theirs) or any(a is not b for a, b in zip(mine, theirs, strict=True))
-            for mine, theirs in zip(self._lists, now, strict=True)
-        )
 
 
 @dataclass(frozen=True)
@@ -184,17 +175,19 @@ class ParamSet:
         return ParamSet([held for held in self.groups if held.group not in groups]) if groups else self
 
 
+@dataclass(frozen=True, eq=False)
 class Split:
-    """What is frozen under one trainable set: what no optimizer trains, and the frozen modules, once they are read."""
+    """What is frozen under one trainable set."""
 
-    def __init__(self, frozen: ParamSet, modules: Callable[[], list[tuple[str, Module]]]) -> None:
-        self.frozen = frozen
-        self._modules = modules
+    frozen: ParamSet  # what no optimizer trains
+    module: Module = field(repr=False)
+    by_user: set[int] = field(repr=False)  # the identities of the parameters that the user froze
 
     @cached_property
     def frozen_modules(self) -> list[tuple[str, Module]]:
         """The modules that lie in a subtree whose parameters are all frozen, by name."""
-        return self._modules()
+        frozen = set(map(id, self.frozen))
+        return frozen_modules(self.module, lambda p: None if id(p) in self.by_user else id(p) in frozen)
 
 
 class Membership:
@@ -228,10 +221,6 @@ class Membership:
         """What freezes and what thaws between two trainable sets; before the first, everything is one or the other."""
         self.split = lru_cache(_CACHED)(self._split)
         """What is frozen under a trainable set."""
-
-    def changed(self) -> bool:
-        """Whether an optimizer holds other parameters than when this was made."""
-        return self.holders.changed()
 
     def step_of(self, optimizer: object) -> Step | None:
         """The step of an optimizer, or of a wrapper around it."""
@@ -270,12 +259,8 @@ class Membership:
         return ParamSet(freezes), ParamSet(thaws)
 
     def _split(self, sets: Sets) -> Split:
-        frozen = ParamSet([held for held in self.everything().groups if held.frozen(sets)])
-        return Split(frozen, lambda: self._frozen_modules(frozen))
-
-    def _frozen_modules(self, frozen: ParamSet) -> list[tuple[str, Module]]:
-        ids = set(map(id, frozen))
-        return frozen_modules(self._module, lambda p: None if id(p) in self._by_user else id(p) in ids)
+        frozen = [held for held in self.everything().groups if held.frozen(sets)]
+        return Split(ParamSet(frozen), self._module, self._by_user)
 
     def _layout(self) -> Layout:
         held: dict[str, frozenset[int]] = {}

@@ -148,7 +148,7 @@ class BoundPhase:
     Args:
         phase: The phase as written.
         layout: The model's groups.
-        key: Its place in the schedule.
+        key: The phase's key in the schedule.
         repeat: How often its sequence of phases is run; None if for ever.
 
     Raises:
@@ -156,18 +156,18 @@ class BoundPhase:
     """
 
     def __init__(self, phase: Phase, layout: Layout, key: str, repeat: int | None) -> None:
-        self.phase = phase
-        self.key = key
-        self._layout = layout
-        self.always = frozenset(g for name in phase.train for g in layout.expand(name, f"{key}.train"))
-        """The groups that it trains whatever is drawn."""
-        self.family: tuple[str, ...] = ()
-        """The groups that are drawn from."""
-        self._least = 0  # how many of the family train at every visit
+        self.phase, self.key, self._layout = phase, key, layout
         pick = phase.pick
+        self.always = frozenset(g for name in phase.train for g in layout.expand(name, f"{key}.train"))
+        self.family: tuple[str, ...] = ()  # the groups that are drawn from
+        self._least = 0  # how many of the family train at every visit
         if pick is not None:
             self.family = pick.groups_of(layout, self.always, f"{key}.pick")
             self._least = pick.least(len(self.family), repeat)
+        self.possible = self.always.union(self.family)  # all that it may train
+        self.at_every_visit = self.possible if self._least == len(self.family) else self.always
+        # Whether an optimizer may have to wait for the updates of another.
+        self.waits = phase.updates is not None and len(layout.optimizers_of(self.possible)) > 1
         if not self.always and not self._least and not layout.rest_trains:
             drawn = f" and `{key}.pick` can leave all of {pick.family!r} frozen" if pick is not None else ""
             raise ScheduleError(
@@ -175,8 +175,9 @@ class BoundPhase:
                 "phase. Name a group, or set `rest: train` if parameters outside the groups should train.",
                 key=f"{key}.train",
             )
-        self.lr_factors: dict[str, float] = {g: f for g, f in self._all_lr_factors().items() if f != 1.0}
-        """Group to the factor on its learning rate, where that is not 1."""
+        self.lr_factors = {group: factor for group, factor in self._all_lr_factors().items() if factor != 1.0}
+        # The groups whose learning rate it changes.
+        self.rated = self.possible.union(self.lr_factors) if phase.ramp else frozenset(self.lr_factors)
 
     def _all_lr_factors(self) -> dict[str, float]:
         factors: dict[str, float] = {}
@@ -215,26 +216,6 @@ class BoundPhase:
         if self.phase.pick is None:
             return self.always
         return self.always | self.phase.pick.draw(self.family, visit, stage, seed=seed, key=self.key)
-
-    @property
-    def possible(self) -> frozenset[str]:
-        """All that it may train."""
-        return self.always.union(self.family)
-
-    @property
-    def at_every_visit(self) -> frozenset[str]:
-        """What it trains whatever is drawn."""
-        return self.possible if self._least == len(self.family) else self.always
-
-    @property
-    def rated(self) -> frozenset[str]:
-        """The groups whose learning rate it changes."""
-        return self.possible.union(self.lr_factors) if self.phase.ramp else frozenset(self.lr_factors)
-
-    @property
-    def waits(self) -> bool:
-        """Whether an optimizer may have to wait for the updates of another."""
-        return self.phase.updates is not None and len(self._layout.optimizers_of(self.possible)) > 1
 
     def always_trains(self, optimizer: int) -> bool:
         """Whether an optimizer has something to train, whatever is drawn."""

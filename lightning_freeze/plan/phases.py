@@ -112,17 +112,13 @@ class Phases(Schedule):
             else:
                 yield from child._written(f"{key}.", above)
 
-    def _entered_in_one_run(self) -> int:
-        """How many phases are entered while it is run once."""
-        return sum(map(_entered_by, self.phases))
-
     def _entered_as(self, number: int) -> tuple[str, int, int]:
         """The phase entered as the ``number``-th of an endless repetition of this sequence.
 
         Returns:
             Its key, how often it was entered before, and how often of these since the sequence that it is in began.
         """
-        run, number = divmod(number, self._entered_in_one_run())
+        run, number = divmod(number, sum(map(_entered_by, self.phases)))
         for index, child in enumerate(self.phases):
             entered = _entered_by(child)
             if number >= entered:
@@ -137,7 +133,7 @@ class Phases(Schedule):
 
 def _entered_by(child: Phase | Phases) -> int:
     """How many phases an element of a sequence enters."""
-    return 1 if isinstance(child, Phase) else child._entered_in_one_run() * (child._times or 1)
+    return 1 if isinstance(child, Phase) else sum(map(_entered_by, child.phases)) * (child._times or 1)
 
 
 def _check_element(key: str, phase: object) -> None:
@@ -145,8 +141,8 @@ def _check_element(key: str, phase: object) -> None:
         return
     if not isinstance(phase, Phases):
         raise ScheduleError(
-            f"`{key}` is {phase!r}, which is neither a Phase nor Phases. Write `{{train: [head], updates: 10}}` in YAML, "
-            "Phase(['head'], updates=10) in Python.",
+            f"`{key}` is {phase!r}, which is neither a Phase nor Phases. Write `{{train: [head], updates: 10}}`, or in "
+            "Python Phase(['head'], updates=10).",
             key="phases",
         )
     if phase.repeat is True:
@@ -156,8 +152,7 @@ def _check_element(key: str, phase: object) -> None:
         )
     if phase.seed != 0:
         raise ScheduleError(
-            f"`{key}.seed` is {phase.seed}, but a schedule has one seed, that of its outermost phases. Move it there: draws "
-            "of different phases are independent of each other already.",
+            f"`{key}.seed` is {phase.seed}, but a schedule has one seed, that of its outermost phases. Move it there.",
             key=f"{key}.seed",
         )
 

@@ -56,8 +56,7 @@ class Pick(Part):
     def __post_init__(self) -> None:
         if not isinstance(self.family, str) or not self.family:
             raise ScheduleError(
-                f"`family` is {self.family!r}, but must be the name of one family, as in `groups: {{layers: {{each: "
-                '"model.layers.*"}}` and `pick: {family: layers}`.',
+                f"`family` is {self.family!r}, but must be the name of one family: `pick: {{family: layers}}`.",
                 key="pick.family",
             )
         object.__setattr__(self, "count", whole_number(self.count, "pick.count", "a draw has that many groups"))
@@ -66,8 +65,7 @@ class Pick(Part):
         one_of("pick.keep", self.keep, (True, False))
         if self.keep and self.order == "random":
             raise ScheduleError(
-                "`keep` is true under `order: random`, which may draw a group again, so the set need not grow. Use "
-                "`order: shuffle`: at random, each group once.",
+                "`keep` is true under `order: random`, which may draw a group again. Use `order: shuffle`: each group once.",
                 key="pick.keep",
             )
         if self.weights is not None:
@@ -76,14 +74,12 @@ class Pick(Part):
     def _checked(self, weights: object) -> list[float]:
         if self.order != "random":
             raise ScheduleError(
-                f"`weights` goes with `order: random`, and the order is {self.order!r}, which draws each group once in "
-                "each pass. Write `order: random`, or omit `weights`.",
+                f"`weights` goes with `order: random`, and the order is {self.order!r}. Write `random`, or omit `weights`.",
                 key="pick.weights",
             )
         if not is_list(weights) or not weights:
             raise ScheduleError(
-                f"`weights` is {weights!r}, but must be a list with a number for each group of the family: "
-                "`weights: [1, 1, 2, 4]`.",
+                f"`weights` is {weights!r}, but must be a list with a number for each group: `weights: [1, 1, 2, 4]`.",
                 key="pick.weights",
             )
         checked: list[float] = []
@@ -98,31 +94,20 @@ class Pick(Part):
         positive = sum(weight > 0 for weight in checked)
         if positive < self.count:
             raise ScheduleError(
-                f"`weights` has {positive} number(s) above 0, but a draw has {self.count} different groups. Lower "
-                "`count`, or give more groups a weight.",
+                f"`weights` has {positive} number(s) above 0, but a draw has {self.count} different groups. Lower `count`.",
                 key="pick.weights",
             )
         return checked
 
     def groups_of(self, layout: Layout, trained: frozenset[str], key: str) -> tuple[str, ...]:
-        """The groups of a model that it draws from.
-
-        Args:
-            layout: The model's groups.
-            trained: What the phase trains anyway.
-            key: The pick's key in the schedule.
-
-        Raises:
-            ScheduleError: They do not fit ``family``, ``count`` or ``weights``, or a draw would change nothing.
-        """
+        """The groups that it draws from; ``trained`` are those that the phase trains anyway."""
         groups = tuple(dict.fromkeys(layout.expand(self.family, f"{key}.family")))
         listed = f"({', '.join(groups[:4])}{', …' if len(groups) > 4 else ''})"
         if self.family in layout.groups:
-            families = list(layout.families)[:3]
-            example = f'A family is made by `each:`, as in `groups: {{{self.family}: {{each: "model.layers.*"}}}}`.'
+            example = f' `each:` makes a family: `groups: {{{self.family}: {{each: "model.layers.*"}}}}`.'
+            hint = did_you_mean(list(layout.families)[:3]) or example
             raise ScheduleError(
-                f"`{key}.family` is {self.family!r}, which is one group and not a family: there is nothing to draw."
-                + (did_you_mean(families) or f" {example}"),
+                f"`{key}.family` is {self.family!r}, which is one group and not a family: there is nothing to draw.{hint}",
                 key=f"{key}.family",
             )
         if self.count > len(groups):
@@ -139,8 +124,7 @@ class Pick(Part):
             )
         if trained.issuperset(groups):
             raise ScheduleError(
-                f"`{key}.family` is {self.family!r}, all of which the phase trains anyway (`train: {sorted(trained)[:4]}`), "
-                "so the draw would change nothing. Take it out of `train`.",
+                f"`{key}.family` is {self.family!r}, all of which the phase trains anyway. Take it out of `train`.",
                 key=f"{key}.family",
             )
         return groups

@@ -54,19 +54,11 @@ def parse(group: str, selector: object) -> ParsedSelector:
         for key, text in _texts(group, item):
             {"except": exclude, "each": each}.get(key, include).append(_pattern(group, text, key))
     if each and include:
-        raise SelectionError(
-            f"group {group!r} mixes `each:` (one group for each match) with other selectors (one group together). "
-            "Make it two groups."
-        )
+        raise SelectionError(f"group {group!r} mixes `each:` with other selectors. Make it two groups.")
     if len(each) > 1:
-        raise SelectionError(
-            f"group {group!r} has {len(each)} patterns under `each:` ({', '.join(repr(p.text) for p in each)}), whose "
-            "groups could not be distinguished by name. Make it a family for each pattern."
-        )
+        raise SelectionError(f"group {group!r} has {len(each)} patterns under `each:`. Make each a family of its own.")
     if not each and not include:
-        raise SelectionError(
-            f"group {group!r} selects nothing: {selector!r}. Name a module or a parameter, such as 'encoder'."
-        )
+        raise SelectionError(f"group {group!r} selects nothing: {selector!r}. Name a module, such as 'encoder'.")
     return ParsedSelector(each or include, exclude, bool(each))
 
 
@@ -91,8 +83,7 @@ def _texts(group: str, item: object) -> Iterator[tuple[str, str]]:
     """Each text of one element of a selector, with its key."""
     if not isinstance(item, (str, Mapping)):
         raise SelectionError(
-            f"group {group!r} has the selector {item!r}; write a name such as 'encoder.layers.0', a list of names, "
-            f"or a mapping with the keys {', '.join(_KEYS)}."
+            f"group {group!r} has the selector {item!r}; write a name, a list of names, or a mapping of {', '.join(_KEYS)}."
         )
     for key, value in ({"select": item} if isinstance(item, str) else item).items():
         if key not in _KEYS:
@@ -103,8 +94,7 @@ def _texts(group: str, item: object) -> Iterator[tuple[str, str]]:
         for text in _as_list(value):
             if not isinstance(text, str):
                 raise SelectionError(
-                    f"group {group!r} has `{key}: {value!r}`, but a selector is text. In YAML, quote patterns that begin "
-                    "with * or hold braces."
+                    f"group {group!r} has `{key}: {value!r}`, but a selector is text. In YAML, quote * and braces."
                 )
             yield key, text
 
@@ -117,8 +107,7 @@ def _pattern(group: str, text: str, key: str) -> Pattern:
     body = body.strip()
     if not body or (kind == "glob" and not all(_split(body))):
         raise SelectionError(
-            f"group {group!r} has the selector {text!r}, in which a name is empty. Write whole names between dots, "
-            "such as 'encoder.layers.0'."
+            f"group {group!r} has the selector {text!r}, in which a name is empty. Write it as 'encoder.layers.0'."
         )
     return Pattern(text, kind, body)
 
@@ -144,8 +133,7 @@ def _segment(segment: str, body: str) -> str:
             numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
             if numbers is None or int(numbers[1]) > int(numbers[2]):
                 raise SelectionError(
-                    f"the selector {body!r} holds {part!r}; braces hold a range of whole numbers, low to high and both "
-                    "included, such as {0..5}."
+                    f"the selector {body!r} holds {part!r}; braces hold a range of whole numbers, low to high: {{0..5}}."
                 )
             out += "(" + "|".join(str(n) for n in range(int(numbers[1]), int(numbers[2]) + 1)) + ")"
         else:
@@ -257,10 +245,6 @@ class ParamNames:
             return ""
         others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         return f": {names[0]!r} is a {type(self.modules[names[0]]).__name__} without parameters{others}"
-
-    def near(self, text: str) -> list[str]:
-        """The names that select parameters, nearest to one that does not."""
-        return nearest(text, self.below)
 
 
 def clean_name(name: str) -> str:

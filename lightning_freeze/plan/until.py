@@ -59,8 +59,7 @@ class Until(Part):
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or not self.metric:
             raise ScheduleError(
-                f"`metric` is {self.metric!r}, but must be the name of a metric that the model logs, such as 'val_loss'.",
-                key="until.metric",
+                f"`metric` is {self.metric!r}, but must be the name of a logged metric: 'val_loss'.", key="until.metric"
             )
         one_of("until.mode", self.mode, ("min", "max"))
         for key, (least, meaning) in _COUNTS.items():
@@ -68,8 +67,8 @@ class Until(Part):
                 object.__setattr__(self, key, whole_number(getattr(self, key), f"until.{key}", meaning, least))
         if not is_number(self.min_delta) or not 0 <= self.min_delta < math.inf:
             raise ScheduleError(
-                f"`until.min_delta` is {self.min_delta!r}, but must be a number of at least 0: by how much a value must "
-                "be better than the best so far. The nearest valid value is 0.",
+                f"`until.min_delta` is {self.min_delta!r}, but must be a number of at least 0: the least improvement. The "
+                "nearest valid value is 0.",
                 key="until.min_delta",
             )
         object.__setattr__(self, "min_delta", float(self.min_delta))

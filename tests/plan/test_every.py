@@ -201,10 +201,10 @@ def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layou
         (
             {},
             None,
-            "`periods` is {}, but must map at least one group to its period, as in `periods: {weight1: 5}`",
+            "`periods` is {}, but must map groups to periods: `periods: {weight1: 5}` updates",
             "periods",
         ),
-        ([5], None, "`periods` is [5], but must map at least one group to its period", "periods"),
+        ([5], None, "`periods` is [5], but must map groups to periods", "periods"),
         (
             {"a": 0},
             "b",
@@ -223,8 +223,7 @@ def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layou
         (
             {"a": 5},
             "a",
-            "`of` is 'a', which has a period of its own: a group cannot wait for its own updates. Take 'a' out of "
-            "`periods`, or omit `of` to count every optimizer step.",
+            "`of` is 'a', which has a period itself. Take it out of `periods`, or omit `of` to count every step.",
             "of",
         ),
     ],
@@ -261,7 +260,7 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
         (
             Every({"f": 5}, of="f/0"),
             FAMILY,
-            "`of` is 'f/0', which `periods` schedules too: a group cannot wait for its",
+            "`of` is 'f/0', which `periods` schedules too. Take it out of there.",
         ),
         (
             Every({"f": 5, "f/1": 2}, of="g"),
@@ -283,8 +282,8 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
         (
             Every({"a": 2, "b": 3}),
             shared("a", "b"),
-            "every group has a period above 1 and there is no `of`, so after the first step nothing would train and no "
-            "further update would ever be counted. Give `of` a group that trains always",
+            "every group has a period above 1 and there is no `of`, so nothing would train after the first step. "
+            "Give `of` a group that trains always",
         ),
     ],
 )

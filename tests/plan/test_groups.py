@@ -264,19 +264,17 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"f": {"each": "layer"}},
         "train",
-        "family 'f' has `each: layer`, which has no wildcard, so it names one thing and not a family. Write "
-        '`each: "layer.*"`.',
+        "family 'f' has `each: layer`, which has no wildcard and so names one thing. Write `each: \"layer.*\"`.",
     ),
     (
         {"f": [{"each": "layer.*"}, "head"]},
         "train",
-        "group 'f' mixes `each:` (one group for each match) with other selectors (one group together). Make it two",
+        "group 'f' mixes `each:` with other selectors. Make it two groups.",
     ),
     (
         {"g": "layer.{5..1}"},
         "train",
-        "the selector 'layer.{5..1}' holds '{5..1}'; braces hold a range of whole numbers, low to high and both "
-        "included, such as {0..5}.",
+        "the selector 'layer.{5..1}' holds '{5..1}'; braces hold a range of whole numbers, low to high: {0..5}.",
     ),
     ({"g": "layer.{a,b}"}, "train", "the selector 'layer.{a,b}' holds '{a,b}'; braces hold a range"),
     ({"g": "layer.{0..5"}, "train", "group 'g' has the selector 'layer.{0..5', in which a name is empty."),
@@ -297,10 +295,10 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ({"g": "type:torch.Tensor"}, "train", "`type: torch.Tensor` names <class 'torch.Tensor'>, which is not a torch.nn"),
     ({"g": "layer..norm"}, "train", "group 'g' has the selector 'layer..norm', in which a name is empty."),
     ({"g": ""}, "train", "group 'g' has the selector '', in which a name is empty."),
-    ({"g": []}, "train", "group 'g' selects nothing: []. Name a module or a parameter, such as 'encoder'."),
+    ({"g": []}, "train", "group 'g' selects nothing: []. Name a module, such as 'encoder'."),
     ({"g": {"except": "head"}}, "train", "group 'g' selects nothing: {'except': 'head'}."),
-    ({"g": 3}, "train", "group 'g' has the selector 3; write a name such as 'encoder.layers.0', a list of names, or"),
-    ({"g": {"select": 0}}, "train", "group 'g' has `select: 0`, but a selector is text. In YAML, quote patterns"),
+    ({"g": 3}, "train", "group 'g' has the selector 3; write a name, a list of names, or a mapping of select, re,"),
+    ({"g": {"select": 0}}, "train", "group 'g' has `select: 0`, but a selector is text. In YAML, quote * and braces."),
     (
         {"g": {"select": "layer.1", "except": "layer.*"}},
         "train",
@@ -327,10 +325,8 @@ def test_a_group_of_the_users_own_parameters_is_refused() -> None:
     with pytest.raises(SelectionError) as caught:
         resolve_groups(model, {"g": "a", "h": "b"})
     assert str(caught.value) == (
-        "group 'g' (by 'a') is empty, because all its parameters were found with requires_grad=False (2 in the model, "
-        "such as 'a.weight'). Those are yours to freeze and belong to no group. Leave requires_grad=True for "
-        "everything "
-        "that the schedule is to train, also what is frozen at first."
+        "group 'g' (by 'a') is empty, because all its parameters have requires_grad=False (2 in the model, such as "
+        "'a.weight'). Leave requires_grad=True for all that the schedule is to train, also what is frozen at first."
     )
 
 

@@ -348,7 +348,7 @@ def test_a_phase_that_does_not_fit_the_model_is_refused(phase: Phase, key: str, 
 
 
 def test_without_any_family_the_error_shows_how_one_is_made() -> None:
-    with pytest.raises(ScheduleError, match=r"A family is made by `each:`, as in `groups: \{a: \{each: \"model.layers"):
+    with pytest.raises(ScheduleError, match=r"`each:` makes a family: `groups: \{a: \{each: \"model.layers"):
         Phases([Phase([], pick=Pick("a"))]).bind(Layout(("a", "b")))
 
 
