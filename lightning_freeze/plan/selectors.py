@@ -107,7 +107,7 @@ def _pattern(group: str, text: str, key: str) -> Pattern:
     body = body.strip()
     if not body or (kind == "glob" and not all(_split(body))):
         raise SelectionError(
-            f"group {group!r} has the selector {text!r}, in which a name is empty. Write it as 'encoder.layers.0'."
+            f"group {group!r} has the selector {text!r}, in which a name is empty. Write whole names: 'encoder.layers.0'."
         )
     return Pattern(text, kind, body)
 

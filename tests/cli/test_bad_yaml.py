@@ -328,7 +328,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     ),
     "keep a number": (
         phases("{train: [all], pick: {family: layers, order: forward, keep: 2}}"),
-        [".phases[0].pick.keep", "is 2", "true or false"],
+        [".phases[0].pick.keep", "is 2", "True, False"],
     ),
     "drawn: thaw": (
         phases("{train: [all], pick: {family: layers, drawn: thaw}}"),
@@ -390,7 +390,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     "braces backwards": (groups('head: "layer.{5..2}"'), [f"{ARGS}.groups.head", "'{5..2}'", "low to high"]),
     "no regular expression": (
         groups('head: "re:layer(1"'),
-        [f"{ARGS}.groups.head", "'re:layer(1'", "no regular expression"],
+        [f"{ARGS}.groups.head", "'re:layer(1'", "not a regular expression"],
     ),
     "each mixed with others": (
         groups('head: {each: "a.*", select: b}'),
