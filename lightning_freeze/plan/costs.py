@@ -40,9 +40,6 @@ ALL_KEPT = Held()
 def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held = ALL_KEPT) -> Timeline:
     """What a run asks for, by the groups that each update trains.
 
-    Raises:
-        ValueError: An update trains a group that has no size.
-
     Example:
         >>> sizes = {"slow": Size(10, 40, 80), "fast": Size(1, 4, 8)}
         >>> over_time([frozenset({"fast"}), frozenset({"slow"}), frozenset({"fast"})], sizes)

@@ -139,11 +139,7 @@ def _refuse_empty(
 
 
 def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Schedule) -> dict[str, Selector]:
-    """The groups as written, and one for each name in the schedule that is not a group: it is read as a selector.
-
-    Raises:
-        ScheduleError: Such a name selects nothing; the message offers the nearest groups and the nearest names.
-    """
+    """The groups as written, and one for each other name in the schedule, read as a selector."""
     names = ParamNames(module)
     known = Layout(tuple(groups))
     wanted = dict(groups)
@@ -231,12 +227,9 @@ def _natural(part: str) -> list[tuple[int, int, str]]:
 
 
 def frozen_modules(module: Module, is_frozen: Callable[[Parameter], bool | None]) -> list[tuple[str, Module]]:
-    """The modules that lie in a subtree which has parameters, all of them frozen; parents before children.
+    """The modules in subtrees whose parameters are all frozen; parents before children.
 
-    Args:
-        module: The model.
-        is_frozen: For a parameter: True if frozen by the plan, False if it trains, None if it is frozen by the user. A
-            subtree of the last kind alone is left as it is.
+    ``is_frozen`` is None for a parameter that the user froze; a subtree of these alone is left as it is.
     """
     states: dict[int, set[bool | None]] = {}
 

@@ -55,25 +55,19 @@ class OptimizerIndex:
         return float(rate) if isinstance(rate, (int, float, Tensor)) else 1.0
 
 
-@dataclass(frozen=True)
 class _StepSplit:
     """One optimizer's parameters under one trainable set."""
 
-    trainable: frozenset[str]
-    active: tuple[tuple[str, tuple[Parameter, ...]], ...]  # the trainable groups with their parameters
-    frozen: tuple[Parameter, ...]
-    samples: tuple[Parameter, ...]  # one of each frozen group
+    def __init__(self, members: Mapping[str, tuple[Parameter, ...]], groups: frozenset[str]) -> None:
+        self.active = [(group, held) for group, held in members.items() if group in groups]
+        self.trainable = frozenset(group for group, _ in self.active)
+        frozen = [held for group, held in members.items() if group not in groups]
+        self.frozen = tuple(chain.from_iterable(frozen))
+        self.samples = tuple(held[0] for held in frozen)
 
     @cached_property
     def frozen_identities(self) -> frozenset[int]:
         return frozenset(map(id, self.frozen))
-
-
-def _split_step(members: Mapping[str, tuple[Parameter, ...]], groups: frozenset[str]) -> _StepSplit:
-    active = tuple((group, held) for group, held in members.items() if group in groups)
-    frozen = [held for group, held in members.items() if group not in groups]
-    samples = tuple(held[0] for held in frozen)
-    return _StepSplit(frozenset(group for group, _ in active), active, tuple(chain.from_iterable(frozen)), samples)
 
 
 @dataclass(eq=False)
@@ -95,7 +89,7 @@ class Step:
     trainable: frozenset[str] = field(default=frozenset(), init=False)  # the groups that train now
     frozen: tuple[Parameter, ...] = field(default=(), init=False)
     samples: tuple[Parameter, ...] = field(default=(), init=False)  # one parameter of each frozen group
-    _now: _StepSplit = field(default=_StepSplit(frozenset(), (), (), ()), init=False, repr=False)
+    _now: _StepSplit = field(default=_StepSplit({}, frozenset()), init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.rebind(self.members)
@@ -104,7 +98,7 @@ class Step:
         """The optimizer holds other parameters now; `train` is to be called again."""
         self.members = members
         self.param_groups = len(self.optimizer.param_groups)
-        self._split_under = lru_cache(_CACHED)(partial(_split_step, members))
+        self._split_under = lru_cache(_CACHED)(partial(_StepSplit, members))
 
     def train(self, groups: frozenset[str]) -> None:
         """From here on these groups train and the others are frozen."""
@@ -129,11 +123,8 @@ class Step:
 
 
 def _without_gradient(held: Sequence[Parameter]) -> bool:
-    """Whether no parameter of a group has a gradient.
-
-    Parameters without elements, which FSDP1 keeps whole on other ranks, say nothing; a group of these alone is taken to
-    have one.
-    """
+    """Whether no parameter of a group has a gradient."""
+    # FSDP1 keeps parameters without elements whole on other ranks: a group of these alone is taken to have a gradient.
     here = [parameter for parameter in held if isinstance(parameter, UninitializedTensorMixin) or parameter.numel()]
     return bool(here) and all(parameter.grad is None for parameter in here)
 
@@ -191,11 +182,7 @@ class Split:
 
 
 class Membership:
-    """The index of a run: optimizers, groups and parameters.
-
-    Raises:
-        SelectionError: A parameter of a named group is in no optimizer.
-    """
+    """The index of a run: optimizers, groups and parameters."""
 
     def __init__(self, module: Module, groups: Groups, optimizers: Iterable[Optimizer]) -> None:
         self._module = module
@@ -205,11 +192,7 @@ class Membership:
         self.refresh()
 
     def refresh(self) -> None:
-        """Sort in what the optimizers hold now.
-
-        Raises:
-            SelectionError: A parameter of a named group is in no optimizer.
-        """
+        """Sort in what the optimizers hold now."""
         self.holders = OptimizerIndex(step.optimizer for step in self.steps)
         self.layout = self._layout()
         for step in self.steps:

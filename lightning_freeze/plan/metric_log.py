@@ -9,13 +9,7 @@ from lightning_freeze.plan.schedule import Plan, Position, Schedule
 
 
 class MetricLog:
-    """What was logged of the metrics that end a run's phases; empty where there are none.
-
-    Args:
-        schedule: The schedule.
-        planned: Gives the plan, once there is one, and the position.
-        changed: Called after each log, with whether that ended a phase.
-    """
+    """What was logged of the metrics that end a run's phases; ``changed`` is called with whether that ended one."""
 
     def __init__(
         self, schedule: Schedule, planned: Callable[[], tuple[Plan | None, Position]], changed: Callable[[bool], None]
@@ -33,14 +27,7 @@ class MetricLog:
         return len(self.keys)
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Take metrics that were logged in the epoch, or after its end and before the next epoch's first step.
-
-        Args:
-            metrics: Name to value; those that end no phase are ignored.
-
-        Raises:
-            RuntimeError: The controller is not attached.
-        """
+        """Take what was logged in the epoch, or after it and before the next one's first step."""
         plan, at = self._planned()
         if plan is None:
             raise RuntimeError(NOT_ATTACHED)

@@ -20,14 +20,7 @@ StateBytes = Callable[[Optimizer, Sequence[Parameter]], Sequence[int | None]]
 
 
 class Outlook:
-    """Previews a run from where it stands, by the plan that the run itself follows.
-
-    Args:
-        planned: Gives the plan, once there is one, and the position.
-        optimizers: Gives the run's optimizers.
-        groups: The groups.
-        state_bytes: Gives the sizes of optimizer state.
-    """
+    """Previews a run from where it stands, by the plan that the run itself follows."""
 
     def __init__(
         self,

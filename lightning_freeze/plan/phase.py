@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -145,14 +145,7 @@ def _factor(key: str, value: object) -> float:
 class BoundPhase:
     """A phase over a model's groups.
 
-    Args:
-        phase: The phase as written.
-        layout: The model's groups.
-        key: The phase's key in the schedule.
-        repeat: How often its sequence of phases is run; None if for ever.
-
-    Raises:
-        ScheduleError: It does not fit the groups, or can leave nothing trainable.
+    ``repeat`` is how often its sequence of phases is run, None if for ever.
     """
 
     def __init__(self, phase: Phase, layout: Layout, key: str, repeat: int | None) -> None:
@@ -171,8 +164,7 @@ class BoundPhase:
         if not self.always and not self._least and not layout.rest_trains:
             drawn = f" and `{key}.pick` can leave all of {pick.family!r} frozen" if pick is not None else ""
             raise ScheduleError(
-                f"`{key}.train` is empty{drawn} and no other parameter trains, so nothing would be trainable in this "
-                "phase. Name a group, or set `rest: train` if parameters outside the groups should train.",
+                f"`{key}.train` is empty{drawn} and no other parameter trains. Name a group, or set `rest: train`.",
                 key=f"{key}.train",
             )
         self.lr_factors = {group: factor for group, factor in self._all_lr_factors().items() if factor != 1.0}
@@ -183,8 +175,7 @@ class BoundPhase:
         factors: dict[str, float] = {}
         for name, factor in (self.phase.lr or {}).items():
             key = f"{self.key}.lr.{name}"
-            groups = self._with_lr(name, factor, key)
-            for group, its in zip(groups, _factors(factor, groups, key), strict=True):
+            for group, its in self._factors_of(name, factor, key).items():
                 if factors.setdefault(group, its) != its:
                     raise ScheduleError(
                         f"`{self.key}.lr` gives {group!r} two factors, {factors[group]:g} and (as {name!r}) {its:g}. Name "
@@ -193,8 +184,8 @@ class BoundPhase:
                     )
         return factors
 
-    def _with_lr(self, name: str, factor: LRFactor, key: str) -> tuple[str, ...]:
-        """The groups that a name in ``lr`` stands for."""
+    def _factors_of(self, name: str, factor: LRFactor, key: str) -> dict[str, float]:
+        """The groups that a name in ``lr`` stands for, with their factors."""
         rest = name == REST and self._layout.rest_trains
         groups = (REST,) if rest else self._layout.expand(name, key)
         if isinstance(factor, dict) and (rest or name in self._layout.groups):
@@ -209,7 +200,17 @@ class BoundPhase:
                 "Take it out of `lr`, or into `train`.",
                 key=key,
             )
-        return groups
+        if isinstance(factor, dict):
+            return {group: factor["decay"] ** (len(groups) - 1 - number) for number, group in enumerate(groups)}
+        factors = factor if isinstance(factor, list) else [factor] * len(groups)
+        if len(factors) != len(groups):
+            listed = ", ".join(groups[:4]) + (", …" if len(groups) > 4 else "")
+            raise ScheduleError(
+                f"`{key}` has {len(factors)} factor(s) for {len(groups)} group(s) ({listed}). Give each one, in that order, "
+                "or one for all.",
+                key=key,
+            )
+        return dict(zip(groups, factors, strict=True))
 
     def groups(self, visit: int, stage: int, seed: int) -> frozenset[str]:
         """What it trains when it is entered for the ``visit``-th time."""
@@ -223,18 +224,3 @@ class BoundPhase:
             return True
         others = sum(optimizer not in self._layout.holders(group) for group in self.family)
         return self._least > others
-
-
-def _factors(factor: LRFactor, groups: Sequence[str], key: str) -> list[float]:
-    """The factor of each group that a name in ``lr`` stands for."""
-    if isinstance(factor, dict):
-        return [factor["decay"] ** (len(groups) - 1 - number) for number in range(len(groups))]
-    if not isinstance(factor, list):
-        return [factor] * len(groups)
-    if len(factor) != len(groups):
-        raise ScheduleError(
-            f"`{key}` has {len(factor)} factor(s) for {len(groups)} group(s) ({', '.join(groups[:4])}"
-            f"{', …' if len(groups) > 4 else ''}). Give each one, in that order, or one for all.",
-            key=key,
-        )
-    return factor

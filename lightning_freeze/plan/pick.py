@@ -56,7 +56,7 @@ class Pick(Part):
     def __post_init__(self) -> None:
         if not isinstance(self.family, str) or not self.family:
             raise ScheduleError(
-                f"`family` is {self.family!r}, but must name one family, made by `each:`, as in `pick: {{family: layers}}`.",
+                f"`family` is {self.family!r}, but must be the name of one family, made by `each:`: `pick: {{family: layers}}`.",
                 key="pick.family",
             )
         object.__setattr__(self, "count", whole_number(self.count, "pick.count", "a draw has that many groups"))

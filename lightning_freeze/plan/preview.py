@@ -38,9 +38,6 @@ def preview(
     A phase that awaits a metric whose values are not given lasts its ``max_epochs``, or for good. Arguments are those of
     `Outlook`, where a batch is an optimizer window; ``batches`` is None for no end.
 
-    Raises:
-        ValueError: No optimizer steps.
-
     Example:
         >>> from lightning_freeze import Every
         >>> from lightning_freeze.plan.schedule import Layout

@@ -25,12 +25,7 @@ _FIRST = frozenset({0})
 
 @dataclass(frozen=True)
 class Layout:
-    """What a schedule must know of a model: its groups and the optimizers that hold them.
-
-    Example:
-        >>> Layout(("slow", "fast"), optimizers={"slow": frozenset({0}), "fast": frozenset({0})}).expand("all", "train")
-        ('slow', 'fast')
-    """
+    """What a schedule must know of a model: its groups and the optimizers that hold them."""
 
     groups: tuple[str, ...]  # the named ones, in order, without `rest`
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -38,11 +33,7 @@ class Layout:
     rest_trains: bool = False  # whether there is a `rest` and it trains always
 
     def expand(self, name: str, key: str) -> tuple[str, ...]:
-        """The groups that one name in a schedule stands for: a group, a family, a glob over groups, or ``all``.
-
-        Raises:
-            ScheduleError: The name stands for nothing; the message offers the nearest names.
-        """
+        """The groups that a name stands for: a group, a family, a glob, or ``all``."""
         if name == REST:
             raise ScheduleError(
                 f"`{key}` names {REST!r}, the reserved group of all parameters that no other group names. It is not "
@@ -124,11 +115,7 @@ class Position:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Position:
-        """The position that `as_dict` wrote.
-
-        Raises:
-            ScheduleError: A key is missing or unknown.
-        """
+        """The position that `as_dict` wrote, in this version or an earlier one."""
         known = {f.name for f in fields(cls)} - _NOT_SAVED
         if plain.keys() - known or known - plain.keys() - _SINCE_METRICS:
             odd = ", ".join(sorted(plain.keys() ^ known))

@@ -63,11 +63,7 @@ def parse(group: str, selector: object) -> ParsedSelector:
 
 
 def check_selector(group: str, selector: object) -> None:
-    """Check a group's name and the form of its selector, without a model.
-
-    Raises:
-        SelectionError: The name is reserved, or the selector is malformed.
-    """
+    """Check a group's name and the form of its selector, without a model."""
     check_group_name(group)
     parsed = parse(group, selector)
     for pattern in (*parsed.include, *parsed.exclude):
@@ -212,11 +208,7 @@ class ParamNames:
         return [name for name in self.modules if pattern.kind == "glob" and pattern.regex.fullmatch(f"{name}.")]
 
     def require(self, group: str, pattern: Pattern, key: str) -> dict[str, str]:
-        """What a pattern finds, which must be something.
-
-        Raises:
-            SelectionError: It matches no parameter; the message offers names that do.
-        """
+        """What a pattern finds, which must be something."""
         if found := self.found(pattern):
             return found
         if pattern.kind == "type":
@@ -248,12 +240,7 @@ class ParamNames:
 
 
 def clean_name(name: str) -> str:
-    """A parameter's or module's name as the user wrote it, without the segments that compiling or wrapping adds.
-
-    Example:
-        >>> clean_name("_orig_mod.encoder._checkpoint_wrapped_module.weight")
-        'encoder.weight'
-    """
+    """A name as the user wrote it, without the segments that compiling or wrapping adds."""
     return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
 
 

@@ -377,8 +377,8 @@ def test_a_pick_is_its_description(pick: Pick, described: dict[str, Any], text: 
 @pytest.mark.parametrize(
     ("options", "key", "text"),
     [
-        ({"family": ""}, "pick.family", "`family` is '', but must name one family"),
-        ({"family": ["l"]}, "pick.family", "`family` is ['l'], but must name one family"),
+        ({"family": ""}, "pick.family", "`family` is '', but must be the name of one family"),
+        ({"family": ["l"]}, "pick.family", "`family` is ['l'], but must be the name of one family"),
         ({"count": 0}, "pick.count", "`pick.count` is 0, but must be a whole number of at least 1"),
         ({"count": 1.6}, "pick.count", "The nearest valid value is 2."),
         ({"count": True}, "pick.count", "`pick.count` is True, but must be"),
