@@ -38,13 +38,7 @@ ALL_KEPT = Held()
 
 
 def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held = ALL_KEPT) -> Timeline:
-    """What a run asks for, by the groups that each update trains.
-
-    Example:
-        >>> sizes = {"slow": Size(10, 40, 80), "fast": Size(1, 4, 8)}
-        >>> over_time([frozenset({"fast"}), frozenset({"slow"}), frozenset({"fast"})], sizes)
-        Timeline(elements=[1, 10, 1], gradient=[4, 40, 4], state=[8, 88, 88])
-    """
+    """What a run asks for, by the groups that each update trains."""
     sets = set(trained)
     if unknown := set().union(*sets) - set(sizes):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning_freeze.errors import ScheduleError, whole_number
@@ -91,13 +91,8 @@ class _EveryPlan(Plan):
         self._periods = periods
         self._always = frozenset(layout.groups).difference(periods) | layout.always
         held = layout.optimizers
-        for group in (*periods, of):
-            if group is not None and len(held_by := held.get(group, frozenset())) > 1:
-                raise ScheduleError(
-                    f"group {group!r} is held by {len(held_by)} optimizers ({sorted(held_by)}), so its updates cannot "
-                    "be counted as one. Make it one group for each optimizer.",
-                    key="periods" if group in periods else "of",
-                )
+        self._refuse_split(periods, "periods")
+        self._refuse_split([of] if of else [], "of")
         if of is None and not self._always and 1 not in periods.values():
             raise ScheduleError(
                 "every group has a period above 1 and there is no `of`, so nothing would train after the first step. Give "
@@ -108,6 +103,16 @@ class _EveryPlan(Plan):
         self._same_optimizer = {g: n for g, n in periods.items() if of is None or held.get(g) == held.get(of)}
         self._other_optimizer = {g: n for g, n in periods.items() if g not in self._same_optimizer}
         self.pairs_within_a_window = bool(self._other_optimizer)
+
+    def _refuse_split(self, groups: Iterable[str], key: str) -> None:
+        """Refuse groups of several optimizers, whose updates cannot be counted as one."""
+        for group in groups:
+            if len(held_by := self.layout.optimizers.get(group, frozenset())) > 1:
+                raise ScheduleError(
+                    f"group {group!r} is held by {len(held_by)} optimizers ({sorted(held_by)}), so its updates cannot "
+                    "be counted as one. Make it one group for each optimizer.",
+                    key=key,
+                )
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
         return self.trainable(at)

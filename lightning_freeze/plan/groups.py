@@ -80,7 +80,22 @@ def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = 
 def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest = "train") -> Groups:
     """As `resolve_groups`, with the parameters themselves, families and the rest."""
     names = ParamNames(module)
-    frozen_by_user = tuple(n for n, p in names.parameters.items() if not p.requires_grad)
+    group_of, families = _choose(groups, names)
+    taken = {id(names.parameters[name]) for name in group_of}
+    members: dict[str, dict[int, Member]] = {each: {} for group in groups for each in families.get(group, (group,))}
+    for name, parameter in names.parameters.items():
+        if name in group_of:
+            members[group_of[name]].setdefault(id(parameter), Member(name, parameter, group_of[name]))
+        elif parameter.requires_grad and id(parameter) not in taken:
+            members.setdefault(REST, {}).setdefault(id(parameter), Member(name, parameter, REST))
+    frozen_by_user = tuple(name for name, parameter in names.parameters.items() if not parameter.requires_grad)
+    found = Groups({group: tuple(each.values()) for group, each in members.items()}, families, frozen_by_user, rest)
+    _check(found, groups)
+    return found
+
+
+def _choose(groups: Mapping[str, Selector], names: ParamNames) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """The group of each parameter that trains, by name, and the groups of each family."""
     taken: dict[int, tuple[str, str, str]] = {}  # parameter → group, pattern, name
     group_of: dict[str, str] = {}
     families: dict[str, tuple[str, ...]] = {}
@@ -94,23 +109,7 @@ def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest 
             if names.parameters[name].requires_grad:
                 group_of[name] = f"{group}/{part}" if parsed.each else group
                 _take(taken, names, group_of[name], text, name)
-    members: dict[str, dict[int, Member]] = {each: {} for group in groups for each in families.get(group, (group,))}
-    left: dict[int, Member] = {}
-    for name, parameter in names.parameters.items():
-        if name in group_of:
-            members[group_of[name]].setdefault(id(parameter), Member(name, parameter, group_of[name]))
-        elif parameter.requires_grad and id(parameter) not in taken:
-            left.setdefault(id(parameter), Member(name, parameter, REST))
-    _refuse_empty(members, groups, families, frozen_by_user)
-    if left and rest == "error":
-        listed = ", ".join([member.name for member in left.values()][:5]) + (", …" if len(left) > 5 else "")
-        raise SelectionError(
-            f"{len(left)} parameter(s) are in no group, and `rest: error` forbids that: {listed}. Name them in a group, or "
-            "set `rest: train` (they train always) or `rest: freeze` (never)."
-        )
-    if left:
-        members[REST] = left
-    return Groups({group: tuple(found.values()) for group, found in members.items()}, families, frozen_by_user, rest)
+    return group_of, families
 
 
 def _family(group: str, pattern: str, parts: set[str]) -> tuple[str, ...]:
@@ -122,20 +121,23 @@ def _family(group: str, pattern: str, parts: set[str]) -> tuple[str, ...]:
     return tuple(f"{group}/{part}" for part in sorted(parts, key=_natural))
 
 
-def _refuse_empty(
-    members: Mapping[str, object],
-    groups: Mapping[str, Selector],
-    families: Mapping[str, tuple[str, ...]],
-    frozen_by_user: tuple[str, ...],
-) -> None:
-    for group, selector in groups.items():
-        for each in families.get(group, (group,)):
-            if not members[each]:
+def _check(found: Groups, selectors: Mapping[str, Selector]) -> None:
+    """Refuse groups without parameters, and a rest where there must be none."""
+    for group, selector in selectors.items():
+        for each in found.families.get(group, (group,)):
+            if not found.members[each]:
                 raise SelectionError(
                     f"group {each!r} (by {selector!r}) is empty, because all its parameters have requires_grad=False "
-                    f"({len(frozen_by_user)} in the model, such as {frozen_by_user[0]!r}). Leave requires_grad=True for all "
-                    "that the schedule is to train, also what is frozen at first."
+                    f"({len(found.frozen_by_user)} in the model, such as {found.frozen_by_user[0]!r}). Leave "
+                    "requires_grad=True for all that the schedule is to train, also what is frozen at first."
                 )
+    left = found.members.get(REST)
+    if left and found.rest == "error":
+        listed = ", ".join(member.name for member in left[:5]) + (", …" if len(left) > 5 else "")
+        raise SelectionError(
+            f"{len(left)} parameter(s) are in no group, and `rest: error` forbids that: {listed}. Name them in a group, or "
+            "set `rest: train` (they train always) or `rest: freeze` (never)."
+        )
 
 
 def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Schedule) -> dict[str, Selector]:
@@ -199,10 +201,7 @@ def _matches(group: str, selector: ParsedSelector, names: ParamNames) -> list[tu
             chosen.setdefault(name, (pattern.text, part if selector.each else ""))
     left = [(name, text, part) for name, (text, part) in chosen.items() if name not in gone]
     if not left:
-        raise SelectionError(
-            f"group {group!r} is empty: `except: {', '.join(p.text for p in selector.exclude)}` takes away all "
-            f"{len(chosen)} parameter(s) that {', '.join(repr(p.text) for p in selector.include)} selects."
-        )
+        raise SelectionError(f"group {group!r} is empty: `except:` takes away all its {len(chosen)} parameter(s).")
     return left
 
 

@@ -74,19 +74,23 @@ class Phase(Part):
                     f"`{key}` is {value!r}, but must be a mapping such as `{key}: {example}`; in Python, {kind.__name__}(…).",
                     key=key,
                 )
-        ends = [key for key in ("updates", "epochs", "until") if getattr(self, key) is not None]
-        if len(ends) > 1:
-            raise ScheduleError(
-                f"the phase with `train: {self.train}` has {'two' if len(ends) == 2 else 'three'} ends, "
-                f"{' and '.join(f'`{key}: {getattr(self, key)}`' for key in ends)}; a phase has at most one. Keep the one "
-                "you mean" + (" (`until` has its own `max_epochs`)." if "until" in ends else "."),
-                key=ends[-1],
-            )
+        self._check_ends()
         for key, meaning in _COUNTS.items():
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, whole_number(getattr(self, key), key, meaning))
         if self.lr is not None:
             object.__setattr__(self, "lr", _checked_lr(self.lr))
+
+    def _check_ends(self) -> None:
+        ends = [key for key in ("updates", "epochs", "until") if getattr(self, key) is not None]
+        if len(ends) > 1:
+            given = " and ".join(f"`{key}: {getattr(self, key)}`" for key in ends)
+            raise ScheduleError(
+                f"the phase with `train: {self.train}` has {'two' if len(ends) == 2 else 'three'} ends, {given}; a phase has "
+                "at most one. Keep the one you mean"
+                + (" (`until` has its own `max_epochs`)." if "until" in ends else "."),
+                key=ends[-1],
+            )
 
     @property
     def open_ended(self) -> bool:
@@ -159,8 +163,6 @@ class BoundPhase:
             self._least = pick.least(len(self.family), repeat)
         self.possible = self.always.union(self.family)  # all that it may train
         self.at_every_visit = self.possible if self._least == len(self.family) else self.always
-        # Whether an optimizer may have to wait for the updates of another.
-        self.waits = phase.updates is not None and len(layout.optimizers_of(self.possible)) > 1
         if not self.always and not self._least and not layout.rest_trains:
             drawn = f" and `{key}.pick` can leave all of {pick.family!r} frozen" if pick is not None else ""
             raise ScheduleError(
@@ -168,14 +170,13 @@ class BoundPhase:
                 key=f"{key}.train",
             )
         self.lr_factors = {group: factor for group, factor in self._all_lr_factors().items() if factor != 1.0}
-        # The groups whose learning rate it changes.
-        self.rated = self.possible.union(self.lr_factors) if phase.ramp else frozenset(self.lr_factors)
 
     def _all_lr_factors(self) -> dict[str, float]:
         factors: dict[str, float] = {}
         for name, factor in (self.phase.lr or {}).items():
             key = f"{self.key}.lr.{name}"
-            for group, its in self._factors_of(name, factor, key).items():
+            groups = self._with_lr(name, factor, key)
+            for group, its in zip(groups, _factors(factor, groups, key), strict=True):
                 if factors.setdefault(group, its) != its:
                     raise ScheduleError(
                         f"`{self.key}.lr` gives {group!r} two factors, {factors[group]:g} and (as {name!r}) {its:g}. Name "
@@ -184,8 +185,8 @@ class BoundPhase:
                     )
         return factors
 
-    def _factors_of(self, name: str, factor: LRFactor, key: str) -> dict[str, float]:
-        """The groups that a name in ``lr`` stands for, with their factors."""
+    def _with_lr(self, name: str, factor: LRFactor, key: str) -> tuple[str, ...]:
+        """The groups that a name in ``lr`` stands for."""
         rest = name == REST and self._layout.rest_trains
         groups = (REST,) if rest else self._layout.expand(name, key)
         if isinstance(factor, dict) and (rest or name in self._layout.groups):
@@ -200,17 +201,7 @@ class BoundPhase:
                 "Take it out of `lr`, or into `train`.",
                 key=key,
             )
-        if isinstance(factor, dict):
-            return {group: factor["decay"] ** (len(groups) - 1 - number) for number, group in enumerate(groups)}
-        factors = factor if isinstance(factor, list) else [factor] * len(groups)
-        if len(factors) != len(groups):
-            listed = ", ".join(groups[:4]) + (", …" if len(groups) > 4 else "")
-            raise ScheduleError(
-                f"`{key}` has {len(factors)} factor(s) for {len(groups)} group(s) ({listed}). Give each one, in that order, "
-                "or one for all.",
-                key=key,
-            )
-        return dict(zip(groups, factors, strict=True))
+        return groups
 
     def groups(self, visit: int, stage: int, seed: int) -> frozenset[str]:
         """What it trains when it is entered for the ``visit``-th time."""
@@ -218,9 +209,34 @@ class BoundPhase:
             return self.always
         return self.always | self.phase.pick.draw(self.family, visit, stage, seed=seed, key=self.key)
 
+    @property
+    def rated(self) -> frozenset[str]:
+        """The groups whose learning rate it changes."""
+        return self.possible.union(self.lr_factors) if self.phase.ramp else frozenset(self.lr_factors)
+
+    @property
+    def waits(self) -> bool:
+        """Whether an optimizer may have to wait for the updates of another."""
+        return self.phase.updates is not None and len(self._layout.optimizers_of(self.possible)) > 1
+
     def always_trains(self, optimizer: int) -> bool:
         """Whether an optimizer has something to train, whatever is drawn."""
         if (self.always or not self.family) and optimizer in self._layout.optimizers_of(self.always):
             return True
         others = sum(optimizer not in self._layout.holders(group) for group in self.family)
         return self._least > others
+
+
+def _factors(factor: LRFactor, groups: tuple[str, ...], key: str) -> list[float]:
+    """The factor of each group that a name in ``lr`` stands for."""
+    if isinstance(factor, dict):
+        return [factor["decay"] ** (len(groups) - 1 - number) for number in range(len(groups))]
+    if not isinstance(factor, list):
+        return [factor] * len(groups)
+    if len(factor) != len(groups):
+        listed = ", ".join(groups[:4]) + (", …" if len(groups) > 4 else "")
+        raise ScheduleError(
+            f"`{key}` has {len(factor)} factor(s) for {len(groups)} group(s) ({listed}). Give each one, or one for all.",
+            key=key,
+        )
+    return factor

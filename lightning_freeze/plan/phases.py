@@ -1,7 +1,7 @@
 """`Phases`: sets of groups that train one after the other, each for updates or epochs, nested and repeated.
 
-A sequence of phases is a tree as one writes it, and an endless list of phases as a run enters them. A `Position` holds
-the place in that list; the plan reads from it what trains, and moves it on where a phase ends.
+A user writes a tree; a run enters its phases as a list. A `Position` has the place in that list: the plan reads from it
+what trains, and advances it where a phase ends.
 """
 
 from __future__ import annotations
@@ -57,16 +57,11 @@ class Phases(Schedule):
         self.phases: list[Phase | Phases] = list(phases)
         self.repeat: bool | int = repeat
         self.seed: int = whole_number(seed, "seed", "what every draw follows from", 0)
-        *before, (key, last, _) = self._written()
+        *before, (key, last, sequences) = self._written()
         for place, phase, _ in before:
             _refuse_open_end(place, phase, "is not the last one")
-        if self._repeats():
+        if any(each._times != 1 for each in sequences):
             _refuse_open_end(key, last, "is inside a `repeat`")
-
-    def _repeats(self) -> bool:
-        """Whether its last phase is entered more than once."""
-        last = self.phases[-1]
-        return self._times != 1 or (isinstance(last, Phases) and last._repeats())
 
     @property
     def _times(self) -> int | None:
@@ -96,13 +91,15 @@ class Phases(Schedule):
         seed = f", seed={self.seed}" if self.seed else ""
         return f"Phases({self.phases!r}, repeat={self.repeat!r}{seed})"
 
-    def _written(self, prefix: str = "", above: tuple[Phases, ...] = ()) -> Iterator[tuple[str, Phase, Phases]]:
-        """Each phase as written: its key, the phase, and the sequence that it is in."""
+    def _written(
+        self, prefix: str = "", above: tuple[Phases, ...] = ()
+    ) -> Iterator[tuple[str, Phase, tuple[Phases, ...]]]:
+        """Each phase as written: its key, the phase, and the sequences that it is in, the innermost last."""
         above = (*above, self)
         for index, child in enumerate(self.phases):
             key = f"{prefix}phases[{index}]"
             if isinstance(child, Phase):
-                yield key, child, self
+                yield key, child, above
             elif any(child is each for each in above):
                 raise ScheduleError(
                     f"`{key}` contains itself, so the schedule would never come to an end. Write the phases out; "
@@ -182,7 +179,7 @@ class _PhasesPlan(Plan):
         self.layout = layout
         self._schedule = schedule
         written = schedule._written()  # which refuses phases that were put into themselves
-        self._bound = {key: BoundPhase(phase, layout, key, parent._times) for key, phase, parent in written}
+        self._bound = {key: BoundPhase(phase, layout, key, above[-1]._times) for key, phase, above in written}
         self._length = None if schedule._times is None else _entered_by(schedule)
         self.rated = frozenset().union(*(bound.rated for bound in self._bound.values()))
         self._last: tuple[int, _Current] | None = None

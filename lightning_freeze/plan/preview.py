@@ -37,13 +37,6 @@ def preview(
 
     A phase that awaits a metric whose values are not given lasts its ``max_epochs``, or for good. Arguments are those of
     `Outlook`, where a batch is an optimizer window; ``batches`` is None for no end.
-
-    Example:
-        >>> from lightning_freeze import Every
-        >>> from lightning_freeze.plan.schedule import Layout
-        >>> plan = Every({"slow": 3}, of="fast").bind(Layout(("slow", "fast")))
-        >>> ["slow" in step.trained for step in preview(plan, batches=4, batches_per_epoch=4)]
-        [True, False, False, True]
     """
     if not order:
         raise ValueError("`order` is empty, so no optimizer would ever step. Name at least one: (0,).")
@@ -77,11 +70,6 @@ def longest_interval(
     """The longest time that any of an optimizer's groups is frozen and then trains again, the first of equals.
 
     ``updates`` are those that groups have had before.
-
-    Example:
-        >>> steps = [Step(0, n, 0, frozenset({"slow", "fast"} if n % 5 == 0 else {"fast"})) for n in range(11)]
-        >>> longest_interval(steps, 0, ["slow", "fast"], {})
-        Interval(group='slow', before=1, length=4)
     """
     counts = {group: updates.get(group, 0) for group in groups}
     frozen_for = dict.fromkeys(groups, 0)

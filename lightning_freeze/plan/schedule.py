@@ -103,9 +103,7 @@ class Position:
     unheard: str | None = None  # the metric that the last epoch's end still awaits
     thawed: dict[str, int] = field(default_factory=dict)  # group to its updates when it thawed, where a ramp follows
     why: str = ""  # why a metric ended the last phase, until that was said; not saved
-    window: set[str] = field(
-        default_factory=set
-    )  # groups updated since the batch began; not saved: a resume begins one
+    window: set[str] = field(default_factory=set)  # groups updated since the batch began; not saved
 
     def as_dict(self) -> dict[str, Any]:
         """The position as builtins alone, fit for JSON and for ``torch.load(weights_only=True)``."""

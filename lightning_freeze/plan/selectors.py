@@ -187,12 +187,15 @@ class ParamNames:
         if pattern.kind == "type":
             roots = tuple(f"{name}." for name in self._modules_of(pattern))
             return {name: "" for name in self.parameters if name.startswith(roots)}
-        if pattern.kind == "glob" and not _WILD.intersection(pattern.body):
-            return dict.fromkeys(self.below.get(pattern.body, ()), "")
+        if pattern.kind == "glob":
+            return self._globbed(pattern)
         regex = pattern.regex
-        if pattern.kind == "re":
-            return {name: "" for name in self.parameters if regex.fullmatch(name)}
-        found: dict[str, str] = {}
+        return {name: "" for name in self.parameters if regex.fullmatch(name)}
+
+    def _globbed(self, pattern: Pattern) -> dict[str, str]:
+        if not _WILD.intersection(pattern.body):
+            return dict.fromkeys(self.below.get(pattern.body, ()), "")
+        regex, found = pattern.regex, dict[str, str]()
         for prefix, names in self.below.items():  # a prefix comes before the longer ones that begin with it
             if match := regex.fullmatch(f"{prefix}."):
                 part = ".".join(part.rstrip(".") for part in match.groups() if part)
@@ -250,11 +253,9 @@ def check_group_name(group: object) -> None:
         raise SelectionError(f"`groups` has the name {group!r}; a group's name is text.")
     if group in (REST, ALL):
         raise SelectionError(
-            f"`groups` has a group called {group!r}, which is reserved: `rest` is every parameter outside the groups, "
-            f"`all` every named group. Call it something else, such as '{group}_parameters'."
+            f"`groups` has a group called {group!r}, which is reserved: `rest` is every parameter outside the groups, `all` "
+            f"every named group. Rename it, such as to '{group}_parameters'."
         )
     # A selector written in a schedule is its own group's name.
     if "/" in group and "*" not in group and not group.startswith(("re:", "type:")):
-        raise SelectionError(
-            f"group {group!r} has a slash in its name; slashes name the groups of a family (layers/0)."
-        )
+        raise SelectionError(f"group {group!r} has a slash in its name, as the groups of a family have (layers/0).")

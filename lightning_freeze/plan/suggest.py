@@ -146,15 +146,18 @@ class _Model:
         yield from here
         seen = {member for blocks in here for member in blocks.members}
         inside = [blocks for child in children if child not in seen for blocks in self.lists(child)]
-        # A Sequential of containers (MobileNet's `features`) is a list too, unless it wraps one that is as long.
-        numbered = all(_last(child).isdigit() and self._modules_in(child) for child in children)
-        chain = not seen and numbered and isinstance(self.modules[path], nn.Sequential)
-        if chain and not any(blocks.rank[0] >= len(children) for blocks in inside):
-            inside = list(self._list(path, children, _join(path, "*"))) or inside
+        if not seen and not any(blocks.rank[0] >= len(children) for blocks in inside):  # it wraps none that is as long
+            inside = self._chain(path, children) or inside
         once: dict[int, _Blocks] = {}  # a list may have several names
         for blocks in inside:
             once.setdefault(id(self.modules[blocks.members[0]]), blocks)
         yield from once.values()
+
+    def _chain(self, path: str, children: Sequence[str]) -> list[_Blocks]:
+        """A Sequential of containers, such as MobileNet's `features`, as a list of blocks."""
+        numbered = all(_last(child).isdigit() and self._modules_in(child) for child in children)
+        chain = numbered and isinstance(self.modules[path], nn.Sequential)
+        return list(self._list(path, children, _join(path, "*"))) if chain else []
 
     def _lists_at(self, path: str, children: Sequence[str]) -> Iterator[_Blocks]:
         alike: dict[tuple[str, type], list[str]] = {}

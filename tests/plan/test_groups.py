@@ -258,7 +258,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"rest": "head"}, "train", "a group called 'rest', which is reserved: `rest` is every parameter outside the"),
     ({"all": "head"}, "train", "a group called 'all', which is reserved"),
-    ({"a/b": "head"}, "train", "group 'a/b' has a slash in its name; slashes name the groups of a family (layers/0)."),
+    ({"a/b": "head"}, "train", "group 'a/b' has a slash in its name, as the groups of a family have (layers/0)."),
     ({" ": "head"}, "train", "`groups` has the name ' '; a group's name is text."),
     ({7: "head"}, "train", "`groups` has the name 7; a group's name is text."),
     (
@@ -302,7 +302,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"g": {"select": "layer.1", "except": "layer.*"}},
         "train",
-        "group 'g' is empty: `except: layer.*` takes away all 3 parameter(s) that 'layer.1' selects.",
+        "group 'g' is empty: `except:` takes away all its 3 parameter(s).",
     ),
     (
         {"g": "layer", "h": "attention"},

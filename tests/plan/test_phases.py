@@ -279,9 +279,7 @@ def test_a_name_stands_for(train: list[str], expected: set[str]) -> None:
         ),
         (
             Phases([Phase([])]),
-            "`phases[0].train` is empty and no other parameter trains, so nothing would be trainable in this "
-            "phase. Name "
-            "a group, or set `rest: train` if parameters outside the groups should train.",
+            "`phases[0].train` is empty and no other parameter trains. Name a group, or set `rest: train`.",
         ),
         (Phases([Phase(["x*"])]), "`phases[0].train` names 'x*', which is not a group."),
     ],
