@@ -1,4 +1,4 @@
-"""What a plan asks of memory over time."""
+"""How much memory a plan needs over time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What each update of a run asks for: elements that train, bytes of their gradients, bytes of optimizer state."""
+    """What each update of a run needs: elements that train, bytes of their gradients, bytes of optimizer state."""
 
     elements: list[int]
     gradient: list[int]
@@ -38,7 +38,7 @@ ALL_KEPT = Held()
 
 
 def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held = ALL_KEPT) -> Timeline:
-    """What a run asks for, by the groups that each update trains."""
+    """What a run needs, update by update, by the groups that each update trains."""
     sets = set(trained)
     if unknown := set().union(*sets) - set(sizes):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a run will do from where it stands, and what its groups ask of memory."""
+"""What a run will do from where it stands, and how much memory its groups need."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Outlook:
         return self._planned()[1].copy()
 
     def sizes(self) -> tuple[dict[str, Size], list[str]]:
-        """What each group asks of memory, and the optimizers whose future state is not known."""
+        """How much memory each group needs, and the optimizers whose future state is not known."""
         steps = self._optimizers()
         if not steps:
             raise RuntimeError(NOT_ATTACHED)

@@ -197,7 +197,7 @@ class BoundPhase:
             )
         if not rest and self.possible.isdisjoint(groups):
             raise ScheduleError(
-                f"`{key}` sets a rate for {name!r}, which does not train in this phase (`train: {self.phase.train}`). "
+                f"`{key}` is a factor for {name!r}, which does not train in this phase (`train: {self.phase.train}`). "
                 "Take it out of `lr`, or into `train`.",
                 key=key,
             )

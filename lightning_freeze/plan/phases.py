@@ -184,7 +184,7 @@ class _PhasesPlan(Plan):
         self.rated = frozenset().union(*(bound.rated for bound in self._bound.values()))
         self._last: tuple[int, _Current] | None = None
 
-    # --- what a position says
+    # --- what is read from a position
 
     def _entered(self, number: int) -> tuple[BoundPhase, frozenset[str]]:
         """The phase entered as the ``number``-th, and the groups that it trains."""
@@ -268,7 +268,7 @@ class _PhasesPlan(Plan):
                 return f"in the phase that trains {trained} it waits, frozen, for the other optimizer"
         return None
 
-    # --- what moves a position
+    # --- what advances a position
 
     def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
         now = self._current(at)
@@ -309,7 +309,7 @@ class _PhasesPlan(Plan):
         return at.phase != phase
 
     def _judge(self, at: Position) -> None:
-        """End the phase where its metric says so, if that was logged."""
+        """End the phase if its metric was logged and has stopped improving."""
         until = self._current(at).phase.until
         if until is None or until.metric not in at.heard:
             return

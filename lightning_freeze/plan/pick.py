@@ -124,7 +124,7 @@ class Pick(Part):
             )
         if trained.issuperset(groups):
             raise ScheduleError(
-                f"`{key}.family` is {self.family!r}, all of which the phase trains anyway. Take it out of `train`.",
+                f"`{key}.family` is {self.family!r}, and the phase trains all of it anyway. Take it out of `train`.",
                 key=f"{key}.family",
             )
         return groups

@@ -270,7 +270,7 @@ def _plain(value: Any) -> Any:
 class Schedule(ABC):
     """What a user writes: the base of `Every` and `Phases`.
 
-    In YAML either the class is named (``class_path: Every``, ``init_args: {…}``), or ``phases:`` stands alone, or the
+    In YAML, write ``class_path: Every`` and ``init_args: {…}``, or ``phases:`` alone, or the
     path of a file that holds either.
     """
 

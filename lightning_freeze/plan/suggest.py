@@ -14,8 +14,8 @@ from lightning_freeze.plan.selectors import ParamNames, Selector, clean_name
 
 _EMBEDDINGS, _HEAD, _NORMS = "embeddings", "head", "norms"
 # Last segments of names as transformers, timm and torchvision write them.
-_SAYS_EMBEDDING = re.compile(r"(.+_)?emb(ed.*|s)?(_.+)?|pos(itions?)?|wte|wpe|stem|conv_proj|.+_tokens?")
-_SAYS_HEAD = re.compile(
+_EMBEDDING_NAME = re.compile(r"(.+_)?emb(ed.*|s)?(_.+)?|pos(itions?)?|wte|wpe|stem|conv_proj|.+_tokens?")
+_HEAD_NAME = re.compile(
     r"(.+_)?(heads?|classifiers?|score|pooler|predictions?|logits)|head_dist|fc|cls|qa_outputs|outputs?|proj_out|unembed"
 )
 
@@ -81,8 +81,8 @@ def _choose(lists: Sequence[_Blocks]) -> list[_Blocks]:
     def inside(pattern: re.Pattern[str], blocks: _Blocks) -> bool:
         return any(map(pattern.fullmatch, blocks.path.split(".")))
 
-    lists = [blocks for blocks in lists if not inside(_SAYS_HEAD, blocks)]
-    lists = [blocks for blocks in lists if not inside(_SAYS_EMBEDDING, blocks)] or lists
+    lists = [blocks for blocks in lists if not inside(_HEAD_NAME, blocks)]
+    lists = [blocks for blocks in lists if not inside(_EMBEDDING_NAME, blocks)] or lists
     best = max(lists, key=lambda blocks: blocks.rank, default=None)
     return [b for b in lists if best and (b.rank == best.rank or _last(b.path) == _last(best.path))]
 
@@ -126,11 +126,11 @@ class _Model:
     def is_embedding(self, name: str) -> bool:
         module = self.modules.get(name)
         known = isinstance(module, nn.Embedding | nn.EmbeddingBag) or id(module) in self.inputs
-        return known or bool(_SAYS_EMBEDDING.fullmatch(_last(name)))
+        return known or bool(_EMBEDDING_NAME.fullmatch(_last(name)))
 
     def is_head(self, name: str) -> bool:
         module = self.modules.get(name)
-        return module is not None and (id(module) in self.outputs or bool(_SAYS_HEAD.fullmatch(_last(name))))
+        return module is not None and (id(module) in self.outputs or bool(_HEAD_NAME.fullmatch(_last(name))))
 
     def is_norm(self, name: str) -> bool:
         module = self.modules.get(name)  # a leaf: lucidrains' PreNorm holds the block that it normalises for
@@ -182,17 +182,17 @@ class _Model:
         self.members.update(members)
         self.above.update(above for member in self.members for above in _upwards(member))
 
-    def roots(self, says: Callable[[str], bool]) -> list[str]:
+    def roots(self, matches: Callable[[str], bool]) -> list[str]:
         """The outermost names outside of the blocks for which a predicate holds."""
         found: dict[str, None] = {}
         for name in self.below:
             inside = any(above in found or above in self.members for above in _upwards(name))
-            if not inside and name not in self.above and says(name):
+            if not inside and name not in self.above and matches(name):
                 found[name] = None
         return list(found)
 
     def last_leaf(self, lists: Sequence[_Blocks]) -> list[str]:
-        """The last module that holds parameters of its own, is no norm, and comes after the blocks."""
+        """The last module that holds parameters of its own, is not a norm, and comes after the blocks."""
         leaves = self.roots(lambda name: any(c in self.parameters for c in self.children.get(name, ())))
         leaves = [leaf for leaf in leaves if self._free(leaf) and not self.is_norm(leaf)]
         order = {name: number for number, name in enumerate(self.below)}
@@ -238,7 +238,7 @@ class _Model:
         if not left or (path and self.is_norm(path)):
             return {}
         name = _family_name(path, taken)
-        if all(child in self.parameters for child in left):  # a leaf is no family of its weight and its bias
+        if all(child in self.parameters for child in left):  # a leaf is not a family
             return {name: self.take(name, [path]) if path else "**"}
         return {name: self.take_each(name, _Blocks(path, self.children[path], _join(path, "*"), (0, False)))}
 

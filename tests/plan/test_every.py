@@ -189,7 +189,7 @@ def test_an_optimizer_may_idle_between_turns(
 def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layout, idle: set[int]) -> None:
     plan = schedule.bind(layout)
     empty = Counter(step.optimizer for step in preview(plan, 12, 12, (0, 1)) if not step.trained)
-    assert set(empty) == idle == {lane for lane in (0, 1) if plan.can_be_fully_frozen(lane)}
+    assert set(empty) == idle == {optimizer for optimizer in (0, 1) if plan.can_be_fully_frozen(optimizer)}
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

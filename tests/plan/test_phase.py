@@ -300,17 +300,17 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
         (
             Phase(["all"], pick=Pick("l")),
             "phases[0].pick.family",
-            "`phases[0].pick.family` is 'l', all of which the phase trains anyway",
+            "`phases[0].pick.family` is 'l', and the phase trains all of it anyway",
         ),
         (
             Phase(["head"], lr={"stem": 0.1}),
             "phases[0].lr.stem",
-            "`phases[0].lr.stem` sets a rate for 'stem', which does not train in this phase (`train: ['head']`). Take it",
+            "`phases[0].lr.stem` is a factor for 'stem', which does not train in this phase (`train: ['head']`). Take it",
         ),
         (
             Phase(["head"], lr={"l": 0.1}),
             "phases[0].lr.l",
-            "`phases[0].lr.l` sets a rate for 'l', which does not train in this phase",
+            "`phases[0].lr.l` is a factor for 'l', which does not train in this phase",
         ),
         (
             Phase(["head"], lr={"haed": 0.1}),
