@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -77,11 +78,12 @@ class Outlook:
         state: dict[int, int] = defaultdict(int)
         unknown: dict[str, None] = {}
         for step in steps:
-            held = [parameter for parameters in step.members.values() for parameter in parameters]
+            held = list(chain.from_iterable(step.members.values()))
             for parameter, found in zip(held, self._state_bytes(step.optimizer, held), strict=True):
-                state[id(parameter)] += found or 0
                 if found is None:
                     unknown[type(step.optimizer).__qualname__] = None
+                else:
+                    state[id(parameter)] += found
         sizes = {}
         for group, members in self._groups.members.items():
             parameters = [member.parameter for member in members]
