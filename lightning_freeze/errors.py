@@ -16,13 +16,11 @@ class ScheduleError(ValueError):
     Args:
         message: What was wrong, the value seen, the nearest valid one and the fix.
         key: The key of the schedule at fault (``updates``), from which the command line finds file and line.
-        value: The value seen under that key.
     """
 
-    def __init__(self, message: str, *, key: str | None = None, value: object = None) -> None:
+    def __init__(self, message: str, *, key: str | None = None) -> None:
         super().__init__(message)
         self.key = key
-        self.value = value
 
 
 class SelectionError(ValueError):
@@ -36,6 +34,12 @@ class UnsupportedError(RuntimeError):
 def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
     """The names that look most like ``name``, best first."""
     return difflib.get_close_matches(name, list(dict.fromkeys(among)), n=count, cutoff=0.4)
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """The end of an error that offers names; nothing without any."""
+    listed = ", ".join(map(repr, names))
+    return f" Did you mean {listed}?" if listed else ""
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -63,7 +67,6 @@ def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
             f"`{key}` is {value!r}, but must be a whole number of at least {least}: {meaning}. "
             f"The nearest valid value is {_nearest_count(value, least)}.",
             key=key,
-            value=value,
         )
     return number
 
@@ -80,7 +83,6 @@ def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
         raise ScheduleError(
             f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}. Nearest: {close[0]!r}.",
             key=key,
-            value=value,
         )
 
 

@@ -13,7 +13,7 @@ from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Member, frozen_modules
-from lightning_freeze.plan.membership import Holders, Step
+from lightning_freeze.plan.membership import OptimizerIndex, Step
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
@@ -87,7 +87,7 @@ class RequiresGradWatch:
         self.detach()
         self.audit.meet(run or RunContext(self._module, self._module))
         self._flags = []
-        holders = Holders(optimizers)
+        holders = OptimizerIndex(optimizers)
         held = [Member(name, p, TRAINED) for name, p in self._parameters if holders.indices(p)]
         self.audit.weights = WeightAudit(
             self._module,

@@ -14,7 +14,7 @@ from lightning_freeze.audit.moved import MovedAudit
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.state_holds import OffloadState
 from lightning_freeze.plan.groups import Member
-from lightning_freeze.plan.membership import Holders, Membership, ParamSet, Split, Step
+from lightning_freeze.plan.membership import Membership, OptimizerIndex, ParamSet, Split, Step
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.probe.clone import family
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
@@ -46,7 +46,7 @@ class WeightAudit(Hold):
     def __init__(
         self,
         module: nn.Module,
-        holders: Holders,
+        holders: OptimizerIndex,
         trained: Mapping[str, Sequence[Member]],
         updates: Callable[[], int],
         *,
@@ -88,7 +88,7 @@ class WeightAudit(Hold):
     def begin(self) -> None:
         if not self.begun:
             self.begun = True
-            self._use(Holders(self._holders.optimizers))
+            self._use(OptimizerIndex(self._holders.optimizers))
             self._moved.begin_epoch()
 
     def rebind(self, members: Membership) -> None:
@@ -194,9 +194,8 @@ class WeightAudit(Hold):
         """Compare state that is in host memory, group by group."""
         if self._offload is None or self._split is None:
             return
-        frozen = self._split.frozen
-        for unit in frozen.units:
-            part = ParamSet([unit], frozen.steps)
+        for group in self._split.frozen.groups:
+            part = ParamSet([group])
             if any(map(self._offload.offloaded, part)):
                 self._offload.bring(part)
                 self.close(part)
@@ -223,7 +222,7 @@ class WeightAudit(Hold):
 
     # --- what optimizers hold
 
-    def _use(self, holders: Holders) -> None:
+    def _use(self, holders: OptimizerIndex) -> None:
         self._holders = holders
         self._known: dict[int, Watched] = {}  # by the identity of a parameter, which it keeps alive
         self._traits: dict[int, OptimizerTraits] = {}

@@ -1,52 +1,33 @@
-"""What a plan asks of memory over time."""
+"""How much memory a plan needs over time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a group is.
+    """How large a group is."""
 
-    Args:
-        elements: The number of its parameters' elements.
-        gradient: The bytes of their gradients.
-        state: The bytes of optimizer state that they hold once they have been updated.
-    """
-
-    elements: int
-    gradient: int
-    state: int
+    elements: int  # of its parameters
+    gradient: int  # bytes of their gradients
+    state: int  # bytes of optimizer state that they hold once they have been updated
 
 
 @dataclass(frozen=True)
 class Held:
-    """Whose optimizer state takes up memory.
+    """Whose optimizer state takes up memory."""
 
-    Args:
-        before: The groups whose state is there before the first update.
-        leaves: Whether the state of a group goes when the group freezes: dropped, or moved to host memory.
-        unless_within: It stays all the same where the group trains again within so many updates.
-    """
-
-    before: frozenset[str] = frozenset()
-    leaves: bool = False
-    unless_within: int = 0
+    before: frozenset[str] = frozenset()  # the groups whose state is there before the first update
+    leaves: bool = False  # whether state is dropped, or moved to host memory, when its group freezes
+    unless_within: int = 0  # it stays where the group trains again within so many updates
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """What each update of a run asks for.
-
-    Args:
-        elements: The number of elements that train.
-        gradient: The bytes of their gradients.
-        state: The bytes of optimizer state held with this update: that of every group updated so far, or, where it goes with
-            a group that freezes, that of the groups that train or will soon.
-    """
+    """What each update of a run needs: elements that train, bytes of their gradients, bytes of optimizer state."""
 
     elements: list[int]
     gradient: list[int]
@@ -57,39 +38,27 @@ ALL_KEPT = Held()
 
 
 def over_time(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held = ALL_KEPT) -> Timeline:
-    """What a run asks for, update by update.
-
-    Args:
-        trained: The groups that each update trains.
-        sizes: Every group's size.
-        held: Whose optimizer state takes up memory.
-
-    Raises:
-        ValueError: An update trains a group that has no size.
-
-    Example:
-        >>> sizes = {"slow": Size(10, 40, 80), "fast": Size(1, 4, 8)}
-        >>> over_time([frozenset({"fast"}), frozenset({"slow"}), frozenset({"fast"})], sizes)
-        Timeline(elements=[1, 10, 1], gradient=[4, 40, 4], state=[8, 88, 88])
-    """
-    _refuse_unknown(trained, sizes)
-    elements = {groups: sum(sizes[g].elements for g in groups) for groups in set(trained)}
-    gradient = {groups: sum(sizes[g].gradient for g in groups) for groups in set(trained)}
+    """What a run needs, update by update, by the groups that each update trains."""
+    sets = set(trained)
+    if unknown := set().union(*sets) - set(sizes):
+        raise ValueError(
+            f"updates train {', '.join(map(repr, sorted(unknown)))}, but `sizes` knows only "
+            f"{', '.join(map(repr, sizes)) or 'no group'}. Give a Size for each group."
+        )
+    elements = {groups: sum(sizes[g].elements for g in groups) for groups in sets}
+    gradient = {groups: sum(sizes[g].gradient for g in groups) for groups in sets}
+    state_changes = [0] * (len(trained) + 1)
+    for group, first, end in _intervals_with_state(trained, held):
+        state_changes[first] += sizes[group].state
+        state_changes[end] -= sizes[group].state
     return Timeline(
-        [elements[groups] for groups in trained], [gradient[groups] for groups in trained], _state(trained, sizes, held)
+        [elements[groups] for groups in trained],
+        [gradient[groups] for groups in trained],
+        list(accumulate(state_changes[:-1])),
     )
 
 
-def _state(trained: Sequence[frozenset[str]], sizes: Mapping[str, Size], held: Held) -> list[int]:
-    """The bytes of optimizer state with each update."""
-    changes = [0] * (len(trained) + 1)
-    for group, first, end in _stays(trained, held):
-        changes[first] += sizes[group].state
-        changes[end] -= sizes[group].state
-    return list(accumulate(changes[:-1]))
-
-
-def _stays(trained: Sequence[frozenset[str]], held: Held) -> Iterator[tuple[str, int, int]]:
+def _intervals_with_state(trained: Sequence[frozenset[str]], held: Held) -> Iterator[tuple[str, int, int]]:
     """Each (group, first update, end) between which a group's state is held."""
     frozen_at = dict.fromkeys(held.before, 0)
     since: dict[str, int] = {}
@@ -108,11 +77,3 @@ def _stays(trained: Sequence[frozenset[str]], held: Held) -> Iterator[tuple[str,
     kept = {} if held.leaves else frozen_at
     for group, first in (*since.items(), *kept.items()):
         yield group, first, len(trained)
-
-
-def _refuse_unknown(trained: Iterable[frozenset[str]], sizes: Mapping[str, Size]) -> None:
-    if unknown := set().union(*set(trained)) - set(sizes):
-        raise ValueError(
-            f"updates train {', '.join(map(repr, sorted(unknown)))}, but `sizes` knows only "
-            f"{', '.join(map(repr, sizes)) or 'no group'}. Give a Size for each group."
-        )

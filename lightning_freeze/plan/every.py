@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning_freeze.errors import ScheduleError, whole_number
@@ -14,15 +14,15 @@ class Every(Schedule):
 
     A group is due when ``updates[of] >= N * updates[group]``, so after S updates of ``of`` it has had ceil(S / N), and
     the first step trains both. That holds whether the two share an optimizer or not, and in whichever order two
-    optimizers step: an update of ``of`` in the same batch is the one that the group goes with. Several periods stand
-    beside each other. Named groups without a period train always.
+    optimizers step: a group goes with the update of ``of`` in the same batch. Periods of several groups are independent
+    of each other. Named groups without a period train always.
 
     Args:
         periods: Group (or family, or glob over groups, or a selector) to N, counted in updates of ``of``.
         of: The group whose updates are counted. Without it, every optimizer step counts in which anything was updated.
 
     Raises:
-        ScheduleError: A period is no whole number of at least 1, there are none, or ``of`` has a period itself.
+        ScheduleError: A period is not a whole number of at least 1, there are none, or ``of`` has a period itself.
 
     Example:
         >>> Every({"weight1": 5}, of="weight2")
@@ -34,24 +34,19 @@ class Every(Schedule):
     def __init__(self, periods: dict[str, int], of: str | None = None) -> None:
         if not isinstance(periods, Mapping) or not periods:
             raise ScheduleError(
-                f"`periods` is {periods!r}, but must map at least one group to its period, as in "
-                "`periods: {weight1: 5}`: weight1 is updated once for every 5 updates of `of`.",
+                f"`periods` is {periods!r}, but must map groups to periods: `periods: {{weight1: 5}}` updates weight1 once "
+                "for every 5 updates of `of`.",
                 key="periods",
-                value=periods,
             )
         meaning = "the group is updated once for that many updates"
         self.periods = {group: whole_number(n, f"periods.{group}", meaning) for group, n in periods.items()}
         self.of = of
-        if of is None:
-            return
-        if not isinstance(of, str) or not of:
-            raise ScheduleError(f"`of` is {of!r}, but must be the name of one group.", key="of", value=of)
+        if of is not None and (not isinstance(of, str) or not of):
+            raise ScheduleError(f"`of` is {of!r}, but must be the name of one group.", key="of")
         if of in periods:
             raise ScheduleError(
-                f"`of` is {of!r}, which has a period of its own: a group cannot wait for its own updates. Take {of!r} "
-                "out of `periods`, or leave `of` away to count every optimizer step.",
+                f"`of` is {of!r}, which has a period itself. Take it out of `periods`, or omit `of` to count every step.",
                 key="of",
-                value=of,
             )
 
     def names(self) -> tuple[tuple[str, str], ...]:
@@ -73,59 +68,50 @@ class Every(Schedule):
                         f"`periods` gives {group!r} two periods, {periods[group]} and (as {name!r}) {period}. "
                         "Name each group once.",
                         key="periods",
-                        value=name,
                     )
-        return _EveryPlan(layout, periods, self._counted(layout, periods))
-
-    def _counted(self, layout: Layout, periods: Mapping[str, int]) -> str | None:
         if self.of is None:
-            return None
-        found = layout.expand(self.of, "of")
-        if len(found) != 1:
+            return _EveryPlan(layout, periods, None)
+        counted = layout.expand(self.of, "of")
+        if len(counted) != 1:
+            listed = ", ".join(counted[:5])
             raise ScheduleError(
-                f"`of` is {self.of!r}, which stands for {len(found)} groups ({', '.join(found[:5])}); it must be one.",
-                key="of",
-                value=self.of,
+                f"`of` is {self.of!r}, which stands for {len(counted)} groups ({listed}); it must be one.", key="of"
             )
-        if found[0] in periods:
+        if counted[0] in periods:
             raise ScheduleError(
-                f"`of` is {found[0]!r}, which `periods` schedules too: a group cannot wait for its own updates.",
-                key="of",
-                value=self.of,
+                f"`of` is {counted[0]!r}, which `periods` schedules too. Take it out of there.", key="of"
             )
-        return found[0]
+        return _EveryPlan(layout, periods, counted[0])
 
 
 class _EveryPlan(Plan):
     def __init__(self, layout: Layout, periods: Mapping[str, int], of: str | None) -> None:
         self.layout = layout
         self._of = of
-        self._always = frozenset(layout.groups).difference(periods) | self._rest()
-        self._refuse_split([*periods, *([of] if of else [])], periods)
+        self._periods = periods
+        self._always = frozenset(layout.groups).difference(periods) | layout.always
+        held = layout.optimizers
+        self._refuse_split(periods, "periods")
+        self._refuse_split([of] if of else [], "of")
         if of is None and not self._always and 1 not in periods.values():
             raise ScheduleError(
-                "every group has a period above 1 and there is no `of`, so after the first step nothing would be "
-                "trainable, no update would ever be counted, and the schedule would stand still. Give `of` a group "
-                "that trains always, or one group the period 1.",
+                "every group has a period above 1 and there is no `of`, so nothing would train after the first step. Give "
+                "`of` a group that trains always, or one group the period 1.",
                 key="periods",
-                value=dict(periods),
             )
         # A group that shares the optimizer of `of` trains in the very step that `of` is counted in.
-        held = layout.optimizers
-        self._shared = {g: n for g, n in periods.items() if of is None or held.get(g) == held.get(of)}
-        self._apart = {g: n for g, n in periods.items() if g not in self._shared}
-        self._periods = dict(periods)
-        self.pairs_within_a_window = bool(self._apart)
+        self._same_optimizer = {g: n for g, n in periods.items() if of is None or held.get(g) == held.get(of)}
+        self._other_optimizer = {g: n for g, n in periods.items() if g not in self._same_optimizer}
+        self.pairs_within_a_window = bool(self._other_optimizer)
 
-    def _refuse_split(self, counted: list[str], periods: Mapping[str, int]) -> None:
-        """Refuse groups of several optimizers, of which each would count updates of its own."""
-        for group in counted:
+    def _refuse_split(self, groups: Iterable[str], key: str) -> None:
+        """Refuse groups of several optimizers, whose updates cannot be counted as one."""
+        for group in groups:
             if len(held_by := self.layout.optimizers.get(group, frozenset())) > 1:
                 raise ScheduleError(
                     f"group {group!r} is held by {len(held_by)} optimizers ({sorted(held_by)}), so its updates cannot "
                     "be counted as one. Make it one group for each optimizer.",
-                    key="periods" if group in periods else "of",
-                    value=group,
+                    key=key,
                 )
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
@@ -134,23 +120,23 @@ class _EveryPlan(Plan):
     def trainable(self, at: Position) -> frozenset[str]:
         counts = at.updates
         done = at.total if self._of is None else counts[self._of]
-        due = [g for g, n in self._shared.items() if counts[g] * n <= done]
-        if self._apart:
+        due = [g for g, n in self._same_optimizer.items() if counts[g] * n <= done]
+        if self._other_optimizer:
             # The update of `of` that a group goes with: one made earlier in this batch or, if none was, the coming one.
             made = done - 1 if self._of in at.window else done
-            due += [g for g, n in self._apart.items() if counts[g] * n <= made]
+            due += [g for g, n in self._other_optimizer.items() if counts[g] * n <= made]
         return self._always.union(due) if due else self._always
 
     def never_freezes(self) -> bool:
         return all(n == 1 for n in self._periods.values())
 
     def stable_updates(self, at: Position) -> int:
-        if self._apart:
+        if self._other_optimizer:
             return 0
         counts = at.updates
         done = at.total if self._of is None else counts[self._of]
         # A group that is due may be updated by the next step; the others come due one update at a time.
-        return max(0, min([counts[g] * n - done for g, n in self._shared.items()]) - 1)
+        return max(0, min([counts[g] * n - done for g, n in self._same_optimizer.items()]) - 1)
 
     def pending(self, at: Position) -> frozenset[int]:
         held = self.layout.optimizers
@@ -159,8 +145,7 @@ class _EveryPlan(Plan):
 
     def can_be_fully_frozen(self, optimizer: int) -> str | None:
         mine = [g for g in self.layout.groups if optimizer in self.layout.optimizers.get(g, frozenset())]
-        if self._rest_in(optimizer) or self._always.intersection(mine):
-            return None
-        if self._of is None and any(self._periods[g] == 1 for g in mine):
+        always = self._rest_in(optimizer) or self._always.intersection(mine)
+        if always or (self._of is None and any(self._periods[g] == 1 for g in mine)):
             return None
         return f"between their turns its groups ({', '.join(mine) or ALL}) are all frozen"

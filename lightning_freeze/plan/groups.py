@@ -1,27 +1,15 @@
-"""From selectors to disjoint, named groups of parameters, told apart by identity.
-
-Whole segments of names, as finetuning-scheduler, BAdam and rslearn do not: ``layer.1`` never selects ``layer.10``.
-"""
+"""From selectors to disjoint, named groups of parameters, compared by identity."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from lightning_freeze.errors import ScheduleError, SelectionError, nearest
+from lightning_freeze.errors import ScheduleError, SelectionError, did_you_mean, nearest
 from lightning_freeze.plan.schedule import ALL, REST, Layout, Schedule
-from lightning_freeze.plan.selectors import (
-    Selector,
-    _check_group_name,
-    _Names,
-    _parse,
-    _Pattern,
-    _pattern,
-    _Selector,
-    clean_name,
-)
+from lightning_freeze.plan.selectors import ParamNames, ParsedSelector, Selector, check_group_name, clean_name, parse
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -32,33 +20,20 @@ Rest = Literal["train", "freeze", "error"]
 
 @dataclass(frozen=True)
 class Member:
-    """A parameter in a group.
+    """A parameter in a group."""
 
-    Args:
-        name: Its FQN as the user wrote it, the first of them where it is tied.
-        parameter: The parameter itself; sameness is identity.
-        group: The group that holds it.
-    """
-
-    name: str
+    name: str  # its FQN without wrappers, the first of its group's where it is tied
     parameter: Parameter = field(repr=False)
     group: str
 
 
 @dataclass(frozen=True)
 class Groups:
-    """A model's parameters, sorted into disjoint groups.
+    """A model's parameters, sorted into disjoint groups."""
 
-    Args:
-        members: Group to its parameters, ``rest`` last if it has any.
-        families: Family name to its groups, in order.
-        frozen_by_user: FQNs found with ``requires_grad=False``: the user's own, in no group.
-        rest: What becomes of the parameters that no group names.
-    """
-
-    members: Mapping[str, tuple[Member, ...]]
-    families: Mapping[str, tuple[str, ...]]
-    frozen_by_user: tuple[str, ...]
+    members: Mapping[str, tuple[Member, ...]]  # `rest` last if it has any
+    families: Mapping[str, tuple[str, ...]]  # family to its groups, in order
+    frozen_by_user: tuple[str, ...]  # FQNs found with `requires_grad=False`, in no group
     rest: Rest
 
     @property
@@ -81,13 +56,13 @@ def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = 
     ``layers/1``, … in numerical order) and ``except`` (taken away again).
 
     Args:
-        module: The model. Parameters with ``requires_grad=False`` are the user's own and belong to no group.
+        module: The model. Parameters with ``requires_grad=False`` are frozen by the user and belong to no group.
         groups: Group to selector.
         rest: With ``"error"``, a parameter that no group names is an error.
 
     Returns:
-        Group to the FQNs of its parameters, in the model's order, without ``rest``. A tied parameter stands under the
-        first of its names.
+        Group to the FQNs of its parameters, in the model's order, without ``rest``. A tied parameter has the first of its
+        names.
 
     Raises:
         SelectionError: A selector matches nothing, or a parameter (or a tied pair) is in two groups.
@@ -104,91 +79,102 @@ def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = 
 
 def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest = "train") -> Groups:
     """As `resolve_groups`, with the parameters themselves, families and the rest."""
-    names = _Names(module)
-    frozen_by_user = tuple(n for n, p in names.parameters.items() if not p.requires_grad)
+    names = ParamNames(module)
+    group_of, families = _choose(groups, names)
+    taken = {id(names.parameters[name]) for name in group_of}
+    members: dict[str, dict[int, Member]] = {each: {} for group in groups for each in families.get(group, (group,))}
+    for name, parameter in names.parameters.items():
+        if name in group_of:
+            members[group_of[name]].setdefault(id(parameter), Member(name, parameter, group_of[name]))
+        elif parameter.requires_grad and id(parameter) not in taken:
+            members.setdefault(REST, {}).setdefault(id(parameter), Member(name, parameter, REST))
+    frozen_by_user = tuple(name for name, parameter in names.parameters.items() if not parameter.requires_grad)
+    found = Groups({group: tuple(each.values()) for group, each in members.items()}, families, frozen_by_user, rest)
+    _check(found, groups)
+    return found
+
+
+def _choose(groups: Mapping[str, Selector], names: ParamNames) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """The group of each parameter that trains, by name, and the groups of each family."""
     taken: dict[int, tuple[str, str, str]] = {}  # parameter → group, pattern, name
-    chosen: dict[str, set[str]] = {}
+    group_of: dict[str, str] = {}
     families: dict[str, tuple[str, ...]] = {}
     for group, selector in groups.items():
-        _check_group_name(group)
-        parsed = _parse(group, selector)
+        check_group_name(group)
+        parsed = parse(group, selector)
         matches = _matches(group, parsed, names)
         if parsed.each:
             families[group] = _family(group, parsed.include[0].text, {part for _, _, part in matches})
-        chosen |= {own: set() for own in families.get(group, (group,))}
         for name, text, part in matches:
             if names.parameters[name].requires_grad:
-                own = f"{group}/{part}" if parsed.each else group
-                _take(taken, names, own, text, name)
-                chosen[own].add(name)
-    _refuse_empty(chosen, groups, families, frozen_by_user)
-    chosen |= _rest(names, taken, rest)
-    members = {group: _members(group, own, names) for group, own in chosen.items()}
-    return Groups(members, families, frozen_by_user, rest)
+                group_of[name] = f"{group}/{part}" if parsed.each else group
+                _take(taken, names, group_of[name], text, name)
+    return group_of, families
 
 
 def _family(group: str, pattern: str, parts: set[str]) -> tuple[str, ...]:
     if parts == {""}:
         raise SelectionError(
-            f"family {group!r} has `each: {pattern}`, which has no wildcard, so it names one thing and not a family. "
-            f'Write `each: "{pattern}.*"`.'
+            f"family {group!r} has `each: {pattern}`, which has no wildcard and so names one thing. Write "
+            f'`each: "{pattern}.*"`.'
         )
     return tuple(f"{group}/{part}" for part in sorted(parts, key=_natural))
 
 
-def _rest(names: _Names, taken: Mapping[int, object], rest: Rest) -> dict[str, set[str]]:
-    """What no group has taken, as a group; nothing where nothing is left."""
-    left = [n for n, p in names.parameters.items() if id(p) not in taken and p.requires_grad]
-    if left and rest == "error":
+def _check(found: Groups, selectors: Mapping[str, Selector]) -> None:
+    """Refuse groups without parameters, and a rest where there must be none."""
+    for group, selector in selectors.items():
+        for each in found.families.get(group, (group,)):
+            if not found.members[each]:
+                raise SelectionError(
+                    f"group {each!r} (by {selector!r}) is empty, because all its parameters have requires_grad=False "
+                    f"({len(found.frozen_by_user)} in the model, such as {found.frozen_by_user[0]!r}). Leave "
+                    "requires_grad=True for all that the schedule is to train, also what is frozen at first."
+                )
+    left = found.members.get(REST)
+    if left and found.rest == "error":
+        listed = ", ".join(member.name for member in left[:5]) + (", …" if len(left) > 5 else "")
         raise SelectionError(
-            f"{len(left)} parameter(s) are in no group, and `rest: error` forbids that: {', '.join(left[:5])}"
-            + (", …" if len(left) > 5 else "")
-            + ". Name them in a group, or set `rest: train` (they train always) or `rest: freeze` (never)."
+            f"{len(left)} parameter(s) are in no group, and `rest: error` forbids that: {listed}. Name them in a group, or "
+            "set `rest: train` (they train always) or `rest: freeze` (never)."
         )
-    return {REST: set(left)} if left else {}
 
 
 def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Schedule) -> dict[str, Selector]:
-    """The groups as written, and one more for each name in the schedule that is none: it is read as a selector.
-
-    Raises:
-        ScheduleError: Such a name selects nothing; the message offers the nearest groups and the nearest names.
-    """
-    names = _Names(module)
+    """The groups as written, and one for each other name in the schedule, read as a selector."""
+    names = ParamNames(module)
     known = Layout(tuple(groups))
     wanted = dict(groups)
     for key, name in schedule.names():
         if known.knows(name) or name in wanted or name.partition("/")[0] in groups:
             continue
-        matched = _selected(key, name, groups, names)
-        _refuse_overlap(key, name, matched, groups, names)
+        _refuse_overlap(key, name, _selected(key, name, groups, names), groups, names)
         wanted[name] = name
     return wanted
 
 
-def _selected(key: str, name: str, groups: Iterable[str], names: _Names) -> set[str]:
+def _selected(key: str, name: str, groups: Mapping[str, Selector], names: ParamNames) -> set[str]:
     """The parameters that a name in a schedule selects."""
     try:
-        matched = names.found(_pattern(name, name))
+        (pattern,) = parse(name, name).include
+        matched = names.found(pattern)
     except SelectionError as error:
-        raise ScheduleError(f"`{key}` names {name!r}, which is no group; as a selector, {error}", key=key) from error
+        raise ScheduleError(f"`{key}` names {name!r}, which is not a group; as a selector, {error}", key=key) from error
     if not matched:
-        close = [*nearest(name, [*groups, ALL]), *names.near(name)]
-        hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
+        known = f" (groups: {', '.join(map(repr, groups))})" if groups else ""
+        hint = did_you_mean(dict.fromkeys([*nearest(name, [*groups, ALL]), *nearest(name, names.below)]))
         raise ScheduleError(
-            f"`{key}` names {name!r}, which is no group"
-            + (f" (groups: {', '.join(map(repr, groups))})" if groups else "")
-            + f" and, read as a selector, matches no parameter.{hint}",
+            f"`{key}` names {name!r}, which is not a group{known} and, read as a selector, matches no parameter"
+            f"{names.why_nothing(pattern)}.{hint}",
             key=key,
-            value=name,
         )
     return set(matched)
 
 
-def _refuse_overlap(key: str, name: str, matched: set[str], groups: Mapping[str, Selector], names: _Names) -> None:
+def _refuse_overlap(key: str, name: str, matched: set[str], groups: Mapping[str, Selector], names: ParamNames) -> None:
     """Refuse a selector of the parameters of the group whose name is nearest: it is most likely that group."""
     for group in nearest(name, groups, 1):
-        matches = _matches(group, _parse(group, groups[group]), names)
+        matches = _matches(group, parse(group, groups[group]), names)
         parts = {part for n, _, part in matches if n in matched}
         if not parts:
             return
@@ -203,85 +189,36 @@ def _refuse_overlap(key: str, name: str, matched: set[str], groups: Mapping[str,
                 f"{group!r} holds some of the same parameters, and a parameter is in one group alone: name {group!r} in "
                 "the schedule, or make it two groups."
             )
-        raise ScheduleError(f"`{key}` names {name!r}, which is no group, and {advice}", key=key, value=name)
+        raise ScheduleError(f"`{key}` names {name!r}, which is not a group, and {advice}", key=key)
 
 
-def _matches(group: str, selector: _Selector, names: _Names) -> list[tuple[str, str, str]]:
+def _matches(group: str, selector: ParsedSelector, names: ParamNames) -> list[tuple[str, str, str]]:
     """The (name, pattern, part of a family) that a selector takes, pattern by pattern."""
-    gone = {name for pattern in selector.exclude for name in _found(group, pattern, names, "except: ")}
+    gone = {name for pattern in selector.exclude for name in names.require(group, pattern, "except: ")}
     chosen: dict[str, tuple[str, str]] = {}
     for pattern in selector.include:
-        for name, part in _found(group, pattern, names, "each: " if selector.each else "").items():
-            chosen.setdefault(name, (pattern.text, part))
+        for name, part in names.require(group, pattern, "each: " if selector.each else "").items():
+            chosen.setdefault(name, (pattern.text, part if selector.each else ""))
     left = [(name, text, part) for name, (text, part) in chosen.items() if name not in gone]
     if not left:
-        raise SelectionError(
-            f"group {group!r} is empty: `except: {', '.join(p.text for p in selector.exclude)}` takes away all "
-            f"{len(chosen)} parameter(s) that {', '.join(repr(p.text) for p in selector.include)} selects."
-        )
+        raise SelectionError(f"group {group!r} is empty: `except:` takes away all its {len(chosen)} parameter(s).")
     return left
 
 
-def _found(group: str, pattern: _Pattern, names: _Names, key: str) -> dict[str, str]:
-    """What a pattern finds, which must be something."""
-    if found := names.found(pattern):
-        return found
-    if pattern.kind == "type":
-        kinds = sorted({f"{type(m).__module__}.{type(m).__qualname__}" for m in names.modules.values()})
-        close = nearest(pattern.body, kinds) or kinds[:3]
-    else:
-        close = names.near(pattern.body) or [*names.modules, *names.parameters][:3]
-    raise SelectionError(
-        f"group {group!r}: the selector {key + pattern.text!r} matches no parameter. "
-        f"Nearest: {', '.join(map(repr, close)) or 'none, the model has no parameters'}. "
-        + (
-            "A `re:` must match a parameter's whole name: `re:.*norm.*`."
-            if pattern.kind == "re"
-            else "Selectors name whole segments between dots; `**.` before a name finds it at any depth."
-        )
-    )
-
-
-def _take(taken: dict[int, tuple[str, str, str]], names: _Names, group: str, pattern: str, name: str) -> None:
-    before = taken.setdefault(id(names.parameters[name]), (group, pattern, name))
-    if before[0] == group:
+def _take(taken: dict[int, tuple[str, str, str]], names: ParamNames, group: str, pattern: str, name: str) -> None:
+    first_group, first_pattern, first_name = taken.setdefault(id(names.parameters[name]), (group, pattern, name))
+    if first_group == group:
         return
-    if before[2] == name:
+    if first_name == name:
         raise SelectionError(
-            f"{name!r} is in two groups: {before[0]!r} (by {before[1]!r}) and {group!r} (by {pattern!r}). Groups are "
+            f"{name!r} is in two groups: {first_group!r} (by {first_pattern!r}) and {group!r} (by {pattern!r}). Groups are "
             f"disjoint: take it out of one with `except: {name}`."
         )
     raise SelectionError(
-        f"{before[2]!r} in group {before[0]!r} (by {before[1]!r}) and {name!r} in group {group!r} (by {pattern!r}) are "
-        f"one tied parameter, which cannot train and be frozen at once. Put both names in one group, or take one away "
+        f"{first_name!r} in group {first_group!r} (by {first_pattern!r}) and {name!r} in group {group!r} (by {pattern!r}) "
+        "are one tied parameter, which cannot train and be frozen at once. Put both names in one group, or take one away "
         f"with `except: {name}`."
     )
-
-
-def _refuse_empty(
-    chosen: Mapping[str, set[str]],
-    groups: Mapping[str, Selector],
-    families: Mapping[str, tuple[str, ...]],
-    frozen_by_user: Sequence[str],
-) -> None:
-    of_family = {name: family for family, parts in families.items() for name in parts}
-    for group, names in chosen.items():
-        if not names:
-            raise SelectionError(
-                f"group {group!r} (by {groups[of_family.get(group, group)]!r}) is empty, because all its parameters were "
-                f"found with requires_grad=False ({len(frozen_by_user)} in the model, such as {frozen_by_user[0]!r}). "
-                "Those are yours to freeze and belong to no group. Leave requires_grad=True for everything that the "
-                "schedule is to train, also what is frozen at first."
-            )
-
-
-def _members(group: str, chosen: set[str], names: _Names) -> tuple[Member, ...]:
-    """A group's parameters in the model's order, a tied one under the first of its chosen names."""
-    members: dict[int, Member] = {}
-    for name, parameter in names.parameters.items():
-        if name in chosen:
-            members.setdefault(id(parameter), Member(name, parameter, group))
-    return tuple(members.values())
 
 
 def _natural(part: str) -> list[tuple[int, int, str]]:
@@ -289,12 +226,9 @@ def _natural(part: str) -> list[tuple[int, int, str]]:
 
 
 def frozen_modules(module: Module, is_frozen: Callable[[Parameter], bool | None]) -> list[tuple[str, Module]]:
-    """The modules that lie in a subtree which has parameters, all of them frozen; parents before children.
+    """The modules in subtrees whose parameters are all frozen; parents before children.
 
-    Args:
-        module: The model.
-        is_frozen: For a parameter: True if frozen by the plan, False if it trains, None if it is the user's own. A
-            subtree of the user's own parameters alone is left as it is.
+    ``is_frozen`` is None for a parameter that the user froze; a subtree of these alone is left as it is.
     """
     states: dict[int, set[bool | None]] = {}
 

@@ -1,32 +1,27 @@
-"""What a run will do from where it stands, and what its groups ask of memory."""
+"""What a run will do from where it stands, and how much memory its groups need."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_freeze.errors import NOT_ATTACHED
 from lightning_freeze.plan import preview as previews
 from lightning_freeze.plan.costs import Size
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Step
 from lightning_freeze.plan.schedule import Plan, Position
 
-_NOT_ATTACHED = "the controller is not attached: call attach(*optimizers) before the first step."
 StateBytes = Callable[[Optimizer, Sequence[Parameter]], Sequence[int | None]]
-"""The bytes of optimizer state that each of some parameters will have; None where it cannot be said."""
+"""The bytes of optimizer state that each of some parameters will have; None where that is not known."""
 
 
 class Outlook:
-    """Looks ahead from where a run stands, by the code that the run itself asks.
-
-    Args:
-        planned: Gives the plan, where there is one, and where the run is.
-        optimizers: Gives the run's optimizers.
-        groups: The groups.
-        state_bytes: Says what optimizer state will take.
-    """
+    """Previews a run from where it stands, by the plan that the run itself follows."""
 
     def __init__(
         self,
@@ -56,16 +51,16 @@ class Outlook:
         Args:
             windows_per_epoch: Optimizer windows (a batch, or an accumulation of several) in an epoch, or a function from
                 an epoch to that.
-            windows: How many windows to foresee; without end by default.
+            windows: How many windows to preview; without end by default.
             start: Where to begin; by default where the run stands.
-            epoch: The epoch that the next window belongs to; by default the one that the run is in.
+            epoch: The epoch of the first window; by default the one that the run is in.
             done: Windows that this epoch has had.
             order: The optimizers in the order in which a window steps them; by default as they were attached.
             metrics: Epoch to the metrics logged in it, for phases that end by one.
         """
         plan, at = self._planned()
         if plan is None:
-            raise RuntimeError(_NOT_ATTACHED)
+            raise RuntimeError(NOT_ATTACHED)
         chosen = tuple(step.index for step in self._optimizers()) if order is None else order
         return previews.preview(
             plan, windows, windows_per_epoch, chosen, start or at, epoch=epoch, done=done, metrics=metrics
@@ -76,24 +71,23 @@ class Outlook:
         return self._planned()[1].copy()
 
     def sizes(self) -> tuple[dict[str, Size], list[str]]:
-        """What each group asks of memory, and the optimizers of which it cannot be said what state they will hold."""
-        state: dict[int, int] = {}
-        unknown: dict[str, None] = {}
+        """How much memory each group needs, and the optimizers whose future state is not known."""
         steps = self._optimizers()
         if not steps:
-            raise RuntimeError(_NOT_ATTACHED)
+            raise RuntimeError(NOT_ATTACHED)
+        state: dict[int, int] = defaultdict(int)
+        unknown: dict[str, None] = {}
         for step in steps:
-            held = [parameter for parameters in step.members.values() for parameter in parameters]
+            held = list(chain.from_iterable(step.members.values()))
             for parameter, found in zip(held, self._state_bytes(step.optimizer, held), strict=True):
-                state[id(parameter)] = state.get(id(parameter), 0) + (found or 0)
                 if found is None:
                     unknown[type(step.optimizer).__qualname__] = None
+                else:
+                    state[id(parameter)] += found
         sizes = {}
         for group, members in self._groups.members.items():
             parameters = [member.parameter for member in members]
-            sizes[group] = Size(
-                sum(p.numel() for p in parameters),
-                sum(p.numel() * p.element_size() for p in parameters),
-                sum(state.get(id(p), 0) for p in parameters),
-            )
+            elements = sum(p.numel() for p in parameters)
+            gradient = sum(p.numel() * p.element_size() for p in parameters)
+            sizes[group] = Size(elements, gradient, sum(state[id(p)] for p in parameters))
         return sizes, list(unknown)

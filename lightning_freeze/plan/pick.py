@@ -1,15 +1,16 @@
-"""`Pick`: groups drawn from a family each time that a phase is entered, the same on every rank and after every resume."""
+"""`Pick`: groups drawn from a family each time that a phase is entered, the same on all ranks and after a resume."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lightning_freeze.errors import ScheduleError, is_list, is_number, one_of, whole_number
-from lightning_freeze.plan.schedule import Part
+from lightning_freeze.errors import ScheduleError, did_you_mean, is_list, is_number, one_of, whole_number
+from lightning_freeze.plan.schedule import Layout, Part
 
 ORDERS = ("forward", "backward", "shuffle", "random")
 
@@ -18,22 +19,22 @@ ORDERS = ("forward", "backward", "shuffle", "random")
 class Pick(Part):
     """Draws groups of a family each time that its phase is entered.
 
-    What is drawn follows from the schedule's seed, the place of the phase in the schedule and how often it was entered,
-    by a hash; no random generator is asked or moved. So ranks agree, a preview is true and a resumed run goes on.
+    What is drawn is a hash of the schedule's seed, the place of the phase in the schedule and how often it was entered;
+    no random generator is used. So ranks agree, a preview is true and a resumed run goes on.
 
     Args:
         family: The family (or a glob over groups, or ``all``) that is drawn from.
         count: How many groups a draw has, all different.
         order: ``forward`` and ``backward`` go round the family in its order; ``shuffle`` draws without replacement, a
-            new permutation for each pass over the family; ``random`` draws each time anew.
+            new permutation for each pass over the family; ``random`` makes each draw independently.
         weights: With ``random``, one number for each group of the family: a draw takes them one after the other, each
             with a chance in proportion to its weight among those that are left. A weight of 0 is never drawn.
-        keep: Whether what was drawn stays drawn while the row of phases repeats, so that the set grows with each repeat
-            and begins anew when the row is run again.
+        keep: Whether what was drawn stays drawn while the sequence of phases repeats, so that the set grows with each
+            repeat and starts again from nothing when the sequence is run again.
         drawn: What becomes of the drawn groups: ``train``, or ``freeze``: then the others of the family train.
 
     Raises:
-        ScheduleError: An order that is none, a count below 1, or weights that no draw could follow.
+        ScheduleError: An unknown order, a count below 1, or weights that no draw could follow.
 
     Example:
         >>> layers = ["layers/0", "layers/1", "layers/2"]
@@ -55,26 +56,17 @@ class Pick(Part):
     def __post_init__(self) -> None:
         if not isinstance(self.family, str) or not self.family:
             raise ScheduleError(
-                f"`family` is {self.family!r}, but must be the name of one family, as in `groups: {{layers: {{each: "
-                '"model.layers.*"}}` and `pick: {family: layers}`.',
+                f"`family` is {self.family!r}, but must be the name of one family, made by `each:`: `pick: {{family: layers}}`.",
                 key="pick.family",
-                value=self.family,
             )
         object.__setattr__(self, "count", whole_number(self.count, "pick.count", "a draw has that many groups"))
         one_of("pick.order", self.order, ORDERS)
         one_of("pick.drawn", self.drawn, ("train", "freeze"))
-        if not isinstance(self.keep, bool):
-            raise ScheduleError(
-                f"`keep` is {self.keep!r}, but must be true or false: whether what was drawn stays drawn.",
-                key="pick.keep",
-                value=self.keep,
-            )
+        one_of("pick.keep", self.keep, (True, False))
         if self.keep and self.order == "random":
             raise ScheduleError(
-                "`keep` is true under `order: random`, which may draw a group again, so the set need not grow. Use "
-                "`order: shuffle`: at random, each group once.",
+                "`keep` is true under `order: random`, which may draw a group again. Use `order: shuffle`: each group once.",
                 key="pick.keep",
-                value=True,
             )
         if self.weights is not None:
             object.__setattr__(self, "weights", self._checked(self.weights))
@@ -82,54 +74,60 @@ class Pick(Part):
     def _checked(self, weights: object) -> list[float]:
         if self.order != "random":
             raise ScheduleError(
-                f"`weights` goes with `order: random`, and the order is {self.order!r}, which draws each group once in "
-                "each pass. Write `order: random`, or leave `weights` out.",
+                f"`weights` goes with `order: random`, and the order is {self.order!r}. Write `random`, or omit `weights`.",
                 key="pick.weights",
-                value=weights,
             )
         if not is_list(weights) or not weights:
             raise ScheduleError(
-                f"`weights` is {weights!r}, but must be a list with a number for each group of the family: "
-                "`weights: [1, 1, 2, 4]`.",
+                f"`weights` is {weights!r}, but must be a list with a number for each group: `weights: [1, 1, 2, 4]`.",
                 key="pick.weights",
-                value=weights,
             )
-        checked = [_weight(number, weight) for number, weight in enumerate(weights)]
+        checked: list[float] = []
+        for number, weight in enumerate(weights):
+            if not is_number(weight) or not 0 <= weight < math.inf:
+                raise ScheduleError(
+                    f"`weights` holds {weight!r} in place {number}, but must hold numbers of at least 0. The nearest "
+                    "valid value is 0, which is never drawn.",
+                    key="pick.weights",
+                )
+            checked.append(float(weight))
         positive = sum(weight > 0 for weight in checked)
         if positive < self.count:
             raise ScheduleError(
-                f"`weights` has {positive} number(s) above 0, but a draw has {self.count} different groups. Lower "
-                "`count`, or give more groups a weight.",
+                f"`weights` has {positive} number(s) above 0, but a draw has {self.count} different groups. Lower `count`.",
                 key="pick.weights",
-                value=list(weights),
             )
         return checked
 
-    def refuse(self, family: Sequence[str], key: str) -> None:
-        """Check the pick against the groups that it will draw from.
-
-        Args:
-            family: The groups of the family.
-            key: The pick's key in the schedule.
-
-        Raises:
-            ScheduleError: More groups are to be drawn than there are, or there is another number of weights.
-        """
-        if self.count > len(family):
+    def groups_of(self, layout: Layout, trained: frozenset[str], key: str) -> tuple[str, ...]:
+        """The groups that it draws from; ``trained`` are those that the phase trains anyway."""
+        groups = tuple(dict.fromkeys(layout.expand(self.family, f"{key}.family")))
+        listed = f"({', '.join(groups[:4])}{', …' if len(groups) > 4 else ''})"
+        if self.family in layout.groups:
+            example = f' `each:` makes a family: `groups: {{{self.family}: {{each: "model.layers.*"}}}}`.'
+            hint = did_you_mean(list(layout.families)[:3]) or example
             raise ScheduleError(
-                f"`{key}.count` is {self.count}, but {self.family!r} has {len(family)} group(s) ({', '.join(family[:4])}"
-                f"{', …' if len(family) > 4 else ''}), and a draw has no group twice. The nearest valid value is "
-                f"{len(family)}.",
+                f"`{key}.family` is {self.family!r}, which is one group and not a family: there is nothing to draw.{hint}",
+                key=f"{key}.family",
+            )
+        if self.count > len(groups):
+            raise ScheduleError(
+                f"`{key}.count` is {self.count}, but {self.family!r} has {len(groups)} group(s) {listed}, and a draw has no "
+                f"group twice. The nearest valid value is {len(groups)}.",
                 key=f"{key}.count",
-                value=self.count,
             )
-        if self.weights is not None and len(self.weights) != len(family):
+        if self.weights is not None and len(self.weights) != len(groups):
             raise ScheduleError(
-                f"`{key}.weights` has {len(self.weights)} number(s), but {self.family!r} has {len(family)} groups "
-                f"({', '.join(family[:4])}{', …' if len(family) > 4 else ''}). Give each one, in that order.",
+                f"`{key}.weights` has {len(self.weights)} number(s), but {self.family!r} has {len(groups)} groups {listed}. "
+                "Give each one, in that order.",
                 key=f"{key}.weights",
-                value=self.weights,
             )
+        if trained.issuperset(groups):
+            raise ScheduleError(
+                f"`{key}.family` is {self.family!r}, and the phase trains all of it anyway. Take it out of `train`.",
+                key=f"{key}.family",
+            )
+        return groups
 
     def draw(
         self, family: Sequence[str], visit: int, stage: int | None = None, *, seed: int = 0, key: str = "pick"
@@ -139,98 +137,68 @@ class Pick(Part):
         Args:
             family: All groups of the family, in order.
             visit: How often the phase was entered before.
-            stage: How often, of these, since its row of phases was begun; by default ``visit``.
+            stage: How often since its sequence of phases began; by default ``visit``.
             seed: The schedule's seed.
             key: The place of the phase in the schedule; two phases draw independently of each other.
         """
         stage = visit if stage is None else stage
         if self.keep:
-            order = self._order(family, _Draws(seed, key, visit - stage))
-            drawn = order[: (stage + 1) * self.count]
+            drawn = self._order(family, _random_words(seed, key, visit - stage))[: (stage + 1) * self.count]
         elif self.order == "random":
-            drawn = _weighted(family, self.weights or [1.0] * len(family), self.count, _Draws(seed, key, visit))
+            drawn = _weighted(family, self.weights or [1.0] * len(family), self.count, _random_words(seed, key, visit))
         else:
             drawn = self._of_passes(family, visit, seed, key)
         return frozenset(family).difference(drawn) if self.drawn == "freeze" else frozenset(drawn)
 
     def least(self, groups: int, stages: int | None) -> int:
-        """How many groups of a family train at the least at a visit.
-
-        Args:
-            groups: How many groups the family has.
-            stages: How often the row repeats; None if for ever.
-        """
+        """How many of a family's groups train at every visit; ``stages``: how often the sequence repeats."""
         most = min(groups, self.count * stages if stages is not None else groups) if self.keep else self.count
         return groups - most if self.drawn == "freeze" else min(groups, self.count)
 
-    def _order(self, family: Sequence[str], draws: _Draws) -> list[str]:
+    def _order(self, family: Sequence[str], words: Iterator[int]) -> list[str]:
         """The whole family, in the order in which one pass draws it."""
         if self.order == "shuffle":
-            return draws.permutation(family)
+            return _shuffled(family, words)
         return list(family) if self.order == "forward" else list(reversed(family))
 
     def _of_passes(self, family: Sequence[str], visit: int, seed: int, key: str) -> list[str]:
         """A draw from passes over the family one after the other; where two meet in it, it has no group twice."""
         first, size = visit * self.count, len(family)
         begun = first // size
-        # Draws and passes begin together again after at most `count` passes, so this need not be followed from the start.
+        # Draws and passes begin together after at most `count` passes, so not all passes before need be made.
         together = begun - begun % (self.count // math.gcd(self.count, size))
         left: list[str] = []
         order: list[str] = []
         for number in range(together, (first + self.count - 1) // size + 1):
             before, drawn = order, left
-            order = self._order(family, _Draws(seed, key, number))
+            order = self._order(family, _random_words(seed, key, number))
             if drawn:  # the last draw of the pass before goes on into this one, with others
                 head = [group for group in order if group not in drawn][: self.count - len(drawn)]
                 order = head + [group for group in order if group not in head]
             left = order[len(order) - (number + 1) * size % self.count :]
-            if (number + 1) * size % self.count == 0:
-                left = []
         start = first - begun * size
         if start + self.count <= size:
             return order[start : start + self.count]
         return before[start:] + order[: self.count - (size - start)]
 
 
-def _weight(number: int, value: object) -> float:
-    if not is_number(value) or not 0 <= value < math.inf:
-        raise ScheduleError(
-            f"`weights` holds {value!r} in place {number}, but must hold numbers of at least 0. The nearest "
-            "valid value is 0, which is never drawn.",
-            key="pick.weights",
-            value=value,
-        )
-    return float(value)
+def _random_words(seed: int, key: str, counter: int) -> Iterator[int]:
+    """Numbers of 128 bits that follow from a seed, a place and a counter alone."""
+    for number in itertools.count():
+        text = f"{seed}|{key}|{counter}|{number}".encode()
+        yield int.from_bytes(hashlib.blake2b(text, digest_size=16, person=b"freeze.pick").digest(), "big")
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """Random numbers that follow from a seed, a place and a counter alone."""
-
-    seed: int
-    key: str
-    counter: int
-
-    def _words(self) -> Iterator[int]:
-        for number in range(1 << 62):
-            text = f"{self.seed}|{self.key}|{self.counter}|{number}".encode()
-            yield int.from_bytes(hashlib.blake2b(text, digest_size=16, person=b"freeze.pick").digest(), "big")
-
-    def permutation(self, of: Sequence[str]) -> list[str]:
-        """All of them, in an order that is as likely as any other (the shuffle of Fisher and Yates)."""
-        order, words = list(of), self._words()
-        for last in range(len(order) - 1, 0, -1):
-            other = next(words) % (last + 1)  # of 2**128 numbers: no order is favoured by more than 1e-36
-            order[last], order[other] = order[other], order[last]
-        return order
-
-    def fractions(self) -> Iterator[float]:
-        """Numbers in [0, 1), with all 53 bits of a float."""
-        for word in self._words():
-            yield (word >> 75) / (1 << 53)
+def _shuffled(family: Sequence[str], words: Iterator[int]) -> list[str]:
+    """A permutation, each as likely as any other (Fisher-Yates)."""
+    order = list(family)
+    for last in range(len(order) - 1, 0, -1):
+        other = next(words) % (last + 1)  # of 2**128 numbers: no order is favoured by more than 1e-36
+        order[last], order[other] = order[other], order[last]
+    return order
 
 
-def _weighted(family: Sequence[str], weights: Sequence[float], count: int, draws: _Draws) -> list[str]:
+def _weighted(family: Sequence[str], weights: Sequence[float], count: int, words: Iterator[int]) -> list[str]:
     """Groups one after the other, each with a chance in proportion to its weight among those left.
 
     In additions and products alone, which every machine rounds alike.
@@ -238,12 +206,13 @@ def _weighted(family: Sequence[str], weights: Sequence[float], count: int, draws
     scale = 1.0 if math.isfinite(sum(weights)) else max(weights)
     left = {group: weight / scale for group, weight in zip(family, weights, strict=True) if weight > 0}
     chosen: list[str] = []
-    for fraction, _ in zip(draws.fractions(), range(count), strict=False):
-        remaining = {group: weight for group, weight in left.items() if group not in chosen}
-        mark, group = fraction * sum(remaining.values()), ""
-        for group, weight in remaining.items():  # noqa: B007 - the last one also where rounding leaves a little over
+    for _ in range(count):
+        fraction = (next(words) >> 75) / (1 << 53)  # in [0, 1), with all 53 bits of a float
+        mark, group = fraction * sum(left.values()), ""
+        for group, weight in left.items():  # noqa: B007 - the last one also where rounding leaves a little over
             mark -= weight
             if mark < 0:
                 break
         chosen.append(group)
+        del left[group]
     return chosen

@@ -12,23 +12,14 @@ from lightning_freeze.plan.schedule import Plan, Position
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step of a preview.
-
-    Args:
-        epoch: The epoch it falls in, from 0.
-        batch: The window it falls in, counted from the beginning of the preview.
-        optimizer: The optimizer that steps.
-        trained: The groups it updates; none where all that it holds is frozen.
-        lr_factors: Group to the factor on its learning rate, where that is not 1.
-        over: Whether the schedule has run out.
-    """
+    """One optimizer step of a preview."""
 
     epoch: int
-    batch: int
-    optimizer: int
-    trained: frozenset[str]
-    lr_factors: Mapping[str, float] = field(default_factory=dict)
-    over: bool = False
+    batch: int  # the window that it is in, counted from the beginning of the preview
+    optimizer: int  # by index
+    trained: frozenset[str]  # the groups it updates; none where all that it holds is frozen
+    lr_factors: Mapping[str, float] = field(default_factory=dict)  # group to factor, where that is not 1
+    over: bool = False  # whether the schedule has run out
 
 
 def preview(
@@ -44,27 +35,8 @@ def preview(
 ) -> Iterator[Step]:
     """The optimizer steps that a run would make, if every group had a gradient at each of them.
 
-    A phase that waits for a metric whose values are not given lasts its ``max_epochs``, or for good.
-
-    Args:
-        plan: A schedule bound to its groups.
-        batches: Optimizer windows to imagine (a window is one batch, or one accumulation of several); None for no end.
-        batches_per_epoch: Windows in an epoch, or a function from an epoch to that.
-        order: The optimizers in the order in which each window steps them.
-        start: Where to begin; by default at the plan's start.
-        epoch: The epoch to begin in; by default that of ``start``.
-        done: Windows that the first epoch has had already.
-        metrics: Epoch to the metrics logged in it, by name.
-
-    Raises:
-        ValueError: No optimizer steps.
-
-    Example:
-        >>> from lightning_freeze import Every
-        >>> from lightning_freeze.plan.schedule import Layout
-        >>> plan = Every({"slow": 3}, of="fast").bind(Layout(("slow", "fast")))
-        >>> ["slow" in step.trained for step in preview(plan, batches=4, batches_per_epoch=4)]
-        [True, False, False, True]
+    A phase that awaits a metric whose values are not given lasts its ``max_epochs``, or for good. Arguments are those of
+    `Outlook`, where a batch is an optimizer window; ``batches`` is None for no end.
     """
     if not order:
         raise ValueError("`order` is empty, so no optimizer would ever step. Name at least one: (0,).")
@@ -85,51 +57,33 @@ def preview(
 
 
 class Interval(NamedTuple):
-    """A group's time between two of its updates, or before its first.
-
-    Args:
-        group: The group.
-        before: Its updates until then.
-        length: Updates of its optimizer in between, in which it was frozen.
-    """
+    """A group's time between two of its updates, or before its first."""
 
     group: str
-    before: int
-    length: int
+    before: int  # its updates until then
+    length: int  # updates of its optimizer in between, in which it was frozen
 
 
 def longest_interval(
     steps: Iterable[Step], optimizer: int, groups: Collection[str], updates: Mapping[str, int]
 ) -> Interval | None:
-    """The longest time that any of an optimizer's groups is frozen and then trains again.
+    """The longest time that any of an optimizer's groups is frozen and then trains again, the first of equals.
 
-    Args:
-        steps: Optimizer steps to come.
-        optimizer: The optimizer.
-        groups: Its groups.
-        updates: The updates that groups have had before.
-
-    Returns:
-        The first of the longest; None where none is frozen and trains again.
-
-    Example:
-        >>> steps = [Step(0, n, 0, frozenset({"slow", "fast"} if n % 5 == 0 else {"fast"})) for n in range(11)]
-        >>> longest_interval(steps, 0, ["slow", "fast"], {})
-        Interval(group='slow', before=1, length=4)
+    ``updates`` are those that groups have had before.
     """
     counts = {group: updates.get(group, 0) for group in groups}
-    idle = dict.fromkeys(groups, 0)
+    frozen_for = dict.fromkeys(groups, 0)
     longest = Interval("", 0, 0)
     for step in steps:
         trained = step.trained.intersection(counts)
         if step.optimizer != optimizer or not trained:
             continue
         for group in counts:
-            if group not in trained:
-                idle[group] += 1
-                continue
-            if idle[group] > longest.length:
-                longest = Interval(group, counts[group], idle[group])
-            idle[group] = 0
-            counts[group] += 1
+            if group in trained:
+                if frozen_for[group] > longest.length:
+                    longest = Interval(group, counts[group], frozen_for[group])
+                frozen_for[group] = 0
+                counts[group] += 1
+            else:
+                frozen_for[group] += 1
     return longest if longest.length else None

@@ -1,7 +1,7 @@
 """What a schedule is: a pure function from counts and a small cursor to the set of groups that train now.
 
-Knows neither torch nor Lightning. A `Schedule` is what a user writes; bound to a `Layout` (which groups there are, and
-which optimizer holds which) it becomes a `Plan`; the plan's only state is a `Position`, plain and serialisable.
+A `Schedule` is what a user writes; bound to a `Layout` (which groups there are, and which optimizer holds which) it is a
+`Plan`, whose only state is a `Position`. None knows torch or Lightning.
 """
 
 from __future__ import annotations
@@ -11,62 +11,41 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, ClassVar
 
-from lightning_freeze.errors import ScheduleError, nearest
+from lightning_freeze.errors import ScheduleError, did_you_mean, nearest
 
 REST = "rest"
 """The reserved group of all parameters that no other group names."""
-
 ALL = "all"
-"""In a phase: every named group."""
-
+"""In a schedule: every named group."""
 _FIRST = frozenset({0})
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a schedule must know of a model: its groups and the optimizers that hold them.
+    """What a schedule must know of a model: its groups and the optimizers that hold them."""
 
-    Args:
-        groups: The named groups, in order, without ``rest``.
-        families: Family name to its groups, in order.
-        optimizers: Group (``rest`` too, where it has parameters) to the indices of the optimizers that hold it.
-        rest_trains: Whether there is a ``rest`` and it trains always.
-
-    Example:
-        >>> Layout(("slow", "fast"), optimizers={"slow": frozenset({0}), "fast": frozenset({0})}).expand("all", "train")
-        ('slow', 'fast')
-    """
-
-    groups: tuple[str, ...]
+    groups: tuple[str, ...]  # the named ones, in order, without `rest`
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    optimizers: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    rest_trains: bool = False
+    optimizers: Mapping[str, frozenset[int]] = field(default_factory=dict)  # by index; of `rest`, too, if it has any
+    rest_trains: bool = False  # whether there is a `rest` and it trains always
 
     def expand(self, name: str, key: str) -> tuple[str, ...]:
-        """The groups that one name in a schedule stands for: a group, a family, a glob over groups, or ``all``.
-
-        Raises:
-            ScheduleError: The name stands for nothing; the message offers the nearest names.
-        """
+        """The groups that a name stands for: a group, a family, a glob, or ``all``."""
         if name == REST:
             raise ScheduleError(
                 f"`{key}` names {REST!r}, the reserved group of all parameters that no other group names. It is not "
-                f"scheduled: it trains always (`rest: train`) or never (`rest: freeze`). Give the parameters you mean "
-                f"a group of their own under `groups:` and name that.",
+                "scheduled: it trains always (`rest: train`) or never (`rest: freeze`). Give the parameters you mean a "
+                "group of their own under `groups:` and name that.",
                 key=key,
-                value=name,
             )
         found = self._named(name)
         if not found and name != ALL:
             known = [*self.groups, *self.families, ALL]
-            close = nearest(name, known) or known[:5]
-            raise ScheduleError(
-                f"`{key}` names {name!r}, which is no group. Nearest: {', '.join(map(repr, close))}.",
-                key=key,
-                value=name,
-            )
+            hint = did_you_mean(nearest(name, known)) or f" Known: {', '.join(map(repr, known[:5]))}."
+            raise ScheduleError(f"`{key}` names {name!r}, which is not a group.{hint}", key=key)
         return found
 
     def knows(self, name: str) -> bool:
@@ -81,6 +60,11 @@ class Layout:
         globbed = (group for group in self.groups if "*" in name and fnmatchcase(group, name))
         return self.families.get(name) or tuple(globbed)
 
+    @cached_property
+    def always(self) -> frozenset[str]:
+        """What trains under every schedule: ``rest``, or nothing."""
+        return frozenset({REST}) if self.rest_trains else frozenset()
+
     @property
     def indices(self) -> frozenset[int]:
         """The optimizers by index; the first alone where none is named."""
@@ -90,69 +74,50 @@ class Layout:
         """The optimizers that hold a group; the first where none is named."""
         return self.optimizers.get(group, _FIRST)
 
+    def optimizers_of(self, groups: frozenset[str]) -> frozenset[int]:
+        """The optimizers that hold any of these groups; of no groups, those that hold ``rest``."""
+        return frozenset().union(*map(self.holders, groups or {REST}))
 
-_PASSING = {"window", "why"}
-# What a position has had since phases can end by metrics and rise; states that were saved before have none of it.
+
+_NOT_SAVED = {"window", "why"}
+# The fields since phases can end by metrics and have ramps; positions that were saved before have none of them.
 _SINCE_METRICS = {"begun", "judged", "best", "wait", "heard", "unheard", "thawed"}
 
 
 @dataclass
 class Position:
-    """Where a run stands in its plan: update counts and a small cursor. All of a schedule's state.
+    """Where a run stands in its plan: update counts and a small cursor. The field names are keys of checkpoints."""
 
-    Args:
-        updates: Group to its updates so far.
-        total: Optimizer steps so far in which anything was updated.
-        epoch: The epoch that the run is in, from 0.
-        phase: How many phases have ended.
-        entered: Whether a step has begun in the present phase.
-        done: Optimizer index to its updates in the present phase.
-        epochs: Training epochs that ended in the present phase.
-        begun: Whether the epoch has had a step.
-        judged: The mode and the name of the metric of which ``best`` is.
-        best: The best value so far of the metric that ends the present phase.
-        wait: The values of it since then that were no improvement.
-        heard: Metrics logged since the last epoch's end, by name, of those that end phases.
-        unheard: The metric for which the last epoch's end still waits.
-        thawed: Group to its updates when it thawed with the present phase, where its rate then rises.
-        why: Why a metric ended the last phase; not saved, it is said and forgotten.
-        window: The groups updated since the present batch began; not saved, a resumed run begins a batch.
-    """
-
-    updates: dict[str, int] = field(default_factory=dict)
-    total: int = 0
-    epoch: int = 0
-    phase: int = 0
-    entered: bool = False
-    done: dict[int, int] = field(default_factory=dict)
-    epochs: int = 0
-    begun: bool = False
-    judged: str = ""
-    best: float | None = None
-    wait: int = 0
-    heard: dict[str, float] = field(default_factory=dict)
-    unheard: str | None = None
-    thawed: dict[str, int] = field(default_factory=dict)
-    why: str = ""
-    window: set[str] = field(default_factory=set)
+    updates: dict[str, int] = field(default_factory=dict)  # group to its updates so far
+    total: int = 0  # optimizer steps so far in which anything was updated
+    epoch: int = 0  # the epoch that the run is in
+    phase: int = 0  # phases that have ended
+    entered: bool = False  # whether a step has begun in the present phase
+    done: dict[int, int] = field(default_factory=dict)  # optimizer to its updates in the present phase
+    epochs: int = 0  # training epochs that ended in the present phase
+    begun: bool = False  # whether the epoch has had a step
+    judged: str = ""  # the mode and the name of the metric that `best` is a value of
+    best: float | None = None  # the best value so far of the metric that ends the present phase
+    wait: int = 0  # values of it since then that were no improvement
+    heard: dict[str, float] = field(default_factory=dict)  # metrics that end phases, logged since the last epoch's end
+    unheard: str | None = None  # the metric that the last epoch's end still awaits
+    thawed: dict[str, int] = field(default_factory=dict)  # group to its updates when it thawed, where a ramp follows
+    why: str = ""  # why a metric ended the last phase, until that was said; not saved
+    window: set[str] = field(default_factory=set)  # groups updated since the batch began; not saved
 
     def as_dict(self) -> dict[str, Any]:
         """The position as builtins alone, fit for JSON and for ``torch.load(weights_only=True)``."""
-        plain = {key: value for key, value in asdict(self).items() if key not in _PASSING}
+        plain = {key: value for key, value in asdict(self).items() if key not in _NOT_SAVED}
         plain["done"] = [[index, count] for index, count in sorted(self.done.items())]
         return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Position:
-        """The position that `as_dict` wrote.
-
-        Raises:
-            ScheduleError: A key is missing or unknown.
-        """
-        known = {f.name for f in fields(cls)} - _PASSING
+        """The position that `as_dict` wrote, in this version or an earlier one."""
+        known = {f.name for f in fields(cls)} - _NOT_SAVED
         if plain.keys() - known or known - plain.keys() - _SINCE_METRICS:
-            odd = sorted(plain.keys() ^ known)
-            raise ScheduleError(f"a saved position has other keys than this version writes: {', '.join(odd)}")
+            odd = ", ".join(sorted(plain.keys() ^ known))
+            raise ScheduleError(f"a saved position has other keys than this version writes: {odd}")
         values = copy.deepcopy(dict(plain))
         values["done"] = {int(index): int(count) for index, count in plain["done"]}
         return cls(**values)
@@ -163,7 +128,7 @@ class Position:
 
 
 class Plan(ABC):
-    """A schedule bound to a model's groups. Everything it says follows from the `Position` handed to it."""
+    """A schedule bound to a model's groups. Everything it says follows from the `Position` it is given."""
 
     layout: Layout
     pairs_within_a_window = False
@@ -177,17 +142,13 @@ class Plan(ABC):
         return Position(updates=dict.fromkeys(groups, 0), epoch=epoch)
 
     def begin_window(self, at: Position, epoch: int) -> bool:
-        """A batch begins (with accumulation: any of its micro-batches). Ends epochs whose end was not heard of.
-
-        Returns:
-            Whether what trains may have changed by that.
-        """
+        """A batch or micro-batch begins; ends epochs that were not ended. Whether what trains may have changed."""
         changed = (self.pairs_within_a_window and bool(at.window)) or at.epoch < epoch
         while at.epoch < epoch:
             self.end_epoch(at)
         if not at.begun:
             at.begun = True
-            at.heard.clear()  # of the epoch before, when no phase waited for it
+            at.heard.clear()  # of the epoch before, when no phase awaited it
         at.window.clear()
         at.entered = True
         at.unheard = None  # what was not logged by now will not be
@@ -226,7 +187,7 @@ class Plan(ABC):
 
     @abstractmethod
     def pending(self, at: Position) -> frozenset[int]:
-        """The optimizers that must still make a step for the schedule to go on."""
+        """The optimizers that must still make a step for the schedule to advance."""
 
     @abstractmethod
     def can_be_fully_frozen(self, optimizer: int) -> str | None:
@@ -234,13 +195,10 @@ class Plan(ABC):
 
     @abstractmethod
     def never_freezes(self) -> bool:
-        """Whether every named group trains at every step, so that the schedule holds nothing still."""
+        """Whether every named group trains at every step."""
 
     def sets(self) -> Iterator[frozenset[str]]:
-        """The sets of groups that it comes to train, in order, some of them more than once; it may have no end.
-
-        Of several optimizers the sets are taken together, and not apart where one waits for another.
-        """
+        """The sets of groups that it comes to train, over all optimizers, in order, with repetitions; maybe endless."""
         at = self.start()
         while True:
             self.begin_window(at, at.epoch)
@@ -249,7 +207,7 @@ class Plan(ABC):
                 self.update(at, optimizer, self.next_update(at, optimizer))
 
     def stable_updates(self, at: Position) -> int:
-        """How many updates can follow, of whichever groups, in which what trains stays as it is; never too many."""
+        """How many updates of any groups can follow before what trains may change; never too many."""
         return 0
 
     def ran_out(self, at: Position) -> bool:
@@ -261,7 +219,7 @@ class Plan(ABC):
         return {}
 
     def where(self, at: Position) -> str:
-        """The place in the schedule where a position stands, where it has places."""
+        """The key in the schedule at which a position stands, if it has keys for phases."""
         return ""
 
     def awaits(self, at: Position) -> str | None:
@@ -269,18 +227,11 @@ class Plan(ABC):
         return None
 
     def log_metrics(self, at: Position, metrics: Mapping[str, float]) -> bool:
-        """Metrics were logged, during the epoch or right after its end.
-
-        Returns:
-            Whether they ended a phase that had waited for them.
-        """
+        """Metrics were logged, during the epoch or right after its end. Whether they ended a phase that awaited them."""
         return False
 
     def skip_finished(self, at: Position) -> None:  # noqa: B027 - only phases have a cursor that can lie past an end
-        """Move a position that was made under another schedule on to where something is left to do."""
-
-    def _rest(self) -> frozenset[str]:
-        return frozenset({REST}) if self.layout.rest_trains else frozenset()
+        """Move a position that was made under another schedule past phases that have ended."""
 
     def _rest_in(self, optimizer: int) -> bool:
         return self.layout.rest_trains and optimizer in self.layout.optimizers.get(REST, frozenset())
@@ -290,15 +241,15 @@ class Plan(ABC):
 class Part:
     """A part of a schedule: described and shown without its defaults.
 
-    It is a dataclass as those that inherit from it are: else jsonargparse asks for their ``class_path``.
+    A dataclass, as its subclasses are: jsonargparse would ask for their ``class_path`` otherwise.
     """
 
     _always: ClassVar[tuple[str, ...]]
     """The fields that are shown in any case."""
 
     def _given(self) -> dict[str, Any]:
-        values = [(field, getattr(self, field.name)) for field in fields(self)]
-        return {f.name: value for f, value in values if f.name in self._always or value != f.default}
+        values = [(each, getattr(self, each.name)) for each in fields(self)]
+        return {each.name: value for each, value in values if each.name in self._always or value != each.default}
 
     def describe(self) -> dict[str, Any]:
         """The part as one would write it in YAML."""
@@ -319,7 +270,7 @@ def _plain(value: Any) -> Any:
 class Schedule(ABC):
     """What a user writes: the base of `Every` and `Phases`.
 
-    In YAML either the class is named (``class_path: Every``, ``init_args: {…}``), or ``phases:`` stands alone, or the
+    In YAML, write ``class_path: Every`` and ``init_args: {…}``, or ``phases:`` alone, or the
     path of a file that holds either.
     """
 
@@ -328,12 +279,12 @@ class Schedule(ABC):
         """Each (key, name) that the schedule uses for a group, in the order written."""
 
     def metrics(self) -> tuple[tuple[str, str], ...]:
-        """Each (key, metric) that the schedule waits for."""
+        """Each (key, metric) that ends a phase."""
         return ()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The schedule as builtins, as one would write it in YAML; two that describe alike are the same."""
+        """The schedule as builtins, as one would write it in YAML; schedules are equal if their descriptions are."""
 
     @abstractmethod
     def bind(self, layout: Layout) -> Plan:

@@ -1,4 +1,4 @@
-"""Selectors: patterns over whole segments of names, and what they select."""
+"""Selectors: patterns over whole segments of names (``layer.1`` never selects ``layer.10``), and what they select."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Literal
 
 import torch
 from torch.nn import Module
 
-from lightning_freeze.errors import SelectionError, is_list, nearest
+from lightning_freeze.errors import SelectionError, did_you_mean, is_list, nearest
 from lightning_freeze.plan.schedule import ALL, REST
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -24,60 +23,49 @@ Selector = str | Sequence[str | Mapping[str, object]] | Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class _Pattern:
-    """One parsed selector: ``text`` as written, and how it finds parameters."""
+class Pattern:
+    """One parsed selector."""
 
-    text: str
-    kind: Literal["glob", "re", "type"]
+    text: str  # as written
+    kind: str  # glob, re or type
     body: str
 
     @property
     def regex(self) -> re.Pattern[str]:
+        """What matches names; of a glob, names with a dot at their end."""
         return _glob(self.body) if self.kind == "glob" else _regex(self.body, self.text)
 
 
 @dataclass(frozen=True)
-class _Selector:
-    """A parsed group: what it takes, what it takes away, and whether each match is a group of its own."""
+class ParsedSelector:
+    """What a group takes, what it takes away, and whether each match is a group of its own."""
 
-    include: tuple[_Pattern, ...]
-    exclude: tuple[_Pattern, ...]
+    include: list[Pattern]
+    exclude: list[Pattern]
     each: bool
 
 
-def _parse(group: str, selector: object) -> _Selector:
-    """The selector of one group as typed values; past here nothing is ``str | list | dict``."""
-    include: list[_Pattern] = []
-    exclude: list[_Pattern] = []
-    each: list[_Pattern] = []
+def parse(group: str, selector: object) -> ParsedSelector:
+    """The selector of one group as typed values."""
+    include: list[Pattern] = []
+    exclude: list[Pattern] = []
+    each: list[Pattern] = []
     for item in _as_list(selector):
         for key, text in _texts(group, item):
             {"except": exclude, "each": each}.get(key, include).append(_pattern(group, text, key))
     if each and include:
-        raise SelectionError(
-            f"group {group!r} mixes `each:` (one group for each match) with other selectors (one group together). "
-            "Make it two groups."
-        )
+        raise SelectionError(f"group {group!r} mixes `each:` with other selectors. Make it two groups.")
     if len(each) > 1:
-        raise SelectionError(
-            f"group {group!r} has {len(each)} patterns under `each:` ({', '.join(repr(p.text) for p in each)}), whose "
-            "groups could not be told apart by name. Make it a family for each pattern."
-        )
+        raise SelectionError(f"group {group!r} has {len(each)} patterns under `each:`. Make each a family of its own.")
     if not each and not include:
-        raise SelectionError(
-            f"group {group!r} selects nothing: {selector!r}. Name a module or a parameter, such as 'encoder'."
-        )
-    return _Selector(tuple(each or include), tuple(exclude), bool(each))
+        raise SelectionError(f"group {group!r} selects nothing: {selector!r}. Name a module, such as 'encoder'.")
+    return ParsedSelector(each or include, exclude, bool(each))
 
 
 def check_selector(group: str, selector: object) -> None:
-    """Check a group's name and the form of its selector, without a model.
-
-    Raises:
-        SelectionError: The name is reserved, or the selector is none.
-    """
-    _check_group_name(group)
-    parsed = _parse(group, selector)
+    """Check a group's name and the form of its selector, without a model."""
+    check_group_name(group)
+    parsed = parse(group, selector)
     for pattern in (*parsed.include, *parsed.exclude):
         if pattern.kind != "type":
             _ = pattern.regex
@@ -88,59 +76,43 @@ def _as_list(selector: object) -> Sequence[object]:
 
 
 def _texts(group: str, item: object) -> Iterator[tuple[str, str]]:
-    """Each text of one element of a selector, with the key that it stands under."""
-    if isinstance(item, str):
-        yield "select", item
-    elif isinstance(item, Mapping):
-        for key, value in item.items():
-            if key not in _KEYS:
-                close = nearest(str(key), _KEYS, 1) or [_KEYS[0]]
-                raise SelectionError(
-                    f"group {group!r} has the unknown key {key!r}; the keys of a selector are {', '.join(_KEYS)}. "
-                    f"Nearest: {close[0]!r}."
-                )
-            texts = [text for text in _as_list(value) if isinstance(text, str)]
-            if len(texts) < len(_as_list(value)):
-                raise SelectionError(
-                    f"group {group!r} has `{key}: {value!r}`, but a selector is text. In YAML, quote patterns that begin "
-                    "with * or hold braces."
-                )
-            yield from ((key, text) for text in texts)
-    else:
+    """Each text of one element of a selector, with its key."""
+    if not isinstance(item, (str, Mapping)):
         raise SelectionError(
-            f"group {group!r} has the selector {item!r}; write a name such as 'encoder.layers.0', a list of names, "
-            f"or a mapping with the keys {', '.join(_KEYS)}."
+            f"group {group!r} has the selector {item!r}; write a name, a list of names, or a mapping of {', '.join(_KEYS)}."
         )
+    for key, value in ({"select": item} if isinstance(item, str) else item).items():
+        if key not in _KEYS:
+            hint = did_you_mean(nearest(str(key), _KEYS, 1) or _KEYS[:1])
+            raise SelectionError(
+                f"group {group!r} has the unknown key {key!r}; the keys of a selector are {', '.join(_KEYS)}.{hint}"
+            )
+        for text in _as_list(value):
+            if not isinstance(text, str):
+                raise SelectionError(
+                    f"group {group!r} has `{key}: {value!r}`, but a selector is text. In YAML, quote * and braces."
+                )
+            yield key, text
 
 
-def _pattern(group: str, text: str, key: str = "select") -> _Pattern:
-    kind, body = ("glob", text) if key in ("select", "each", "except") else (key, text)
+def _pattern(group: str, text: str, key: str) -> Pattern:
+    kind, body = (key, text) if key in ("re", "type") else ("glob", text)
     for prefix in ("re", "type"):
         if kind == "glob" and text.startswith(f"{prefix}:"):
-            kind, body = prefix, text.removeprefix(f"{prefix}:").strip()
+            kind, body = prefix, text.removeprefix(f"{prefix}:")
     body = body.strip()
     if not body or (kind == "glob" and not all(_split(body))):
         raise SelectionError(
-            f"group {group!r} has the selector {text!r}, in which a name is empty. Write whole names between dots, "
-            "such as 'encoder.layers.0'."
+            f"group {group!r} has the selector {text!r}, in which a name is empty. Write whole names: 'encoder.layers.0'."
         )
-    return _Pattern(text, kind, body)  # type: ignore[arg-type]
+    return Pattern(text, kind, body)
 
 
 @cache
 def _glob(body: str) -> re.Pattern[str]:
-    """A glob over whole segments as a regular expression; each wildcard is a group that tells what it stood for.
-
-    The empty match of a ``**`` at either end takes the dot beside it along.
-    """
-    pieces: list[str] = []
-    for segment in _split(body):
-        if segment == "**":
-            pieces.append(r"((?:[^.]+\.)*)")
-            continue
-        pieces.append(_segment(segment, body) + r"\.")
-    # Names are matched with a dot at their end, so that every piece may end in one.
-    return re.compile("".join(pieces))
+    """A glob over names that end in a dot; each wildcard is a group of the expression."""
+    segments = _split(body)
+    return re.compile("".join(r"((?:[^.]+\.)*)" if s == "**" else _segment(s, body) + r"\." for s in segments))
 
 
 def _split(body: str) -> list[str]:
@@ -157,8 +129,7 @@ def _segment(segment: str, body: str) -> str:
             numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
             if numbers is None or int(numbers[1]) > int(numbers[2]):
                 raise SelectionError(
-                    f"the selector {body!r} holds {part!r}; braces hold a range of whole numbers, low to high and both "
-                    "included, such as {0..5}."
+                    f"the selector {body!r} holds {part!r}; braces hold a range of whole numbers, low to high: {{0..5}}."
                 )
             out += "(" + "|".join(str(n) for n in range(int(numbers[1]), int(numbers[2]) + 1)) + ")"
         else:
@@ -171,7 +142,7 @@ def _regex(body: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(body)
     except re.error as error:
-        raise SelectionError(f"the selector {text!r} is no regular expression: {error}.") from error
+        raise SelectionError(f"the selector {text!r} is not a regular expression: {error}.") from error
 
 
 @cache
@@ -181,17 +152,16 @@ def _class(path: str) -> type[Module]:
         found = getattr(import_module(module_name), name) if module_name else getattr(torch.nn, name)
     except (ImportError, AttributeError) as error:
         close = [f"torch.nn.{c}" for c in nearest(name, (n for n in dir(torch.nn) if n[0].isupper()), 1)]
-        hint = f" Nearest: {close[0]!r}." if close else ""
         raise SelectionError(
             f"`type: {path}` names no class that can be imported ({error}). Write the full path, such as "
-            f"`type: torch.nn.LayerNorm`.{hint}"
+            f"`type: torch.nn.LayerNorm`.{did_you_mean(close)}"
         ) from error
     if not isinstance(found, type) or not issubclass(found, torch.nn.Module):
-        raise SelectionError(f"`type: {path}` names {found!r}, which is no torch.nn.Module class.")
+        raise SelectionError(f"`type: {path}` names {found!r}, which is not a torch.nn.Module class.")
     return found
 
 
-class _Names:
+class ParamNames:
     """A model's parameters under all their names, and which names a pattern finds."""
 
     def __init__(self, module: Module) -> None:
@@ -203,8 +173,8 @@ class _Names:
                 f"the model shows only flattened parameters ({flat[0]!r}): FSDP without original parameters. Use "
                 "FSDPStrategy(use_orig_params=True), or FSDP2 through ModelParallelStrategy."
             )
-        # Each name, of a module or of a parameter, with the parameters at or below it.
         self.below: dict[str, list[str]] = {}
+        """Each name, of a module or of a parameter, with the parameters at or below it."""
         for name in self.parameters:
             end = name.find(".")
             while end >= 0:
@@ -212,54 +182,80 @@ class _Names:
                 end = name.find(".", end + 1)
             self.below.setdefault(name, []).append(name)
 
-    def found(self, pattern: _Pattern) -> dict[str, str]:
+    def found(self, pattern: Pattern) -> dict[str, str]:
         """Each parameter name that a pattern selects, with what its wildcards stood for."""
         if pattern.kind == "type":
-            wanted = _class(pattern.body)
-            roots = tuple(f"{name}." for name, module in self.modules.items() if isinstance(module, wanted))
+            roots = tuple(f"{name}." for name in self._modules_of(pattern))
             return {name: "" for name in self.parameters if name.startswith(roots)}
         if pattern.kind == "glob":
             return self._globbed(pattern)
         regex = pattern.regex
         return {name: "" for name in self.parameters if regex.fullmatch(name)}
 
-    def _globbed(self, pattern: _Pattern) -> dict[str, str]:
+    def _globbed(self, pattern: Pattern) -> dict[str, str]:
         if not _WILD.intersection(pattern.body):
             return dict.fromkeys(self.below.get(pattern.body, ()), "")
-        glob = pattern.regex
-        found: dict[str, str] = {}
-        for prefix, names in self.below.items():  # a prefix stands before the longer ones that begin with it
-            if match := glob.fullmatch(f"{prefix}."):
+        regex, found = pattern.regex, dict[str, str]()
+        for prefix, names in self.below.items():  # a prefix comes before the longer ones that begin with it
+            if match := regex.fullmatch(f"{prefix}."):
                 part = ".".join(part.rstrip(".") for part in match.groups() if part)
                 for name in names:
                     found.setdefault(name, part)
         return {name: found[name] for name in self.parameters if name in found}
 
-    def near(self, text: str) -> list[str]:
-        """The names of modules and parameters nearest to one that is none."""
-        return nearest(text, [*self.modules, *self.parameters])
+    def _modules_of(self, pattern: Pattern) -> list[str]:
+        """The modules that a glob or a type names, with or without parameters."""
+        if pattern.kind == "type":
+            wanted = _class(pattern.body)
+            return [name for name, module in self.modules.items() if isinstance(module, wanted)]
+        return [name for name in self.modules if pattern.kind == "glob" and pattern.regex.fullmatch(f"{name}.")]
+
+    def require(self, group: str, pattern: Pattern, key: str) -> dict[str, str]:
+        """What a pattern finds, which must be something."""
+        if found := self.found(pattern):
+            return found
+        if pattern.kind == "type":
+            known = sorted(
+                {f"{type(m).__module__}.{type(m).__qualname__}" for n, m in self.modules.items() if n in self.below}
+            )
+        else:
+            known = list(self.below)
+        raise SelectionError(
+            f"group {group!r}: the selector {key + pattern.text!r} matches no parameter{self.why_nothing(pattern)}."
+            + (
+                did_you_mean(nearest(pattern.body, known))
+                or f" Known: {', '.join(map(repr, known[:3])) or 'no parameters'}."
+            )
+            + (
+                " A `re:` must match a parameter's whole name: `re:.*norm.*`."
+                if pattern.kind == "re"
+                else " Selectors name whole segments between dots; `**.` before a name finds it at any depth."
+            )
+        )
+
+    def why_nothing(self, pattern: Pattern) -> str:
+        """What modules a pattern names that have no parameters."""
+        names = self._modules_of(pattern)
+        if not names:
+            return ""
+        others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        return f": {names[0]!r} is a {type(self.modules[names[0]]).__name__} without parameters{others}"
 
 
 def clean_name(name: str) -> str:
-    """A parameter's or module's name as the user wrote it, without the segments that compiling or wrapping adds.
-
-    Example:
-        >>> clean_name("_orig_mod.encoder._checkpoint_wrapped_module.weight")
-        'encoder.weight'
-    """
+    """A name as the user wrote it, without the segments that compiling or wrapping adds."""
     return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
 
 
-def _check_group_name(group: object) -> None:
+def check_group_name(group: object) -> None:
+    """Refuse what cannot be a group's name."""
     if not isinstance(group, str) or not group.strip():
         raise SelectionError(f"`groups` has the name {group!r}; a group's name is text.")
     if group in (REST, ALL):
         raise SelectionError(
-            f"`groups` has a group called {group!r}, which is reserved: `rest` is every parameter outside the groups, "
-            f"`all` every named group. Call it something else, such as '{group}_parameters'."
+            f"`groups` has a group called {group!r}, which is reserved: `rest` is every parameter outside the groups, `all` "
+            f"every named group. Rename it, such as to '{group}_parameters'."
         )
     # A selector written in a schedule is its own group's name.
     if "/" in group and "*" not in group and not group.startswith(("re:", "type:")):
-        raise SelectionError(
-            f"group {group!r} has a slash in its name; slashes name the groups of a family (layers/0)."
-        )
+        raise SelectionError(f"group {group!r} has a slash in its name, as the groups of a family have (layers/0).")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
 from lightning_freeze.errors import SelectionError
 from lightning_freeze.plan.schedule import ALL, REST
-from lightning_freeze.plan.selectors import Selector, _Names, clean_name
+from lightning_freeze.plan.selectors import ParamNames, Selector, clean_name
 
 _EMBEDDINGS, _HEAD, _NORMS = "embeddings", "head", "norms"
 # Last segments of names as transformers, timm and torchvision write them.
-_SAYS_EMBEDDING = re.compile(r"(.+_)?emb(ed.*|s)?(_.+)?|pos(itions?)?|wte|wpe|stem|conv_proj|.+_tokens?")
-_SAYS_HEAD = re.compile(
+_EMBEDDING_NAME = re.compile(r"(.+_)?emb(ed.*|s)?(_.+)?|pos(itions?)?|wte|wpe|stem|conv_proj|.+_tokens?")
+_HEAD_NAME = re.compile(
     r"(.+_)?(heads?|classifiers?|score|pooler|predictions?|logits)|head_dist|fc|cls|qa_outputs|outputs?|proj_out|unembed"
 )
 
@@ -23,8 +23,8 @@ _SAYS_HEAD = re.compile(
 def suggest_groups(module: nn.Module) -> dict[str, Selector]:
     """Groups for layer-wise schedules, as selectors that a user would write under ``groups:``.
 
-    ``embeddings``, a family of blocks, ``head`` and ``norms``, each where the model has it; whatever is left stays in
-    ``rest``. A parameter belongs to the first of them that names it, so a tied head is part of the embeddings.
+    ``embeddings``, a family of blocks, ``head`` and ``norms``, each where the model has it; all else stays in ``rest``. A
+    parameter belongs to the first of them that names it, so a tied head is part of the embeddings.
 
     The blocks are the longest list of modules that is in no other such list: a ModuleList, a Sequential of one class or
     of containers, or containers numbered by name (``layer1`` … ``layer4``). So the stages of a Swin or a ResNet are its
@@ -32,7 +32,7 @@ def suggest_groups(module: nn.Module) -> dict[str, Selector]:
     any list, the children of the outermost module that has several are the family.
 
     Args:
-        module: The model. Parameters with ``requires_grad=False`` are the user's own; nothing is suggested for them.
+        module: The model. Nothing is suggested for parameters with ``requires_grad=False``.
 
     Returns:
         Group to selector, for `resolve_groups` or a callback's ``groups``.
@@ -53,12 +53,11 @@ def suggest_groups(module: nn.Module) -> dict[str, Selector]:
     model = _Model(module)
     lists = _choose(list(model.lists("")))
     model.close(member for blocks in lists for member in blocks.members)
-    suggested: dict[str, Selector | None] = {}
-    suggested[_EMBEDDINGS] = model.take(_EMBEDDINGS, model.roots(model.is_embedding))
+    suggested = {_EMBEDDINGS: model.take(_EMBEDDINGS, model.roots(model.is_embedding))}
     for blocks in lists:
         name = _family_name(blocks.path, suggested, whole=len(lists) > 1)
         suggested[name] = model.take_each(name, blocks)
-    # A head that is tied away altogether is a head: nothing else takes its place.
+    # A head whose parameters are all tied to other groups is still the head: nothing else takes its place.
     head = model.take(_HEAD, model.roots(model.is_head) or model.last_leaf(lists))
     if not lists:
         suggested |= model.take_children(suggested)
@@ -67,33 +66,32 @@ def suggest_groups(module: nn.Module) -> dict[str, Selector]:
     return {name: selector for name, selector in suggested.items() if selector is not None}
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """A list of blocks: the path that it is called by, its members, and a selector of all of them."""
+class _Blocks(NamedTuple):
+    """A list of blocks."""
 
     path: str
-    members: tuple[str, ...]
-    selector: str
-    rank: tuple[int, bool]  # how many train, and whether it is a ModuleList, made to be a list
+    members: Sequence[str]
+    selector: str  # of all members
+    rank: tuple[int, bool]  # how many train, and whether it is a ModuleList
 
 
 def _choose(lists: Sequence[_Blocks]) -> list[_Blocks]:
-    """The longest list and its equals; a list in the head is none, one in the embeddings only if there is no other."""
+    """The longest list and its equals; none in the head, one in the embeddings only if there is no other."""
 
-    def said(pattern: re.Pattern[str], blocks: _Blocks) -> bool:
-        return any(pattern.fullmatch(segment) for segment in blocks.path.split("."))
+    def inside(pattern: re.Pattern[str], blocks: _Blocks) -> bool:
+        return any(map(pattern.fullmatch, blocks.path.split(".")))
 
-    lists = [blocks for blocks in lists if not said(_SAYS_HEAD, blocks)]
-    lists = [blocks for blocks in lists if not said(_SAYS_EMBEDDING, blocks)] or lists
+    lists = [blocks for blocks in lists if not inside(_HEAD_NAME, blocks)]
+    lists = [blocks for blocks in lists if not inside(_EMBEDDING_NAME, blocks)] or lists
     best = max(lists, key=lambda blocks: blocks.rank, default=None)
     return [b for b in lists if best and (b.rank == best.rank or _last(b.path) == _last(best.path))]
 
 
 class _Model:
-    """A model's names while its parameters are handed out: each to the first group that takes it."""
+    """A model's names, while each of its parameters is given to the first group that takes it."""
 
     def __init__(self, module: nn.Module) -> None:
-        names = _Names(module)
+        names = ParamNames(module)
         self.below = names.below  # parents before what is below them, in the model's order
         self.parameters = names.parameters
         # A wrapper has the name of what it wraps; the innermost comes last and counts.
@@ -103,16 +101,11 @@ class _Model:
             self.children.setdefault(name.rpartition(".")[0], []).append(name)
         self.live = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
         if not self.live:
-            raise SelectionError(
-                "there is nothing to group: "
-                + (
-                    f"all {len(self.parameters)} parameter(s) have requires_grad=False, so they are yours to freeze. "
-                    "Leave requires_grad=True for everything that a schedule is to train."
-                    if self.parameters
-                    else f"{type(module).__name__} has no parameters. If it makes them later (in `configure_model` or "
-                    "at its first batch), ask again after that."
-                )
-            )
+            if self.parameters:
+                why = f"all {len(self.parameters)} parameter(s) have requires_grad=False. Set it True for what is to train."
+            else:
+                why = f"{type(module).__name__} has no parameters. If `configure_model` makes them, call this after it."
+            raise SelectionError(f"there is nothing to group: {why}")
         self.owner: dict[int, str] = {}
         self.inputs = self._answers(module, "get_input_embeddings")
         self.outputs = self._answers(module, "get_output_embeddings")
@@ -120,26 +113,24 @@ class _Model:
         self.above: set[str] = set()
 
     def _answers(self, module: nn.Module, method: str) -> set[int]:
-        """What the outermost modules that have this method of transformers return: its parts may mean another thing."""
-        ask = getattr(module, method, None)
-        if not callable(ask):
+        """What the outermost modules that have this method of transformers return."""
+        getter = getattr(module, method, None)
+        if not callable(getter):
             return {answer for child in module.children() for answer in self._answers(child, method)}
         try:
-            answer = ask()
+            answer = getter()
         except (NotImplementedError, AttributeError):  # how transformers says that there are none
             return set()
         return {id(answer)} if isinstance(answer, nn.Module) else set()
 
-    # --- what is what ---
-
     def is_embedding(self, name: str) -> bool:
         module = self.modules.get(name)
         known = isinstance(module, nn.Embedding | nn.EmbeddingBag) or id(module) in self.inputs
-        return known or bool(_SAYS_EMBEDDING.fullmatch(_last(name)))
+        return known or bool(_EMBEDDING_NAME.fullmatch(_last(name)))
 
     def is_head(self, name: str) -> bool:
         module = self.modules.get(name)
-        return module is not None and (id(module) in self.outputs or bool(_SAYS_HEAD.fullmatch(_last(name))))
+        return module is not None and (id(module) in self.outputs or bool(_HEAD_NAME.fullmatch(_last(name))))
 
     def is_norm(self, name: str) -> bool:
         module = self.modules.get(name)  # a leaf: lucidrains' PreNorm holds the block that it normalises for
@@ -148,8 +139,6 @@ class _Model:
     def _modules_in(self, path: str) -> list[str]:
         return [child for child in self.children.get(path, ()) if child in self.modules]
 
-    # --- where the blocks are ---
-
     def lists(self, path: str) -> Iterator[_Blocks]:
         """The outermost lists of blocks at or below a path, each module's once."""
         children = self._modules_in(path)
@@ -157,7 +146,7 @@ class _Model:
         yield from here
         seen = {member for blocks in here for member in blocks.members}
         inside = [blocks for child in children if child not in seen for blocks in self.lists(child)]
-        if not seen and not any(blocks.rank[0] >= len(children) for blocks in inside):  # no shell around one as long
+        if not seen and not any(blocks.rank[0] >= len(children) for blocks in inside):  # it wraps none that is as long
             inside = self._chain(path, children) or inside
         once: dict[int, _Blocks] = {}  # a list may have several names
         for blocks in inside:
@@ -165,11 +154,10 @@ class _Model:
         yield from once.values()
 
     def _chain(self, path: str, children: Sequence[str]) -> list[_Blocks]:
-        """A chain of numbered containers (MobileNet's `features`), which is a list too."""
+        """A Sequential of containers, such as MobileNet's `features`, as a list of blocks."""
         numbered = all(_last(child).isdigit() and self._modules_in(child) for child in children)
-        if not numbered or not isinstance(self.modules[path], nn.Sequential):
-            return []
-        return list(self._list(path, children, _join(path, "*")))
+        chain = numbered and isinstance(self.modules[path], nn.Sequential)
+        return list(self._list(path, children, _join(path, "*"))) if chain else []
 
     def _lists_at(self, path: str, children: Sequence[str]) -> Iterator[_Blocks]:
         alike: dict[tuple[str, type], list[str]] = {}
@@ -187,34 +175,29 @@ class _Model:
     def _list(self, path: str, members: Sequence[str], selector: str) -> Iterator[_Blocks]:
         live = sum(not self.live.isdisjoint(self.below[member]) for member in members)
         if live and len({id(self.modules[member]) for member in members}) > 1:
-            yield _Blocks(path, tuple(members), selector, (live, isinstance(self.modules.get(path), nn.ModuleList)))
+            yield _Blocks(path, members, selector, (live, isinstance(self.modules.get(path), nn.ModuleList)))
 
     def close(self, members: Iterable[str]) -> None:
         """Keep the blocks, and what holds them, from being taken for something else."""
         self.members.update(members)
         self.above.update(above for member in self.members for above in _upwards(member))
 
-    def roots(self, says: Callable[[str], bool]) -> list[str]:
-        """The outermost names outside of the blocks of which something can be said."""
+    def roots(self, matches: Callable[[str], bool]) -> list[str]:
+        """The outermost names outside of the blocks for which a predicate holds."""
         found: dict[str, None] = {}
         for name in self.below:
-            if name in self.above or not says(name):
-                continue
-            if not any(above in found or above in self.members for above in _upwards(name)):
+            inside = any(above in found or above in self.members for above in _upwards(name))
+            if not inside and name not in self.above and matches(name):
                 found[name] = None
         return list(found)
 
     def last_leaf(self, lists: Sequence[_Blocks]) -> list[str]:
-        """The last module that holds parameters of its own, is no norm, and comes after the blocks."""
-        leaves: list[str] = []
-        for leaf in self.roots(lambda name: any(c in self.parameters for c in self.children.get(name, ()))):
-            if self._free(leaf) and not self.is_norm(leaf):
-                leaves.append(leaf)
+        """The last module that holds parameters of its own, is not a norm, and comes after the blocks."""
+        leaves = self.roots(lambda name: any(c in self.parameters for c in self.children.get(name, ())))
+        leaves = [leaf for leaf in leaves if self._free(leaf) and not self.is_norm(leaf)]
         order = {name: number for number, name in enumerate(self.below)}
         end = max((order[member] for blocks in lists for member in blocks.members), default=-1)
         return [leaf for leaf in leaves[-1:] if order[leaf] > end]
-
-    # --- handing out ---
 
     def _free(self, root: str) -> list[str]:
         return [n for n in self.below[root] if n in self.live and id(self.parameters[n]) not in self.owner]
@@ -255,20 +238,16 @@ class _Model:
         if not left or (path and self.is_norm(path)):
             return {}
         name = _family_name(path, taken)
-        if all(child in self.parameters for child in left):  # a leaf is no family of its weight and its bias
+        if all(child in self.parameters for child in left):  # a leaf is not a family
             return {name: self.take(name, [path]) if path else "**"}
-        blocks = _Blocks(path, tuple(self.children[path]), _join(path, "*"), (0, False))
-        return {name: self.take_each(name, blocks)}
+        return {name: self.take_each(name, _Blocks(path, self.children[path], _join(path, "*"), (0, False)))}
 
     def _cover(self, roots: Sequence[str], group: str, owned: bool) -> list[str]:
-        """The fewest names, at or below the roots, of all that trains there and is owned by a group, or is not."""
+        """The fewest names, at or below the roots, of what trains there and is owned by a group, or is not."""
         found: list[str] = []
         for root in roots:
-            fits = {
-                (self.owner.get(id(self.parameters[name])) == group) == owned
-                for name in self.below[root]
-                if name in self.live
-            }
+            live = [self.owner.get(id(self.parameters[name])) for name in self.below[root] if name in self.live]
+            fits = {(owner == group) == owned for owner in live}
             if fits == {True}:
                 found.append(root)
             elif True in fits:
@@ -276,11 +255,8 @@ class _Model:
         return found
 
 
-# --- names ----------------------------------------------------------------------------------------------------------
-
-
 def _family_name(path: str, taken: Mapping[str, object], whole: bool = False) -> str:
-    """The list's own name; by its whole path, or with something added, where that is taken, reserved or a number."""
+    """The list's own name, or where that is taken or a number its whole path, or something more."""
     own = [segment for segment in path.split(".") if segment and not segment.isdigit()][-1:] or ["layers"]
     long = path.replace(".", "_")
     names = [re.sub(r"\W", "_", name) for name in ([] if whole else own) + [long] if name and not name.isdigit()] or own
@@ -291,7 +267,7 @@ def _family_name(path: str, taken: Mapping[str, object], whole: bool = False) ->
 
 
 def _range(members: Sequence[str], others: Iterable[str]) -> str | None:
-    """One selector of members numbered in a row, ``layers.{2..5}``; None where it would take another one along."""
+    """One selector of members numbered without gaps, ``layers.{2..5}``; None where it would take others too."""
     split = [re.fullmatch(r"(.*?)(0|[1-9]\d*)", member) for member in members]
     stems = {match[1] for match in split if match}
     if not all(split) or len(stems) != 1:

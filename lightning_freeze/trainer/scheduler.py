@@ -100,13 +100,11 @@ class FreezeScheduler(_Audited):
                 f"`schedule` is {schedule!r}, but must be a schedule: Every({{'layer1': 5}}, of='layer2'), or Phases([…])."
                 + " Paths and mappings are read by a LightningCLI alone." * isinstance(schedule, (str, Mapping, Path)),
                 key="schedule",
-                value=schedule,
             )
         if groups is not None and not isinstance(groups, Mapping):
             raise ScheduleError(
                 f"`groups` is {groups!r}, but must map names to selectors: {{'head': 'model.head'}}.",
                 key="groups",
-                value=groups,
             )
         one_of("rest", rest, ("train", "freeze", "error"))
         one_of("skip_backward", skip_backward, SKIP_BACKWARD)
@@ -306,7 +304,6 @@ class FreezeScheduler(_Audited):
                 raise ScheduleError(
                     text + (f"{mend}`on_schedule_change: continue`." if saved is not None else ""),
                     key=key,
-                    value=metric,
                 )
             if metric not in self._heard.told:
                 self._heard.told.add(metric)

@@ -328,7 +328,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     ),
     "keep a number": (
         phases("{train: [all], pick: {family: layers, order: forward, keep: 2}}"),
-        [".phases[0].pick.keep", "is 2", "true or false"],
+        [".phases[0].pick.keep", "is 2", "True, False"],
     ),
     "drawn: thaw": (
         phases("{train: [all], pick: {family: layers, drawn: thaw}}"),
@@ -378,7 +378,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     # --- groups
     "selector with an unknown key": (
         groups("head: {selct: layer2}"),
-        [f"line 6, {ARGS}.groups.head", "'selct'", "Nearest: 'select'"],
+        [f"line 6, {ARGS}.groups.head", "'selct'", "Did you mean 'select'"],
     ),
     "selector empty": (groups("head: []"), [f"{ARGS}.groups.head", "selects nothing", "such as 'encoder'"]),
     "selector a number": (groups("head: 3"), [f"{ARGS}.groups.head", "selector 3", "a list of names"]),
@@ -390,7 +390,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     "braces backwards": (groups('head: "layer.{5..2}"'), [f"{ARGS}.groups.head", "'{5..2}'", "low to high"]),
     "no regular expression": (
         groups('head: "re:layer(1"'),
-        [f"{ARGS}.groups.head", "'re:layer(1'", "no regular expression"],
+        [f"{ARGS}.groups.head", "'re:layer(1'", "not a regular expression"],
     ),
     "each mixed with others": (
         groups('head: {each: "a.*", select: b}'),
@@ -580,10 +580,10 @@ def test_second_config_is_checked_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schedule", "groups_", "fragments"),
     [
-        (Every({"layr1": 5}, of="layer2"), None, ["`periods`", "'layr1'", "Nearest: 'layer1"]),
+        (Every({"layr1": 5}, of="layer2"), None, ["`periods`", "'layr1'", "Did you mean 'layer1"]),
         (Every({"layer1": 5}, of="layer3"), None, ["`of`", "'layer3'", "'layer2'"]),
         (Phases([Phase(["layer1"], 1), Phase(["hed"])]), {"head": "layer2"}, ["`phases[1].train`", "'hed'", "'head'"]),
-        (Phases([Phase(["layer*.bias"])]), None, ["`phases[0].train`", "'layer*.bias'", "Nearest"]),
+        (Phases([Phase(["layer*.bias"])]), None, ["`phases[0].train`", "'layer*.bias'", "Did you mean"]),
     ],
 )
 def test_unknown_group_is_found_with_the_model(
@@ -595,7 +595,7 @@ def test_unknown_group_is_found_with_the_model(
 
 
 def test_selector_that_matches_nothing_is_found_with_the_model() -> None:
-    with pytest.raises(SelectionError, match=r"group 'head'.*'layer3'.*Nearest: 'layer"):
+    with pytest.raises(SelectionError, match=r"group 'head'.*'layer3'.*Did you mean 'layer"):
         FreezeController(Net(), Phases([Phase(["head"])]), {"head": "layer3"})
 
 

@@ -256,7 +256,7 @@ def line_of(path: str, text: str) -> int:
             "`phases[0].pick.count` is 20, but 'blocks' has 8 group(s) (blocks/0, blocks/1, blocks/2, blocks/3, …), and a "
             "draw has no group twice. The nearest valid value is 8.",
         ),
-        ("lisa", ("family: blocks", "family: block"), "phases[0].pick.family", "Nearest: 'blocks'"),
+        ("lisa", ("family: blocks", "family: block"), "phases[0].pick.family", "Did you mean 'blocks'"),
     ],
     ids=["count", "family"],
 )
@@ -275,7 +275,7 @@ def test_a_wrong_group_is_told_as_by_fit() -> None:
         "fit", "--config", config, "--trainer.logger=false", "--trainer.enable_checkpointing=false"
     )
     assert "changed.yaml, line " in planned
-    assert "Nearest: " in planned
+    assert "Did you mean " in planned
 
 
 def test_without_a_scheduler_there_is_nothing_to_plan() -> None:

@@ -189,7 +189,7 @@ def test_an_optimizer_may_idle_between_turns(
 def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layout, idle: set[int]) -> None:
     plan = schedule.bind(layout)
     empty = Counter(step.optimizer for step in preview(plan, 12, 12, (0, 1)) if not step.trained)
-    assert set(empty) == idle == {lane for lane in (0, 1) if plan.can_be_fully_frozen(lane)}
+    assert set(empty) == idle == {optimizer for optimizer in (0, 1) if plan.can_be_fully_frozen(optimizer)}
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -201,10 +201,10 @@ def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layou
         (
             {},
             None,
-            "`periods` is {}, but must map at least one group to its period, as in `periods: {weight1: 5}`",
+            "`periods` is {}, but must map groups to periods: `periods: {weight1: 5}` updates",
             "periods",
         ),
-        ([5], None, "`periods` is [5], but must map at least one group to its period", "periods"),
+        ([5], None, "`periods` is [5], but must map groups to periods", "periods"),
         (
             {"a": 0},
             "b",
@@ -223,8 +223,7 @@ def test_what_may_idle_does_idle_and_nothing_else(schedule: Every, layout: Layou
         (
             {"a": 5},
             "a",
-            "`of` is 'a', which has a period of its own: a group cannot wait for its own updates. Take 'a' out of "
-            "`periods`, or leave `of` away to count every optimizer step.",
+            "`of` is 'a', which has a period itself. Take it out of `periods`, or omit `of` to count every step.",
             "of",
         ),
     ],
@@ -245,9 +244,13 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
         (
             Every({"slw": 5}, of="fast"),
             shared("slow", "fast"),
-            "`periods` names 'slw', which is no group. Nearest: 'slow'",
+            "`periods` names 'slw', which is not a group. Did you mean 'slow'",
         ),
-        (Every({"slow": 5}, of="fst"), shared("slow", "fast"), "`of` names 'fst', which is no group. Nearest: 'fast'"),
+        (
+            Every({"slow": 5}, of="fst"),
+            shared("slow", "fast"),
+            "`of` names 'fst', which is not a group. Did you mean 'fast'",
+        ),
         (
             Every({"slow": 5}, of="rest"),
             shared("slow", "fast"),
@@ -257,7 +260,7 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
         (
             Every({"f": 5}, of="f/0"),
             FAMILY,
-            "`of` is 'f/0', which `periods` schedules too: a group cannot wait for its",
+            "`of` is 'f/0', which `periods` schedules too. Take it out of there.",
         ),
         (
             Every({"f": 5, "f/1": 2}, of="g"),
@@ -279,9 +282,8 @@ FAMILY = Layout(("f/0", "f/1", "g"), families={"f": ("f/0", "f/1")})
         (
             Every({"a": 2, "b": 3}),
             shared("a", "b"),
-            "every group has a period above 1 and there is no `of`, so after the first step nothing would be "
-            "trainable, "
-            "no update would ever be counted, and the schedule would stand still.",
+            "every group has a period above 1 and there is no `of`, so nothing would train after the first step. "
+            "Give `of` a group that trains always",
         ),
     ],
 )

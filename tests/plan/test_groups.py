@@ -170,7 +170,7 @@ def test_groups_of_a_wrapped_model_are_those_of_the_plain_one(wrap: Callable[[nn
 
 def test_the_nearest_names_of_a_wrapped_model_are_names() -> None:
     model = Wrapper("_orig_mod", nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(SelectionError, match=re.escape("Nearest: '0', '0.weight', '0.bias'.")):
+    with pytest.raises(SelectionError, match=re.escape("Known: '0', '0.weight', '0.bias'.")):
         resolve_groups(model, {"g": "qqqqqqq"})
 
 
@@ -220,19 +220,23 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"g": "layr.1"},
         "train",
-        "group 'g': the selector 'layr.1' matches no parameter. Nearest: 'layer.1', 'layer.11', 'layer.10'. "
+        "group 'g': the selector 'layr.1' matches no parameter. Did you mean 'layer.1', 'layer.11', 'layer.10'? "
         "Selectors name whole segments between dots; `**.` before a name finds it at any depth.",
     ),
-    ({"g": {"each": "layers.*"}}, "train", "group 'g': the selector 'each: layers.*' matches no parameter. Nearest: "),
+    (
+        {"g": {"each": "layers.*"}},
+        "train",
+        "group 'g': the selector 'each: layers.*' matches no parameter. Did you mean ",
+    ),
     (
         {"g": {"select": "layer.1", "except": "hed"}},
         "train",
-        "the selector 'except: hed' matches no parameter. Nearest: 'head'",
+        "the selector 'except: hed' matches no parameter. Did you mean 'head'",
     ),
     (
         {"g": "type:torch.nn.BatchNorm1d"},
         "train",
-        "the selector 'type:torch.nn.BatchNorm1d' matches no parameter. Nearest: 'torch.nn.modules.",
+        "the selector 'type:torch.nn.BatchNorm1d' matches no parameter. Did you mean 'torch.nn.modules.",
     ),
     (
         {"a": "layer.1", "b": "layer.*.linear"},
@@ -254,58 +258,56 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"rest": "head"}, "train", "a group called 'rest', which is reserved: `rest` is every parameter outside the"),
     ({"all": "head"}, "train", "a group called 'all', which is reserved"),
-    ({"a/b": "head"}, "train", "group 'a/b' has a slash in its name; slashes name the groups of a family (layers/0)."),
+    ({"a/b": "head"}, "train", "group 'a/b' has a slash in its name, as the groups of a family have (layers/0)."),
     ({" ": "head"}, "train", "`groups` has the name ' '; a group's name is text."),
     ({7: "head"}, "train", "`groups` has the name 7; a group's name is text."),
     (
         {"f": {"each": "layer"}},
         "train",
-        "family 'f' has `each: layer`, which has no wildcard, so it names one thing and not a family. Write "
-        '`each: "layer.*"`.',
+        "family 'f' has `each: layer`, which has no wildcard and so names one thing. Write `each: \"layer.*\"`.",
     ),
     (
         {"f": [{"each": "layer.*"}, "head"]},
         "train",
-        "group 'f' mixes `each:` (one group for each match) with other selectors (one group together). Make it two",
+        "group 'f' mixes `each:` with other selectors. Make it two groups.",
     ),
     (
         {"g": "layer.{5..1}"},
         "train",
-        "the selector 'layer.{5..1}' holds '{5..1}'; braces hold a range of whole numbers, low to high and both "
-        "included, such as {0..5}.",
+        "the selector 'layer.{5..1}' holds '{5..1}'; braces hold a range of whole numbers, low to high: {0..5}.",
     ),
     ({"g": "layer.{a,b}"}, "train", "the selector 'layer.{a,b}' holds '{a,b}'; braces hold a range"),
     ({"g": "layer.{0..5"}, "train", "group 'g' has the selector 'layer.{0..5', in which a name is empty."),
-    ({"g": "re:layer.("}, "train", "the selector 're:layer.(' is no regular expression: missing ), unterminated"),
+    ({"g": "re:layer.("}, "train", "the selector 're:layer.(' is not a regular expression: missing ), unterminated"),
     (
         {"g": {"selct": "head"}},
         "train",
-        "group 'g' has the unknown key 'selct'; the keys of a selector are select, re, type, each, except. Nearest: "
-        "'select'.",
+        "group 'g' has the unknown key 'selct'; the keys of a selector are select, re, type, each, except. Did you "
+        "mean 'select'?",
     ),
     (
         {"g": {"type": "torch.nn.LayerNrm"}},
         "train",
         "`type: torch.nn.LayerNrm` names no class that can be imported (module 'torch.nn' has no attribute "
-        "'LayerNrm'). Write the full path, such as `type: torch.nn.LayerNorm`. Nearest: 'torch.nn.LayerNorm'.",
+        "'LayerNrm'). Write the full path, such as `type: torch.nn.LayerNorm`. Did you mean 'torch.nn.LayerNorm'?",
     ),
     ({"g": "type:no_such_package.Layer"}, "train", "names no class that can be imported (No module named"),
-    ({"g": "type:torch.Tensor"}, "train", "`type: torch.Tensor` names <class 'torch.Tensor'>, which is no torch.nn"),
+    ({"g": "type:torch.Tensor"}, "train", "`type: torch.Tensor` names <class 'torch.Tensor'>, which is not a torch.nn"),
     ({"g": "layer..norm"}, "train", "group 'g' has the selector 'layer..norm', in which a name is empty."),
     ({"g": ""}, "train", "group 'g' has the selector '', in which a name is empty."),
-    ({"g": []}, "train", "group 'g' selects nothing: []. Name a module or a parameter, such as 'encoder'."),
+    ({"g": []}, "train", "group 'g' selects nothing: []. Name a module, such as 'encoder'."),
     ({"g": {"except": "head"}}, "train", "group 'g' selects nothing: {'except': 'head'}."),
-    ({"g": 3}, "train", "group 'g' has the selector 3; write a name such as 'encoder.layers.0', a list of names, or"),
-    ({"g": {"select": 0}}, "train", "group 'g' has `select: 0`, but a selector is text. In YAML, quote patterns"),
+    ({"g": 3}, "train", "group 'g' has the selector 3; write a name, a list of names, or a mapping of select, re,"),
+    ({"g": {"select": 0}}, "train", "group 'g' has `select: 0`, but a selector is text. In YAML, quote * and braces."),
     (
         {"g": {"select": "layer.1", "except": "layer.*"}},
         "train",
-        "group 'g' is empty: `except: layer.*` takes away all 3 parameter(s) that 'layer.1' selects.",
+        "group 'g' is empty: `except:` takes away all its 3 parameter(s).",
     ),
     (
         {"g": "layer", "h": "attention"},
         "error",
-        "are in no group, and `rest: error` forbids that: embed.weight, head.weight, head.bias. Name them in a group",
+        "are in no group, and `rest: error` forbids that: embed.weight, head.bias. Name them in a group",
     ),
 ]
 
@@ -323,10 +325,8 @@ def test_a_group_of_the_users_own_parameters_is_refused() -> None:
     with pytest.raises(SelectionError) as caught:
         resolve_groups(model, {"g": "a", "h": "b"})
     assert str(caught.value) == (
-        "group 'g' (by 'a') is empty, because all its parameters were found with requires_grad=False (2 in the model, "
-        "such as 'a.weight'). Those are yours to freeze and belong to no group. Leave requires_grad=True for "
-        "everything "
-        "that the schedule is to train, also what is frozen at first."
+        "group 'g' (by 'a') is empty, because all its parameters have requires_grad=False (2 in the model, such as "
+        "'a.weight'). Leave requires_grad=True for all that the schedule is to train, also what is frozen at first."
     )
 
 
@@ -361,12 +361,12 @@ def test_a_name_in_a_schedule_that_is_no_group_is_read_as_a_selector() -> None:
     [
         (
             "atention",
-            "`phases[0].train` names 'atention', which is no group (groups: 'backbone') and, "
+            "`phases[0].train` names 'atention', which is not a group (groups: 'backbone') and, "
             "read as a "
-            "selector, matches no parameter. Nearest: 'attention'",
+            "selector, matches no parameter. Did you mean 'attention'",
         ),
-        ("backbon", "Nearest: 'backbone'"),
-        ("layer..1", "`phases[0].train` names 'layer..1', which is no group; as a selector, group 'layer..1' has"),
+        ("backbon", "Did you mean 'backbone'?"),
+        ("layer..1", "`phases[0].train` names 'layer..1', which is not a group; as a selector, group 'layer..1' has"),
     ],
 )
 def test_a_name_in_a_schedule_that_is_nothing_is_refused(name: str, text: str) -> None:
@@ -467,10 +467,60 @@ def test_a_wholly_frozen_model_is_frozen_from_its_root() -> None:
     assert [name for name, _ in frozen_modules(model, lambda p: True)] == ["", "0"]
 
 
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ("backbone.1", "'backbone.1' matches no parameter: 'backbone.1' is a ReLU without parameters. Did you mean"),
+        ("backbone.{3..4}", ": 'backbone.3' is a ReLU without parameters (and 1 more)"),
+        ("type:ReLU", "matches no parameter: 'backbone.1' is a ReLU without parameters (and 1 more). "),
+        ("bakbone", "'bakbone' matches no parameter. Did you mean 'backbone'"),
+        ("bakbone.4", "'bakbone.4' matches no parameter. Did you mean"),
+    ],
+)
+def test_only_names_that_match_parameters_are_offered(selector: str, said: str) -> None:
+    with pytest.raises(SelectionError) as caught:
+        resolve_groups(Backbone(), {"g": selector})
+    assert said in str(caught.value)
+    offered = re.findall(r"'([^']+)'", re.split("Did you mean|Known:", str(caught.value))[1])
+    assert offered
+    assert len(set(offered)) == len(offered)
+    for name in offered:
+        assert resolve_groups(Backbone(), {"g": f"type:{name}" if selector.startswith("type:") else name})
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        (
+            "backbone.1",
+            "parameter: 'backbone.1' is a ReLU without parameters. Did you mean 'backbone.2', 'backbone.0', 'backbone'?",
+        ),
+        ("haed", "matches no parameter. Did you mean 'head', 'head.bias', 'head.weight'?"),
+    ],
+)
+def test_a_name_in_a_schedule_is_offered_once(name: str, offered: str) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        selectors_for(Backbone(), {"body": "backbone", "head": "head"}, Phases([Phase([name])]))
+    assert offered in str(caught.value)
+
+
+def test_a_module_of_a_group_that_is_no_family_is_not_called_a_member_of_one() -> None:
+    for written in ("layer.*", ["layer"]):
+        with pytest.raises(ScheduleError, match=r"'layers' holds some of the same parameters.*name 'layers' in the"):
+            selectors_for(MODEL, {"layers": written}, Phases([Phase(["layer.1"])]))
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("layers.1", "no group, and 'layers/1' holds the same parameters: write 'layers/1' in the schedule."),
+        ("layers.1", "not a group, and 'layers/1' holds the same parameters: write 'layers/1' in the schedule."),
         (
             "layers.{1..2}",
             "and 'layers/1', 'layers/2' hold the same parameters: write 'layers/1', 'layers/2' in the schedule.",

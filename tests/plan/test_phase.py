@@ -274,12 +274,12 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
         (
             Phase([], pick=Pick("head")),
             "phases[0].pick.family",
-            "`phases[0].pick.family` is 'head', which is one group and no family: there is nothing to draw. Nearest: 'l'.",
+            "`phases[0].pick.family` is 'head', which is one group and not a family: there is nothing to draw. Did you mean 'l'?",
         ),
         (
             Phase([], pick=Pick("k")),
             "phases[0].pick.family",
-            "`phases[0].pick.family` names 'k', which is no group. Nearest: ",
+            "`phases[0].pick.family` names 'k', which is not a group. Known: 'l/0', ",
         ),
         (
             Phase([], pick=Pick("l", 4)),
@@ -300,19 +300,23 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
         (
             Phase(["all"], pick=Pick("l")),
             "phases[0].pick.family",
-            "`phases[0].pick.family` is 'l', all of which the phase trains anyway",
+            "`phases[0].pick.family` is 'l', and the phase trains all of it anyway",
         ),
         (
             Phase(["head"], lr={"stem": 0.1}),
             "phases[0].lr.stem",
-            "`phases[0].lr.stem` sets a rate for 'stem', which does not train in this phase (`train: ['head']`). Take it",
+            "`phases[0].lr.stem` is a factor for 'stem', which does not train in this phase (`train: ['head']`). Take it",
         ),
         (
             Phase(["head"], lr={"l": 0.1}),
             "phases[0].lr.l",
-            "`phases[0].lr.l` sets a rate for 'l', which does not train in this phase",
+            "`phases[0].lr.l` is a factor for 'l', which does not train in this phase",
         ),
-        (Phase(["head"], lr={"haed": 0.1}), "phases[0].lr.haed", "names 'haed', which is no group. Nearest: 'head'"),
+        (
+            Phase(["head"], lr={"haed": 0.1}),
+            "phases[0].lr.haed",
+            "names 'haed', which is not a group. Did you mean 'head'",
+        ),
         (
             Phase(["all"], lr={"l": 0.1, "l/1": 0.2}),
             "phases[0].lr.l/1",
@@ -321,13 +325,13 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
         (
             Phase(["all"], lr={"l": [0.1, 0.2]}),
             "phases[0].lr.l",
-            "`phases[0].lr.l` has 2 factor(s) for 3 group(s) (l/0, l/1, l/2). Give each one, in that order, or one for all.",
+            "`phases[0].lr.l` has 2 factor(s) for 3 group(s) (l/0, l/1, l/2). Give each one, or one for all.",
         ),
         (Phase(["all"], lr={"head": []}), "phases[0].lr.head", "`phases[0].lr.head` has 0 factor(s) for 1 group(s)"),
         (
             Phase([]),
             "phases[0].train",
-            "`phases[0].train` is empty and no other parameter trains, so nothing would be trainable",
+            "`phases[0].train` is empty and no other parameter trains. Name a group, or set `rest: train`.",
         ),
         (
             Phase([], pick=Pick("l", 3, drawn="freeze")),
@@ -344,7 +348,7 @@ def test_a_phase_that_does_not_fit_the_model_is_refused(phase: Phase, key: str, 
 
 
 def test_without_any_family_the_error_shows_how_one_is_made() -> None:
-    with pytest.raises(ScheduleError, match=r"A family is made by `each:`, as in `groups: \{a: \{each: \"model.layers"):
+    with pytest.raises(ScheduleError, match=r"`each:` makes a family: `groups: \{a: \{each: \"model.layers"):
         Phases([Phase([], pick=Pick("a"))]).bind(Layout(("a", "b")))
 
 
@@ -408,7 +412,7 @@ def test_a_family_that_can_be_frozen_whole_is_refused_unless_something_else_trai
         (
             {"ramp": 0},
             "ramp",
-            "`ramp` is 0, but must be a whole number of at least 1: a group that thaws makes that many",
+            "`ramp` is 0, but must be a whole number of at least 1: the learning rate of a group that thaws",
         ),
         ({"ramp": 1.5}, "ramp", "`ramp` is 1.5"),
         (

@@ -271,7 +271,7 @@ def test_a_name_stands_for(train: list[str], expected: set[str]) -> None:
     [
         (
             Phases([Phase(["aa"], updates=1), Phases([Phase(["backbone", "hed"])])]),
-            "`phases[1].phases[0].train` names 'hed', which is no group. Nearest: 'head'",
+            "`phases[1].phases[0].train` names 'hed', which is not a group. Did you mean 'head'",
         ),
         (
             Phases([Phase(["rest"])]),
@@ -279,11 +279,9 @@ def test_a_name_stands_for(train: list[str], expected: set[str]) -> None:
         ),
         (
             Phases([Phase([])]),
-            "`phases[0].train` is empty and no other parameter trains, so nothing would be trainable in this "
-            "phase. Name "
-            "a group, or set `rest: train` if parameters outside the groups should train.",
+            "`phases[0].train` is empty and no other parameter trains. Name a group, or set `rest: train`.",
         ),
-        (Phases([Phase(["x*"])]), "`phases[0].train` names 'x*', which is no group."),
+        (Phases([Phase(["x*"])]), "`phases[0].train` names 'x*', which is not a group."),
     ],
 )
 def test_a_schedule_that_does_not_fit_the_model_is_refused(schedule: Phases, text: str) -> None:

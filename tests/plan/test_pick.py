@@ -384,7 +384,7 @@ def test_a_pick_is_its_description(pick: Pick, described: dict[str, Any], text: 
         ({"count": True}, "pick.count", "`pick.count` is True, but must be"),
         ({"order": "shufle"}, "pick.order", "'random'. Nearest: 'shuffle'."),
         ({"drawn": "frozen"}, "pick.drawn", "`pick.drawn` is 'frozen', but must be one of 'train', 'freeze'. Nearest"),
-        ({"keep": 1, "order": "shuffle"}, "pick.keep", "`keep` is 1, but must be true or false"),
+        ({"keep": 1, "order": "shuffle"}, "pick.keep", "`pick.keep` is 1, but must be one of True, False"),
         ({"keep": True}, "pick.keep", "`keep` is true under `order: random`, which may draw a group again"),
         ({"weights": [1], "order": "shuffle"}, "pick.weights", "`weights` goes with `order: random`, and the order is"),
         ({"weights": []}, "pick.weights", "`weights` is [], but must be a list with a number for each group"),

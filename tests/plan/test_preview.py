@@ -21,7 +21,7 @@ def steps(*rows: str, optimizer: int = 0) -> list[Step]:
         (("b", "b", "b", "ab"), Interval("a", 0, 3)),
         (("ab", "ab"), None),
         (("ab", "b", "b"), None),  # never trains again
-        (("ab", "", "", "ab"), None),  # nobody's clock runs
+        (("ab", "", "", "ab"), None),  # no update is counted
         (("a", "b", "a", "b", "b", "a"), Interval("a", 2, 2)),
     ],
 )

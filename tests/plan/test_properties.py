@@ -160,12 +160,14 @@ def test_a_preview_from_a_position_goes_on_from_it(
     st.integers(1, 30),
 )
 def test_after_s_updates_of_of_a_group_has_had_ceil_s_by_n(
-    periods: dict[str, int], lanes: tuple[int, int, int], order: list[int], per_epoch: int, batches: int
+    periods: dict[str, int], optimizers: tuple[int, int, int], order: list[int], per_epoch: int, batches: int
 ) -> None:
-    layout = Layout(GROUPS, optimizers={g: frozenset({lane}) for g, lane in zip(GROUPS, lanes, strict=True)})
+    layout = Layout(
+        GROUPS, optimizers={g: frozenset({optimizer}) for g, optimizer in zip(GROUPS, optimizers, strict=True)}
+    )
     had: Counter[str] = Counter()
     window: list[Counter[str]] = []
-    stepping = [lane for lane in order if lane in lanes]
+    stepping = [optimizer for optimizer in order if optimizer in optimizers]
     for number, step in enumerate(preview(Every(periods, of="c").bind(layout), batches, per_epoch, stepping), start=1):
         had.update(step.trained)
         if number % len(stepping) == 0:
@@ -197,7 +199,7 @@ def test_updates_are_counted_as_they_are_made(schedule: Phases, layout: Layout, 
 def test_while_any_optimizer_may_step_something_is_trainable(
     schedule: Phases, layout: Layout, order: list[int]
 ) -> None:
-    """No schedule stands still: each batch in which all optimizers step updates something."""
+    """No schedule stalls: each batch in which all optimizers step updates something."""
     steps = preview(schedule.bind(layout), 20, 4, order)
     updated: Counter[int] = Counter()
     for step in steps:
@@ -212,22 +214,22 @@ def test_nothing_changes_while_a_plan_says_that_it_is_steady(data: st.DataObject
     row: list[Any] = [Phase(data.draw(st.sampled_from([["a"], ["b", "c"], ["all"]])), updates=n) for n in (1, 3, 5)]
     schedule = data.draw(st.sampled_from([every, Phases(row, repeat=True), Phases([*row, Phase(["a"])])]))
     spread = data.draw(st.sampled_from([(0, 0, 0), (0, 1, 1), (0, 1, 2)]))
-    held = {group: frozenset({lane}) for group, lane in zip("abc", spread, strict=True)}
+    held = {group: frozenset({optimizer}) for group, optimizer in zip("abc", spread, strict=True)}
     plan = schedule.bind(Layout(("a", "b", "c"), optimizers=held))
     at = plan.start()
     steady, before = 0, None
     for _ in range(60):
         plan.begin_window(at, 0)
-        lane = data.draw(st.sampled_from(sorted(set(spread))))
+        optimizer = data.draw(st.sampled_from(sorted(set(spread))))
         now = tuple(plan.trains(at, index) for index in range(3))
         if steady > 0:
             assert now == before
         else:
             before = now
             steady = plan.stable_updates(at) + 1
-        mine = [group for group in plan.trains(at, lane) if lane in held[group]]
+        mine = [group for group in plan.trains(at, optimizer) if optimizer in held[group]]
         updated = frozenset(data.draw(st.lists(st.sampled_from(mine), unique=True))) if mine else frozenset()
-        plan.update(at, lane, updated)
+        plan.update(at, optimizer, updated)
         steady -= bool(updated)
 
 
@@ -295,7 +297,9 @@ def test_phases_survive_being_saved_between_any_two_calls(
             else:
                 one.update(at, call, held(one, call, one.trains(at, call)))
         assert repr(saved.as_dict()) == repr(kept.as_dict())
-        assert [resumed.trains(saved, lane) for lane in range(3)] == [plan.trains(kept, lane) for lane in range(3)]
+        assert [resumed.trains(saved, optimizer) for optimizer in range(3)] == [
+            plan.trains(kept, optimizer) for optimizer in range(3)
+        ]
         assert resumed.lr_factors(saved) == plan.lr_factors(kept)
 
 
@@ -315,18 +319,18 @@ def test_a_preview_comes_true(
 @FEW
 @given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, st.lists(st.integers(0, 2), min_size=1, max_size=40))
 def test_nothing_changes_while_any_plan_says_that_it_is_steady(
-    schedule: Phases, layout: Layout, lanes: list[int]
+    schedule: Phases, layout: Layout, optimizers: list[int]
 ) -> None:
     """Neither sets nor rates."""
     plan = schedule.bind(layout)
     at, steady, before = plan.start(), 0, None
     plan.begin_window(at, 0)
-    for lane in lanes:
+    for optimizer in optimizers:
         now = [plan.trains(at, index) for index in range(3)], plan.lr_factors(at)
         assert steady <= 0 or now == before
         steady, before = max(steady, plan.stable_updates(at) + 1), now
-        updated = held(plan, lane, plan.trains(at, lane))
-        plan.update(at, lane, updated)
+        updated = held(plan, optimizer, plan.trains(at, optimizer))
+        plan.update(at, optimizer, updated)
         steady -= bool(updated)
 
 
@@ -345,8 +349,10 @@ def test_rates_are_of_what_trains_and_above_zero(schedule: Phases, layout: Layou
 @given(rows(FULL, ANY_REPEAT), FULL_LAYOUTS, ORDERS)
 def test_an_optimizer_that_may_not_idle_never_does(schedule: Phases, layout: Layout, order: list[int]) -> None:
     plan = schedule.bind(layout)
-    never = {lane for lane in range(3) if plan.can_be_fully_frozen(lane) is None}
-    holds = {lane for lane in range(3) if any(lane in layout.optimizers[group] for group in layout.optimizers)}
+    never = {optimizer for optimizer in range(3) if plan.can_be_fully_frozen(optimizer) is None}
+    holds = {
+        optimizer for optimizer in range(3) if any(optimizer in layout.optimizers[group] for group in layout.optimizers)
+    }
     for step in preview(plan, 15, 4, order):
         assert step.trained or step.optimizer not in never & holds
 

@@ -340,7 +340,7 @@ def test_it_describes_itself_as_one_would_write_it() -> None:
 @pytest.mark.parametrize(
     ("options", "key", "text"),
     [
-        ({"metric": ""}, "until.metric", "`metric` is '', but must be the name of a metric that the model logs"),
+        ({"metric": ""}, "until.metric", "`metric` is '', but must be the name of a logged metric: 'val_loss'."),
         ({"metric": 3}, "until.metric", "`metric` is 3, but must be the name"),
         ({"mode": "maxx"}, "until.mode", "`until.mode` is 'maxx', but must be one of 'min', 'max'. Nearest: 'max'."),
         ({"patience": -1}, "until.patience", "`until.patience` is -1, but must be a whole number of at least 0"),

@@ -134,7 +134,7 @@ def test_a_parameter_that_no_optimizer_holds(trainer: Any) -> None:
 def test_an_unknown_name_in_a_schedule_offers_groups_and_modules(trainer: Any) -> None:
     scheduler = FreezeScheduler(Every({"layer3": 5}, of="fast"), groups={"fast": "layer2"})
     with pytest.raises(
-        ScheduleError, match=r"`periods` names 'layer3', which is no group.*Nearest: 'layer2', 'layer1'"
+        ScheduleError, match=r"`periods` names 'layer3', which is not a group.*Did you mean 'layer2', 'layer1'"
     ):
         trainer(scheduler).fit(Net(), batches(2))
 
@@ -356,6 +356,6 @@ def test_a_schedule_that_freezes_nothing_is_warned_about(schedule: Any, options:
 def test_a_group_misspelt_in_the_schedule_is_not_a_second_group(trainer: Any) -> None:
     scheduler = FreezeScheduler(Every({"layer1": 2}, of="fast"), groups={"layer_1": "layer1", "fast": "layer2"})
     with pytest.raises(
-        ScheduleError, match=r"names 'layer1', which is no group, and 'layer_1' holds the same parameters"
+        ScheduleError, match=r"names 'layer1', which is not a group, and 'layer_1' holds the same parameters"
     ):
         trainer(scheduler).fit(Net(), batches(2))
