@@ -255,13 +255,13 @@ def by_hand(data: bytes, salt: int) -> list[int]:
     padded = data + bytes(-len(data) % 4)
     words = struct.unpack(f"<{len(padded) // 4}i", padded)
     return [
-        weight(lane - 1025, salt)
+        weight(begin - 1025, salt)
         + sum(
-            word * weight(lane + number // 1024, salt) * weight(lane - 1 - number % 1024, salt)
+            word * weight(begin + number // 1024, salt) * weight(begin - 1 - number % 1024, salt)
             for number, word in enumerate(words)
         )
         & MASK
-        for lane in (0, 1 << 62)
+        for begin in (0, 1 << 62)
     ]
 
 
@@ -323,7 +323,7 @@ def test_a_kernel_that_fails_is_said_once_and_not_tried_again(
     assert len(tries) == 1
     (said,) = caplog.messages
     assert said.startswith("the Triton kernel for fingerprints does not work here (RuntimeError: no C compiler). ")
-    assert "made by torch instead: the same digests" in said
+    assert "Torch makes the same digests" in said
 
 
 def test_without_triton_nothing_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -449,7 +449,7 @@ def test_digests_of_many_are_those_of_each(number: int) -> None:
         shared.to(torch.bfloat16),
     ]
     with threads(number):
-        assert digests(many) == [module.digest_if_any(tensor) for tensor in many]
+        assert digests(many) == [None if number in (1, 5) else digest(tensor) for number, tensor in enumerate(many)]
         assert digests([]) == []
 
 
@@ -594,7 +594,7 @@ def test_any_change_within_nested_state_shows() -> None:
 
 
 def test_digests_of_nested_state_say_where() -> None:
-    assert [key for key, _ in digests_of([next(states())])[0]] == ["step", "m", "more[0]", "more[1].k"]
+    assert list(digests_of([next(states())])[0]) == ["step", "m", "more[0]", "more[1].k"]
 
 
 def test_an_objects_address_is_no_change() -> None:
@@ -602,4 +602,4 @@ def test_an_objects_address_is_no_change() -> None:
 
 
 def test_a_tensor_in_state_has_its_own_digest() -> None:
-    assert digests_of([torch.ones(3)])[0] == [("", digest(torch.ones(3)))]
+    assert digests_of([torch.ones(3)])[0] == {"": digest(torch.ones(3))}

@@ -360,8 +360,8 @@ def test_a_subclass_with_memory_is_its_memory(of: Print, wrap: Callable[[Tensor]
 
 
 SILENT = """\
-a tensor of Silent has no memory of its own to fingerprint: Silent wraps other tensors, and does not say which. Give it \
-the method that torch asks for the tensors inside of a wrapper, here two of its attributes:
+a tensor of Silent has no memory of its own to fingerprint, and Silent does not say which tensors it wraps. Give it \
+the method that torch calls for them, here with two of its attributes:
 
 class Silent(torch.Tensor):
     def __tensor_flatten__(self):
@@ -435,7 +435,7 @@ def test_every_path_makes_the_same_digest(kind: str, number: int) -> None:
     with threads(number):
         found = digest(one)
         assert digests([large(), one, other, torch.ones(2)])[1:3] == [found, found]
-        assert digests_of([{"a": [one, other]}]) == [[("a[0]", found), ("a[1]", found)]]
+        assert digests_of([{"a": [one, other]}]) == [{"a[0]": found, "a[1]": found}]
 
 
 # --- an empty grid ---------------------------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def rank(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def same_by_any_path(sharded: Tensor, expected: Tensor) -> bool:
-    found = [digest(sharded), *digests([sharded]), digests_of([{"": sharded}])[0][0][1]]
+    found = [digest(sharded), *digests([sharded]), digests_of([sharded])[0][""]]
     return found == 3 * [digest(expected)]
 
 
