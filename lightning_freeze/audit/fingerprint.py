@@ -239,11 +239,11 @@ def _pieces(raw: Tensor) -> list[memoryview]:
     return [memory[start : start + _PIECE] for start in range(0, len(memory), _PIECE)]
 
 
-def _of_pieces(prints: Sequence[bytes], salt: int) -> int:
+def _of_pieces(parts: Sequence[bytes], salt: int) -> int:
     """One digest of many, in their order; that of a single piece is its own."""
-    if len(prints) == 1:
-        return int.from_bytes(prints[0], "big")
-    return xxhash.xxh3_128_intdigest(b"".join(prints), seed=salt)
+    if len(parts) == 1:
+        return int.from_bytes(parts[0], "big")
+    return xxhash.xxh3_128_intdigest(b"".join(parts), seed=salt)
 
 
 def _on_threads(pieces: Sequence[tuple[memoryview, int]]) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class Change:
     """Something frozen that is not what it was."""
 
     watched: Watched
-    kind: Literal["value", "optimizer_state", "buffer"]
+    kind: str  # value, optimizer_state or buffer
     entries: tuple[str, ...]  # of the optimizer state that moved, such as ``exp_avg``
     since: int  # the updates that had been made when the interval began
     until: int  # the updates that had been made when it was compared
@@ -107,7 +107,7 @@ class FrozenAudit:
         for interval, until, _, entries in compared:
             watched, gradient_at = interval.watched, interval.gradient_at
             if next(flags):
-                kind: Literal["buffer", "value"] = "buffer" if watched.group is None else "value"
+                kind = "buffer" if watched.group is None else "value"
                 changes.append(Change(watched, kind, (), interval.since, until, gradient_at))
             if moved := tuple(entry for entry in entries if next(flags)):
                 changes.append(Change(watched, "optimizer_state", moved, interval.state_since, until, gradient_at))

@@ -94,26 +94,19 @@ class MovedAudit:
         ]
         idle = [name for name, max_grad in kept if max_grad is None]
         unmoved = [name for name, max_grad in kept if max_grad]
+        of_group = f"of {len(members)} parameters of group {group!r}"
         if idle:
-            why = _NO_STEP if max_grads is None else _NOT_IN_LOSS
+            text = f"{len(idle)} {of_group} got no gradient in epoch {epoch}, though the group was to train: {_listed(idle)}. "
             yield _finding(
-                "no_gradient",
-                f"{len(idle)} of {len(members)} parameters of group {group!r} got no gradient in epoch {epoch}, though the "
-                f"group was to train: {_listed(idle)}. {why}",
-                epoch,
-                group,
-                idle[0],
+                "no_gradient", text + (_NO_STEP if max_grads is None else _NOT_IN_LOSS), epoch, group, idle[0]
             )
         for names in [[name] for name in unmoved] if self._split else [unmoved]:
             if names:
-                yield _finding(
-                    "unmoved",
-                    f"{len(names)} of {len(members)} parameters of group {group!r} kept every bit in epoch {epoch}, though "
-                    f"they had a gradient that was not zero and a learning rate above zero: {_listed(names)}. {_UNDONE}",
-                    epoch,
-                    group,
-                    names[0],
+                text = (
+                    f"{len(names)} {of_group} kept every bit in epoch {epoch}, though they had a gradient that was not zero and "
+                    f"a learning rate above zero: {_listed(names)}. {_UNDONE}"
                 )
+                yield _finding("unmoved", text, epoch, group, names[0])
 
 
 _NO_STEP = (

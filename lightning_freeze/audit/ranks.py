@@ -25,9 +25,7 @@ from lightning_freeze.report.findings import Finding
 _SENT = 20  # findings of one rank, the gravest first, that reach the others
 _SHOWN = 6
 _SEVERITIES = ("error", "warning", "info")
-
-Replicas = tuple[int, ...]
-"""The ranks that hold copies of the same bits, in ascending order."""
+Replicas = tuple[int, ...]  # the ranks that hold copies of the same bits, in ascending order
 
 
 class Ranks:
@@ -172,9 +170,6 @@ def _found_by(finding: Finding, ranks: Sequence[int], world: int) -> Finding:
     return replace(finding, message=message, ranks=tuple(ranks))
 
 
-# --- copies of the same parameter -------------------------------------------------------------------------------------
-
-
 def copies_of(
     named: Iterable[tuple[str, Tensor]], wrapper: nn.Module | None, digest_of: Callable[[Tensor], Digest | None]
 ) -> dict[Replicas, list[tuple[str, int | None]]]:
@@ -218,9 +213,6 @@ def _replicas_of_shard(parameter: Any) -> Replicas:
         for dimension, placement in enumerate(parameter.placements)
     )
     return tuple(sorted(parameter.device_mesh.mesh[index].reshape(-1).tolist()))
-
-
-# --- what is found ----------------------------------------------------------------------------------------------------
 
 
 def place_mismatch(difference: str, epoch: int, update: int) -> Finding:

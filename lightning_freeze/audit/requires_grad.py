@@ -77,7 +77,7 @@ class RequiresGradWatch:
         steps = [Step(index, o, {_TRAINED: tuple(m.parameter for m in held)}) for index, o in enumerate(optimizers)]
         for step in steps:
             step.train(_PLANNED)
-        self._hooks = StepHooks(steps, Hold(), lambda step: self._read_flags(), self._stepped)
+        self._hooks = StepHooks(steps, self.holds, lambda step: self._read_flags(), self._stepped)
         self._hooks.attach()
 
     def begin(self, epoch: int) -> None:

@@ -40,9 +40,7 @@ class WeightAudit(Hold):
         sets_to_none: bool = True,  # whether frozen gradients are set to None
         need_not_move: Callable[[Tensor], bool] = lambda parameter: False,  # called at an epoch's end
         offload: OffloadState | None = None,  # moves optimizer state, which is compared when it is back
-        training_weights: Callable[
-            [], AbstractContextManager[None]
-        ] = nullcontext,  # a context with the bits that train
+        training_weights: Callable[[], AbstractContextManager[None]] = nullcontext,  # in it, the bits that train
         split: bool = False,  # whether this process holds parts of parameters
     ) -> None:
         self._module = module
@@ -184,8 +182,10 @@ class WeightAudit(Hold):
 
     def _collect(self, epoch: int) -> list[Finding]:
         """One finding for each parameter, whatever the number of its intervals; a note about a buffer is made once."""
+        order = {group: number for number, group in enumerate(self._trained)}
         changes: dict[tuple[str, str], list[Change]] = {}
-        for change in self.frozen.collect():
+        # What freezes together comes in the order of a set, which varies from run to run.
+        for change in sorted(self.frozen.collect(), key=lambda each: order.get(each.watched.group or "", len(order))):
             changes.setdefault((change.watched.name, change.kind), []).append(change)
         findings = []
         for first, *later in changes.values():
@@ -220,7 +220,7 @@ class WeightAudit(Hold):
 
     def _mover(self, parameter: Tensor) -> str | None:
         for optimizer in self._holders.of(parameter):
-            if id(optimizer) not in self._traits:  # asked of each parameter that has moved
+            if id(optimizer) not in self._traits:
                 self._traits[id(optimizer)] = probe_optimizer(optimizer)
             traits = self._traits[id(optimizer)]
             if traits.skips_none is False:
