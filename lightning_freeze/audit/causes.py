@@ -24,7 +24,7 @@ class AuditContext:
 
 
 def explain(change: Change, context: AuditContext, epoch: int, later: int = 0) -> Finding:
-    """The finding for something frozen that moved, and in how many later intervals it did as well."""
+    """The finding for what moved, and did so in this number of later frozen intervals as well."""
     watched, buffer = change.watched, change.kind == "buffer"
     name = repr(watched.name)
     what = f"buffer {name} of a frozen module" if buffer else f"{name} (group {watched.group!r}, frozen)"

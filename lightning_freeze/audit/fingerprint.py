@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn.parameter import is_lazy
 
 Digest = int | Tensor
 """On the CPU an int; elsewhere two int64 on the tensor's own device, so that nothing waits for the host."""
+_Piece = tuple[memoryview, int]  # bytes and their salt
 
 _LOG = logging.getLogger("lightning_freeze")
 
@@ -71,8 +73,7 @@ def digest(tensor: Tensor) -> Digest:
     tensor = tensor.detach()
     if tensor.is_meta:
         raise _without_bits("on the meta device")
-    parts = _plain_parts(tensor)
-    if parts is not None:
+    if (parts := _plain_parts(tensor)) is not None:
         shape = () if tensor.is_nested else tuple(tensor.shape)  # that of a nested one is among its parts
         return _joined([digest(part) for part in parts], repr((tensor.layout, tensor.dtype, shape)))
     salt = _salt(tensor.dtype, tensor.shape)
@@ -81,23 +82,23 @@ def digest(tensor: Tensor) -> Digest:
         return multilinear(raw.reshape(-1), salt)
     if raw.numel() <= _PIECE:
         return xxhash.xxh3_128_intdigest(raw.numpy(), seed=salt)  # type: ignore[arg-type]
-    return _of_pieces(_on_threads([(piece, salt) for piece in _pieces(raw)]), salt)
+    return _of_pieces(_on_threads(_pieces(raw, salt)), salt)
 
 
 def digests(tensors: Iterable[Tensor | None]) -> list[Digest | None]:
     """The digest of each; None for a lazy parameter, and a buffer that is gone. Large ones on the CPU share threads."""
     found: list[Digest | None] = []
-    shared: list[tuple[int, int, list[memoryview]]] = []
+    shared: list[tuple[int, list[_Piece]]] = []
     threads = torch.get_num_threads() > 1
     for tensor in tensors:
         if threads and _is_shared(tensor):
-            shared.append((len(found), _salt(tensor.dtype, tensor.shape), _pieces(_bytes(tensor.detach()))))
+            shared.append((len(found), _pieces(_bytes(tensor.detach()), _salt(tensor.dtype, tensor.shape))))
             found.append(None)
         else:
             found.append(None if tensor is None or is_lazy(tensor) else digest(tensor))
-    parts = iter(_on_threads([(piece, salt) for _, salt, pieces in shared for piece in pieces]) if shared else ())
-    for number, salt, pieces in shared:
-        found[number] = _of_pieces([next(parts) for _ in pieces], salt)
+    parts = iter(_on_threads(list(chain.from_iterable(pieces for _, pieces in shared))) if shared else ())
+    for number, pieces in shared:
+        found[number] = _of_pieces([next(parts) for _ in pieces], pieces[0][1])
     return found
 
 
@@ -234,9 +235,9 @@ def _is_shared(tensor: Tensor | None) -> TypeGuard[Tensor]:
     )
 
 
-def _pieces(raw: Tensor) -> list[memoryview]:
+def _pieces(raw: Tensor, salt: int) -> list[_Piece]:
     memory = memoryview(raw.reshape(-1).numpy())  # type: ignore[arg-type]
-    return [memory[start : start + _PIECE] for start in range(0, len(memory), _PIECE)]
+    return [(memory[start : start + _PIECE], salt) for start in range(0, len(memory), _PIECE)]
 
 
 def _of_pieces(parts: Sequence[bytes], salt: int) -> int:
@@ -246,7 +247,7 @@ def _of_pieces(parts: Sequence[bytes], salt: int) -> int:
     return xxhash.xxh3_128_intdigest(b"".join(parts), seed=salt)
 
 
-def _on_threads(pieces: Sequence[tuple[memoryview, int]]) -> list[bytes]:
+def _on_threads(pieces: Sequence[_Piece]) -> list[bytes]:
     """The xxh3-128 of each piece under its salt, on as many threads as torch computes with, this one among them."""
     found = [b""] * len(pieces)
     left = deque(range(len(pieces)))

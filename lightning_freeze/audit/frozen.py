@@ -69,7 +69,7 @@ class FrozenAudit:
             self._open[key] = _Interval(each, update, *bits, state_since=update)
 
     def close(self, keys: Iterable[object], update: int, on_copy_stream: AbstractContextManager[object] = HERE) -> None:
-        """Those of these that were frozen thaw after so many updates: compare their bits.
+        """These thaw after so many updates: compare the bits of those that were frozen.
 
         Optimizer state is read on the stream on which it comes back; values are not, since they may be written to as soon
         as this returns.

@@ -13,8 +13,7 @@ from lightning_freeze.audit.fingerprint import Digest, differ, digests, to_built
 from lightning_freeze.report.findings import Finding
 
 _SHOWN = 5
-_MaxGrad = Tensor | float | None
-"""The largest entry of a parameter's gradient, 0 at a learning rate that is not above zero, None without a gradient."""
+_MaxGrad = Tensor | float | None  # the largest entry of a gradient, 0 at a learning rate of 0, None without a gradient
 
 
 class MovedAudit:
@@ -81,20 +80,23 @@ class MovedAudit:
         gradient = gradient.detach()
         gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
         gradient = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-        at_rest = not gradient.numel() or not self._rate(parameter) > 0
-        return 0.0 if at_rest else torch.linalg.vector_norm(gradient, ord=math.inf)
+        can_move = gradient.numel() and self._rate(parameter) > 0
+        return torch.linalg.vector_norm(gradient, ord=math.inf) if can_move else 0.0
 
-    def _findings(self, group: str, max_grads: Sequence[_MaxGrad] | None, epoch: int) -> Iterator[Finding]:
+    def _kept(self, group: str, max_grads: Sequence[_MaxGrad] | None) -> list[tuple[str, _MaxGrad]]:
+        """What should have moved and did not; without what has no elements, since FSDP1 keeps them on other ranks."""
         members = self._groups[group]
-        kept = [
+        return [
             (name, max_grad)
             for (name, parameter), max_grad in zip(members, max_grads or [None] * len(members), strict=True)
-            # One without elements is, under FSDP1, on other ranks.
             if name not in self.last_moved and parameter.numel() and not self._need_not_move(parameter)
         ]
+
+    def _findings(self, group: str, max_grads: Sequence[_MaxGrad] | None, epoch: int) -> Iterator[Finding]:
+        kept = self._kept(group, max_grads)
         idle = [name for name, max_grad in kept if max_grad is None]
         unmoved = [name for name, max_grad in kept if max_grad]
-        of_group = f"of {len(members)} parameters of group {group!r}"
+        of_group = f"of {len(self._groups[group])} parameters of group {group!r}"
         if idle:
             text = f"{len(idle)} {of_group} got no gradient in epoch {epoch}, though the group was to train: {_listed(idle)}. "
             yield _finding(

@@ -55,6 +55,8 @@ class Ranks:
 
     def texts(self, text: str) -> list[str]:
         """The text of each rank, a blank where it is empty."""
+        if not self.is_distributed:
+            return [text]
         raw = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
         return [bytes(part.tolist()).decode() for part in self.gathered(raw)]
 
@@ -109,7 +111,7 @@ class Ranks:
     def mismatch(
         self, copies: Mapping[Replicas, Sequence[tuple[str, int | None]]]
     ) -> tuple[str, list[list[int]]] | None:
-        """The first parameter of which ranks that should hold the same bits do not, and those ranks by what they hold.
+        """The first parameter whose copies differ, and its ranks by what they hold; None where all are alike.
 
         It is searched by halves, in as many rounds as its number has binary digits; where `copies_of` finds several sets of
         ranks, in the first of them whose bits differ.
@@ -186,9 +188,7 @@ def copies_of(
         ignored = {id(p) for name, p in wrapper.module.named_parameters(remove_duplicate=False) if name in names}
     copied = []
     for name, parameter in named:
-        replicas = () if id(parameter) in ignored else everyone
-        if hasattr(parameter, "device_mesh"):
-            replicas = _replicas_of_shard(parameter)
+        replicas = _replicas(parameter, () if id(parameter) in ignored else everyone)
         if len(replicas) > 1:
             copied.append((replicas, name, digest_of(parameter)))
     found: dict[Replicas, list[tuple[str, int | None]]] = {}
@@ -199,14 +199,15 @@ def copies_of(
 
 def _is_local_sgd(ddp: DistributedDataParallel) -> bool:
     """Whether ranks differ on purpose, until their weights are averaged."""
-    hooks = getattr(ddp, "_comm_hooks", ())
-    return any("post_localSGD" in getattr(hook, "__qualname__", "") for hook, *_ in hooks)
+    return any("post_localSGD" in getattr(hook, "__qualname__", "") for hook, *_ in getattr(ddp, "_comm_hooks", ()))
 
 
-def _replicas_of_shard(parameter: Any) -> Replicas:
-    """The ranks that hold the same shard of a DTensor; none where this rank is not part of its mesh."""
+def _replicas(parameter: Any, of_plain: Replicas) -> Replicas:
+    """The ranks that hold the same shard of a DTensor, or those of a plain parameter."""
+    if not hasattr(parameter, "device_mesh"):
+        return of_plain
     coordinate = parameter.device_mesh.get_coordinate()
-    if coordinate is None:
+    if coordinate is None:  # this rank is not part of the mesh
         return ()
     index = tuple(
         slice(None) if placement.is_replicate() else coordinate[dimension]

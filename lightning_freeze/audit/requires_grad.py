@@ -136,10 +136,9 @@ class RequiresGradWatch:
         if flags == self._flags:
             return
         self._flags = flags
-        weights = self._weights
-        weights.close(p for _, p in self._parameters if p.requires_grad)
-        weights.open(Member(name, p, _FROZEN) for name, p in self._parameters if not p.requires_grad)
-        weights.hold_buffers(frozen_modules(self._module, lambda p: not p.requires_grad))
+        self._weights.close(p for _, p in self._parameters if p.requires_grad)
+        self._weights.open(Member(name, p, _FROZEN) for name, p in self._parameters if not p.requires_grad)
+        self._weights.hold_buffers(frozen_modules(self._module, lambda p: not p.requires_grad))
 
     def _stepped(self, step: Step) -> None:
         leaked = [p for _, p in self._parameters if not p.requires_grad and p.grad is not None]

@@ -30,9 +30,7 @@ def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:
 class RunAudit:
     """The audits of a run over its epochs and its ranks; ``suspects`` name what else in it writes to weights."""
 
-    def __init__(
-        self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
         self.log = log
         self.suspects = suspects
         self.ranks = Ranks()
@@ -70,7 +68,7 @@ class RunAudit:
         return self.log.add(self.ranks.merged(found) if all_ranks else found)
 
     def end_epoch(self, more: Iterable[Finding] = ()) -> list[Finding]:
-        """A training epoch ended: compare what was frozen, what should have moved, and copies; add these findings."""
+        """A training epoch ended: compare what was frozen, what should have moved, and copies; add `more`."""
         epoch = self._place().epoch
         self.shards.close()
         found = self.ranks.merged([*(self.weights.end_epoch(epoch) if self.weights is not None else ()), *more])

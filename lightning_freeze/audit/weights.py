@@ -40,7 +40,7 @@ class WeightAudit(Hold):
         sets_to_none: bool = True,  # whether frozen gradients are set to None
         need_not_move: Callable[[Tensor], bool] = lambda parameter: False,  # called at an epoch's end
         offload: OffloadState | None = None,  # moves optimizer state, which is compared when it is back
-        training_weights: Callable[[], AbstractContextManager[None]] = nullcontext,  # in it, the bits that train
+        training_weights: Callable[[], AbstractContextManager[None]] = nullcontext,  # gives the bits that train
         split: bool = False,  # whether this process holds parts of parameters
     ) -> None:
         self._module = module

@@ -1,4 +1,4 @@
-"""Why something frozen moved: the first cause that applies is told, with what to change."""
+"""Why something frozen moved: the first cause that applies is given, with what to change."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ALL = {"mover": "Lion", "tied": "head.w", "owner": nn.Embedding(2, 2, max_norm=1
         (None, {}, "outside", "a callback that averages or swaps weights. Let it leave frozen parameters alone"),
     ],
 )
-def test_of_a_parameter_the_first_cause_is_told(gradient_at: Any, known: Any, cause: str, text: str) -> None:
+def test_of_a_parameter_the_first_cause_is_given(gradient_at: Any, known: Any, cause: str, text: str) -> None:
     found = explain(change(gradient_at=gradient_at), context(**known), 2)
     assert (found.audit, found.kind, found.severity, found.cause) == ("frozen", "value", "error", cause)
     assert found.message.startswith("'body.w' (group 'slow', frozen) moved between updates 4 and 8, in epoch 2: ")

@@ -250,7 +250,7 @@ def weight(index: int, salt: int) -> int:
     return (z ^ z >> 31) | 1
 
 
-def by_hand(data: bytes, salt: int) -> list[int]:
+def expected_sums(data: bytes, salt: int) -> list[int]:
     """Both sums in Python's own integers: a word's weight is its row's times its column's."""
     padded = data + bytes(-len(data) % 4)
     words = struct.unpack(f"<{len(padded) // 4}i", padded)
@@ -269,13 +269,13 @@ def by_hand(data: bytes, salt: int) -> list[int]:
 @given(st.binary(max_size=40), st.integers(0, MASK))
 def test_multilinear_is_a_weighted_sum_of_words(data: bytes, salt: int) -> None:
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    assert [n & MASK for n in multilinear(raw, salt).tolist()] == by_hand(data, salt)
+    assert [n & MASK for n in multilinear(raw, salt).tolist()] == expected_sums(data, salt)
 
 
 def test_rows_and_columns_have_weights_of_their_own() -> None:
     data = bytes(number * number % 251 for number in range(4 * 2500))
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    assert [n & MASK for n in multilinear(raw, 7).tolist()] == by_hand(data, 7)
+    assert [n & MASK for n in multilinear(raw, 7).tolist()] == expected_sums(data, 7)
 
 
 def test_a_word_that_changes_its_row_or_column_shows() -> None:
@@ -303,9 +303,9 @@ def test_the_salt_changes_every_sum() -> None:
 # --- the kernel's place ----------------------------------------------------------------------------------------------
 
 
-def in_place_of_the_kernel(monkeypatch: pytest.MonkeyPatch, stands_in: object) -> None:
+def in_place_of_the_kernel(monkeypatch: pytest.MonkeyPatch, replacement: object) -> None:
     monkeypatch.setattr(module, "_kernel_works", True)
-    monkeypatch.setitem(sys.modules, "lightning_freeze.audit.fingerprint_triton", stands_in)
+    monkeypatch.setitem(sys.modules, "lightning_freeze.audit.fingerprint_triton", replacement)
 
 
 def test_a_kernel_that_fails_is_said_once_and_not_tried_again(
@@ -355,7 +355,7 @@ def test_the_number_of_threads_does_not_show(number: int) -> None:
         assert {fingerprint(LARGE) for _ in range(5)} == {alone}
 
 
-def test_every_thread_gets_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_thread_gets_work(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[object] = []
 
     class Pool:

@@ -21,7 +21,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from lightning_freeze.audit import fingerprint as module
 from lightning_freeze.audit import fingerprint_triton
 from lightning_freeze.audit.fingerprint import digest, digests, digests_of, fingerprint, multilinear
-from tests.audit.test_fingerprint import Print, both, by_hand, flipped
+from tests.audit.test_fingerprint import Print, both, expected_sums, flipped
 from tests.threads import threads
 
 pytestmark = [
@@ -467,7 +467,7 @@ def test_no_grid_is_empty(monkeypatch: pytest.MonkeyPatch, size: int, programs: 
     ids=["new", "sliced", "shaped"],
 )
 def test_the_sums_over_nothing_are_those_of_the_salt(raw: Tensor) -> None:
-    assert [n & (1 << 64) - 1 for n in multilinear(raw.reshape(-1), 7).tolist()] == by_hand(b"", 7)
+    assert [n & (1 << 64) - 1 for n in multilinear(raw.reshape(-1), 7).tolist()] == expected_sums(b"", 7)
 
 
 # --- sharded ---------------------------------------------------------------------------------------------------------

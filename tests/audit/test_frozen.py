@@ -94,7 +94,7 @@ def test_the_first_gradient_of_an_interval_is_remembered(weight: torch.Tensor) -
     assert [change.gradient_at for change in audit.collect()] == [2]
 
 
-def test_a_buffer_is_told_from_a_parameter(weight: torch.Tensor) -> None:
+def test_a_buffer_has_a_kind_of_its_own(weight: torch.Tensor) -> None:
     audit = FrozenAudit()
     audit.open({"b": Watched("b", None, lambda: weight)}, 0)
     weight.add_(1)

@@ -1,4 +1,4 @@
-"""Across ranks: what they say of each other, by threads that stand for processes; real processes are in tests/processes."""
+"""Across ranks, by threads in place of processes; real processes are in tests/processes."""
 
 from __future__ import annotations
 
@@ -227,14 +227,14 @@ def test_copies_are_where_the_mesh_of_a_dtensor_says(eight: None) -> None:
     }
 
 
-def test_under_ddp_all_are_copies_but_what_it_was_told_to_ignore(eight: None) -> None:
+def test_under_ddp_all_are_copies_but_what_it_ignores(eight: None) -> None:
     model = nn.Linear(2, 1)
     model._ddp_params_and_buffers_to_ignore = ["bias"]  # type: ignore[assignment]
     ddp = nn.parallel.DistributedDataParallel(model, init_sync=False)
     assert copies_of(model.named_parameters(), ddp, digest_of) == {tuple(range(8)): [("weight", 7)]}
 
 
-def test_ranks_that_average_now_and_then_hold_no_copies(eight: None) -> None:
+def test_under_local_sgd_ranks_hold_no_copies(eight: None) -> None:
     ddp = nn.parallel.DistributedDataParallel(nn.Linear(2, 1), init_sync=False)
     state = post_localSGD_hook.PostLocalSGDState(process_group=None, subgroup=None, start_localSGD_iter=10)
     ddp.register_comm_hook(state, post_localSGD_hook.post_localSGD_hook)
