@@ -65,8 +65,8 @@ class FrozenAudit:
 
     def open(self, watched: Mapping[Any, Watched], update: int) -> None:
         """These froze after so many updates: remember their bits."""
-        for (key, each), bits in zip(watched.items(), _read(watched.values()), strict=True):
-            self._open[key] = _Interval(each, update, *bits, state_since=update)
+        for (key, each), (value, state) in zip(watched.items(), _read(watched.values()), strict=True):
+            self._open[key] = _Interval(each, update, value, state, update)
 
     def close(self, keys: Iterable[object], update: int, on_copy_stream: AbstractContextManager[object] = HERE) -> None:
         """These thaw after so many updates: compare the bits of those that were frozen.
@@ -84,7 +84,7 @@ class FrozenAudit:
         now = _read([interval.watched for interval in self._open.values()])
         for (key, old), bits in zip(list(self._open.items()), now, strict=True):
             self._compare(old, update, bits)
-            new = self._open[key] = _Interval(old.watched, update, *bits, state_since=update)
+            new = self._open[key] = _Interval(old.watched, update, bits[0], bits[1], update)
             if new.state is None:  # offloaded: compared with what it was when it comes back
                 new.state, new.state_since = old.state, old.state_since
 
