@@ -24,7 +24,7 @@ def frozen(batch_idx: int) -> bool:
 
 
 class GuardOff(pl.Callback):
-    """Switches the gate's last moment off, as if a gradient had been filled in after it."""
+    """Switches the step hooks' last moment off, as if a gradient had been filled in after it."""
 
     def __init__(self, scheduler: FreezeScheduler) -> None:
         self.scheduler = scheduler
@@ -50,7 +50,7 @@ class RefillsInCallback(pl.Callback):
 
 
 @pytest.mark.parametrize("where", ["module", "callback"])
-def test_refilled_gradients_are_emptied_again_at_the_last_moment(where: str, trainer: Any) -> None:
+def test_refilled_gradients_are_set_to_none_again_at_the_last_moment(where: str, trainer: Any) -> None:
     scheduler, slow = AlternatingFreeze("layer1", "layer2", every=EVERY), Snapshots("layer1")
     model, extra = (RefillsInModule(), []) if where == "module" else (Net(), [RefillsInCallback()])
     trainer(scheduler, slow, *extra).fit(model, batches(STEPS))
@@ -176,14 +176,14 @@ def test_an_ema_callback_is_caught_and_named(trainer: Any) -> None:
         trainer(AlternatingFreeze("layer1", "layer2", every=EVERY), WeightEMA()).fit(Net(), batches(STEPS))
 
 
-def test_an_optimizer_that_ignores_none_is_held_by_leaving_out(trainer: Any) -> None:
+def test_an_optimizer_that_ignores_none_is_held_by_excluding_parameters(trainer: Any) -> None:
     model = Net(lambda m: DecaysAll(m.parameters(), lr=0.1))
     scheduler = AlternatingFreeze("layer1", "layer2", every=EVERY)
     trainer(scheduler).fit(model, batches(STEPS))
     assert scheduler.findings == []
 
 
-def test_an_optimizer_that_ignores_none_is_caught_and_named_where_the_gate_is_told_otherwise(
+def test_an_optimizer_that_ignores_none_is_caught_and_named_where_parameters_are_not_excluded(
     trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightning_freeze.setup.way_of", lambda *_, **__: "none")

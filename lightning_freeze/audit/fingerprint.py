@@ -1,11 +1,8 @@
-"""A 128-bit digest of a tensor's bits; knows nobody but its own kernel for CUDA.
+"""A 128-bit digest of a tensor's bits: 0.0 and -0.0 differ, and a NaN equals itself.
 
-Bits, not values: 0.0 and -0.0 differ, and a NaN equals itself. The digest depends on positions, as `torch.hash_tensor`
-(an XOR of the elements) does not: any even number of equal elements hashes to 0 there. Nothing is inferred from
-``Tensor._version``, which fused optimizers and ``.data`` writes leave as it is.
-
-On the CPU xxh3 reads large tensors in pieces of a fixed size, on as many threads as torch computes with; the digest is
-the same on any number of them. On CUDA one Triton kernel reads each word once.
+It depends on positions, as `torch.hash_tensor` (an XOR) does not, where any even number of equal elements hashes to 0.
+``Tensor._version`` tells nothing: fused optimizers and ``.data`` writes leave it as it is. On the CPU xxh3 reads pieces of
+a fixed size, on as many threads as torch computes with; on CUDA one Triton kernel reads each word once.
 """
 
 from __future__ import annotations
@@ -14,17 +11,20 @@ import functools
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
 import xxhash
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+from torch.nn.parameter import is_lazy
 
 Digest = int | Tensor
 """On the CPU an int; elsewhere two int64 on the tensor's own device, so that nothing waits for the host."""
+_Piece = tuple[memoryview, int]  # bytes and their salt
 
 _LOG = logging.getLogger("lightning_freeze")
 
@@ -34,9 +34,10 @@ _SHARED = 1 << 18  # bytes from which it pays to share many tensors among thread
 _64_BITS = (1 << 64) - 1
 _COLUMNS = 1024
 _ROWS = 1 << 12  # at once, in torch: 32 MiB as int64
-_LANE = 1 << 62  # the two sums take their weights from different quarters of SplitMix64's sequence
+_SECOND = 1 << 62  # the second sum takes its weights from another quarter of SplitMix64's sequence
 _GOLDEN = -7046029254386353131  # 2⁶⁴/φ as a signed number; the increment of SplitMix64
 _MIX = (-4658895280553007687, -7723592293110705685)  # SplitMix64's multipliers
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -72,8 +73,7 @@ def digest(tensor: Tensor) -> Digest:
     tensor = tensor.detach()
     if tensor.is_meta:
         raise _without_bits("on the meta device")
-    parts = _plain_parts(tensor)
-    if parts is not None:
+    if (parts := _plain_parts(tensor)) is not None:
         shape = () if tensor.is_nested else tuple(tensor.shape)  # that of a nested one is among its parts
         return _joined([digest(part) for part in parts], repr((tensor.layout, tensor.dtype, shape)))
     salt = _salt(tensor.dtype, tensor.shape)
@@ -82,64 +82,44 @@ def digest(tensor: Tensor) -> Digest:
         return multilinear(raw.reshape(-1), salt)
     if raw.numel() <= _PIECE:
         return xxhash.xxh3_128_intdigest(raw.numpy(), seed=salt)  # type: ignore[arg-type]
-    return _of_pieces(_on_threads([(piece, salt) for piece in _pieces(raw)]), salt)
+    return _of_pieces(_on_threads(_pieces(raw, salt)), salt)
 
 
 def digests(tensors: Iterable[Tensor | None]) -> list[Digest | None]:
-    """`digest_if_any` of each; on the CPU large ones share threads, which pays for sizes where one alone does not.
-
-    Example:
-        >>> one = torch.ones(3)
-        >>> digests([one, None]) == [digest(one), None]
-        True
-    """
-    if torch.get_num_threads() == 1:
-        return [digest_if_any(tensor) for tensor in tensors]
+    """The digest of each; None for a lazy parameter, and a buffer that is gone. Large ones on the CPU share threads."""
     found: list[Digest | None] = []
-    later: list[tuple[int, int, list[memoryview]]] = []
+    shared: list[tuple[int, list[_Piece]]] = []
+    threads = torch.get_num_threads() > 1
     for tensor in tensors:
-        if _is_shared(tensor):
-            later.append((len(found), _salt(tensor.dtype, tensor.shape), _pieces(_bytes(tensor.detach()))))
+        if threads and _is_shared(tensor):
+            shared.append((len(found), _pieces(_bytes(tensor.detach()), _salt(tensor.dtype, tensor.shape))))
             found.append(None)
         else:
-            found.append(digest_if_any(tensor))
-    prints = iter(_on_threads([(piece, salt) for _, salt, pieces in later for piece in pieces]))
-    for number, salt, pieces in later:
-        found[number] = _of_pieces([next(prints) for _ in pieces], salt)
+            found.append(None if tensor is None or is_lazy(tensor) else digest(tensor))
+    parts = iter(_on_threads(list(chain.from_iterable(pieces for _, pieces in shared))) if shared else ())
+    for number, pieces in shared:
+        found[number] = _of_pieces([next(parts) for _ in pieces], pieces[0][1])
     return found
 
 
-def is_lazy(tensor: object) -> bool:
-    """Whether this is a parameter or buffer of a lazy module that has not seen its first input yet."""
-    return isinstance(tensor, UninitializedTensorMixin)
+def digests_of(values: Sequence[object]) -> list[dict[str, Digest | None]]:
+    """For each of these nested builtins, such as optimizer state, every key in it with its digest.
 
-
-def digest_if_any(tensor: Tensor | None) -> Digest | None:
-    """The digest, or None for what has no bits yet (a lazy parameter) or any more (a buffer that was taken away)."""
-    return None if tensor is None or is_lazy(tensor) else digest(tensor)
-
-
-def digests_of(values: Sequence[object]) -> list[list[tuple[str, Digest | None]]]:
-    """For each of these nested builtins the digest of every tensor in it, and of everything else by its ``repr``.
-
-    Args:
-        values: What an optimizer holds for one parameter each, for example.
-
-    Returns:
-        For each, every key in it with its digest.
+    A tensor is digested by its bits, everything else by its ``repr``.
     """
     leaves = [list(_leaves("", value)) for value in values]
     found = iter(digests(leaf for pairs in leaves for _, leaf in pairs if isinstance(leaf, Tensor)))
     return [
-        [(key, next(found) if isinstance(leaf, Tensor) else _of_plain(leaf)) for key, leaf in pairs] for pairs in leaves
+        {
+            key: next(found) if isinstance(leaf, Tensor) else xxhash.xxh3_128_intdigest(_described(leaf).encode())
+            for key, leaf in pairs
+        }
+        for pairs in leaves
     ]
 
 
 def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
-    """Whether two digests differ: a bool, or a bool tensor still on the device.
-
-    What had no bits before has not moved, whatever it became.
-    """
+    """Whether two digests differ, on their device; what had no bits before has not moved, whatever it became."""
     if before is None:
         return False
     if isinstance(before, Tensor) and isinstance(after, Tensor):
@@ -147,13 +127,8 @@ def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
     return before is not after and before != after
 
 
-def settled(values: Sequence[Any]) -> list[Any]:
-    """Flags or digests as builtins; those still on a device are read with one wait for each device.
-
-    Example:
-        >>> settled([True, torch.tensor(False), torch.tensor(3) > 2])
-        [True, False, True]
-    """
+def to_builtins(values: Sequence[Any]) -> list[Any]:
+    """Flags or digests as builtins; those still on a device are read with one wait for each device."""
     waiting: dict[torch.device, list[Tensor]] = {}
     for value in values:
         if isinstance(value, Tensor):
@@ -163,22 +138,12 @@ def settled(values: Sequence[Any]) -> list[Any]:
 
 
 def multilinear(raw: Tensor, salt: int) -> Tensor:
-    """Two 64-bit multilinear sums over 32-bit words with odd, position-dependent weights, on the tensor's device.
+    """Two 64-bit multilinear sums over the 32-bit words of flat bytes, on their device: two int64.
 
-    The words stand in rows of 1024, and a word's weight is its row's times its column's, each an odd pseudo-random
-    number: so a pass over the words costs one multiplication a sum, and the weights hardly anything. Odd weights make
-    every change of a single word visible for certain: its difference, times an odd number, is not 0 modulo 2⁶⁴. Other
-    changes go unseen with a probability of 2⁻⁵⁶ in each sum at most (2⁻²⁵, for elements that change their sign and
-    nothing else), the two sums being independent.
-
-    On CUDA this is a kernel of Triton's, where that is there and works; elsewhere the same two numbers in torch.
-
-    Args:
-        raw: The bytes, a flat uint8 tensor.
-        salt: Mixed into the weights.
-
-    Returns:
-        Two int64.
+    Words are in rows of 1024. A word's weight is its row's times its column's, each odd and pseudo-random, so a pass costs
+    one multiplication a sum. Odd weights make every change of a single word visible for certain: its difference, times an
+    odd number, is not 0 modulo 2⁶⁴. Other changes go unseen with a probability of 2⁻⁵⁶ at most in each of the two
+    independent sums (2⁻²⁵ for elements that change their sign and nothing else).
     """
     missing = -raw.numel() % 4
     if missing or raw.storage_offset() % 4:
@@ -189,19 +154,18 @@ def multilinear(raw: Tensor, salt: int) -> Tensor:
 
 
 def _by_torch(words: Tensor, salt: int) -> Tensor:
-    lanes = torch.arange(2, dtype=torch.int64, device=words.device).unsqueeze(1) * _LANE
+    begins = torch.arange(2, dtype=torch.int64, device=words.device).unsqueeze(1) * _SECOND
     # The sums begin at a weight that no word has, so that the salt shows in zeros, too.
-    total = _weights(lanes - 1 - _COLUMNS, salt).squeeze(1)
+    total = _weights(begins - 1 - _COLUMNS, salt).squeeze(1)
     # Rows count from 0 upwards and columns from -1 downwards: no row shares a column's weight.
-    columns = _weights(lanes - 1 - torch.arange(_COLUMNS, dtype=torch.int64, device=words.device), salt)
+    columns = _weights(begins - 1 - torch.arange(_COLUMNS, dtype=torch.int64, device=words.device), salt)
     for start in range(0, words.numel(), _ROWS * _COLUMNS):
         piece = words[start : start + _ROWS * _COLUMNS]
         piece = torch.nn.functional.pad(piece, (0, -piece.numel() % _COLUMNS)).view(-1, _COLUMNS).to(torch.int64)
         first = start // _COLUMNS
-        index = torch.arange(first, first + len(piece), dtype=torch.int64, device=words.device)
-        rows = _weights(lanes + index, salt)
-        for lane in range(2):
-            total[lane] += ((piece * rows[lane].unsqueeze(1)).sum(0) * columns[lane]).sum()
+        rows = _weights(begins + torch.arange(first, first + len(piece), device=words.device), salt)
+        for number in range(2):
+            total[number] += ((piece * rows[number].unsqueeze(1)).sum(0) * columns[number]).sum()
     return total
 
 
@@ -211,7 +175,7 @@ def _by_kernel(words: Tensor, salt: int) -> Tensor | None:
     if not _kernel_works:
         return None
     try:
-        # Here, so that whoever has no GPU never meets Triton.
+        # Triton is imported on a GPU only.
         from lightning_freeze.audit.fingerprint_triton import multilinear as by_triton
 
         return by_triton(words, signed(salt * _GOLDEN))
@@ -219,8 +183,7 @@ def _by_kernel(words: Tensor, salt: int) -> Tensor | None:
         _kernel_works = False
         if not isinstance(error, ModuleNotFoundError):
             _LOG.warning(
-                "the Triton kernel for fingerprints does not work here (%s: %s). Fingerprints are made by torch "
-                "instead: the same digests, at a lower rate.",
+                "the Triton kernel for fingerprints does not work here (%s: %s). Torch makes the same digests, at a lower rate.",
                 type(error).__name__,
                 error,
             )
@@ -272,41 +235,37 @@ def _is_shared(tensor: Tensor | None) -> TypeGuard[Tensor]:
     )
 
 
-def _pieces(raw: Tensor) -> list[memoryview]:
+def _pieces(raw: Tensor, salt: int) -> list[_Piece]:
     memory = memoryview(raw.reshape(-1).numpy())  # type: ignore[arg-type]
-    return [memory[start : start + _PIECE] for start in range(0, len(memory), _PIECE)]
+    return [(memory[start : start + _PIECE], salt) for start in range(0, len(memory), _PIECE)]
 
 
-def _of_pieces(prints: Sequence[bytes], salt: int) -> int:
+def _of_pieces(parts: Sequence[bytes], salt: int) -> int:
     """One digest of many, in their order; that of a single piece is its own."""
-    if len(prints) == 1:
-        return int.from_bytes(prints[0], "big")
-    return xxhash.xxh3_128_intdigest(b"".join(prints), seed=salt)
+    if len(parts) == 1:
+        return int.from_bytes(parts[0], "big")
+    return xxhash.xxh3_128_intdigest(b"".join(parts), seed=salt)
 
 
-def _on_threads(pieces: Sequence[tuple[memoryview, int]]) -> list[bytes]:
+def _on_threads(pieces: Sequence[_Piece]) -> list[bytes]:
     """The xxh3-128 of each piece under its salt, on as many threads as torch computes with, this one among them."""
     found = [b""] * len(pieces)
     left = deque(range(len(pieces)))
 
-    def some() -> None:
-        while left:
-            try:
+    def work() -> None:
+        with suppress(IndexError):  # until none is left
+            while True:
                 number = left.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            piece, salt = pieces[number]
-            found[number] = xxhash.xxh3_128_digest(piece, seed=salt)
+                piece, salt = pieces[number]
+                found[number] = xxhash.xxh3_128_digest(piece, seed=salt)
 
     helpers: list[Future[None]] = []
     worth = sum(len(piece) for piece, _ in pieces) // _PIECE
-    try:
+    with suppress(RuntimeError):  # the interpreter is ending, or there may be no more threads: this one does it all
         for _ in range(min(torch.get_num_threads(), len(pieces), worth) - 1):
-            helpers.append(_pool(os.getpid()).submit(some))
-    except RuntimeError:  # the interpreter is ending, or there may be no more threads: this one does it all
-        pass
+            helpers.append(_pool(os.getpid()).submit(work))
     try:
-        some()
+        work()
     finally:
         left.clear()
         for helper in helpers:
@@ -317,7 +276,7 @@ def _on_threads(pieces: Sequence[tuple[memoryview, int]]) -> list[bytes]:
 
 @functools.lru_cache(maxsize=1)
 def _pool(process: int) -> ThreadPoolExecutor:
-    """This process's own: a forked child has none of its parent's threads. They start as they are first needed."""
+    """This process's own: a forked child has none of its parent's threads."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lightning_freeze")
 
 
@@ -337,26 +296,22 @@ def _of_subclass(tensor: Any) -> Digest:
 
 
 def _of_wrapper(tensor: Any) -> Digest:
-    """The digest of a wrapper subclass: of every tensor in it, and what its context says in plain builtins.
+    """The digest of a wrapper subclass: of every tensor in it, and of its context's builtins.
 
-    A bool of the context is left out. It often is ``requires_grad``, which is no bit of the tensor's.
+    Bools of the context do not count: they often are ``requires_grad``, which is no bit of the tensor's.
     """
     names, context = tensor.__tensor_flatten__()
     leaves = [*_leaves("", {name: getattr(tensor, name) for name in names}), *_leaves("context", context)]
     parts = [digest(leaf) for _, leaf in leaves if isinstance(leaf, Tensor)]
     if not parts:
         return digest(_own_memory(tensor))
-    said = [(key, "" if isinstance(leaf, (Tensor, bool)) else _said(leaf)) for key, leaf in leaves]
+    described = [(key, "" if isinstance(leaf, (Tensor, bool)) else _described(leaf)) for key, leaf in leaves]
     shape = [size for size in tensor.shape if isinstance(size, int)]  # that of a jagged one is not all integers
-    return _joined(parts, repr((type(tensor).__name__, tensor.dtype, shape, said)))
+    return _joined(parts, repr((type(tensor).__name__, tensor.dtype, shape, described)))
 
 
 def _own_memory(tensor: Tensor) -> Tensor:
-    """A subclass's own memory as a plain tensor.
-
-    Raises:
-        ValueError: It has none: it wraps other tensors, and does not say which.
-    """
+    """A subclass's own memory as a plain tensor."""
     if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:
         return Tensor.detach(tensor)
     if not tensor.numel():
@@ -371,8 +326,8 @@ def _own_memory(tensor: Tensor) -> Tensor:
         return plain.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
     name = type(tensor).__name__
     raise ValueError(
-        f"a tensor of {name} has no memory of its own to fingerprint: {name} wraps other tensors, and does not say "
-        "which. Give it the method that torch asks for the tensors inside of a wrapper, here two of its attributes:\n\n"
+        f"a tensor of {name} has no memory of its own to fingerprint, and {name} does not say which tensors it wraps. Give it "
+        "the method that torch calls for them, here with two of its attributes:\n\n"
         f"class {name}(torch.Tensor):\n"
         "    def __tensor_flatten__(self):\n"
         '        return ["data", "scale"], None'
@@ -381,13 +336,13 @@ def _own_memory(tensor: Tensor) -> Tensor:
 
 def _without_bits(where: str) -> ValueError:
     return ValueError(
-        f"a tensor {where} has no bits to fingerprint. Materialise the model first: run one forward of lazy modules, "
-        "or load its weights."
+        f"a tensor {where} has no bits to fingerprint. Materialise the model first: run one forward of lazy modules, or load "
+        "its weights."
     )
 
 
 def _plain_parts(tensor: Tensor) -> list[Tensor] | None:
-    """The strided tensors that hold the bits of a sparse, quantized, nested or mkldnn one, or None for a plain one."""
+    """The strided tensors with the bits of a sparse, quantized, nested or mkldnn one; None for a plain one."""
     if tensor.layout is torch.strided:
         if tensor.is_quantized:
             return [tensor.int_repr(), *_scales(tensor)]
@@ -418,9 +373,6 @@ def _scales(quantized: Tensor) -> list[Tensor]:
     return [quantized.q_per_channel_scales(), quantized.q_per_channel_zero_points(), axis]
 
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 def _bytes(tensor: Tensor) -> Tensor:
     """A tensor's own memory as uint8 in one piece, copied only where it is not contiguous."""
     if tensor.is_conj() or tensor.is_neg():
@@ -443,7 +395,7 @@ def _joined(parts: Sequence[Digest], kind: str) -> Digest:
     return multilinear(_bytes(stacked), salt)
 
 
-def _leaves(key: str, value: object) -> Iterable[tuple[str, object]]:
+def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         for name, part in value.items():
             yield from _leaves(f"{key}.{name}" if key else str(name), part)
@@ -454,11 +406,7 @@ def _leaves(key: str, value: object) -> Iterable[tuple[str, object]]:
         yield key, value
 
 
-def _of_plain(value: object) -> int:
-    return xxhash.xxh3_128_intdigest(_said(value).encode())
-
-
-def _said(value: object) -> str:
+def _described(value: object) -> str:
     # An object's default repr holds its address, which says nothing of its content.
     known = isinstance(value, (int, float, str, bool, complex, type(None)))
     return repr(value) if known else type(value).__name__

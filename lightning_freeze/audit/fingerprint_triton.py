@@ -1,8 +1,7 @@
-"""The multilinear hash of `fingerprint.multilinear` as one Triton kernel; knows nobody. Loaded on CUDA alone.
+"""The hash of `fingerprint.multilinear` as one Triton kernel, imported on CUDA only.
 
-Each program takes every so-many-th row of words. A word is read once and meets both sums in registers: multiplied by
-its row's weight as it comes in, by its column's at the end. What the programs found is added up by torch, on the
-device; nothing waits for the host.
+Each program takes every so-many-th row. A word is read once and multiplied by its row's weight for both sums, which are
+multiplied by the columns' at the end. Torch adds up the programs' sums on the device; nothing waits for the host.
 """
 
 from __future__ import annotations
@@ -23,17 +22,11 @@ _PROGRAMS = 2048  # several for each multiprocessor of any device there is
 
 
 def multilinear(words: Tensor, seed: int) -> Tensor:
-    """The two sums over words on the device, exactly as torch makes them.
+    """The two int64 sums over flat int32 words, exactly as torch makes them.
 
     Args:
-        words: A flat int32 tensor.
-        seed: Where in SplitMix64's sequence index 0 lies, as a signed 64-bit number.
-
-    Returns:
-        Two int64.
-
-    Raises:
-        ModuleNotFoundError: There is no Triton.
+        words: A flat int32 tensor on CUDA.
+        seed: The place of index 0 in SplitMix64's sequence, as a signed 64-bit number.
     """
     if triton is None:
         raise ModuleNotFoundError("Triton is not installed", name="triton")
@@ -59,7 +52,7 @@ def _weights(index, seed):  # type: ignore[no-untyped-def]
 
 @_jit(do_not_specialize=["size", "seed"])  # type: ignore[untyped-decorator]
 def _kernel(words, sums, size, seed, columns: tl.constexpr):  # type: ignore[no-untyped-def]
-    lane: tl.constexpr = 1 << 62
+    begin: tl.constexpr = 1 << 62  # of the second sum's weights
     program = tl.program_id(0).to(tl.int64)
     seed = seed.to(tl.int64)
     size = size.to(tl.int64)
@@ -71,16 +64,16 @@ def _kernel(words, sums, size, seed, columns: tl.constexpr):  # type: ignore[no-
         row = program + turn * tl.num_programs(0)
         word = tl.load(words + row * columns + column).to(tl.int64)  # without a mask, so that loads are wide
         first += word * _weights(row, seed)
-        second += word * _weights(row + lane, seed)
-    if program == rows % tl.num_programs(0):  # whose turn the last, broken row would be
+        second += word * _weights(row + begin, seed)
+    if program == rows % tl.num_programs(0):  # whose turn the last, incomplete row is
         rest = rows * columns + column
         word = tl.load(words + rest, mask=rest < size, other=0).to(tl.int64)
         first += word * _weights(rows, seed)
-        second += word * _weights(rows + lane, seed)
+        second += word * _weights(rows + begin, seed)
     one = tl.sum(first * _weights(-1 - column, seed))
-    two = tl.sum(second * _weights(lane - 1 - column, seed))
+    two = tl.sum(second * _weights(begin - 1 - column, seed))
     if program == 0:  # the sums begin at a weight that no word has; `program` is the zero of its index
         one += _weights(program - 1 - columns, seed)
-        two += _weights(program + lane - 1 - columns, seed)
+        two += _weights(program + begin - 1 - columns, seed)
     tl.store(sums + 2 * program, one)
     tl.store(sums + 2 * program + 1, two)

@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from lightning_freeze.audit.fingerprint import Digest, differ, digests, digests_of, settled
+from lightning_freeze.audit.fingerprint import Digest, differ, digests, digests_of, to_builtins
 
-Kind = Literal["value", "optimizer_state", "buffer"]
-_Bits = tuple[Digest | None, list[tuple[str, Digest | None]] | None]  # of a value, and of each entry of its state
+_State = dict[str, Digest | None]  # the digest of each entry of an optimizer's state
+_Bits = tuple[Digest | None, _State | None]  # of a value and of its state, None while that is offloaded
+HERE = nullcontext()  # the stream of the step itself
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A parameter or buffer that an interval watches.
-
-    Args:
-        name: Its FQN.
-        group: The group that it belongs to, None for a buffer.
-        read: Gives the tensor as it is now, None if it is not there any more.
-        state: Gives the state that optimizers hold for it now, as nested builtins and tensors; None while it is elsewhere.
-    """
+    """A parameter or buffer that an interval watches."""
 
     name: str
-    group: str | None
-    read: Callable[[], Tensor | None]
-    state: Callable[[], object] | None = None
+    group: str | None  # None for a buffer
+    read: Callable[[], Tensor | None]  # gives the tensor as it is now, None if it is gone
+    state: Callable[[], object] | None = None  # gives the optimizer state for it now, None while that is offloaded
 
 
 @dataclass(frozen=True)
-class Shift:
-    """Something frozen that is not what it was.
-
-    Args:
-        watched: What moved.
-        kind: Its value, the optimizer state kept for it, or (a buffer) its value.
-        entries: The entries of the optimizer state that moved, such as ``exp_avg``.
-        since: The updates that had been made when the interval began.
-        until: The updates that had been made when it was compared.
-        gradient_at: The first update of the interval at which it had a gradient, if it had.
-    """
+class Change:
+    """Something frozen that is not what it was."""
 
     watched: Watched
-    kind: Kind
-    entries: tuple[str, ...]
-    since: int
-    until: int
-    gradient_at: int | None
+    kind: str  # value, optimizer_state or buffer
+    entries: tuple[str, ...]  # of the optimizer state that moved, such as ``exp_avg``
+    since: int  # the updates that had been made when the interval began
+    until: int  # the updates that had been made when it was compared
+    gradient_at: int | None  # the first update of the interval at which it had a gradient
 
 
 @dataclass
@@ -58,89 +43,50 @@ class _Interval:
     watched: Watched
     since: int
     value: Digest | None
-    state: list[tuple[str, Digest | None]] | None
+    state: _State | None
     state_since: int
     gradient_at: int | None = None
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """A comparison whose outcome may still be on the device."""
-
-    interval: _Interval
-    until: int
-    moved: bool | Tensor
-    entries: dict[str, bool | Tensor]
-
-
-HERE = nullcontext()
-"""The context that changes nothing: the stream of the step itself."""
-
-
 class FrozenAudit:
-    """Opens an interval when something freezes, closes it when it thaws, and compares fingerprints of the two ends.
+    """Opens an interval when something freezes, closes it when it thaws, and compares the digests of both ends.
 
-    On an accelerator the fingerprints and their comparison stay there until `collect` reads all at once.
-
-    Example:
-        >>> import torch
-        >>> weight = torch.nn.Parameter(torch.ones(3))
-        >>> audit = FrozenAudit()
-        >>> audit.open({"weight": Watched("weight", "slow", lambda: weight)}, update=4)
-        >>> weight.data.mul_(0.5) is None
-        False
-        >>> audit.close(["weight"], update=8)
-        >>> [(shift.kind, shift.since, shift.until) for shift in audit.collect()]
-        [('value', 4, 8)]
+    On an accelerator the digests and their comparison stay there until `collect` reads all at once.
     """
 
     def __init__(self) -> None:
+        self.checked = 0  # intervals compared so far, those of buffers included
         self._open: dict[object, _Interval] = {}
-        self._compared: list[_Comparison] = []
-        self.checked = 0
-        """Intervals compared so far, those of buffers included."""
+        # Each with the updates at its end, and whether its value and the entries of its state moved.
+        self._compared: list[tuple[_Interval, int, bool | Tensor, dict[str, bool | Tensor]]] = []
 
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
     def open(self, watched: Mapping[Any, Watched], update: int) -> None:
-        """These froze: remember their bits.
+        """These froze after so many updates: remember their bits."""
+        for (key, each), (value, state) in zip(watched.items(), _read(watched.values()), strict=True):
+            self._open[key] = _Interval(each, update, value, state, update)
 
-        Args:
-            watched: By key; what is watched already begins anew.
-            update: The updates made so far.
+    def close(self, keys: Iterable[object], update: int, on_copy_stream: AbstractContextManager[object] = HERE) -> None:
+        """These thaw after so many updates: compare the bits of those that were frozen.
+
+        Optimizer state is read on the stream on which it comes back; values are not, since they may be written to as soon
+        as this returns.
         """
-        self._begin(watched, _read(watched.values()), update)
-
-    def close(self, keys: Sequence[object], update: int, on_copy_stream: AbstractContextManager[object] = HERE) -> None:
-        """These thaw: compare their bits.
-
-        Args:
-            keys: What thaws.
-            update: The updates made so far.
-            on_copy_stream: In which optimizer state is looked at: the stream on which it comes back. What trains may be written to
-                as soon as this returns, so values are not.
-        """
-        closed = [self._open.pop(key) for key in keys]
+        closed = [self._open.pop(key) for key in keys if key in self._open]
         now = _read([interval.watched for interval in closed], on_copy_stream)
         for interval, bits in zip(closed, now, strict=True):
             self._compare(interval, update, bits, on_copy_stream)
 
     def check(self, update: int) -> None:
-        """Compare everything that is frozen now; what is left frozen is watched on from here."""
-        before = dict(self._open)
-        now = _read([interval.watched for interval in before.values()])
-        for interval, bits in zip(before.values(), now, strict=True):
-            self._compare(interval, update, bits)
-        self._begin({key: interval.watched for key, interval in before.items()}, now, update)
-        for key, interval in before.items():
-            again = self._open[key]
-            if again.state is None:  # elsewhere: compared with what it was when it comes back
-                again.state, again.state_since = interval.state, interval.state_since
-
-    def _begin(self, watched: Mapping[Any, Watched], bits: Iterable[_Bits], update: int) -> None:
-        for (key, each), (value, state) in zip(watched.items(), bits, strict=True):
-            self._open[key] = _Interval(each, update, value, state, state_since=update)
+        """Compare everything that is frozen now, and watch it on from here."""
+        now = _read([interval.watched for interval in self._open.values()])
+        for (key, old), bits in zip(list(self._open.items()), now, strict=True):
+            self._compare(old, update, bits)
+            new = self._open[key] = _Interval(old.watched, update, bits[0], bits[1], update)
+            if new.state is None:  # offloaded: compared with what it was when it comes back
+                new.state, new.state_since = old.state, old.state_since
 
     def saw_gradient(self, keys: Iterable[object], update: int) -> None:
         """These had a gradient when their optimizer stepped, though frozen."""
@@ -149,45 +95,43 @@ class FrozenAudit:
             if interval is not None and interval.gradient_at is None:
                 interval.gradient_at = update
 
-    def print_of(self, key: object) -> Digest | None:
-        """The bits with which an interval that is open began."""
+    def last_digest(self, key: object) -> Digest | None:
+        """The digest with which an open interval began."""
         return self._open[key].value if key in self._open else None
 
-    def collect(self) -> list[Shift]:
+    def collect(self) -> list[Change]:
         """What moved in the intervals compared since the last call. The one place that waits for a device."""
         compared, self._compared = self._compared, []
-        flags = iter(settled([flag for done in compared for flag in (done.moved, *done.entries.values())]))
-        shifts = []
-        for done in compared:
-            watched, since, gradient_at = done.interval.watched, done.interval.since, done.interval.gradient_at
+        flags = iter(to_builtins([flag for _, _, moved, entries in compared for flag in (moved, *entries.values())]))
+        changes = []
+        for interval, until, _, entries in compared:
+            watched, gradient_at = interval.watched, interval.gradient_at
             if next(flags):
-                kind: Kind = "buffer" if watched.group is None else "value"
-                shifts.append(Shift(watched, kind, (), since, done.until, gradient_at))
-            entries = tuple(entry for entry in done.entries if next(flags))
-            if entries:
-                since = done.interval.state_since
-                shifts.append(Shift(watched, "optimizer_state", entries, since, done.until, gradient_at))
-        return shifts
+                kind = "buffer" if watched.group is None else "value"
+                changes.append(Change(watched, kind, (), interval.since, until, gradient_at))
+            if moved := tuple(entry for entry in entries if next(flags)):
+                changes.append(Change(watched, "optimizer_state", moved, interval.state_since, until, gradient_at))
+        return changes
 
     def _compare(
         self, interval: _Interval, update: int, bits: _Bits, on_copy_stream: AbstractContextManager[object] = HERE
     ) -> None:
         self.checked += 1
-        value, state = bits
+        (value, state), before = bits, interval.state
         moved = differ(interval.value, value)
-        there = interval.state is not None and state is not None
-        before, after = (dict(interval.state or ()), dict(state or ())) if there else ({}, {})
-        with on_copy_stream:
-            entries = {
-                entry: differ(before[entry], after[entry]) if entry in before and entry in after else True
-                for entry in {**before, **after}
-            }
+        entries: dict[str, bool | Tensor] = {}
+        if before is not None and state is not None:
+            with on_copy_stream:
+                entries = {
+                    entry: differ(before[entry], state[entry]) if entry in before and entry in state else True
+                    for entry in before | state
+                }
         if any(flag is not False for flag in (moved, *entries.values())):
-            self._compared.append(_Comparison(interval, update, moved, entries))
+            self._compared.append((interval, update, moved, entries))
 
 
 def _read(watched: Collection[Watched], on_copy_stream: AbstractContextManager[object] = HERE) -> list[_Bits]:
-    """What each is now, by its digests; they are taken together, so that large tensors share threads."""
+    """The digests of each value and state now; they are taken together, so that large tensors share threads."""
     values = digests([each.read() for each in watched])
     states = [each.state() if each.state is not None else {} for each in watched]
     with on_copy_stream:

@@ -20,52 +20,32 @@ from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.log import Log
 from lightning_freeze.report.records import Record
 
-FROZEN = "requires_grad=False"
-TRAINED = "requires_grad=True"
-_TRAINED_SET = frozenset({TRAINED})
+_FROZEN = "requires_grad=False"
+_TRAINED = "requires_grad=True"
+_PLANNED = frozenset({_TRAINED})
 
 
 class RequiresGradWatch:
     """Audits a run that freezes by other means: BackboneFinetuning, PEFT, one's own code.
 
-    Whether ``requires_grad`` is on is read when a batch begins and right before each optimizer step, so a parameter
-    counts as frozen from the first of these at which it is off to the first at which it is on again.
-
-    Args:
-        module: The model.
-        suspects: Names of what else in the run writes to weights.
-        record: Called with each record of the run.
+    ``requires_grad`` is read when a batch begins and right before each optimizer step, so a parameter counts as frozen
+    from the first of these at which it is off to the first at which it is on again.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        *,
-        suspects: Sequence[str] = (),
-        record: Callable[[Record], None] = lambda record: None,
-    ) -> None:
-        self._module = module
-        self._at = Position(updates={TRAINED: 0})
+    def __init__(self, module: nn.Module, *, suspects: Sequence[str], record: Callable[[Record], None]) -> None:
+        self.holds = Hold()  # nothing is held
         self.log = Log(record)
         self.audit = RunAudit(module, self.log, lambda: self._at, suspects)
+        self._module = module
+        self._at = Position(updates={_TRAINED: 0})
         self._parameters = [(clean_name(name), p) for name, p in module.named_parameters()]
         self._flags: list[bool] = []
         self._hooks: StepHooks | None = None
 
     @property
-    def holds(self) -> Hold:
-        """Nothing is held."""
-        return Hold()
-
-    @property
     def findings(self) -> list[Finding]:
         """Everything that was found."""
         return self.log.findings
-
-    @property
-    def updates(self) -> dict[str, int]:
-        """The optimizer steps so far."""
-        return dict(self._at.updates)
 
     @property
     def total(self) -> int:
@@ -77,58 +57,54 @@ class RequiresGradWatch:
         """The epoch the run is in, from 0."""
         return self._at.epoch
 
-    def attach(self, *optimizers: Optimizer, run: RunContext | None = None) -> None:
-        """Watch these optimizers' steps; nothing is held.
-
-        Args:
-            optimizers: The run's optimizers.
-            run: The processes that share the run, and what is wrapped around the model.
-        """
+    def attach(self, *optimizers: Optimizer, run: RunContext) -> None:
+        """Watch these optimizers' steps, in a run of which this is known; nothing is held."""
         self.detach()
-        self.audit.meet(run or RunContext(self._module, self._module))
+        self.audit.meet(run)
         self._flags = []
         holders = OptimizerIndex(optimizers)
-        held = [Member(name, p, TRAINED) for name, p in self._parameters if holders.indices(p)]
+        held = [Member(name, p, _TRAINED) for name, p in self._parameters if holders.indices(p)]
         self.audit.weights = WeightAudit(
             self._module,
             holders,
-            {TRAINED: held},
+            {_TRAINED: held},
             lambda: self._at.total,
             suspects=self.audit.suspects,
-            gated=False,
-            excused=lambda parameter: not parameter.requires_grad,
+            sets_to_none=False,
+            need_not_move=lambda parameter: not parameter.requires_grad,
             split=self.audit.split,
         )
-        steps = [Step(index, o, {TRAINED: tuple(m.parameter for m in held)}) for index, o in enumerate(optimizers)]
+        steps = [Step(index, o, {_TRAINED: tuple(m.parameter for m in held)}) for index, o in enumerate(optimizers)]
         for step in steps:
-            step.train(_TRAINED_SET)
-        self._hooks = StepHooks(steps, Hold(), lambda step: self._see(), self._ran)
+            step.train(_PLANNED)
+        self._hooks = StepHooks(steps, self.holds, lambda step: self._read_flags(), self._stepped)
         self._hooks.attach()
 
-    def begin(self, epoch: int = 0) -> None:
+    def begin(self, epoch: int) -> None:
         """Training begins."""
         self._at.epoch = epoch
         self._weights.begin()
         self.audit.begin_epoch()
-        frozen = [p for _, p in self._parameters if not p.requires_grad]
-        trained = [p for _, p in self._parameters if p.requires_grad]
         self.log.record(
             {
                 "type": "run",
                 "schedule": None,
-                "groups": {FROZEN: size_of(frozen), TRAINED: size_of(trained)},
+                "groups": {
+                    _FROZEN: size_of(p for _, p in self._parameters if not p.requires_grad),
+                    _TRAINED: size_of(p for _, p in self._parameters if p.requires_grad),
+                },
                 "updates_before": self._at.total,
                 "epoch": epoch,
                 "resumed": False,
             }
         )
 
-    def begin_step(self, epoch: int | None = None) -> None:
+    def begin_step(self, epoch: int) -> None:
         """A batch begins: see what is frozen now."""
-        self._at.epoch = self._at.epoch if epoch is None else epoch
+        self._at.epoch = epoch
         self.audit.begun = True
         self.audit.shards.close()
-        self._see()
+        self._read_flags()
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
@@ -139,7 +115,7 @@ class RequiresGradWatch:
         return found
 
     def finish(self) -> list[Finding]:
-        """The fit ends: a last comparison, called by all ranks together, which are told the same."""
+        """The fit ends: a last comparison. All ranks call it together."""
         found = self.audit.finish()
         if self.audit.begun:
             self.audit.record_counts()
@@ -149,27 +125,26 @@ class RequiresGradWatch:
         """There is nothing but counts to record."""
 
     def detach(self, bring_back: bool = True) -> None:
-        """Take every hook out again. Safe to call again."""
+        """Remove every hook; idempotent."""
         if self._hooks is not None:
             self._hooks.detach()
         self._hooks = self.audit.weights = None
 
-    def _see(self) -> None:
+    def _read_flags(self) -> None:
         """Follow what is frozen now, if that has changed."""
         flags = [p.requires_grad for _, p in self._parameters]
         if flags == self._flags:
             return
         self._flags = flags
-        weights = self._weights
-        weights.close(p for _, p in self._parameters if p.requires_grad)
-        weights.open(Member(name, p, FROZEN) for name, p in self._parameters if not p.requires_grad)
-        weights.hold_buffers(frozen_modules(self._module, lambda p: not p.requires_grad))
+        self._weights.close(p for _, p in self._parameters if p.requires_grad)
+        self._weights.open(Member(name, p, _FROZEN) for name, p in self._parameters if not p.requires_grad)
+        self._weights.hold_buffers(frozen_modules(self._module, lambda p: not p.requires_grad))
 
-    def _ran(self, step: Step) -> None:
+    def _stepped(self, step: Step) -> None:
         leaked = [p for _, p in self._parameters if not p.requires_grad and p.grad is not None]
-        self._weights.stepped(_TRAINED_SET, step.updated, leaked)
+        self._weights.stepped(_PLANNED, step.updated, leaked)
         self._at.total += bool(step.updated)
-        self._at.updates[TRAINED] = self._at.total
+        self._at.updates[_TRAINED] = self._at.total
 
     @property
     def _weights(self) -> WeightAudit:

@@ -128,7 +128,7 @@ class _Audited(Auditor):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare what is saved; a finding is acted upon at the epoch's end."""
         if self._engine is not None and trainer.training:
-            self._engine.audit.check(together=self._together)
+            self._engine.audit.check(all_ranks=self._together)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record what was done, and undo what was changed."""

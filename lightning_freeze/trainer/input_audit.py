@@ -177,7 +177,7 @@ class InputAudit(Auditor):
         if findings:
             say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
         if self._on_finding == "raise":
-            self._stop_for(Ranks(trainer.strategy.root_device).shared(errors), trainer, "inputs")
+            self._stop_for(Ranks(trainer.strategy.root_device).merged(errors), trainer, "inputs")
 
     def _raises_for(self, finding: Finding) -> bool:
         fault = finding.severity == "warning" and finding.confirmed and finding.kind in _FAULTS

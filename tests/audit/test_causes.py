@@ -1,4 +1,4 @@
-"""Why something frozen moved: the first cause that applies is told, with what to change."""
+"""Why something frozen moved: the first cause that applies is given, with what to change."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_freeze.audit.causes import Surroundings, explain
-from lightning_freeze.audit.frozen import Shift, Watched
+from lightning_freeze.audit.causes import AuditContext, explain
+from lightning_freeze.audit.frozen import Change, Watched
 
 
-def surroundings(**known: Any) -> Surroundings:
+def context(**known: Any) -> AuditContext:
     """What is known of a run: of callables, what they give."""
-    return Surroundings(
+    return AuditContext(
         **{
             name: (lambda _, value=value: value) if name in ("mover", "tied", "owner") else value
             for name, value in {"mover": None, "tied": None, "owner": None, **known}.items()
@@ -22,9 +22,11 @@ def surroundings(**known: Any) -> Surroundings:
     )
 
 
-def shift(kind: Any = "value", gradient_at: int | None = None, entries: tuple[str, ...] = (), since: int = 4) -> Shift:
+def change(
+    kind: Any = "value", gradient_at: int | None = None, entries: tuple[str, ...] = (), since: int = 4
+) -> Change:
     group = None if kind == "buffer" else "slow"
-    return Shift(Watched("body.w", group, lambda: torch.ones(2)), kind, entries, since, 8, gradient_at)
+    return Change(Watched("body.w", group, lambda: torch.ones(2)), kind, entries, since, 8, gradient_at)
 
 
 ALL = {"mover": "Lion", "tied": "head.w", "owner": nn.Embedding(2, 2, max_norm=1.0), "suspects": ["EMA"]}
@@ -33,8 +35,13 @@ ALL = {"mover": "Lion", "tied": "head.w", "owner": nn.Embedding(2, 2, max_norm=1
 @pytest.mark.parametrize(
     ("gradient_at", "known", "cause", "text"),
     [
-        (5, ALL, "gradient", "stepped after update 5, so the gate was bypassed"),
-        (5, {**ALL, "gated": False}, "gradient", "requires_grad=False does not empty `.grad`. Set `.grad = None`"),
+        (5, ALL, "gradient", "stepped after update 5, so something filled `.grad` after it was set to None"),
+        (
+            5,
+            {**ALL, "sets_to_none": False},
+            "gradient",
+            "requires_grad=False does not set `.grad` to None. Set `.grad = None`",
+        ),
         (None, ALL, "optimizer", "Lion moves a parameter whose gradient is None"),
         (None, {**ALL, "mover": None}, "tied", "it shares memory with 'head.w', which trained"),
         (None, {**ALL, "mover": None, "tied": None}, "outside", "it belongs to an Embedding with max_norm=1.0"),
@@ -42,8 +49,8 @@ ALL = {"mover": "Lion", "tied": "head.w", "owner": nn.Embedding(2, 2, max_norm=1
         (None, {}, "outside", "a callback that averages or swaps weights. Let it leave frozen parameters alone"),
     ],
 )
-def test_of_a_parameter_the_first_cause_is_told(gradient_at: Any, known: Any, cause: str, text: str) -> None:
-    found = explain(shift(gradient_at=gradient_at), surroundings(**known), 2)
+def test_of_a_parameter_the_first_cause_is_given(gradient_at: Any, known: Any, cause: str, text: str) -> None:
+    found = explain(change(gradient_at=gradient_at), context(**known), 2)
     assert (found.audit, found.kind, found.severity, found.cause) == ("frozen", "value", "error", cause)
     assert found.message.startswith("'body.w' (group 'slow', frozen) moved between updates 4 and 8, in epoch 2: ")
     assert text in found.message
@@ -59,20 +66,20 @@ def test_of_a_parameter_the_first_cause_is_told(gradient_at: Any, known: Any, ca
     ],
 )
 def test_of_a_buffer_it_depends_on_whether_it_is_held(known: Any, severity: str, cause: str, text: str) -> None:
-    found = explain(shift("buffer"), surroundings(**known), 2)
+    found = explain(change("buffer"), context(**known), 2)
     assert (found.audit, found.kind, found.severity, found.cause) == ("buffers", "buffer", severity, cause)
     assert found.message.startswith("buffer 'body.w' of a frozen module moved between updates 4 and 8")
     assert text in found.message
 
 
 def test_entries_of_optimizer_state_are_named_and_max_norm_moves_none() -> None:
-    found = explain(shift("optimizer_state", entries=("exp_avg", "step")), surroundings(owner=ALL["owner"]), 2)
+    found = explain(change("optimizer_state", entries=("exp_avg", "step")), context(owner=ALL["owner"]), 2)
     assert found.message.startswith("the optimizer state of 'body.w' (group 'slow', frozen) (exp_avg, step) moved")
     assert "max_norm" not in found.message
 
 
 @pytest.mark.parametrize(
-    ("since", "again", "text"),
+    ("since", "later", "text"),
     [
         (4, 0, "moved between updates 4 and 8, in epoch 2: "),
         (8, 0, "moved after update 8 and before the next, in epoch 2: "),
@@ -80,5 +87,5 @@ def test_entries_of_optimizer_state_are_named_and_max_norm_moves_none() -> None:
         (4, 3, "in epoch 2 (and in 3 later frozen intervals): "),
     ],
 )
-def test_it_says_when(since: int, again: int, text: str) -> None:
-    assert text in explain(shift(since=since), surroundings(), 2, again).message
+def test_it_says_when(since: int, later: int, text: str) -> None:
+    assert text in explain(change(since=since), context(), 2, later).message

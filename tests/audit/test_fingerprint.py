@@ -250,18 +250,18 @@ def weight(index: int, salt: int) -> int:
     return (z ^ z >> 31) | 1
 
 
-def by_hand(data: bytes, salt: int) -> list[int]:
+def expected_sums(data: bytes, salt: int) -> list[int]:
     """Both sums in Python's own integers: a word's weight is its row's times its column's."""
     padded = data + bytes(-len(data) % 4)
     words = struct.unpack(f"<{len(padded) // 4}i", padded)
     return [
-        weight(lane - 1025, salt)
+        weight(begin - 1025, salt)
         + sum(
-            word * weight(lane + number // 1024, salt) * weight(lane - 1 - number % 1024, salt)
+            word * weight(begin + number // 1024, salt) * weight(begin - 1 - number % 1024, salt)
             for number, word in enumerate(words)
         )
         & MASK
-        for lane in (0, 1 << 62)
+        for begin in (0, 1 << 62)
     ]
 
 
@@ -269,13 +269,13 @@ def by_hand(data: bytes, salt: int) -> list[int]:
 @given(st.binary(max_size=40), st.integers(0, MASK))
 def test_multilinear_is_a_weighted_sum_of_words(data: bytes, salt: int) -> None:
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    assert [n & MASK for n in multilinear(raw, salt).tolist()] == by_hand(data, salt)
+    assert [n & MASK for n in multilinear(raw, salt).tolist()] == expected_sums(data, salt)
 
 
 def test_rows_and_columns_have_weights_of_their_own() -> None:
     data = bytes(number * number % 251 for number in range(4 * 2500))
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    assert [n & MASK for n in multilinear(raw, 7).tolist()] == by_hand(data, 7)
+    assert [n & MASK for n in multilinear(raw, 7).tolist()] == expected_sums(data, 7)
 
 
 def test_a_word_that_changes_its_row_or_column_shows() -> None:
@@ -303,9 +303,9 @@ def test_the_salt_changes_every_sum() -> None:
 # --- the kernel's place ----------------------------------------------------------------------------------------------
 
 
-def in_place_of_the_kernel(monkeypatch: pytest.MonkeyPatch, stands_in: object) -> None:
+def in_place_of_the_kernel(monkeypatch: pytest.MonkeyPatch, replacement: object) -> None:
     monkeypatch.setattr(module, "_kernel_works", True)
-    monkeypatch.setitem(sys.modules, "lightning_freeze.audit.fingerprint_triton", stands_in)
+    monkeypatch.setitem(sys.modules, "lightning_freeze.audit.fingerprint_triton", replacement)
 
 
 def test_a_kernel_that_fails_is_said_once_and_not_tried_again(
@@ -323,7 +323,7 @@ def test_a_kernel_that_fails_is_said_once_and_not_tried_again(
     assert len(tries) == 1
     (said,) = caplog.messages
     assert said.startswith("the Triton kernel for fingerprints does not work here (RuntimeError: no C compiler). ")
-    assert "made by torch instead: the same digests" in said
+    assert "Torch makes the same digests" in said
 
 
 def test_without_triton_nothing_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -355,7 +355,7 @@ def test_the_number_of_threads_does_not_show(number: int) -> None:
         assert {fingerprint(LARGE) for _ in range(5)} == {alone}
 
 
-def test_every_thread_gets_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_thread_gets_work(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[object] = []
 
     class Pool:
@@ -449,7 +449,7 @@ def test_digests_of_many_are_those_of_each(number: int) -> None:
         shared.to(torch.bfloat16),
     ]
     with threads(number):
-        assert digests(many) == [module.digest_if_any(tensor) for tensor in many]
+        assert digests(many) == [None if number in (1, 5) else digest(tensor) for number, tensor in enumerate(many)]
         assert digests([]) == []
 
 
@@ -594,7 +594,7 @@ def test_any_change_within_nested_state_shows() -> None:
 
 
 def test_digests_of_nested_state_say_where() -> None:
-    assert [key for key, _ in digests_of([next(states())])[0]] == ["step", "m", "more[0]", "more[1].k"]
+    assert list(digests_of([next(states())])[0]) == ["step", "m", "more[0]", "more[1].k"]
 
 
 def test_an_objects_address_is_no_change() -> None:
@@ -602,4 +602,4 @@ def test_an_objects_address_is_no_change() -> None:
 
 
 def test_a_tensor_in_state_has_its_own_digest() -> None:
-    assert digests_of([torch.ones(3)])[0] == [("", digest(torch.ones(3)))]
+    assert digests_of([torch.ones(3)])[0] == {"": digest(torch.ones(3))}

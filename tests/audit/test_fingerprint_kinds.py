@@ -21,7 +21,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from lightning_freeze.audit import fingerprint as module
 from lightning_freeze.audit import fingerprint_triton
 from lightning_freeze.audit.fingerprint import digest, digests, digests_of, fingerprint, multilinear
-from tests.audit.test_fingerprint import Print, both, by_hand, flipped
+from tests.audit.test_fingerprint import Print, both, expected_sums, flipped
 from tests.threads import threads
 
 pytestmark = [
@@ -360,8 +360,8 @@ def test_a_subclass_with_memory_is_its_memory(of: Print, wrap: Callable[[Tensor]
 
 
 SILENT = """\
-a tensor of Silent has no memory of its own to fingerprint: Silent wraps other tensors, and does not say which. Give it \
-the method that torch asks for the tensors inside of a wrapper, here two of its attributes:
+a tensor of Silent has no memory of its own to fingerprint, and Silent does not say which tensors it wraps. Give it \
+the method that torch calls for them, here with two of its attributes:
 
 class Silent(torch.Tensor):
     def __tensor_flatten__(self):
@@ -435,7 +435,7 @@ def test_every_path_makes_the_same_digest(kind: str, number: int) -> None:
     with threads(number):
         found = digest(one)
         assert digests([large(), one, other, torch.ones(2)])[1:3] == [found, found]
-        assert digests_of([{"a": [one, other]}]) == [[("a[0]", found), ("a[1]", found)]]
+        assert digests_of([{"a": [one, other]}]) == [{"a[0]": found, "a[1]": found}]
 
 
 # --- an empty grid ---------------------------------------------------------------------------------------------------
@@ -467,7 +467,7 @@ def test_no_grid_is_empty(monkeypatch: pytest.MonkeyPatch, size: int, programs: 
     ids=["new", "sliced", "shaped"],
 )
 def test_the_sums_over_nothing_are_those_of_the_salt(raw: Tensor) -> None:
-    assert [n & (1 << 64) - 1 for n in multilinear(raw.reshape(-1), 7).tolist()] == by_hand(b"", 7)
+    assert [n & (1 << 64) - 1 for n in multilinear(raw.reshape(-1), 7).tolist()] == expected_sums(b"", 7)
 
 
 # --- sharded ---------------------------------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def rank(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def same_by_any_path(sharded: Tensor, expected: Tensor) -> bool:
-    found = [digest(sharded), *digests([sharded]), digests_of([{"": sharded}])[0][0][1]]
+    found = [digest(sharded), *digests([sharded]), digests_of([sharded])[0][""]]
     return found == 3 * [digest(expected)]
 
 

@@ -21,7 +21,7 @@ def weight(request: Any, monkeypatch: Any) -> torch.Tensor:
     return torch.arange(4.0)
 
 
-def shifts(audit: FrozenAudit) -> list[tuple[str, tuple[str, ...], int, int]]:
+def changes(audit: FrozenAudit) -> list[tuple[str, tuple[str, ...], int, int]]:
     return [(s.kind, s.entries, s.since, s.until) for s in audit.collect()]
 
 
@@ -31,7 +31,7 @@ def test_an_interval_without_a_change_is_silent(weight: torch.Tensor) -> None:
     weight.mul_(1.0)
     audit.check(2)
     audit.close(["w"], 3)
-    assert shifts(audit) == []
+    assert changes(audit) == []
     assert audit.checked == 2
 
 
@@ -41,7 +41,7 @@ def test_a_change_between_intervals_is_nobodys(weight: torch.Tensor) -> None:
         audit.open({"w": Watched("w", "g", lambda: weight)}, update)
         audit.close(["w"], update + 2)
         weight.add_(1)
-    assert shifts(audit) == []
+    assert changes(audit) == []
 
 
 def test_each_check_begins_a_new_interval(weight: torch.Tensor) -> None:
@@ -51,8 +51,8 @@ def test_each_check_begins_a_new_interval(weight: torch.Tensor) -> None:
     weight.add_(1)
     audit.check(6)
     audit.check(9)
-    assert shifts(audit) == [("value", (), 3, 6)]
-    assert shifts(audit) == []
+    assert changes(audit) == [("value", (), 3, 6)]
+    assert changes(audit) == []
 
 
 def test_a_change_that_is_taken_back_within_an_interval_is_not_seen(weight: torch.Tensor) -> None:
@@ -62,7 +62,7 @@ def test_a_change_that_is_taken_back_within_an_interval_is_not_seen(weight: torc
     weight.add_(1)
     weight.sub_(1)
     audit.close(["w"], 1)
-    assert shifts(audit) == []
+    assert changes(audit) == []
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_state_is_compared_entry_by_entry(after: dict[str, Any], entries: tuple[
     audit.open({"w": Watched("w", "g", lambda: weight, lambda: state)}, 0)
     state = after
     audit.close(["w"], 1)
-    assert shifts(audit) == ([("optimizer_state", entries, 0, 1)] if entries else [])
+    assert changes(audit) == ([("optimizer_state", entries, 0, 1)] if entries else [])
 
 
 def test_the_first_gradient_of_an_interval_is_remembered(weight: torch.Tensor) -> None:
@@ -91,12 +91,12 @@ def test_the_first_gradient_of_an_interval_is_remembered(weight: torch.Tensor) -
         audit.saw_gradient(["w", "unknown"], update)
     weight.add_(1)
     audit.close(["w"], 4)
-    assert [shift.gradient_at for shift in audit.collect()] == [2]
+    assert [change.gradient_at for change in audit.collect()] == [2]
 
 
-def test_a_buffer_is_told_from_a_parameter(weight: torch.Tensor) -> None:
+def test_a_buffer_has_a_kind_of_its_own(weight: torch.Tensor) -> None:
     audit = FrozenAudit()
     audit.open({"b": Watched("b", None, lambda: weight)}, 0)
     weight.add_(1)
     audit.close(["b"], 1)
-    assert shifts(audit) == [("buffer", (), 0, 1)]
+    assert changes(audit) == [("buffer", (), 0, 1)]

@@ -44,7 +44,7 @@ def test_verdicts(arguments: dict[str, Any], kind: str | None) -> None:
     assert verdict(**arguments) == ([(kind, "g", "w", 3)] if kind else [])
 
 
-def test_an_epoch_without_a_turn_is_no_finding_and_the_next_begins_anew() -> None:
+def test_an_epoch_without_a_turn_is_no_finding_and_the_next_starts_over() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     audit = MovedAudit({"g": [("w", weight)]}, lambda p: 0.1)
     audit.begin_epoch()

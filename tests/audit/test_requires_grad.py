@@ -1,4 +1,4 @@
-"""`FreezeAudit` without a scheduler: whatever has ``requires_grad=False`` stands still."""
+"""`FreezeAudit` without a scheduler: whatever has ``requires_grad=False`` stays as it is."""
 
 from __future__ import annotations
 

@@ -41,8 +41,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_freeze import FreezeController, FreezeScheduler, Phase, Phases, Until
 from lightning_freeze.audit import frozen, moved
 from lightning_freeze.audit.fingerprint import digest
-from lightning_freeze.audit.ranks import Ranks
-from lightning_freeze.audit.replicas import copies_of
+from lightning_freeze.audit.ranks import Ranks, copies_of
 from lightning_freeze.holds.skip_decision import SkipBackward
 from lightning_freeze.inputs import mode_flags
 from lightning_freeze.report.findings import Finding
@@ -297,7 +296,7 @@ def readings(cost: Cost) -> Iterator[None]:
 
 Found = TypeVar("Found")
 Apart = tuple[str, list[list[int]]] | None
-"""What `Ranks.apart` finds."""
+"""What `Ranks.mismatch` finds."""
 
 Mode = Literal["count", "time", "neither"]
 
@@ -518,7 +517,7 @@ def apart(tensors: int, world: int, odd: int) -> tuple[Cost, Apart]:
         others = copies_of(layers.named_parameters(), layers, digest)
         sides = [0] * world
         sides[world // 2] = 1
-        return _together(sides, [lambda: Ranks().apart(copies), lambda: Ranks().apart(others)], [0, world // 2])
+        return _together(sides, [lambda: Ranks().mismatch(copies), lambda: Ranks().mismatch(others)], [0, world // 2])
 
 
 def all_apart(tensors: int, world: int) -> tuple[Cost, Apart]:
@@ -530,7 +529,7 @@ def all_apart(tensors: int, world: int) -> tuple[Cost, Apart]:
             {(rank % shards, rank % shards + shards): [(name, 1 + (rank >= shards)) for name in names]}
             for rank in range(world)
         ]
-        return _together(range(world), [functools.partial(Ranks().apart, each) for each in copies], range(world))
+        return _together(range(world), [functools.partial(Ranks().mismatch, each) for each in copies], range(world))
 
 
 def places_apart(size: Size, world: int, groups: int) -> tuple[Cost, str | None]:

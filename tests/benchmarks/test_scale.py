@@ -112,7 +112,7 @@ def test_ranks_that_find_different_things_are_not_passed_over(monkeypatch: pytes
     def own(ranks: Ranks, copies: dict[tuple[int, int], object]) -> Apart:
         return "layer_0", [[rank] for rank in next(iter(copies))]
 
-    monkeypatch.setattr(Ranks, "apart", own)
+    monkeypatch.setattr(Ranks, "mismatch", own)
     with pytest.raises(RuntimeError, match="the ranks have found different things"):
         scale.all_apart(3, 8)
 
