@@ -32,11 +32,10 @@ from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
-from lightning_freeze.probe.clone import family
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
-from lightning_freeze.probe.state_reset import supports_state_reset
-from lightning_freeze.probe.step_counters import first_update
-from lightning_freeze.probe.verdict import way_of
+from lightning_freeze.probe.proxies import nested_optimizers
+from lightning_freeze.probe.step_counters import first_update, supports_state_reset
+from lightning_freeze.probe.verdict import hold_method
 from lightning_freeze.report.records import Record
 
 _ALIKE = 0.05
@@ -138,7 +137,7 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
             "moved yet. Use `optimizer_state: keep` or `reset`, or FSDP2's own CPUOffloadPolicy."
         )
     for index, optimizer in enumerate(optimizers):
-        wraps = len({id(member.state) for member in family(optimizer)}) > 1
+        wraps = len({id(member.state) for member in nested_optimizers(optimizer)}) > 1
         if (wraps or not hasattr(optimizer, "_optimizer_state_dict_pre_hooks")) and not wanted.keys().isdisjoint(
             held_by(optimizer)
         ):
@@ -223,11 +222,11 @@ def learn(
             continue
         traits[step.index] = found = probe_optimizer(step.optimizer, closures)
         late = sorted(freezable - plan.trains(plan.start(), step.index) - forever)
-        way = way_of(
+        way = hold_method(
             found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=options.audit
         )
-        step.excludes, step.reads_before_closure = way == "left out", found.reads_before_closure
-        if way == "left out":
+        step.excludes, step.reads_before_closure = way == "excluded", found.reads_before_closure
+        if way == "excluded":
             say(
                 f"freeze: optimizer {step.index} ({found.name}) is not held by an empty gradient "
                 f"({found.reasons['skips_none']}): what is frozen is left out of its param groups for each step, too."
@@ -307,7 +306,7 @@ def warn_of_step_counters(
             interval.length,
             closure=closures,
             excludes=step.excludes,
-            early=step.reads_before_closure,
+            reads_before_closure=step.reads_before_closure,
         )
         if ratio is None or abs(ratio - 1) <= _ALIKE:
             continue
