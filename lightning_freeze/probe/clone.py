@@ -28,7 +28,7 @@ _MODELS = ("model", "module", "net", "network")
 
 @contextmanager
 def undisturbed(parameters: Iterable[Tensor] = ()) -> Iterator[None]:
-    """A context that restores every global random state, runs no global step hooks and shows no warnings.
+    """A context that restores global random states, runs no global step hooks and shows no warnings.
 
     Args:
         parameters: Those whose devices' generators may be used, besides the CPU's.
@@ -274,13 +274,7 @@ def _is_shared(value: object) -> bool:
 
 
 def reaches(value: object, own: Collection[int], depth: int = 6) -> bool:
-    """Whether a function, or something that it holds, leads to one of these objects.
-
-    Args:
-        value: Anything.
-        own: The identities of the objects.
-        depth: How many steps to follow.
-    """
+    """Whether a function, or something that it holds, leads to one of these objects, given by identity."""
     if id(value) in own:
         return True
     if not depth or isinstance(value, (NoneType, str, int, float, type, ModuleType, Tensor)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -15,7 +16,7 @@ from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.run_context import plain_optimizer
 from lightning_freeze.holds.snapshots import changed, same
 from lightning_freeze.probe.clone import clone_by_constructor, options, reaches, undisturbed
-from lightning_freeze.probe.proxies import CloneError, is_plain, nested_optimizers, parameters_of, small_proxies
+from lightning_freeze.probe.proxies import CloneError, is_plain, marks, nested_optimizers, parameters_of, small_proxies
 from lightning_freeze.probe.trial import (
     ALL,
     FIRST,
@@ -148,9 +149,10 @@ def _key(optimizer: Optimizer, closure: bool | None) -> Any:
     if not is_plain([[*each.values()] for each in held]) or optimizer.state or _hooked_by(optimizer):
         return None
     try:
-        kinds = small_proxies(optimizer).kinds
+        models = small_proxies(optimizer).models
     except CloneError:
         return None
+    kinds = tuple((number, shape, like.dtype, like.device, marks(like)) for number, like, shape in models)
     values = repr([sorted(each.items()) for each in (*held, optimizer.defaults)])
     return type(optimizer), type(optimizer).step, closure, kinds, values
 
@@ -188,8 +190,7 @@ class _Probe:
         self._step_counters: set[str] = set()
         self._extra_state: set[str] = set()
         self._moved_fully_frozen = ""
-        self._others: dict[bool, list[Any]] = {}  # the values of what trained, by whether the rest was excluded
-        self._not_late: dict[bool, str] = {}  # why what was frozen from the first step on does not train, by the same
+        self._not_late: dict[bool, str] = {}  # by exclusion: why what was frozen from the first step on does not train
 
     def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
         """All that is learnt."""
@@ -255,16 +256,17 @@ class _Probe:
         """What goes wrong where something is frozen after some updates."""
         trial = Trial(self._optimizer, self._recipe, excludes)
         trial.run(ALL, _WARM)
+        others: list[Any] = []
         for frozen in ([FROZEN], [FROZEN, FIRST]):
             if frozen[-1] in trial.members:
                 entries, attributes = trial.group_entries(), trial.attributes()
                 moved = _moved(trial, frozen, steps)
-                self._others.setdefault(excludes, trial.values(MOVING))
+                others = others or trial.values(MOVING)
                 if moved:
                     return f"{moved} of a parameter {what} moved"
                 self._step_counters.update(*map(changed, entries, trial.group_entries()))
                 self._extra_state.update(changed(attributes, trial.attributes()))
-        if excludes and not same(self._others[True], self._values_of_others(steps)):
+        if excludes and not self._others_reach(others, steps):
             return f"others trained differently than with a parameter {_NONE}"
         if not trial.moves(FROZEN) and self._moves_after(trial.count):
             return f"a parameter {what} did not train again"
@@ -289,19 +291,15 @@ class _Probe:
             return f"the first update of a parameter frozen from the first step on raised {error_line(error)}"
         return "a parameter frozen from the first step on did not train later"
 
-    def _values_of_others(self, steps: int) -> list[Any]:
-        """The values of what trains with a parameter without a gradient; where that fails, with one that trains."""
-        if steps == self._steps and False in self._others:
-            return self._others[False]
+    def _others_reach(self, values: list[Any], steps: int) -> bool:
+        """Whether others reach these values with a parameter without a gradient; where that fails, with one that trains."""
         for trains in (ALL - {FROZEN}, ALL):
-            try:
+            with suppress(Exception):  # reported elsewhere
                 trial = Trial(self._optimizer, self._recipe)
                 trial.run(ALL, _WARM)
                 trial.run(trains, steps)
-            except Exception:  # reported elsewhere
-                continue
-            return trial.values(MOVING)
-        return self._others[True]
+                return same(values, trial.values(MOVING))
+        return True
 
     def fails_unfrozen(self) -> str:
         """What goes wrong in as many steps in which nothing is frozen."""

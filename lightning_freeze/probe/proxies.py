@@ -32,34 +32,6 @@ class CloneError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Proxies:
-    """New parameters in place of an optimizer's own.
-
-    Args:
-        groups: The number of a param group to its proxies; param groups that are like another have none.
-        originals: Each proxy to the parameter that it was made for.
-        of: The identity of each of the optimizer's parameters to its proxies, which parameters of one kind share.
-        frozen: Those that are to be frozen.
-    """
-
-    groups: Mapping[int, Sequence[nn.Parameter]]
-    originals: Mapping[nn.Parameter, Tensor]
-    of: Mapping[int, tuple[nn.Parameter, ...]]
-    frozen: tuple[nn.Parameter, ...]
-
-    def of_group(self, group: Mapping[str, Any]) -> list[nn.Parameter]:
-        """The proxies that were made for a param group's own parameters."""
-        own = set(map(id, group["params"]))
-        proxies = dict.fromkeys(p for each in group["params"] for p in self.of.get(id(each), ()))
-        return [p for p in proxies if id(self.originals[p]) in own]
-
-    def cover(self, identities: Iterable[int]) -> bool:
-        """Whether there are identities, all of the optimizer's parameters."""
-        found = set(identities)
-        return bool(found) and found <= self.of.keys()
-
-
-@dataclass(frozen=True)
 class ProxyPlan:
     """Which proxies each trial makes.
 
@@ -75,35 +47,45 @@ class ProxyPlan:
     pairs: bool
     uniform: bool = False
 
-    @property
-    def kinds(self) -> tuple[Any, ...]:
-        """What the proxies are, in plain values."""
-        return tuple((number, shape, like.dtype, like.device, _marks(like)) for number, like, shape in self.models)
 
-    def make(self) -> Proxies:
-        """New proxies, with the same values each time."""
-        groups: dict[int, list[nn.Parameter]] = {}
-        originals: dict[nn.Parameter, Tensor] = {}
-        made: list[tuple[nn.Parameter, ...]] = []
-        for index, (number, like, shape) in enumerate(self.models):
-            made.append(tuple(self._proxy(shape, like, 2 * index + which) for which in range(1 + self.pairs)))
-            groups.setdefault(number, []).extend(made[-1])
-            originals |= dict.fromkeys(made[-1], like)
-        frozen = made if self.pairs else made[: len(made) // 2]
-        of = {identity: made[index] for identity, index in self.of.items()}
-        return Proxies(groups, originals, of, tuple(proxies[0] for proxies in frozen))
+class Proxies:
+    """New parameters in place of an optimizer's own, with the same values each time that a plan's are made."""
 
-    def _proxy(self, shape: tuple[int, ...], like: Tensor, seed: int) -> nn.Parameter:
-        if self.uniform:
-            return nn.Parameter(torch.full(shape, 0.5 + seed / 4, dtype=like.dtype, device=like.device))
-        # Values of many magnitudes, so that a small step shows in low precision, too.
-        generator = torch.Generator("cpu").manual_seed(seed)
-        size = torch.randn(shape, generator=generator, device="cpu")  # whatever torch's default device is
-        values = size * torch.logspace(0, -3, size.numel(), device="cpu").reshape(size.shape)
-        device = torch.device("cpu") if like.device.type == "meta" else like.device
-        proxy = nn.Parameter(values.to(device, like.dtype))
-        proxy.__dict__.update(_marks(like))
-        return proxy
+    def __init__(self, plan: ProxyPlan) -> None:
+        self.groups: dict[int, list[nn.Parameter]] = {}  # by the number of a param group
+        self.originals: dict[nn.Parameter, Tensor] = {}  # each proxy to the parameter that it was made for
+        made = []
+        for index, (number, like, shape) in enumerate(plan.models):
+            seeds = range(2 * index, 2 * index + 1 + plan.pairs)
+            made.append(tuple(_proxy(shape, like, seed, plan.uniform) for seed in seeds))
+            self.groups.setdefault(number, []).extend(made[-1])
+            self.originals |= dict.fromkeys(made[-1], like)
+        self.of = {identity: made[index] for identity, index in plan.of.items()}  # by the identity of a parameter
+        self.frozen = tuple(proxies[0] for proxies in (made if plan.pairs else made[: len(made) // 2]))
+
+    def of_group(self, group: Mapping[str, Any]) -> list[nn.Parameter]:
+        """The proxies that were made for a param group's own parameters."""
+        own = set(map(id, group["params"]))
+        proxies = dict.fromkeys(p for each in group["params"] for p in self.of.get(id(each), ()))
+        return [p for p in proxies if id(self.originals[p]) in own]
+
+    def cover(self, identities: Iterable[int]) -> bool:
+        """Whether there are identities, all of the optimizer's parameters."""
+        found = set(identities)
+        return bool(found) and found <= self.of.keys()
+
+
+def _proxy(shape: tuple[int, ...], like: Tensor, seed: int, uniform: bool) -> nn.Parameter:
+    if uniform:
+        return nn.Parameter(torch.full(shape, 0.5 + seed / 4, dtype=like.dtype, device=like.device))
+    # Values of many magnitudes, so that a small step shows in low precision, too.
+    generator = torch.Generator("cpu").manual_seed(seed)
+    size = torch.randn(shape, generator=generator, device="cpu")  # whatever torch's default device is
+    values = size * torch.logspace(0, -3, size.numel(), device="cpu").reshape(size.shape)
+    device = torch.device("cpu") if like.device.type == "meta" else like.device
+    proxy = nn.Parameter(values.to(device, like.dtype))
+    proxy.__dict__.update(marks(like))
+    return proxy
 
 
 def small_proxies(optimizer: Optimizer) -> ProxyPlan:
@@ -125,7 +107,7 @@ def small_proxies(optimizer: Optimizer) -> ProxyPlan:
     for number, p in _trained(optimizer):
         large = by_size and p.numel() >= LARGE
         holders = tuple(id(p) in held for held in held_by)
-        kind = (switches[number], p.dim(), p.dtype, p.device, large, _marks(p), holders)
+        kind = (switches[number], p.dim(), p.dtype, p.device, large, marks(p), holders)
         if kind not in found and len(models) < MOST_KINDS:
             found[kind] = len(models)
             models.append((number, p, _small_shape(p, large)))
@@ -193,7 +175,7 @@ def _switch(value: object) -> object:
     return (type(value).__name__, value != 0) if isinstance(value, (int, float)) else type(value).__name__
 
 
-def _marks(parameter: Tensor) -> tuple[tuple[str, Any], ...]:
+def marks(parameter: Tensor) -> tuple[tuple[str, Any], ...]:
     """Attributes of a parameter by which optimizers may tell it from others."""
     return tuple((key, value) for key, value in getattr(parameter, "__dict__", {}).items() if isinstance(value, _MARKS))
 

@@ -28,25 +28,14 @@ def state_bytes(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> lis
     """The bytes of optimizer state that each parameter will hold once it has been updated.
 
     The optimizer's class is run on parameters whose dimensions are primes, so that the state's dimensions tell where they
-    come from; what is learnt from one must predict another. For a sharded parameter it is the whole of it.
-
-    Args:
-        optimizer: Any `torch.optim.Optimizer`; left as it is.
-        parameters: Parameters that it holds.
+    come from; what is learnt from one must predict another. The optimizer itself is left as it is.
 
     Returns:
-        Bytes of tensors; None where the class cannot be run (LBFGS, SparseAdam, one that wraps another or keeps tensors
-        outside its state) or where the state does not follow the shape.
+        Bytes of tensors, of a sharded parameter for the whole of it; None where the class cannot be run (LBFGS, SparseAdam,
+        one that wraps another or keeps tensors outside its state) or where the state does not follow the shape.
 
     Raises:
         ValueError: The optimizer does not hold one of the parameters.
-
-    Example:
-        >>> weight = nn.Parameter(torch.zeros(30, 20))
-        >>> state_bytes(torch.optim.SGD([weight], momentum=0.9), [weight])
-        [2400]
-        >>> state_bytes(torch.optim.Adafactor([weight]), [weight])  # a row, a column and the number of steps
-        [204]
     """
     held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     learnt: dict[tuple[int, Shape, torch.dtype], list[_Term] | None] = {}

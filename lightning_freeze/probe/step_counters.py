@@ -43,12 +43,7 @@ def first_update(
         reads_before_closure: Whether its gradients are set to None before the step, too.
 
     Returns:
-        The ratio for the kind of parameter for which it is furthest from 1; None where it is not known.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.ones(4))
-        >>> first_update(torch.optim.AdamW([weight]), before=1, length=50)  # which counts for each parameter
-        1.0
+        The ratio of the kind of parameter for which it is furthest from 1; None where it is not known.
     """
     optimizer = plain_optimizer(optimizer)
     with undisturbed(parameters_of(optimizer)):
@@ -93,15 +88,11 @@ def _move_on(group: dict[str, Any], key: str, old: object, now: object, times: i
 
 
 def supports_state_reset(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
-    """Why an optimizer cannot drop a parameter's state; None where it can, or cannot be run.
+    """Why an optimizer cannot drop the state of a group's parameter; None where it can, or cannot be run.
 
     The first update after that must be the one of a new optimizer: a step counter of the param group (as some 130 of 177
     third-party optimizers have) takes the parameter for an old one. Clones are made by the class's constructor, since some
     make their state there.
-
-    Args:
-        optimizer: Left as it is, as is the global random state.
-        group: One of its parameter groups.
     """
     kind: Any = type(optimizer)
 

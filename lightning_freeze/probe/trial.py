@@ -75,13 +75,7 @@ class StepRecipe:
 
 
 def step_recipes(optimizer: Optimizer, closure: bool | None, failures: list[str]) -> Iterator[StepRecipe]:
-    """The recipes by which a clone can be built and makes two steps.
-
-    Args:
-        optimizer: What is cloned.
-        closure: Whether the run's steps are given a closure; None where that is not known.
-        failures: Receives why other recipes failed.
-    """
+    """The recipes by which a clone can be built and makes two steps; why others fail is added to ``failures``."""
     closures = ("yes", "after backward", "pair", "no") if closure else ("no", "yes", "after backward", "pair")
     for make_plan, build in _CLONES:
         try:
@@ -104,9 +98,9 @@ def step(optimizer: Optimizer, closure: str, backward: Callable[[], Tensor]) -> 
     """Make one step.
 
     Args:
-        optimizer: What steps.
-        closure: Whether it is given one: ``no``, ``yes``, ``after backward`` (for those that read gradients before they
-            call it, as SAM does), or ``pair`` (for those whose closure returns outputs and loss, as GSAM's does).
+        optimizer: The optimizer.
+        closure: What it is given: ``no`` closure; ``yes``; ``after backward``, for those that read gradients before they
+            call it (SAM); ``pair``, for those whose closure returns outputs and loss (GSAM).
         backward: Gives its parameters their gradients.
     """
     if closure in ("no", "after backward"):
@@ -132,17 +126,11 @@ def error_line(error: BaseException) -> str:
 
 
 class Trial:
-    """A clone under the holds of a run.
-
-    Args:
-        optimizer: What is cloned.
-        recipe: How it is built and stepped.
-        excludes: Whether what is frozen is excluded from its param groups.
-    """
+    """A clone under the holds of a run; ``excludes``: what is frozen is excluded from its param groups."""
 
     def __init__(self, optimizer: Optimizer, recipe: StepRecipe, excludes: bool = False) -> None:
         self._recipe = recipe
-        self._proxies = recipe.plan.make()
+        self._proxies = Proxies(recipe.plan)
         self.optimizer = recipe.build(optimizer, self._proxies)
         _seed([*self._proxies.originals])
         self.count = self._backwards = 0
@@ -222,7 +210,7 @@ class Trial:
         """Drop the optimizer's state of a group, and restore the first values of every parameter."""
         for p in self._held(group):
             self.optimizer.state.pop(p, None)
-        for p, first in zip(self._proxies.originals, self._recipe.plan.make().originals, strict=True):
+        for p, first in zip(self._proxies.originals, Proxies(self._recipe.plan).originals, strict=True):
             p.copy_(first)
 
     def group_entries(self) -> list[dict[str, Any]]:

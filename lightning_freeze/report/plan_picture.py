@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy import ndarray
 
+    Array = ndarray[Any, Any]
+
 _COLUMNS = 2000  # more than this many updates are drawn in bins
 _TRAINED, _FAINT, _QUIET = "#00566b", "#a9d3da", "#777777"
 _GRADIENT, _STATE = "#e69f00", "#9aa5b1"
@@ -42,9 +44,9 @@ def draw_plan(
     length: the darker a cell, the larger the share of its updates that train the group; of memory, the most in a bin.
 
     Args:
-        path: The file to write, a PNG or what else its suffix says (``.svg``, ``.pdf``); folders are made.
+        path: The file to write, of a format that its suffix names (``.png``, ``.svg``, ``.pdf``).
         trained: The groups that each update trains.
-        sizes: Every group's size; groups are drawn in this order, from the top.
+        sizes: Every group's size, in the order of the rows.
         epochs: The updates, counted from 0, with which the epochs after the first begin.
         title: The title.
         held: Whose optimizer state takes up memory.
@@ -87,9 +89,7 @@ def _figure(
     return figure
 
 
-def _shares(
-    trained: Sequence[frozenset[str]], groups: Iterable[str]
-) -> tuple[ndarray[Any, Any], ndarray[Any, Any], ndarray[Any, Any]]:
+def _shares(trained: Sequence[frozenset[str]], groups: Iterable[str]) -> tuple[Array, Array, Array]:
     """Each group's updates; the share of each bin's updates that train it, a row a group; where bins begin and end."""
     import numpy as np
 
@@ -105,34 +105,21 @@ def _shares(
     return sums.sum(axis=1), sums / np.diff(edges), edges
 
 
-def _draw_groups(
-    axes: Axes,
-    groups: Sequence[str],
-    counts: ndarray[Any, Any],
-    shares: ndarray[Any, Any],
-    edges: ndarray[Any, Any],
-    row: float,
-) -> None:
+def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array, edges: Array, row: float) -> None:
     from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 
-    total, length = int(edges[-1]), int(edges[1])
+    total, right = int(edges[-1]), int(edges[1]) * shares.shape[1]
     inks = LinearSegmentedColormap.from_list("trained", [_FAINT, _TRAINED])(range(256))
+    colors = ListedColormap([NEVER, *inks])  # what trains at all stands out from what does not
+    style: dict[str, Any] = {"cmap": colors, "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation_stage": "rgba"}
     for index, line in enumerate(shares):  # an image each, so that smoothing where bins outnumber pixels stays in a row
-        axes.imshow(
-            line[None],
-            cmap=ListedColormap([NEVER, *inks]),  # what trains at all stands out from what does not
-            vmin=0,
-            vmax=1,
-            aspect="auto",
-            extent=(0, length * shares.shape[1], index + 1, index),
-            interpolation_stage="rgba",
-        )
+        axes.imshow(line[None], extent=(0, right, index + 1, index), **style)
     axes.set_ylim(len(groups), 0)
     axes.hlines(range(1, len(groups)), 0, total, color="white", linewidth=min(1.4, row * 8))
     if total <= 60:
         axes.vlines(range(1, total), 0, len(groups), color="white", linewidth=0.8)
     axes.spines[["left", "bottom"]].set_visible(False)
-    style: dict[str, Any] = {"fontsize": min(9.0, max(row, _LABEL) * 46), "va": "center_baseline", "parse_math": False}
+    style = {"fontsize": min(9.0, max(row, _LABEL) * 46), "va": "center_baseline", "parse_math": False}
     rows = _labelled(groups, row)
     axes.set_yticks([index + 0.5 for index in rows], [short(groups[index]) for index in rows], color=INK, **style)
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
@@ -168,7 +155,7 @@ def _percent(part: float, total: int) -> str:
     return ">99 %" if 99.5 <= share < 100 else f"{share:.0f} %"
 
 
-def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: ndarray[Any, Any]) -> None:
+def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: Array) -> None:
     import numpy as np
 
     values = np.asarray(elements, dtype=np.float64)
@@ -190,7 +177,7 @@ def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: ndarr
     percent.spines[["left", "bottom"]].set_visible(False)
 
 
-def _draw_memory(axes: Axes, timeline: Timeline, edges: ndarray[Any, Any]) -> None:
+def _draw_memory(axes: Axes, timeline: Timeline, edges: Array) -> None:
     import numpy as np
 
     state, gradient = (np.asarray(values, dtype=np.float64) for values in (timeline.state, timeline.gradient))

@@ -57,9 +57,6 @@ Rows = Sequence[tuple[str, Sequence[Fate]]]
 """Each optimizer's name, and what became of the weight by each freezing method; a single one is for all methods."""
 
 
-# --- the table ------------------------------------------------------------------------------------------------------
-
-
 def print_comparison(
     console: Console, title: str, methods: Sequence[str], rows: Rows, notes: Sequence[Sequence[str]]
 ) -> None:
@@ -100,9 +97,6 @@ def _colored(fate: Fate) -> str:
 
 def _clipped(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-# --- the picture ----------------------------------------------------------------------------------------------------
 
 
 def draw_comparison(path: Path, methods: Sequence[str], rows: Rows, *, title: str = "") -> None:
