@@ -16,19 +16,8 @@ from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.run_context import plain_optimizer
 from lightning_freeze.holds.snapshots import changed, same
 from lightning_freeze.probe.clone import clone_by_constructor, options, reaches, undisturbed
-from lightning_freeze.probe.proxies import CloneError, is_plain, marks, nested_optimizers, parameters_of, small_proxies
-from lightning_freeze.probe.trial import (
-    ALL,
-    FIRST,
-    FROZEN,
-    MOVING,
-    NOT_OURS,
-    WARMEST,
-    StepRecipe,
-    Trial,
-    error_line,
-    step_recipes,
-)
+from lightning_freeze.probe.proxies import CloneError, is_plain, marks, nested_optimizers, parameters_of, small_plan
+from lightning_freeze.probe.trial import ALL, FIRST, FROZEN, MOVING, TORCHS, StepRecipe, Trial, error_line, step_recipes
 
 FROZEN_STEPS = 21
 """Steps through which a parameter stays frozen in the probe, at least: wrappers such as Lookahead act every few."""
@@ -144,12 +133,12 @@ def _key(optimizer: Optimizer, closure: bool | None) -> Any:
     """What decides on an optimizer's traits; None where plain values do not."""
     if not type(optimizer).__module__.startswith("torch.optim."):
         return None  # a user's class may change from one fit to the next
-    own = {key: value for key, value in vars(optimizer).items() if not NOT_OURS.fullmatch(key)}
+    own = {key: value for key, value in vars(optimizer).items() if not TORCHS.fullmatch(key)}
     held = [own, *map(options, optimizer.param_groups)]
     if not is_plain([[*each.values()] for each in held]) or optimizer.state or _hooked_by(optimizer):
         return None
     try:
-        models = small_proxies(optimizer).models
+        models = small_plan(optimizer).models
     except CloneError:
         return None
     kinds = tuple((number, shape, like.dtype, like.device, marks(like)) for number, like, shape in models)
@@ -199,7 +188,7 @@ class _Probe:
             return replace(traits, steps_in_backward=True, why="it updates parameters within backward")
         traits = replace(traits, steps_in_backward=False)
         if not trial.moves(MOVING):
-            why = f"{_UNMOVED} in {WARMEST + 1} steps, so nothing is known of what it would move"
+            why = f"{_UNMOVED} in {trial.count} steps, so nothing is known of what it would move"
             return replace(traits, closure_reentrant=trial.reentrant, why=why)
         if not trial.hooked:
             reasons = dict.fromkeys(("skips_none", "holds_excluded"), "its step does not run torch's step hooks")

@@ -33,19 +33,12 @@ class CloneError(RuntimeError):
 
 @dataclass(frozen=True)
 class ProxyPlan:
-    """Which proxies each trial makes.
+    """Which proxies each trial makes."""
 
-    Args:
-        models: The parameters to make proxies for, each with the number of its param group and the proxy's shape.
-        of: The identity of each of the optimizer's parameters to the index of its model.
-        pairs: Whether each model has two proxies, one of them frozen; else it has one, frozen for the first half of models.
-        uniform: Whether all elements of a proxy are equal, and those of its gradients; else they are random.
-    """
-
-    models: Sequence[tuple[int, Tensor, tuple[int, ...]]]
-    of: Mapping[int, int]
-    pairs: bool
-    uniform: bool = False
+    models: Sequence[tuple[int, Tensor, tuple[int, ...]]]  # number of a param group, parameter of it, the proxy's shape
+    of: Mapping[int, int]  # the identity of each of the optimizer's parameters to the index of its model
+    pairs: bool  # two proxies for each model, one of them frozen; else one, frozen for the first half of models
+    uniform: bool = False  # all elements of a proxy are equal, and those of its gradients; else they are random
 
 
 class Proxies:
@@ -88,7 +81,7 @@ def _proxy(shape: tuple[int, ...], like: Tensor, seed: int, uniform: bool) -> nn
     return proxy
 
 
-def small_proxies(optimizer: Optimizer) -> ProxyPlan:
+def small_plan(optimizer: Optimizer) -> ProxyPlan:
     """Plan two small proxies for each kind of parameter: one trains, one is frozen.
 
     Kinds are what optimizers tell apart: of a parameter the number of dimensions, dtype, device and size; of its param
@@ -118,7 +111,7 @@ def small_proxies(optimizer: Optimizer) -> ProxyPlan:
     return ProxyPlan(models, of, pairs=True)
 
 
-def full_size_proxies(optimizer: Optimizer) -> ProxyPlan:
+def full_plan(optimizer: Optimizer) -> ProxyPlan:
     """Plan one proxy of the same shape for each parameter; the first half is frozen.
 
     Raises:

@@ -1,8 +1,4 @@
-"""A trial: a clone of an optimizer under the holds of a run, its proxy parameters given gradients.
-
-Everything learnt by running an optimizer is learnt here: what keeps a parameter frozen (`probe`), what step counters and
-dropped state do (`step_counters`), and how much state there will be (`state_size`).
-"""
+"""A trial: a clone of an optimizer under the holds of a run, its proxy parameters given gradients."""
 
 from __future__ import annotations
 
@@ -24,21 +20,14 @@ from lightning_freeze.holds.snapshots import same, snapshot
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.membership import Step
 from lightning_freeze.probe.clone import clone_by_constructor, clone_by_parts, options
-from lightning_freeze.probe.proxies import (
-    CloneError,
-    Proxies,
-    ProxyPlan,
-    full_size_proxies,
-    nested_optimizers,
-    small_proxies,
-)
+from lightning_freeze.probe.proxies import CloneError, Proxies, ProxyPlan, full_plan, nested_optimizers, small_plan
 
-WARMEST = 15  # steps in which an optimizer that only gathers at first should have moved something
+_WARMEST = 15  # steps in which an optimizer that only gathers at first should have moved something
 _LEAST_RATE = 1e-3  # at less, what moves might not show; a warm-up begins at 0
-NOT_OURS = re.compile(
-    r"state|param_groups|defaults|_opt_called|_zero_grad_profile_name|_optimizer_.*hooks|step|_step_count"
+TORCHS = re.compile(
+    "state|param_groups|defaults|_opt_called|_zero_grad_profile_name|_optimizer_.*hooks|step|_step_count"
 )
-"""Attributes of an optimizer that are compared elsewhere, or are torch's own bookkeeping."""
+"""Attributes of an optimizer that are torch's own, and compared elsewhere or not at all."""
 
 MOVING, FIRST, FROZEN = "moving", "first", "frozen"
 """The groups of a trial: what trains; the part of it in the first param group, where there are several; what is frozen."""
@@ -49,29 +38,21 @@ GRADIENTS = ("dense", "sparse", "graph")
 
 Build = Callable[[Optimizer, Proxies], Optimizer]
 _CLONES: Sequence[tuple[Callable[[Optimizer], ProxyPlan], Build]] = (
-    (small_proxies, clone_by_parts),
-    (small_proxies, clone_by_constructor),
-    (full_size_proxies, clone_by_parts),  # for shapes that must fit each other, as those of LoRA's pairs
+    (small_plan, clone_by_parts),
+    (small_plan, clone_by_constructor),
+    (full_plan, clone_by_parts),  # for shapes that must fit each other, as those of LoRA's pairs
 )
 
 
 @dataclass(frozen=True)
 class StepRecipe:
-    """How a clone is built and stepped.
-
-    Args:
-        plan: The proxies to make.
-        build: Makes the clone over them.
-        gradients: One of `GRADIENTS`.
-        closure: Whether its step is given a closure, see `step`.
-        reads_before_closure: Whether gradients are set to None before a step with a closure, too.
-    """
+    """How a clone is built and stepped."""
 
     plan: ProxyPlan
-    build: Build
-    gradients: str = "dense"
-    closure: str = "no"
-    reads_before_closure: bool = False
+    build: Build  # makes the clone over the plan's proxies
+    gradients: str = "dense"  # one of `GRADIENTS`
+    closure: str = "no"  # see `step`
+    reads_before_closure: bool = False  # gradients are set to None before a step with a closure, too
 
 
 def step_recipes(optimizer: Optimizer, closure: bool | None, failures: list[str]) -> Iterator[StepRecipe]:
@@ -178,7 +159,7 @@ class Trial:
     def moves(self, group: str) -> bool:
         """Whether a group moves within some steps in which everything trains."""
         before = self.values(group)
-        for _ in range(WARMEST):
+        for _ in range(_WARMEST):
             self.run(ALL)
             if not same(before, self.values(group)):
                 return True
@@ -223,7 +204,7 @@ class Trial:
         for number, member in enumerate(nested_optimizers(self.optimizer)):
             for key, value in vars(member).items():
                 listed = isinstance(value, (list, tuple)) and any(isinstance(p, nn.Parameter) for p in value)
-                if not (NOT_OURS.fullmatch(key) or isinstance(value, Optimizer) or listed):
+                if not (TORCHS.fullmatch(key) or isinstance(value, Optimizer) or listed):
                     found["optimizer." * number + key] = snapshot(value, 3)
         return found
 

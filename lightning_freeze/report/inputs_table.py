@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightning_freeze.report.findings import Finding, once_a_class
-from lightning_freeze.report.table import NONE, counted, empty_table, print_line, print_whole
+from lightning_freeze.report.table import NONE, counted, new_table, print_line, print_whole
 
 
 def inputs_table(findings: Sequence[Finding]) -> Table:
     """A row for each unused input of a class."""
     numbers = ("used in", "bytes a call")
-    table = empty_table("inputs", ("input", "verdict", "confirmed", *numbers, "first module"), right=numbers)
+    table = new_table("inputs", ("input", "verdict", "confirmed", *numbers, "first module"), right=numbers)
     inputs = len({(finding.module_class, finding.argument) for finding in findings})
     table.caption = f"{counted(len(findings), 'finding')} over {counted(inputs, 'input')}"
     for finding in once_a_class(findings):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, NEVER = "#333333", "#eef0f2"
@@ -28,15 +27,13 @@ def empty_figure(what: str) -> Figure:
     return Figure(dpi=160, facecolor="white")
 
 
-def add_title(axes: Axes, title: str, above: float) -> None:
-    """Write a title so many points above the axes."""
-    axes.set_title(title, loc="left", pad=above, fontsize=12.5, fontweight="bold", parse_math=False)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure, as large as what it holds; the suffix of the file says how. Folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
+def finish(figure: Figure, path: Path | None, title: str, above: float) -> Figure:
+    """Write a title so many points above the first axes, and the picture, with all that lies around axes, to a file."""
+    figure.axes[0].set_title(title, loc="left", pad=above, fontsize=12.5, fontweight="bold", parse_math=False)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
+    return figure
 
 
 def short(name: str, most: int = 36) -> str:

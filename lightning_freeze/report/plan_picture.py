@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, Timeline, over_time
-from lightning_freeze.report.picture import INK, NEVER, add_title, empty_figure, save, short
+from lightning_freeze.report.picture import INK, NEVER, empty_figure, finish, short
 from lightning_freeze.report.table import BYTES, COUNTS, human, human_bytes
 
 if TYPE_CHECKING:
@@ -30,42 +30,34 @@ _SHARE, _UPDATES = 43, 100  # points from the axes to where the two columns of n
 
 
 def draw_plan(
-    path: Path,
+    path: Path | None,
     trained: Sequence[frozenset[str]],
     sizes: Mapping[str, Size],
     *,
     epochs: Sequence[int] = (),
     title: str = "",
     held: Held = ALL_KEPT,
-) -> None:
+) -> Figure:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 
     A row is a group, a column an update, a filled cell trains. More than 2,000 updates are drawn in bins of equal
     length: the darker a cell, the larger the share of its updates that train the group; of memory, the most in a bin.
 
     Args:
-        path: The file to write, of a format that its suffix names (``.png``, ``.svg``, ``.pdf``).
+        path: The file to write, if any; its suffix names the format.
         trained: The groups that each update trains.
         sizes: Every group's size, in the order of the rows.
         epochs: The updates, counted from 0, with which the epochs after the first begin.
         title: The title.
         held: Whose optimizer state takes up memory.
 
+    Returns:
+        The picture; its axes are the rows of groups, the elements, the memory, and the elements' percentage.
+
     Raises:
         ImportError: matplotlib, the extra ``plot``, is not installed.
         ValueError: There is no update, or one trains a group that has no size.
     """
-    save(_figure(trained, sizes, epochs, title, held), path)
-
-
-def _figure(
-    trained: Sequence[frozenset[str]],
-    sizes: Mapping[str, Size],
-    epochs: Sequence[int] = (),
-    title: str = "",
-    held: Held = ALL_KEPT,
-) -> Figure:
-    """The picture; its axes are the rows of groups, the elements, the memory, and the elements' percentage."""
     figure = empty_figure("plan")
     if not trained:
         raise ValueError("there is no update to draw: `trained` is empty. Preview at least one.")
@@ -74,7 +66,7 @@ def _figure(
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))
     heights = [row * len(sizes), _PANEL, _PANEL]
     figure.set_size_inches(_WIDTH, sum(heights) + 2 * _GAP)
-    figure.subplots_adjust(0, 0, 1, 1, hspace=3 * _GAP / sum(heights))  # axes fill it; `save` adds what lies around
+    figure.subplots_adjust(0, 0, 1, 1, hspace=3 * _GAP / sum(heights))  # axes fill it; `finish` adds what lies around
     panels = figure.subplots(3, sharex=True, height_ratios=heights)
     panels[0].set_xlim(0, len(trained))
     for panel in panels:
@@ -85,8 +77,7 @@ def _figure(
     _draw_epochs(panels, epochs, len(trained))
     binned = f" (a column is a bin of {edges[1]:,})" if edges[1] > 1 else ""
     panels[2].set_xlabel(f"updates made{binned}", color=INK, fontsize=8.5)
-    add_title(panels[0], title, above=19)
-    return figure
+    return finish(figure, path, title, above=19)
 
 
 def _shares(trained: Sequence[frozenset[str]], groups: Iterable[str]) -> tuple[Array, Array, Array]:

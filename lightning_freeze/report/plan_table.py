@@ -12,16 +12,7 @@ from rich.table import Table
 
 from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, over_time
 from lightning_freeze.plan.preview import Step
-from lightning_freeze.report.table import (
-    counted,
-    empty_table,
-    folded,
-    human_bytes,
-    print_line,
-    print_whole,
-    share,
-    span,
-)
+from lightning_freeze.report.table import counted, folded, human_bytes, new_table, print_line, print_whole, share, span
 
 _STRIP = 40
 _SHADES = " ░▒▓█"
@@ -36,7 +27,7 @@ def print_plan(
     Args:
         console: Where to.
         steps: The optimizer steps to come.
-        sizes: Group to its memory.
+        sizes: Group to its size.
         first: The updates that the run had before.
         held: Whose optimizer state takes up memory.
     """
@@ -64,7 +55,7 @@ def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0)
         epochs = f"epoch {begin}" if begin == end else f"epochs {begin} to {end}"
         title = f"plan: updates {first} to {first + len(steps) - 1}, {epochs}"
     numbers = ("elements", "updates", "share")
-    table = empty_table(title, ("group", *numbers, "when"), right=numbers)
+    table = new_table(title, ("group", *numbers, "when"), right=numbers)
     for group, size in sizes.items():
         trained = [group in step.trained for step in steps]
         updates = sum(trained)
@@ -88,7 +79,7 @@ def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 
     when = ("times", "updates", "first update") if by_set else ("updates", "from update", "epochs")
     numbers = (*when, "elements", "of all", "gradients", "optimizer state")
     factors = ("learning-rate factors",) if any(step.lr_factors for step in steps) else ()
-    table = empty_table(None, ("trains", *numbers, *factors), right=numbers)
+    table = new_table(None, ("trains", *numbers, *factors), right=numbers)
     for runs in rows[:_MOST_SETS]:
         begin, end = runs[0][0], runs[-1][-1]
         trained, elements = steps[begin].trained, timeline.elements[begin]

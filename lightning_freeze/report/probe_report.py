@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_freeze.report.picture import INK, NEVER, add_title, empty_figure, save, short
-from lightning_freeze.report.table import NONE, empty_table, print_line, print_whole
+from lightning_freeze.report.picture import INK, NEVER, empty_figure, finish, short
+from lightning_freeze.report.table import NONE, new_table, print_line, print_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,11 +74,11 @@ def comparison_table(title: str, methods: Sequence[str], rows: Rows) -> Table:
     if len(rows) == 1 and len(rows[0][1]) == len(methods):
         name, fates = rows[0]
         columns = ("frozen by", "the weight", "what changed of its optimizer state")
-        table = empty_table(f"{escape(name)}: {title}", columns)
+        table = new_table(f"{escape(name)}: {title}", columns)
         for method, fate in zip(methods, fates, strict=True):
             table.add_row(escape(method), _colored(fate), escape(_clipped(fate.below, 64)) or NONE)
     else:
-        table = empty_table(title, ("optimizer", *methods))
+        table = new_table(title, ("optimizer", *methods))
         for name, fates in rows:
             table.add_row(escape(name), *(map(_cell, fates) if len(fates) == len(methods) else [NONE] * len(methods)))
     if any(fate.kind == "moved" for _, fates in rows for fate in fates):
@@ -99,30 +99,20 @@ def _clipped(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def draw_comparison(path: Path, methods: Sequence[str], rows: Rows, *, title: str = "") -> None:
+def draw_comparison(path: Path | None, methods: Sequence[str], rows: Rows, *, title: str = "") -> Figure:
     """Draw what optimizers do to a frozen weight: optimizers down, freezing methods across, colour and word in each.
-
-    Args:
-        path: The file to write, a PNG or what else its suffix says (``.svg``, ``.pdf``); folders are made.
-        methods: The freezing methods.
-        rows: The optimizers.
-        title: The title.
 
     Raises:
         ImportError: matplotlib, the extra ``plot``, is not installed.
         ValueError: There is no row, or one has neither one word nor one for each method.
     """
-    save(_figure(methods, rows, title), path)
-
-
-def _figure(methods: Sequence[str], rows: Rows, title: str = "") -> Figure:
     figure = empty_figure("probe")
     from matplotlib.patches import Patch
 
     if not rows:
         raise ValueError("there is no optimizer to draw: `rows` is empty. Probe at least one.")
     figure.set_size_inches(_CELL * len(methods), _ROW * len(rows))
-    axes = figure.add_axes((0, 0, 1, 1))  # it fills the figure; `save` adds what lies around
+    axes = figure.add_axes((0, 0, 1, 1))  # it fills the figure; `finish` adds what lies around
     _draw_cells(axes, methods, rows)
     drawn = {fate.kind for _, fates in rows for fate in fates}
     handles = [Patch(facecolor=kind.fill, label=kind.legend) for name, kind in _KINDS.items() if name in drawn]
@@ -130,8 +120,7 @@ def _figure(methods: Sequence[str], rows: Rows, title: str = "") -> Figure:
         handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), frameon=False, fontsize=8,
         labelcolor=INK, handlelength=0.9, handleheight=0.9, borderpad=0, borderaxespad=2.6, columnspacing=1.4,
     )  # fmt: skip
-    add_title(axes, title, above=42)
-    return figure
+    return finish(figure, path, title, above=42)
 
 
 def _draw_cells(axes: Axes, methods: Sequence[str], rows: Rows) -> None:

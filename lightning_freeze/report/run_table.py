@@ -56,12 +56,7 @@ def _verdict(counts: Record, errors: int, buffers: int) -> str:
 
 
 def epoch_line(counts: Record, before: Mapping[str, int]) -> str:
-    """The updates of each group in an epoch, the frozen intervals compared, and the findings, in one line.
-
-    Args:
-        counts: The epoch's ``counts`` record.
-        before: The updates at the epoch's beginning.
-    """
+    """An epoch's ``counts`` record in one line; ``before``: the updates at its beginning."""
     updates: Mapping[str, int] = counts["updates"]
     shown = sorted(updates, key=lambda group: updates[group] == before.get(group, 0))[:_SHOWN]  # what moved, first
     parts = [f"{group} +{updates[group] - before.get(group, 0)} ({updates[group]})" for group in shown]

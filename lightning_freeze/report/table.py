@@ -13,7 +13,7 @@ NONE = "–"
 BYTES, COUNTS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), ("", "K", "M", "B", "T")
 
 
-def empty_table(title: str | None, names: Sequence[str], right: Sequence[str] = ()) -> Table:
+def new_table(title: str | None, names: Sequence[str], right: Sequence[str] = ()) -> Table:
     """A table of these columns, whose cells are not wrapped; some are aligned right."""
     columns = [Column(escape(n), justify="right" if n in right else "left", no_wrap=True) for n in names]
     return Table(*columns, title=title, box=box.SIMPLE)
@@ -91,5 +91,4 @@ def human(number: float, base: int, units: Sequence[str]) -> str:
     while round(number) >= base and power < len(units) - 1:
         number /= base
         power += 1
-    digits = f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f}"
-    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits} {units[power]}".rstrip()
+    return f"{number:{'.3g' if number < 999.5 else '.0f'}} {units[power]}".rstrip()

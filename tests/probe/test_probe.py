@@ -22,7 +22,7 @@ from lightning_freeze import OptimizerTraits, UnsupportedError, probe_optimizer
 from lightning_freeze.holds.param_groups import LeftOut
 from lightning_freeze.holds.snapshots import same, snapshot
 from lightning_freeze.probe import probe as probing
-from lightning_freeze.probe.proxies import MOST_KINDS, nested_optimizers, small_proxies
+from lightning_freeze.probe.proxies import MOST_KINDS, nested_optimizers, small_plan
 from lightning_freeze.probe.verdict import hold_method
 from tests.conftest import Net, batches
 from tests.holds.test_optim_db import configurations
@@ -181,9 +181,9 @@ def test_parameters_of_all_sorts(parameters: list[nn.Parameter]) -> None:
 
 def test_many_param_groups_that_differ_in_numbers_are_a_few_kinds() -> None:
     groups = [{"params": [nn.Parameter(torch.ones(2))], "name": f"{n}", "weight_decay": 0.1 * n} for n in range(50)]
-    assert len(small_proxies(AdamW(groups)).models) == 2  # with weight decay and without
+    assert len(small_plan(AdamW(groups)).models) == 2  # with weight decay and without
     named = [{"params": [nn.Parameter(torch.ones(2))], "kind": f"{n}"} for n in range(50)]
-    assert len(small_proxies(AdamW(named)).models) == MOST_KINDS
+    assert len(small_plan(AdamW(named)).models) == MOST_KINDS
 
 
 def test_what_lightning_makes_of_an_optimizer_is_probed_as_the_optimizer() -> None:

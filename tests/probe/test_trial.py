@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from lightning_freeze.holds.snapshots import changed
 from lightning_freeze.probe.clone import clone_by_parts
-from lightning_freeze.probe.proxies import Proxies, ProxyPlan, nested_optimizers, small_proxies
+from lightning_freeze.probe.proxies import Proxies, ProxyPlan, nested_optimizers, small_plan
 from lightning_freeze.probe.trial import ALL, FROZEN, MOVING, StepRecipe, Trial, distance, states_of, step
 
 
@@ -20,7 +20,7 @@ def adamw() -> AdamW:
 
 
 def trial_of(optimizer: Optimizer) -> Trial:
-    return Trial(optimizer, StepRecipe(small_proxies(optimizer), clone_by_parts))
+    return Trial(optimizer, StepRecipe(small_plan(optimizer), clone_by_parts))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_was_forgotten_begins_where_it_began() -> None:
 def test_uniform_parameters_are_two_numbers() -> None:
     plan = ProxyPlan(((0, torch.empty(3, 2), (3, 2)),), {}, pairs=True, uniform=True)
     assert [sorted(set(p.flatten().tolist())) for p in Proxies(plan).originals] == [[0.5], [0.75]]
-    assert len(set(Proxies(small_proxies(adamw())).frozen[0].flatten().tolist())) > 1
+    assert len(set(Proxies(small_plan(adamw())).frozen[0].flatten().tolist())) > 1
 
 
 def test_an_optimizer_without_a_state_keeps_nothing() -> None:

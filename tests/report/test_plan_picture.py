@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_state_that_was_there_before_stays_where_its_group_trains_soon() -> None
     )
 
 
-@pytest.mark.parametrize("call", [over_time, pictures._figure])
+@pytest.mark.parametrize("call", [over_time, partial(draw_plan, None)])
 def test_a_group_without_a_size(call: Any) -> None:
     with pytest.raises(ValueError, match=r"updates train 'haed', but `sizes` knows only 'head', 'body', 'rest'. Give"):
         call([HEAD, frozenset({"haed"})], SIZES)
@@ -88,7 +89,7 @@ def test_a_group_without_a_size(call: Any) -> None:
 
 def test_no_update_is_no_picture() -> None:
     with pytest.raises(ValueError, match="there is no update to draw: `trained` is empty"):
-        pictures._figure([], SIZES)
+        draw_plan(None, [], SIZES)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_a_suffix_says_what_is_written(tmp_path: Path) -> None:
 
 def test_a_short_run_is_drawn_update_by_update() -> None:
     trained = [(HEAD, BODY, ALL, frozenset[str]())[u // 3 % 4 if u % 7 else 3] for u in range(137)]
-    figure = pictures._figure(trained, SIZES, epochs=[50, 100])
+    figure = draw_plan(None, trained, SIZES, epochs=[50, 100])
     groups, elements, memory, percent = figure.axes
     assert np.array_equal(drawn(figure), matrix(trained, list(SIZES)))
     assert {tuple(image.get_extent()[:2]) for image in groups.images} == {(0, 137)}
@@ -129,7 +130,7 @@ def test_a_short_run_is_drawn_update_by_update() -> None:
 
 
 def test_labels_shares_and_counts_stand_beside_their_rows() -> None:
-    figure = pictures._figure([HEAD, HEAD, HEAD, BODY], SIZES)
+    figure = draw_plan(None, [HEAD, HEAD, HEAD, BODY], SIZES)
     rows = [["75 %", "3"], ["25 %", "1"], ["25 %", "1"]]
     assert texts(figure.axes[0]) == [*(text for row in rows for text in row), "share", "updates"]
     assert [(t.get_text(), t.get_position()[1]) for t in names(figure)] == [("head", 0.5), ("body", 1.5), ("rest", 2.5)]
@@ -139,7 +140,7 @@ def test_labels_shares_and_counts_stand_beside_their_rows() -> None:
 
 def test_a_long_run_is_drawn_in_bins() -> None:
     trained = [HEAD if u % 5 else BODY for u in range(20_003)]  # bins of 11, the last of 5
-    figure = pictures._figure(trained, SIZES)
+    figure = draw_plan(None, trained, SIZES)
     shares = drawn(figure)
     assert shares.shape == (3, 1819)
     lengths = np.array([11] * 1818 + [5])
@@ -164,7 +165,7 @@ def test_never_more_than_two_thousand_columns(updates: int, columns: int) -> Non
 
 
 def test_what_trains_seldom_is_told_from_what_never_trains() -> None:
-    figure = pictures._figure([BODY if u == 77 else HEAD for u in range(100_000)], SIZES)
+    figure = draw_plan(None, [BODY if u == 77 else HEAD for u in range(100_000)], SIZES)
     image = figure.axes[0].images[1]
     seldom, never = image.to_rgba(image.get_array())[0, [1, 0]]
     assert image.get_array()[0, 1] == pytest.approx(1 / 50)
@@ -173,11 +174,11 @@ def test_what_trains_seldom_is_told_from_what_never_trains() -> None:
 
 
 def test_epochs_are_lines_labelled_sparsely() -> None:
-    few = pictures._figure([HEAD] * 40, SIZES, epochs=[10, 20, 30, 40])  # with update 40 there is none
+    few = draw_plan(None, [HEAD] * 40, SIZES, epochs=[10, 20, 30, 40])  # with update 40 there is none
     assert texts(few.axes[0])[-3:] == ["epoch 1", "2", "3"]
     for panel in few.axes[:3]:
         assert [line.get_xdata()[0] for line in panel.lines] == [10, 20, 30]
-    many = pictures._figure([HEAD] * 1000, SIZES, epochs=range(5, 1000, 5))
+    many = draw_plan(None, [HEAD] * 1000, SIZES, epochs=range(5, 1000, 5))
     assert [t for t in texts(many.axes[0]) if t.startswith("epoch")] == ["epoch 20"]
     assert [line.get_xdata()[0] for line in many.axes[0].lines] == list(range(100, 1000, 100))
 
@@ -186,14 +187,14 @@ def test_epochs_are_lines_labelled_sparsely() -> None:
 def test_labels_have_room(count: int) -> None:
     """No two names of rows overlap, none is clipped, and those outside families come first."""
     groups = [f"a_rather_long_name_of_a_family_of_layers_of_a_model/{i}" for i in range(count)] + ["head"]
-    figure = pictures._figure(
-        [frozenset({each}) for each in groups], {each: Size(1, 4, 8) for each in groups}, title="T"
+    figure = draw_plan(
+        None, [frozenset({each}) for each in groups], {each: Size(1, 4, 8) for each in groups}, title="T"
     )
     shown = names(figure)
     boxes = [t.get_window_extent() for t in shown]
     assert shown[-1].get_text() == "head"
     assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
-    page = figure.get_tightbbox().transformed(figure.dpi_scale_trans)  # what `save` writes
+    page = figure.get_tightbbox().transformed(figure.dpi_scale_trans)  # what is written
     every = [
         *boxes,
         *(t.get_window_extent() for axes in figure.axes for t in [*axes.texts, axes.title, axes._left_title]),
@@ -205,13 +206,13 @@ def test_labels_have_room(count: int) -> None:
 
 def test_a_name_is_no_formula() -> None:
     groups = ["re:.*$a_b$.*", "_hidden", "a\\frac"]
-    figure = pictures._figure([frozenset(groups)], {name: Size(1, 1, 1) for name in groups}, title="$x")
+    figure = draw_plan(None, [frozenset(groups)], {name: Size(1, 1, 1) for name in groups}, title="$x")
     figure.canvas.draw()
     assert [t.get_text() for t in names(figure)] == groups
 
 
 def test_a_model_of_nothing_can_be_drawn() -> None:
-    pictures._figure([frozenset({"all"})], {"all": Size(0, 0, 0)}).canvas.draw()
+    draw_plan(None, [frozenset({"all"})], {"all": Size(0, 0, 0)}).canvas.draw()
 
 
 def test_a_hundred_thousand_updates_of_34_groups_take_little(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ FATES = [
 
 
 def test_each_cell_of_the_comparison_has_its_color_and_its_word() -> None:
-    axes = probe_report._figure(METHODS, FATES, "title").axes[0]
+    axes = probe_report.draw_comparison(None, METHODS, FATES, title="title").axes[0]
     colors = {(p.get_x(), p.get_y()): p.get_facecolor() for p in axes.patches}
     expected = {
         (column, row): to_rgba(probe_report._KINDS[fate.kind].fill)
@@ -90,27 +90,27 @@ def test_each_cell_of_the_comparison_has_its_color_and_its_word() -> None:
 @pytest.mark.parametrize("number", [1, 8, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_comparison_is_legible_whatever_its_length(number: int, tmp_path: Path) -> None:
     rows = [(f"package.Optimizer{n}(base_optimizer=AdamW)", FATES[n % 3][1]) for n in range(number)]
-    figure = probe_report._figure(METHODS, rows, "title")
+    figure = probe_report.draw_comparison(None, METHODS, rows, title="title")
     axes = figure.axes[0]
     figure.canvas.draw()
-    inside = figure.get_tightbbox().transformed(figure.dpi_scale_trans)  # what `save` writes
+    inside = figure.get_tightbbox().transformed(figure.dpi_scale_trans)  # what is written
     boxes = [text.get_window_extent() for text in (*axes.texts, *axes.get_yticklabels())]
     assert all(box.x0 >= inside.x0 and box.x1 <= inside.x1 for box in boxes)
     rows_apart = axes.get_window_extent().height / number
     assert all(box.height < rows_apart for box in boxes)
     probe_report.draw_comparison(tmp_path / "new" / "probe.png", METHODS, rows)
     width = imread(tmp_path / "new" / "probe.png").shape[1]
-    assert width >= probe_report._figure(METHODS, rows).get_tightbbox().width * figure.dpi
+    assert width >= probe_report.draw_comparison(None, METHODS, rows).get_tightbbox().width * figure.dpi
 
 
 def test_what_cannot_be_drawn_as_a_comparison() -> None:
     with pytest.raises(ValueError, match="there is no optimizer to draw: `rows` is empty. Probe at least one."):
-        probe_report._figure(METHODS, [])
+        probe_report.draw_comparison(None, METHODS, [])
     with pytest.raises(ValueError, match=r"'SGD' has 2 words for 3 methods. Give one for each, or one for all."):
-        probe_report._figure(METHODS, [("SGD", FATES[0][1][:2])])
+        probe_report.draw_comparison(None, METHODS, [("SGD", FATES[0][1][:2])])
 
 
 def test_a_comparison_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"a picture of a probe needs matplotlib, the extra `plot`: pip install"):
-        probe_report._figure(METHODS, FATES)
+        probe_report.draw_comparison(None, METHODS, FATES)
