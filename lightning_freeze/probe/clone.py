@@ -63,11 +63,7 @@ def options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clone_by_constructor(optimizer: Optimizer, proxies: Proxies) -> Optimizer:
-    """A clone made by the class's constructor, with the hyper-parameters that it can be given.
-
-    Raises:
-        CloneError: The constructor needs what is not known, or raises.
-    """
+    """A clone made by the class's constructor, with the hyper-parameters that it can be given."""
     kind: Any = type(optimizer)
     arguments = signature(kind).parameters
     inner = [type(each) for each in vars(optimizer).values() if isinstance(each, Optimizer)]
@@ -104,11 +100,7 @@ class _ProxyModel(nn.Module):
 
 
 def clone_by_parts(optimizer: Optimizer, proxies: Proxies) -> Optimizer:
-    """A clone made without the constructor, from copies of all that the optimizer and nested ones hold.
-
-    Raises:
-        CloneError: Something cannot be copied, or its copy would reach what is the user's.
-    """
+    """A clone made without the constructor, from copies of all that the optimizer and nested ones hold."""
     members = nested_optimizers(optimizer)
     memo = _Memo({id(member): object.__new__(type(member)) for member in members})
     memo |= {parameter: held[0] for parameter, held in proxies.of.items()}
@@ -211,11 +203,7 @@ def _copy_attributes(member: Optimizer, clone: Optimizer, proxies: Proxies, memo
 
 
 def _prepare(key: str, value: object, proxies: Proxies, memo: _Memo, depth: int = 3) -> None:
-    """Before an attribute is copied, replace lists of parameters and models within it by those of proxies.
-
-    Raises:
-        CloneError: It is large, or its copy would reach what is the user's.
-    """
+    """Before an attribute is copied, replace lists of parameters and models within it by those of proxies."""
     if id(value) in memo:
         return
     replaced = _replaced(value, proxies, memo) if depth or isinstance(value, nn.Module) else None
@@ -262,7 +250,7 @@ def _refusal(value: object, proxies: Proxies, memo: _Memo) -> str:
     if isinstance(value, nn.Module) and sum(p.numel() for p in value.parameters()) > MOST_COPIED:
         return "is a large module"
     if isinstance(value, Tensor) and value.numel() > MOST_COPIED:
-        return f"is a tensor of {value.numel()} elements beside its state"
+        return f"is a tensor of {value.numel()} elements besides its state"
     if _is_shared(value) and reaches(value, proxies.of.keys() | memo.keys()):
         return "holds a function or a reference that reaches the run's own parameters"
     return ""

@@ -86,9 +86,6 @@ def small_plan(optimizer: Optimizer) -> ProxyPlan:
 
     Kinds are what optimizers tell apart: of a parameter the number of dimensions, dtype, device and size; of its param
     group the switches, and which numbers are zero; and which nested optimizers hold it.
-
-    Raises:
-        CloneError: No parameter that trains has a shape.
     """
     nested = nested_optimizers(optimizer)
     held_by = [set(map(id, parameters_of(inner))) for inner in nested[1:]]
@@ -112,11 +109,7 @@ def small_plan(optimizer: Optimizer) -> ProxyPlan:
 
 
 def full_plan(optimizer: Optimizer) -> ProxyPlan:
-    """Plan one proxy of the same shape for each parameter; the first half is frozen.
-
-    Raises:
-        CloneError: They are too large, or too few.
-    """
+    """Plan one proxy of the same shape for each parameter; the first half is frozen."""
     held = list(_trained(optimizer))
     if len(held) < 2:
         raise CloneError("it trains one parameter alone")

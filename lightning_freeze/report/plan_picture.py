@@ -113,13 +113,13 @@ def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array
     style = {"fontsize": min(9.0, max(row, _LABEL) * 46), "va": "center_baseline", "parse_math": False}
     rows = _labelled(groups, row)
     axes.set_yticks([index + 0.5 for index in rows], [short(groups[index]) for index in rows], color=INK, **style)
-    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    right_of: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
     for index in rows:
         count = int(counts[index])
         for x, text in ((_SHARE, _percent(count, total)), (_UPDATES, f"{count:,}")):
-            axes.annotate(text, (1, index + 0.5), (x, 0), color=INK if count else _QUIET, **beside, **style)
+            axes.annotate(text, (1, index + 0.5), (x, 0), color=INK if count else _QUIET, **right_of, **style)
     for x, name in ((_SHARE, "share"), (_UPDATES, "updates")):
-        axes.annotate(name, (1, 0), (x, 4), color=_QUIET, fontsize=7.5, va="bottom", **beside)
+        axes.annotate(name, (1, 0), (x, 4), color=_QUIET, fontsize=7.5, va="bottom", **right_of)
 
 
 def _labelled(groups: Sequence[str], row: float) -> list[int]:
