@@ -124,7 +124,7 @@ class _Memo(dict[int, Any]):
     def get(self, key: int, default: Any = None) -> Any:
         """The copy of an object."""
         if key in self.shared:
-            raise CloneError("holds single parameters, for which several would stand in")
+            raise CloneError("holds single parameters, which have several proxies")
         return super().get(key, default)
 
 

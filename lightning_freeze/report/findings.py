@@ -108,11 +108,7 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
     """
 
     def __init__(
-        self,
-        findings: Sequence[Finding],
-        checkpoint: str | None = None,
-        switched: bool = False,
-        unsaved: str = "",
+        self, findings: Sequence[Finding], checkpoint: str | None = None, switched: bool = False, unsaved: str = ""
     ) -> None:
         self.findings = list(findings)
         self.checkpoint = checkpoint
