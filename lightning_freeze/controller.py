@@ -32,8 +32,7 @@ from lightning_freeze.plan.selectors import Selector
 from lightning_freeze.probe.probe import OptimizerTraits
 from lightning_freeze.probe.state_size import state_bytes
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.log import Log
-from lightning_freeze.report.records import Record, Steps
+from lightning_freeze.report.records import Log, Record, Steps
 
 _LOG = logging.getLogger("lightning_freeze")
 _NO_END = 1 << 62

@@ -32,11 +32,11 @@ from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
-from lightning_freeze.probe.clone import family
+from lightning_freeze.probe.clone import nested_optimizers
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.state_reset import supports_state_reset
 from lightning_freeze.probe.step_counters import first_update
-from lightning_freeze.probe.verdict import way_of
+from lightning_freeze.probe.verdict import hold_method
 from lightning_freeze.report.records import Record
 
 _ALIKE = 0.05
@@ -119,7 +119,7 @@ def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], schedule
 
 
 def _refuses_state(mode: OptimizerState, optimizer: Optimizer, wanted: Mapping[int, Tensor]) -> str | None:
-    if len({id(member.state) for member in family(optimizer)}) > 1:
+    if len({id(member.state) for member in nested_optimizers(optimizer)}) > 1:
         return "wraps another, so that state is in two places"
     if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
         return "runs no hooks when it is saved"
@@ -182,14 +182,14 @@ def learn(
         found = probe_optimizer(step.optimizer, closures)
         yield step.index, found
         late = sorted(freezable - plan.trains(plan.start(), step.index) - forever)
-        way = way_of(found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=audited)
-        step.excludes, step.reads_before_closure = way == "left out", found.reads_before_closure
-        if way == "left out":
+        method = hold_method(found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=audited)
+        step.excludes, step.reads_before_closure = method == "excluded", found.reads_before_closure
+        if method == "excluded":
             say(
                 f"freeze: optimizer {step.index} ({found.name}) moves a parameter whose gradient is None "
                 f"({found.reasons['skips_none']}): what is frozen is also excluded from its param groups for each step."
             )
-        elif way == "unknown":
+        elif method == "unknown":
             warnings.warn(
                 f"optimizer {step.index} ({found.name}) could not be probed: {found.why}. Whether it moves a parameter "
                 "whose gradient is None is first known from the audit at the epoch's end. Use an optimizer of torch.optim "
@@ -246,7 +246,7 @@ def warn_of_step_counters(
             interval.length,
             closure=closures,
             excludes=step.excludes,
-            early=step.reads_before_closure,
+            reads_before_closure=step.reads_before_closure,
         )
         if ratio is not None and abs(ratio - 1) > _ALIKE:
             warnings.warn(

@@ -87,7 +87,7 @@ def test_what_cannot_be_held_is_refused_before_the_first_step(name: str, schedul
 
 
 def test_the_observer_can_fail(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_freeze.setup.way_of", lambda *_, **__: "none")
+    monkeypatch.setattr("lightning_freeze.setup.hold_method", lambda *_, **__: "none")
     observer = Snapshots("layer1")
     schedule, planned = SCHEDULES["alternating"]
     scheduler = FreezeScheduler(schedule, on_finding="warn")
@@ -102,7 +102,7 @@ def test_one_whose_state_is_made_at_once_is_refused_only_where_something_begins_
 
     assert fit(trainer, make, SCHEDULES["alternating"][0]).moved() == SCHEDULES["alternating"][1]
     with pytest.raises(
-        UnsupportedError, match=r"as layer1 is\. .*KeyError: 'average'.*`\{train: \[all\], updates: 1\}`"
+        UnsupportedError, match=r"later \(layer1\)\. .*KeyError: 'average'.*`\{train: \[all\], updates: 1\}`"
     ):
         fit(trainer, make, SCHEDULES["from step 0"][0])
     mended = Phases([Phase(["layer1", "layer2"], updates=1), *SCHEDULES["from step 0"][0].phases])  # type: ignore[attr-defined]
@@ -269,7 +269,7 @@ def test_the_state_of_a_wrapped_optimizer_is_watched(trainer: Any, monkeypatch: 
             return loss
 
     scheduler = AlternatingFreeze("layer1", "layer2", every=5, on_finding="warn")
-    monkeypatch.setattr("lightning_freeze.setup.way_of", lambda *_, **__: "none")
+    monkeypatch.setattr("lightning_freeze.setup.hold_method", lambda *_, **__: "none")
     model = Net(lambda m: Writes(AdamW(m.parameters(), lr=0.01), decays=False))
     with pytest.warns(UserWarning, match=r"optimizer state .*exp_avg"):
         trainer(scheduler, limit_train_batches=9).fit(model, batches(9))
@@ -296,7 +296,7 @@ def test_parameters_of_other_modules_in_the_optimizer_are_left_alone(trainer: An
 def test_an_unknown_optimizer_is_named_with_the_reason(trainer: Any) -> None:
     with pytest.warns(UserWarning, match=r"optimizer 0 \(Locked\) could not be probed: its `lock` cannot be copied"):
         trainer(AlternatingFreeze("layer1", "layer2", every=5)).fit(Net(WAYS["locked"][0]), batches(2))
-    with pytest.raises(UnsupportedError, match="`audit: false` would not tell"):
+    with pytest.raises(UnsupportedError, match="`audit: false` would not show it"):
         trainer(AlternatingFreeze("layer1", "layer2", every=5, audit=False)).fit(Net(WAYS["locked"][0]), batches(2))
 
 

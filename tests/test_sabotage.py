@@ -186,7 +186,7 @@ def test_an_optimizer_that_ignores_none_is_held_by_excluding_parameters(trainer:
 def test_an_optimizer_that_ignores_none_is_caught_and_named_where_parameters_are_not_excluded(
     trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_freeze.setup.way_of", lambda *_, **__: "none")
+    monkeypatch.setattr("lightning_freeze.setup.hold_method", lambda *_, **__: "none")
     model = Net(lambda m: DecaysAll(m.parameters(), lr=0.1))
     with pytest.raises(FreezeViolation) as caught:
         trainer(AlternatingFreeze("layer1", "layer2", every=EVERY)).fit(model, batches(STEPS))

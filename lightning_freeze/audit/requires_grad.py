@@ -17,8 +17,7 @@ from lightning_freeze.plan.membership import OptimizerIndex, Step
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.log import Log
-from lightning_freeze.report.records import Record
+from lightning_freeze.report.records import Log, Record
 
 _FROZEN = "requires_grad=False"
 _TRAINED = "requires_grad=True"

@@ -17,8 +17,7 @@ from lightning_freeze.holds.run_context import RunContext, is_split
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.log import Log
-from lightning_freeze.report.records import Record
+from lightning_freeze.report.records import Log, Record
 
 
 def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:

@@ -17,8 +17,8 @@ from lightning_freeze.holds.state_holds import OffloadState
 from lightning_freeze.plan.groups import Member
 from lightning_freeze.plan.membership import OptimizerIndex, Membership, ParamSet, Split, Step
 from lightning_freeze.plan.selectors import clean_name
-from lightning_freeze.probe.clone import family
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
+from lightning_freeze.probe.proxies import nested_optimizers
 from lightning_freeze.report.findings import Finding
 
 
@@ -202,12 +202,12 @@ class WeightAudit(Hold):
         self._holders = holders
         self._known: dict[int, Watched] = {}  # by the identity of a parameter, which it keeps alive
         self._traits: dict[int, OptimizerTraits] = {}
-        self._families = {id(optimizer): family(optimizer) for optimizer in holders.optimizers}
+        self._nested = {id(optimizer): nested_optimizers(optimizer) for optimizer in holders.optimizers}
 
     def _watched(self, member: Member) -> Watched:
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
         parameter = member.parameter
-        holders = [each for holder in self._holders.of(parameter) for each in self._families[id(holder)]]
+        holders = [each for holder in self._holders.of(parameter) for each in self._nested[id(holder)]]
 
         def state() -> object:  # read from the optimizer each time: `load_state_dict` gives it another dict
             if self._offload is not None and self._offload.offloaded(parameter):

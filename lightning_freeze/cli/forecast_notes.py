@@ -8,8 +8,7 @@ from lightning_freeze.errors import nearest
 from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.plan.costs import Size
 from lightning_freeze.plan.preview import Step
-from lightning_freeze.report.numbers import human_bytes
-from lightning_freeze.report.table import folded
+from lightning_freeze.report.table import folded, human_bytes
 
 
 def on_callbacks(callbacks: Iterable[object]) -> list[str]:

@@ -24,8 +24,8 @@ from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.probe.clone import enter_train_mode, undisturbed
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
-from lightning_freeze.probe.trial import GRADIENTS, distance, named, states_of, step
-from lightning_freeze.probe.verdict import way_of
+from lightning_freeze.probe.trial import GRADIENTS, distance, error_line, states_of, step
+from lightning_freeze.probe.verdict import hold_method
 
 WARM_UP = 3
 """Steps in which everything trains, before something is frozen."""
@@ -48,7 +48,7 @@ Outcome = Literal["held", "state moved", "moved", "refused", "raised", "unknown"
 
 _LR = 0.01  # of a class that has no default
 _MODELS = ("model", "module")
-_BY_WAY = {"none": "None", "left out": "left out", "unknown": "None, unproved"}
+_BY_WAY = {"none": "None", "excluded": "left out", "unknown": "None, unproved"}
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def _cell(recipe: Recipe, how: tuple[str, str], way: str, steps: int) -> Cell:
         with FreezeController(run.model, schedule, groups) as run.controller:
             run.controller.attach(run.optimizer, closures=how[1] != "no")
             run.controller.begin()
-            held = _BY_WAY[way_of(run.controller.traits[0], 0)]
+            held = _BY_WAY[hold_method(run.controller.traits[0], 0)]
             return _outcome(run, way, steps, held)
     except (UnsupportedError, SelectionError) as error:
         return Cell("refused", says=str(error))
@@ -336,4 +336,4 @@ def _outcome(run: _Run, way: str, steps: int, held: str = "") -> Cell:
 
 
 def _named(error: Exception) -> str:
-    return named(error).removesuffix(": ")
+    return error_line(error).removesuffix(": ")

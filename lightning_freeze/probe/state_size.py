@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze.holds.snapshots import elements
-from lightning_freeze.probe.clone import Twin, options, undisturbed
-from lightning_freeze.probe.proxies import Plan, StandIns
-from lightning_freeze.probe.trial import ALL, MOVING, How, Trial
+from lightning_freeze.probe.clone import options, undisturbed
+from lightning_freeze.probe.proxies import Proxies, ProxyPlan
+from lightning_freeze.probe.trial import ALL, MOVING, StepRecipe, Trial
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)
 _STEPS = 3
-# Ways of computing that want the accelerator or a graph, and that change no state's size.
-_WAYS = ("capturable", "differentiable", "foreach")
+_IMPLEMENTATIONS = ("capturable", "differentiable", "foreach")  # they need an accelerator or a graph; state is the same
 
 Shape = tuple[int, ...]
 _Term = tuple[int, Shape]  # bytes, times the sizes of these dimensions of the parameter (one may be there twice)
@@ -28,28 +27,15 @@ _Term = tuple[int, Shape]  # bytes, times the sizes of these dimensions of the p
 def state_bytes(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[int | None]:
     """The bytes of optimizer state that each parameter will hold once it has been updated.
 
-    The optimizer's class is run, with the hyper-parameters of the parameter's group, on parameters of a few elements
-    whose dimensions are primes, so that the state's dimensions tell where they come from; what is learnt from one must
-    foretell another. The optimizer itself, its parameters and the global random state are left as they are. A forecast
-    for a sharded parameter is of the whole of it.
-
-    Args:
-        optimizer: Any `torch.optim.Optimizer`.
-        parameters: Parameters that it holds.
+    The optimizer's class is run on parameters whose dimensions are primes, so that the state's dimensions tell where they
+    come from; what is learnt from one must predict another. The optimizer itself is left as it is.
 
     Returns:
-        Bytes of tensors, in the order of the parameters; None where the class could not be run (LBFGS, SparseAdam, one
-        that wraps another or keeps tensors outside its state) or where the state does not follow the shape.
+        Bytes of tensors, of a sharded parameter for the whole of it; None where the class cannot be run (LBFGS, SparseAdam,
+        one that wraps another or keeps tensors outside its state) or where the state does not follow the shape.
 
     Raises:
         ValueError: The optimizer does not hold one of the parameters.
-
-    Example:
-        >>> weight = nn.Parameter(torch.zeros(30, 20))
-        >>> state_bytes(torch.optim.SGD([weight], momentum=0.9), [weight])
-        [2400]
-        >>> state_bytes(torch.optim.Adafactor([weight]), [weight])  # a row, a column and the number of steps
-        [204]
     """
     held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     learnt: dict[tuple[int, Shape, torch.dtype], list[_Term] | None] = {}
@@ -62,10 +48,9 @@ def state_bytes(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> lis
                 f"{type(optimizer).__qualname__}, which will hold no state for it. Ask the optimizer that holds it."
             )
         shape = tuple(parameter.shape)
-        ranks = _ranks(shape)
-        key = (number, ranks, parameter.dtype)
+        key = (number, _ranks(shape), parameter.dtype)
         if key not in learnt:
-            learnt[key] = _learn(optimizer, optimizer.param_groups[number], ranks, parameter.dtype)
+            learnt[key] = _learn(optimizer, optimizer.param_groups[number], key[1], parameter.dtype)
         terms = learnt[key]
         found.append(None if terms is None else _bytes(terms, shape))
     return found
@@ -78,7 +63,7 @@ def _ranks(shape: Shape) -> Shape:
 
 
 def _learn(optimizer: Optimizer, group: Mapping[str, Any], ranks: Shape, dtype: torch.dtype) -> list[_Term] | None:
-    if max(ranks, default=0) >= len(_PRIMES) or _reaches_out(optimizer):
+    if max(ranks, default=0) >= len(_PRIMES) or _holds_tensors_elsewhere(optimizer):
         return None
     first, second = (tuple((1, *primes)[rank] for rank in ranks) for primes in (_PRIMES, _PRIMES[1:]))
     with undisturbed():
@@ -90,31 +75,29 @@ def _learn(optimizer: Optimizer, group: Mapping[str, Any], ranks: Shape, dtype: 
     return terms if _bytes(terms, second) == control else None
 
 
-def _reaches_out(optimizer: Optimizer) -> bool:
-    """Whether a twin could reach what is the user's: a wrapped optimizer, or tensors outside the state (LBFGS)."""
-    own = {key: value for key, value in vars(optimizer).items() if key not in ("state", "param_groups", "defaults")}
-    return any(
-        isinstance(value, Optimizer) or (not isinstance(value, Tensor) and next(_tensors(value), None) is not None)
-        for value in own.values()
-    )
+def _holds_tensors_elsewhere(optimizer: Optimizer) -> bool:
+    """Whether a clone could reach what is the user's: a nested optimizer, or tensors outside the state (LBFGS)."""
+    own = [value for key, value in vars(optimizer).items() if key not in ("state", "param_groups", "defaults")]
+    containers = [value for value in own if not isinstance(value, Tensor)]
+    return any(isinstance(value, Optimizer) or next(_tensors(value), None) is not None for value in containers)
 
 
 def _run(optimizer: Optimizer, group: Mapping[str, Any], shape: Shape, dtype: torch.dtype) -> list[Tensor]:
     """The tensors of state after a few steps with a parameter of this shape."""
-    plain = {way: False for way in _WAYS if way in group}
+    plain = {name: False for name in _IMPLEMENTATIONS if name in group}
 
-    def build(_: Optimizer, stand_ins: StandIns) -> Twin:
-        twin = type(optimizer).__new__(type(optimizer))
-        held = {**options(group), **plain, "params": [*stand_ins.likes]}
-        Optimizer.__init__(twin, [held], {**optimizer.defaults, **plain})  # torch's `step` looks into both
+    def build(_: Optimizer, proxies: Proxies) -> Optimizer:
+        clone = type(optimizer).__new__(type(optimizer))
+        held = {**options(group), **plain, "params": [*proxies.originals]}
+        Optimizer.__init__(clone, [held], {**optimizer.defaults, **plain})  # torch's `step` looks into both
         for key, value in vars(optimizer).items():
             # Not callables: a learning-rate scheduler wraps `step` in one that steps the user's own optimizer.
-            if key not in vars(twin) and not callable(value) and not isinstance(value, Tensor):
-                setattr(twin, key, copy.copy(value))
-        return Twin(twin, stand_ins, built=False)
+            if key not in vars(clone) and not callable(value) and not isinstance(value, Tensor):
+                setattr(clone, key, copy.copy(value))
+        return clone
 
-    plan = Plan(((0, torch.empty(shape, dtype=dtype, device="cpu"), shape),), {}, both=False, uniform=True)
-    trial = Trial(optimizer, How(plan, build))
+    plan = ProxyPlan([(0, torch.empty(shape, dtype=dtype, device="cpu"), shape)], {}, pairs=False, uniform=True)
+    trial = Trial(optimizer, StepRecipe(plan, build))
     trial.run(ALL, _STEPS)
     (parameter,) = trial.members[MOVING]
     return list(_tensors(trial.optimizer.state.get(parameter)))

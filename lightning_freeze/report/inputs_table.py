@@ -1,29 +1,23 @@
-"""The table of what modules are handed and do not use."""
+"""The table of what modules are given and do not use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lightning_freeze.report.findings import Finding, once_a_class
-from lightning_freeze.report.table import NONE, counted, print_line, print_whole
+from lightning_freeze.report.table import NONE, counted, new_table, print_line, print_whole
 
 
 def inputs_table(findings: Sequence[Finding]) -> Table:
-    """What modules are handed and do not use, each input of a class once.
-
-    Args:
-        findings: All findings; those about one input of a class share a row.
-    """
+    """A row for each unused input of a class."""
+    numbers = ("used in", "bytes a call")
+    table = new_table("inputs", ("input", "verdict", "confirmed", *numbers, "first module"), right=numbers)
     inputs = len({(finding.module_class, finding.argument) for finding in findings})
-    caption = f"{counted(len(findings), 'finding')} over {counted(inputs, 'input')}"
-    table = Table(title="inputs", caption=caption, box=box.SIMPLE)
-    for name in ("input", "verdict", "confirmed", "used in", "bytes a call", "first module"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("used in", "bytes a call") else "left")
+    table.caption = f"{counted(len(findings), 'finding')} over {counted(inputs, 'input')}"
     for finding in once_a_class(findings):
         table.add_row(
             escape(f"{finding.module_class}.{finding.argument}"),
@@ -37,12 +31,7 @@ def inputs_table(findings: Sequence[Finding]) -> Table:
 
 
 def print_inputs(console: Console, findings: Sequence[Finding]) -> None:
-    """Print the table of inputs as wide as its names are, so that they can be copied, and what each finding says.
-
-    Args:
-        console: Where to.
-        findings: All findings.
-    """
+    """Print the table, its names unbroken so that they can be copied, and each finding's message."""
     print_whole(console, inputs_table(findings))
     for finding in once_a_class(findings):
         print_line(console, f"- [{finding.severity}] {finding.message}")

@@ -1,4 +1,4 @@
-"""What the pictures have in common: an empty figure, its title, its file; matplotlib is imported here first."""
+"""What the pictures have in common: an empty figure and its file; matplotlib is imported here first."""
 
 from __future__ import annotations
 
@@ -12,39 +12,28 @@ INK, NEVER = "#333333", "#eef0f2"
 
 
 def empty_figure(what: str) -> Figure:
-    """A white figure, whose size is still to be set.
-
-    Args:
-        what: What it is a picture of.
+    """A white figure for a picture of something.
 
     Raises:
         ImportError: matplotlib, the extra ``plot``, is not installed.
     """
     try:
-        import matplotlib  # noqa: F401
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             f"a picture of a {what} needs matplotlib, the extra `plot`: pip install 'lightning-freeze[plot]' (in a "
             "checkout: pip install -c constraints.txt -e '.[plot]')."
         ) from error
-    figure = Figure(dpi=160, facecolor="white")
-    FigureCanvasAgg(figure)
+    return Figure(dpi=160, facecolor="white")
+
+
+def finish(figure: Figure, path: Path | None, title: str, above: float) -> Figure:
+    """Write a title so many points above the first axes, and the picture, with all that lies around axes, to a file."""
+    figure.axes[0].set_title(title, loc="left", pad=above, fontsize=12.5, fontweight="bold", parse_math=False)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
     return figure
-
-
-def add_title(figure: Figure, title: str) -> None:
-    """Write what stands above, once the figure has its size."""
-    width, height = figure.get_size_inches()
-    place = (0.12 / width, 1 - 0.1 / height)
-    figure.text(*place, title, va="top", fontsize=12.5, fontweight="bold", parse_math=False)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure to a file, a PNG or what else its suffix says; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
 
 
 def short(name: str, most: int = 36) -> str:

@@ -1,106 +1,86 @@
-"""A run as a picture: what trains when, how much of the model that is, and what memory it asks for."""
+"""A run as a picture: what trains when, how much of the model that is, and what memory it needs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, Timeline, over_time
-from lightning_freeze.report.numbers import BYTES, COUNTS, human, human_bytes
-from lightning_freeze.report.picture import INK, NEVER, add_title, empty_figure, save, short
+from lightning_freeze.report.picture import INK, NEVER, empty_figure, finish, short
+from lightning_freeze.report.table import BYTES, COUNTS, human, human_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
     from numpy import ndarray
+
+    Array = ndarray[Any, Any]
 
 _COLUMNS = 2000  # more than this many updates are drawn in bins
 _TRAINED, _FAINT, _QUIET = "#00566b", "#a9d3da", "#777777"
 _GRADIENT, _STATE = "#e69f00", "#9aa5b1"
 
 # Inches.
-_WIDTH, _PANEL, _GAP, _HEAT = 9.0, 0.95, 0.5, 9.6
+_WIDTH, _PANEL, _GAP, _HEAT = 6.4, 0.95, 0.5, 9.6
 _LABEL = 0.155  # the least distance of two rows' labels
-_RIGHT = 1.5  # the margin with the two columns of numbers, which end at these points from the axes:
-_SHARE, _UPDATES = 43, 100
+
+_SHARE, _UPDATES = 43, 100  # points from the axes to where the two columns of numbers end
 
 
 def draw_plan(
-    path: Path,
+    path: Path | None,
     trained: Sequence[frozenset[str]],
     sizes: Mapping[str, Size],
     *,
     epochs: Sequence[int] = (),
     title: str = "",
     held: Held = ALL_KEPT,
-) -> None:
+) -> Figure:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 
     A row is a group, a column an update, a filled cell trains. More than 2,000 updates are drawn in bins of equal
     length: the darker a cell, the larger the share of its updates that train the group; of memory, the most in a bin.
 
     Args:
-        path: The file to write, a PNG or what else its suffix says (``.svg``, ``.pdf``); folders are made.
+        path: The file to write, if any; its suffix names the format.
         trained: The groups that each update trains.
-        sizes: Every group's size; groups are drawn in this order, from the top.
+        sizes: Every group's size, in the order of the rows.
         epochs: The updates, counted from 0, with which the epochs after the first begin.
-        title: What stands above.
+        title: The title.
         held: Whose optimizer state takes up memory.
+
+    Returns:
+        The picture; its axes are the rows of groups, the elements, the memory, and the elements' percentage.
 
     Raises:
         ImportError: matplotlib, the extra ``plot``, is not installed.
         ValueError: There is no update, or one trains a group that has no size.
     """
-    save(_figure(trained, sizes, epochs, title, held), path)
-
-
-def _figure(
-    trained: Sequence[frozenset[str]],
-    sizes: Mapping[str, Size],
-    epochs: Sequence[int] = (),
-    title: str = "",
-    held: Held = ALL_KEPT,
-) -> Figure:
-    """The picture; its axes are the rows of groups, the elements, the memory, and the elements' percentage."""
     figure = empty_figure("plan")
     if not trained:
         raise ValueError("there is no update to draw: `trained` is empty. Preview at least one.")
     timeline = over_time(trained, sizes, held)
     counts, shares, edges = _shares(trained, sizes)
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))
-    tops = [0.62 if title else 0.3]  # of the three panels, from the top
-    tops.append(tops[0] + row * len(sizes) + _GAP)
-    tops.append(tops[1] + _PANEL + _GAP)
-    height = tops[2] + _PANEL + 0.5
-    figure.set_size_inches(_WIDTH, height)
-    panels = [figure.add_axes((0.1, 0.1, 0.8, 0.1), label=name) for name in ("groups", "elements", "memory")]
+    heights = [row * len(sizes), _PANEL, _PANEL]
+    figure.set_size_inches(_WIDTH, sum(heights) + 2 * _GAP)
+    figure.subplots_adjust(0, 0, 1, 1, hspace=3 * _GAP / sum(heights))  # axes fill it; `finish` adds what lies around
+    panels = figure.subplots(3, sharex=True, height_ratios=heights)
+    panels[0].set_xlim(0, len(trained))
     for panel in panels:
         _bare(panel)
-        panel.set_xlim(0, len(trained))
-        panel.tick_params(labelbottom=panel is panels[2])
-    labels = _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
+    _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
     _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), edges)
     _draw_memory(panels[2], timeline, edges)
     _draw_epochs(panels, epochs, len(trained))
     binned = f" (a column is a bin of {edges[1]:,})" if edges[1] > 1 else ""
     panels[2].set_xlabel(f"updates made{binned}", color=INK, fontsize=8.5)
-    # The names decide where the axes begin.
-    longest = max(label.get_window_extent().width for label in labels) / figure.dpi
-    left = max(0.85, longest + 0.2)
-    heights = (row * len(sizes), _PANEL, _PANEL)
-    for panel, top, high in zip(panels, tops, heights, strict=True):
-        place = (left / _WIDTH, 1 - (top + high) / height, 1 - (left + _RIGHT) / _WIDTH, high / height)
-        panel.set_position(place)
-    if title:
-        add_title(figure, title)
-    return figure
+    return finish(figure, path, title, above=19)
 
 
-def _shares(
-    trained: Sequence[frozenset[str]], groups: Iterable[str]
-) -> tuple[ndarray[Any, Any], ndarray[Any, Any], ndarray[Any, Any]]:
+def _shares(trained: Sequence[frozenset[str]], groups: Iterable[str]) -> tuple[Array, Array, Array]:
     """Each group's updates; the share of each bin's updates that train it, a row a group; where bins begin and end."""
     import numpy as np
 
@@ -116,67 +96,44 @@ def _shares(
     return sums.sum(axis=1), sums / np.diff(edges), edges
 
 
-def _draw_groups(
-    axes: Axes,
-    groups: Sequence[str],
-    counts: ndarray[Any, Any],
-    shares: ndarray[Any, Any],
-    edges: ndarray[Any, Any],
-    row: float,
-) -> list[Text]:
+def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array, edges: Array, row: float) -> None:
     from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 
-    total, length = int(edges[-1]), int(edges[1])
+    total, right = int(edges[-1]), int(edges[1]) * shares.shape[1]
     inks = LinearSegmentedColormap.from_list("trained", [_FAINT, _TRAINED])(range(256))
+    colors = ListedColormap([NEVER, *inks])  # what trains at all stands out from what does not
+    style: dict[str, Any] = {"cmap": colors, "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation_stage": "rgba"}
     for index, line in enumerate(shares):  # an image each, so that smoothing where bins outnumber pixels stays in a row
-        axes.imshow(
-            line[None],
-            cmap=ListedColormap([NEVER, *inks]),  # what trains at all stands out from what does not
-            vmin=0,
-            vmax=1,
-            aspect="auto",
-            extent=(0, length * shares.shape[1], index + 1, index),
-            interpolation_stage="rgba",
-        )
+        axes.imshow(line[None], extent=(0, right, index + 1, index), **style)
     axes.set_ylim(len(groups), 0)
     axes.hlines(range(1, len(groups)), 0, total, color="white", linewidth=min(1.4, row * 8))
     if total <= 60:
         axes.vlines(range(1, total), 0, len(groups), color="white", linewidth=0.8)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_yticks([])
-    size = min(9.0, max(row, _LABEL) * 46)
-    beside: dict[str, Any] = {
-        "xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": size, "va": "center_baseline",
-        "ha": "right", "parse_math": False,
-    }  # fmt: skip
-    labels: list[Text] = []
-    for index in _labelled(groups, row):
+    style = {"fontsize": min(9.0, max(row, _LABEL) * 46), "va": "center_baseline", "parse_math": False}
+    rows = _labelled(groups, row)
+    axes.set_yticks([index + 0.5 for index in rows], [short(groups[index]) for index in rows], color=INK, **style)
+    right_of: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    for index in rows:
         count = int(counts[index])
-        color = INK if count else _QUIET
-        labels.append(axes.annotate(short(groups[index]), (0, index + 0.5), (-6, 0), color=INK, **beside))
-        axes.annotate(_percent(count, total), (1, index + 0.5), (_SHARE, 0), color=color, **beside)
-        axes.annotate(f"{count:,}", (1, index + 0.5), (_UPDATES, 0), color=color, **beside)
-    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom", "ha": "right"}
+        for x, text in ((_SHARE, _percent(count, total)), (_UPDATES, f"{count:,}")):
+            axes.annotate(text, (1, index + 0.5), (x, 0), color=INK if count else _QUIET, **right_of, **style)
     for x, name in ((_SHARE, "share"), (_UPDATES, "updates")):
-        axes.annotate(name, (1, 1), (x, 4), color=_QUIET, fontsize=7.5, **above)
-    return labels
+        axes.annotate(name, (1, 0), (x, 4), color=_QUIET, fontsize=7.5, va="bottom", **right_of)
 
 
 def _labelled(groups: Sequence[str], row: float) -> list[int]:
-    """The rows whose labels have room: groups of their own first, then every so manyth member of a family."""
+    """The rows whose labels have room: groups of their own first, then every n-th member of a family."""
     step = int(-(-_LABEL // row))
-    families: dict[str, int] = {}
-    alone: list[int] = []
-    regular: list[int] = []
+    members: Counter[str] = Counter()
+    ranked: list[tuple[bool, int]] = []
     for index, group in enumerate(groups):
         family, slash, _ = group.rpartition("/")
-        place = families[family] = families.get(family, -1) + 1
-        if not slash:
-            alone.append(index)
-        elif place % step == 0:
-            regular.append(index)
+        if not slash or members[family] % step == 0:
+            ranked.append((bool(slash), index))
+        members[family] += 1
     chosen: list[int] = []
-    for index in (*alone, *regular):
+    for _, index in sorted(ranked):
         if all(abs(index - other) >= step for other in chosen):
             chosen.append(index)
     return sorted(chosen)
@@ -189,21 +146,20 @@ def _percent(part: float, total: int) -> str:
     return ">99 %" if 99.5 <= share < 100 else f"{share:.0f} %"
 
 
-def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: ndarray[Any, Any]) -> None:
+def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: Array) -> None:
     import numpy as np
 
     values = np.asarray(elements, dtype=np.float64)
-    starts = edges[:-1]
-    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-    mean = np.add.reduceat(values, starts) / np.diff(edges)
-    if edges[1] > 1 and (high > low).any():
-        axes.fill_between(edges, _closed(low), _closed(high), step="post", color=_FAINT, linewidth=0)
-    axes.step(edges, _closed(mean), where="post", color=_TRAINED, linewidth=1.4)
-    top = float(high.max()) or 1.0
-    _scale(axes, top, 1000, COUNTS)
-    most = f"at most {human(high.max(), 1000, COUNTS)} of {human(total, 1000, COUNTS)} ({_percent(high.max(), total)})"
+    low, high = (reduce.reduceat(values, edges[:-1]) for reduce in (np.minimum, np.maximum))
+    if (high > low).any():
+        axes.stairs(high, edges, baseline=low, fill=True, color=_FAINT)
+    mean = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    axes.stairs(mean, edges, baseline=None, color=_TRAINED, linewidth=1.4)
+    most = float(high.max())
+    _scale(axes, most or 1.0, 1000, COUNTS)
+    note = f"at most {human(most, 1000, COUNTS)} of {human(total, 1000, COUNTS)} ({_percent(most, total)})"
     binned = "; line: mean of a bin, band: its range" if edges[1] > 1 else ""
-    _head(axes, "trainable parameters", most + binned)
+    _head(axes, "trainable parameters", note + binned)
     percent = axes.twinx()
     percent.set_ylim(0, 100 * axes.get_ylim()[1] / (total or 1))
     percent.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
@@ -212,17 +168,13 @@ def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: ndarr
     percent.spines[["left", "bottom"]].set_visible(False)
 
 
-def _draw_memory(axes: Axes, timeline: Timeline, edges: ndarray[Any, Any]) -> None:
+def _draw_memory(axes: Axes, timeline: Timeline, edges: Array) -> None:
     import numpy as np
 
     state, gradient = (np.asarray(values, dtype=np.float64) for values in (timeline.state, timeline.gradient))
     lower, upper = (np.maximum.reduceat(values, edges[:-1]) for values in (state, state + gradient))
-    layers = (
-        (np.zeros_like(lower), lower, _STATE, "optimizer state"),
-        (lower, upper, _GRADIENT, "gradients of what trains"),
-    )
-    for bottom, top, color, label in layers:
-        axes.fill_between(edges, _closed(bottom), _closed(top), step="post", color=color, linewidth=0, label=label)
+    axes.stairs(lower, edges, fill=True, color=_STATE, label="optimizer state")
+    axes.stairs(upper, edges, baseline=lower, fill=True, color=_GRADIENT, label="gradients of what trains")
     _scale(axes, float(upper.max()) or 1.0, 1024, BYTES)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.locator_params(axis="x", integer=True, nbins=9)
@@ -231,13 +183,6 @@ def _draw_memory(axes: Axes, timeline: Timeline, edges: ndarray[Any, Any]) -> No
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=7.5, labelcolor=INK,
         handlelength=0.9, handleheight=0.9, borderaxespad=0.1, borderpad=0.2, columnspacing=1.2,
     )  # fmt: skip
-
-
-def _closed(values: ndarray[Any, Any]) -> ndarray[Any, Any]:
-    """The last value once more, for the right edge of the last step."""
-    import numpy as np
-
-    return np.append(values, values[-1])
 
 
 def _scale(axes: Axes, top: float, base: int, units: Sequence[str]) -> None:
@@ -254,10 +199,10 @@ def _scale(axes: Axes, top: float, base: int, units: Sequence[str]) -> None:
     axes.set_ylim(0, 1.06 * top)
 
 
-def _head(axes: Axes, name: str, said: str) -> None:
+def _head(axes: Axes, name: str, note: str) -> None:
     style: dict[str, Any] = {"textcoords": "offset points", "va": "baseline"}
     text = axes.annotate(name, (0, 1), (0, 7), xycoords="axes fraction", fontsize=9, color=INK, **style)
-    axes.annotate(said, (1, 1), (6, 7), xycoords=(text, "axes fraction"), fontsize=7.5, color=_QUIET, **style)
+    axes.annotate(note, (1, 1), (6, 7), xycoords=(text, "axes fraction"), fontsize=7.5, color=_QUIET, **style)
 
 
 def _bare(axes: Axes) -> None:
@@ -268,22 +213,19 @@ def _bare(axes: Axes) -> None:
 
 def _draw_epochs(panels: Sequence[Axes], epochs: Sequence[int], total: int) -> None:
     """Thin lines where epochs begin, and numbers above those that have room; Lightning counts them from 0."""
+    from matplotlib.ticker import MaxNLocator
+
     begins = {number: update for number, update in enumerate(epochs, start=1) if update < total}
-    step = _round_step(len(begins))
-    lines = begins if len(begins) <= 30 else {number: begins[number] for number in begins if number % step == 0}
+    rounded = MaxNLocator(10, steps=[1, 2, 5, 10], integer=True).tick_values(0, len(begins))
     last = -total  # where the last number stands
-    for number, update in lines.items():
+    for number, update in begins.items():
+        if len(begins) > 30 and number not in rounded:
+            continue
         for panel in panels:
             panel.axvline(update, color="#8a8a8a", linewidth=0.6, linestyle=(0, (2, 2)), zorder=3)
-        if number % step == 0 and update - last >= 0.09 * total:
+        if number in rounded and update - last >= 0.09 * total:
             panels[0].annotate(
                 str(number) if last >= 0 else f"epoch {number}", (update, 1), (1, 4),
                 xycoords=("data", "axes fraction"), textcoords="offset points", va="bottom", fontsize=7.5, color=_QUIET,
             )  # fmt: skip
             last = update
-
-
-def _round_step(lines: int) -> int:
-    """The least round number such that, of so many lines, those at its multiples are ten at most."""
-    number: int = next(k for power in range(20) for k in (10**power, 2 * 10**power, 5 * 10**power) if lines <= 10 * k)
-    return number

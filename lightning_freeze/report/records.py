@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from lightning_freeze.report.findings import Finding
 
 VERSION = 1
 FILE_NAME = "freeze_audit.jsonl"
@@ -20,12 +22,39 @@ FILE_NAME = "freeze_audit.jsonl"
 Record = dict[str, Any]
 
 
-class Recorder:
-    """Appends records to a file, each written out at once.
+class Log:
+    """The one list of a run's findings, and the one channel through which its records leave.
 
     Args:
-        path: The file; it is made, with its folder, at the first record, and appended to if it is there, without the
-            unfinished last line of a killed run.
+        record: Called with each record of the run.
+    """
+
+    def __init__(self, record: Callable[[Record], None]) -> None:
+        self.findings: list[Finding] = []
+        self.record = record
+
+    def add(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Add findings, each with a record."""
+        found = list(findings)
+        for finding in found:
+            self.record({"type": "finding", **finding.as_dict()})
+        self.findings += found
+        return found
+
+    def severities(self, epoch: int) -> dict[str, int]:
+        """How many findings an epoch has of each severity."""
+        counts = {"error": 0, "warning": 0, "info": 0}
+        for finding in self.findings:
+            counts[finding.severity] += finding.epoch == epoch
+        return counts
+
+
+class Recorder:
+    """Appends records to a file, each written at once.
+
+    Args:
+        path: The file; made with its folder at the first record. A file that is there loses the unfinished last line of a
+            killed run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,17 +65,12 @@ class Recorder:
         """Append one record."""
         if not self._begun:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_unfinished_line(self.path)
+            if self.path.exists():
+                with self.path.open("r+b") as file:
+                    file.truncate(file.read().rfind(b"\n") + 1)
             self._begun = True
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"version": VERSION, **record}, ensure_ascii=False) + "\n")
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    """Take away what a killed run left of its last record: the next one would be written on to it."""
-    if path.exists():
-        with path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class Steps:
@@ -54,41 +78,36 @@ class Steps:
 
     def __init__(self, first: int = 0) -> None:
         self.first = first
-        self._sets: list[list[str]] = []
-        self._numbers: dict[frozenset[str], int] = {}
+        self._sets: dict[frozenset[str], int] = {}
         self._runs: list[list[int]] = []
         self._last: tuple[int, frozenset[str]] | None = None
 
     def add(self, optimizer: int, groups: frozenset[str]) -> None:
-        """A step that updated these groups."""
+        """Add a step that updated these groups."""
         if self._last is not None and self._last[0] == optimizer and self._last[1] == groups:
             self._runs[-1][2] += 1
             return
         self._last = (optimizer, groups)
-        number = self._numbers.get(groups)
-        if number is None:
-            number = self._numbers[groups] = len(self._sets)
-            self._sets.append(sorted(groups))
-        self._runs.append([optimizer, number, 1])
+        self._runs.append([optimizer, self._sets.setdefault(groups, len(self._sets)), 1])
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins: what a ``phase`` record and a checkpoint hold."""
-        return {"first": self.first, "sets": [list(s) for s in self._sets], "steps": [list(run) for run in self._runs]}
+        return {"first": self.first, "sets": [*map(sorted, self._sets)], "steps": [list(run) for run in self._runs]}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Steps:
         """The steps that `as_dict` wrote."""
         steps = cls(plain["first"])
-        steps._sets = [list(groups) for groups in plain["sets"]]
-        steps._numbers = {frozenset(groups): number for number, groups in enumerate(steps._sets)}
+        sets = [frozenset(groups) for groups in plain["sets"]]
+        steps._sets = {groups: number for number, groups in enumerate(sets)}
         steps._runs = [list(run) for run in plain["steps"]]
         if steps._runs:
-            steps._last = (steps._runs[-1][0], frozenset(steps._sets[steps._runs[-1][1]]))
+            steps._last = (steps._runs[-1][0], sets[steps._runs[-1][1]])
         return steps
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a file; a last line that a killed run left unfinished is passed over.
+    """The records of a file, without the unfinished last line of a killed run.
 
     Raises:
         ValueError: A line is no record, or was written by a newer version; the message names file and line.
@@ -112,10 +131,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def steps_of(records: Iterable[Record]) -> list[tuple[int, frozenset[str]]]:
-    """Every update of a run in order, as (optimizer, groups updated).
-
-    What a resumed run did again, because it went on from an earlier checkpoint, stands once, as it was last done.
-    """
+    """Every update of a run in order, as (optimizer, groups); those that a resumed run repeated, once, as last done."""
     steps: list[tuple[int, frozenset[str]]] = []
     for record in records:
         if record["type"] == "run":

@@ -9,17 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightning_freeze.report.records import Record
-from lightning_freeze.report.table import share
+from lightning_freeze.report.table import counted, share
 
 _SHOWN = 4
 
 
 def summary_table(records: Iterable[Record]) -> Table:
-    """The whole run as a table: each group's size, updates, share of all updates, and findings.
-
-    Args:
-        records: The records of one run, in order, as `read_records` gives them.
-    """
+    """A row for each group of a run: its size, updates, share of all updates, and findings."""
     groups: Mapping[str, Mapping[str, int]] = {}
     counts: Record = {"updates": {}, "total": 0, "intervals": 0}
     found: dict[str, Counter[str | None]] = {"error": Counter(), "warning": Counter(), "info": Counter()}
@@ -32,50 +28,42 @@ def summary_table(records: Iterable[Record]) -> Table:
         elif record["type"] == "finding":
             found[record["severity"]][record.get("group")] += 1
             buffers += record.get("audit") == "buffers"
-    errors, warnings = found["error"], found["warning"]
-    table = Table(title="lightning-freeze", caption=_verdict(counts, errors.total(), buffers))
+    table = Table(title="lightning-freeze", caption=_verdict(counts, found["error"].total(), buffers))
     table.add_column("group", overflow="fold")
     for name in ("parameters", "elements", "updates", "share", "violations", "warnings"):
         table.add_column(name, justify="right")
     for group, size in groups.items():
         updates = counts["updates"].get(group, 0)
+        numbers = (size["parameters"], size["elements"], updates)
         table.add_row(
             escape(group),
-            f"{size['parameters']:,}",
-            f"{size['elements']:,}",
-            f"{updates:,}",
+            *(f"{number:,}" for number in numbers),
             share(updates, counts["total"]),
-            str(errors[group]),
-            str(warnings[group]),
+            str(found["error"][group]),
+            str(found["warning"][group]),
         )
     return table
 
 
 def _verdict(counts: Record, errors: int, buffers: int) -> str:
     if errors:
-        return f"{errors} violation{'s' * (errors > 1)}: what was planned frozen moved"
+        return f"{counted(errors, 'violation')}: what was planned frozen moved"
     if buffers:
-        return f"every frozen weight held; {buffers} buffer{'s' * (buffers > 1)} of frozen modules moved"
+        return f"every frozen weight held; {counted(buffers, 'buffer')} of frozen modules moved"
     if counts["intervals"]:
         return f"{counts['intervals']:,} frozen intervals compared, every bit held"
     return "nothing was frozen"
 
 
 def epoch_line(counts: Record, before: Mapping[str, int]) -> str:
-    """One line for an epoch: each group's updates in it, the frozen intervals compared, the findings.
-
-    Args:
-        counts: The epoch's ``counts`` record.
-        before: The updates at the epoch's beginning.
-    """
+    """An epoch's ``counts`` record in one line; ``before``: the updates at its beginning."""
     updates: Mapping[str, int] = counts["updates"]
     shown = sorted(updates, key=lambda group: updates[group] == before.get(group, 0))[:_SHOWN]  # what moved, first
     parts = [f"{group} +{updates[group] - before.get(group, 0)} ({updates[group]})" for group in shown]
     if len(updates) > _SHOWN:
-        parts.append(f"and {len(updates) - _SHOWN} groups more")
-    found: Mapping[str, int] = counts["findings"]
-    said = ", ".join(f"{number} {severity}{'s' * (number > 1)}" for severity, number in found.items() if number)
+        parts.append(f"and {len(updates) - _SHOWN} more groups")
+    findings = ", ".join(counted(number, severity) for severity, number in counts["findings"].items() if number)
     return (
         f"freeze, epoch {counts['epoch']}: {', '.join(parts)} | "
-        f"{counts['intervals_in_epoch']} frozen intervals compared | {said or 'no findings'}"
+        f"{counts['intervals_in_epoch']} frozen intervals compared | {findings or 'no findings'}"
     )

@@ -1,13 +1,22 @@
-"""What the tables have in common: names, numbers and ranges in few words, and how they are printed."""
+"""What the tables have in common: their columns, names, numbers and ranges in few words, and how they are printed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 NONE = "–"
+BYTES, COUNTS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), ("", "K", "M", "B", "T")
+
+
+def new_table(title: str | None, names: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """A table of these columns, whose cells are not wrapped; some are aligned right."""
+    columns = [Column(escape(n), justify="right" if n in right else "left", no_wrap=True) for n in names]
+    return Table(*columns, title=title, box=box.SIMPLE)
 
 
 def print_whole(console: Console, table: Table) -> None:
@@ -22,11 +31,7 @@ def print_line(console: Console, line: str, end: str = "\n") -> None:
 
 
 def folded(groups: Iterable[str], among: Iterable[str]) -> str:
-    """Groups in a few words: the members of a family in one, rows of them as a range.
-
-    Args:
-        groups: The groups to name.
-        among: All groups, in order.
+    """Groups in few words, in the order of all groups: members of a family as ranges.
 
     Example:
         >>> folded({"layers/0", "layers/1", "head"}, ["layers/0", "layers/1", "layers/2", "head"])
@@ -35,9 +40,9 @@ def folded(groups: Iterable[str], among: Iterable[str]) -> str:
     chosen = set(groups)
     families: dict[str, list[str]] = {}
     for group in among:
-        family, slash, part = group.partition("/")
+        family, _, part = group.partition("/")
         if group in chosen:
-            families.setdefault(family if slash else group, []).append(part)
+            families.setdefault(family, []).append(part)
     return ", ".join(
         family if parts == [""] else f"{family}/{_ranges(parts)}" for family, parts in sorted(families.items())
     )
@@ -46,13 +51,13 @@ def folded(groups: Iterable[str], among: Iterable[str]) -> str:
 def _ranges(parts: Sequence[str]) -> str:
     if not all(part.isdigit() for part in parts):
         return ",".join(parts)
-    rows: list[list[str]] = []
+    ranges: list[list[str]] = []
     for part in sorted(parts, key=int):
-        if rows and int(rows[-1][-1]) == int(part) - 1:
-            rows[-1].append(part)
+        if ranges and int(ranges[-1][-1]) == int(part) - 1:
+            ranges[-1].append(part)
         else:
-            rows.append([part])
-    return ",".join(span(row[0], row[-1]) for row in rows)
+            ranges.append([part])
+    return ",".join(span(each[0], each[-1]) for each in ranges)
 
 
 def span(first: object, last: object) -> str:
@@ -66,5 +71,24 @@ def share(part: float, whole: float, digits: int = 0) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """So many of a thing."""
+    """A number of things, with their name."""
     return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def human_bytes(number: float) -> str:
+    """A number of bytes in a fitting unit.
+
+    Example:
+        >>> human_bytes(640), human_bytes(1536), human_bytes(13 * 2**30)
+        ('640 B', '1.5 KiB', '13 GiB')
+    """
+    return human(number, 1024, BYTES)
+
+
+def human(number: float, base: int, units: Sequence[str]) -> str:
+    """A number to three digits in a fitting unit; ``base`` of one make the next."""
+    power = 0
+    while round(number) >= base and power < len(units) - 1:
+        number /= base
+        power += 1
+    return f"{number:{'.3g' if number < 999.5 else '.0f'}} {units[power]}".rstrip()

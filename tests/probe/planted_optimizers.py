@@ -132,7 +132,7 @@ class BeginsOffItsPeriod(Plain):
             super().each(p, group)
 
 
-class GroupClock(Plain):
+class GroupCounter(Plain):
     """Adam whose step is the param group's, as most third-party ones have it."""
 
     def begin(self, group: dict[str, Any]) -> None:
@@ -389,25 +389,25 @@ class Draws(Plain):
 WAYS: dict[str, tuple[Callable[[nn.Module], Optimizer], str]] = OrderedDict(
     {
         "plain": (lambda m: Plain(m.parameters()), "none"),
-        "fills zeros": (lambda m: FillsZeros(m.parameters()), "left out"),
-        "counts all": (lambda m: CountsAll(m.parameters()), "left out"),
-        "syncs slow weights": (lambda m: SyncsSlowWeights(m.parameters()), "left out"),
-        "syncs rarely": (lambda m: SyncsRarely(m.parameters()), "left out"),
-        "needs gradients": (lambda m: NeedsGradients(m.parameters()), "left out"),
-        "group clock": (lambda m: GroupClock(m.parameters()), "none"),
+        "fills zeros": (lambda m: FillsZeros(m.parameters()), "excluded"),
+        "counts all": (lambda m: CountsAll(m.parameters()), "excluded"),
+        "syncs slow weights": (lambda m: SyncsSlowWeights(m.parameters()), "excluded"),
+        "syncs rarely": (lambda m: SyncsRarely(m.parameters()), "excluded"),
+        "needs gradients": (lambda m: NeedsGradients(m.parameters()), "excluded"),
+        "group counter": (lambda m: GroupCounter(m.parameters()), "none"),
         "one vector": (lambda m: OneVector(m.parameters()), "refused"),
         "own list": (lambda m: OwnList(m.parameters()), "refused"),
-        "swaps before closure": (lambda m: SwapsBeforeClosure(m.parameters()), "left out"),
+        "swaps before closure": (lambda m: SwapsBeforeClosure(m.parameters()), "excluded"),
         "two passes": (lambda m: TwoPasses(m.parameters(), lr=0.1, momentum=0.9), "none"),
         "steps in backward": (lambda m: StepsInBackward(m.parameters()), "refused"),
-        "wrapper": (lambda m: Wrapper(Adam(m.parameters(), lr=0.01)), "left out"),
+        "wrapper": (lambda m: Wrapper(Adam(m.parameters(), lr=0.01)), "excluded"),
         "wrapper that leaves alone": (lambda m: Wrapper(Adam(m.parameters(), lr=0.01), decays=False), "none"),
-        "for matrices": (lambda m: ForMatrices(m.parameters()), "left out"),
+        "for matrices": (lambda m: ForMatrices(m.parameters()), "excluded"),
         "for one group": (
             lambda m: ForOneGroup(
                 [{"params": m.layer1.parameters(), "fills": True}, {"params": m.layer2.parameters()}]
             ),  # type: ignore[union-attr]
-            "left out",
+            "excluded",
         ),
         "holds pairs": (lambda m: HoldsPairs(m.parameters()), "refused"),
         "holds an object": (lambda m: HoldsObject(m.parameters()), "refused"),

@@ -22,9 +22,8 @@ from lightning_freeze import OptimizerTraits, UnsupportedError, probe_optimizer
 from lightning_freeze.holds.param_groups import LeftOut
 from lightning_freeze.holds.snapshots import same, snapshot
 from lightning_freeze.probe import probe as probing
-from lightning_freeze.probe.clone import family
-from lightning_freeze.probe.proxies import MOST_KINDS, small_ones
-from lightning_freeze.probe.verdict import way_of
+from lightning_freeze.probe.proxies import MOST_KINDS, nested_optimizers, small_plan
+from lightning_freeze.probe.verdict import hold_method
 from tests.conftest import Net, batches
 from tests.holds.test_optim_db import configurations
 from tests.probe.planted_optimizers import (
@@ -33,7 +32,7 @@ from tests.probe.planted_optimizers import (
     BeginsOffItsPeriod,
     ByMark,
     FillsZeros,
-    GroupClock,
+    GroupCounter,
     IgnoresClosure,
     NeedsSome,
     Parts,
@@ -48,7 +47,7 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_known", type(probing._known)())
 
 
-def by_hand(make: Callable[[nn.Module], Optimizer], excludes: bool, warm: int, updates: int = 45) -> str:
+def really(make: Callable[[nn.Module], Optimizer], excludes: bool, warm: int, updates: int = 45) -> str:
     """What really happens to layer1 through frozen updates, in plain PyTorch: ``held``, ``moved`` or the exception's name."""
     model = Net()
     optimizer = make(model)
@@ -71,7 +70,7 @@ def by_hand(make: Callable[[nn.Module], Optimizer], excludes: bool, warm: int, u
             left.put_back()
 
     def now() -> Any:
-        states = [snapshot(each.state.get(p)) or None for each in family(optimizer) for p in frozen]
+        states = [snapshot(each.state.get(p)) or None for each in nested_optimizers(optimizer) for p in frozen]
         return [snapshot(p) for p in frozen], states
 
     try:
@@ -92,27 +91,27 @@ def test_its_verdict_is_what_really_happens(name: str) -> None:
     make = WAYS[name][0]
     traits = probe_optimizer(make(Net()), closure=True)
     for holds, excludes in ((traits.skips_none, False), (traits.holds_excluded, True)):
-        if "others trained otherwise" in traits.reasons.get("holds_excluded", "") and excludes:
+        if "others trained differently" in traits.reasons.get("holds_excluded", "") and excludes:
             continue  # it holds, at others' cost
-        real = {by_hand(make, excludes, warm) for warm in (0, 3)}
+        real = {really(make, excludes, warm) for warm in (0, 3)}
         assert holds is (real == {"held"}), (excludes, real, traits.reasons)
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_each_habit_has_its_way(name: str) -> None:
+def test_each_habit_has_its_method(name: str) -> None:
     make, way = WAYS[name]
     traits = probe_optimizer(make(Net()))
     if way != "refused":
-        assert way_of(traits, 0) == way, traits
+        assert hold_method(traits, 0) == way, traits
         return
     with pytest.raises(
-        UnsupportedError, match=rf"optimizer 0 \({traits.name}\) (cannot hold|updates parameters within)"
+        UnsupportedError, match=rf"optimizer 0 \({traits.name}\) (cannot keep|updates parameters within)"
     ):
-        way_of(traits, 0)
+        hold_method(traits, 0)
 
 
-def test_every_way_is_there() -> None:
-    assert {way for _, way in WAYS.values()} == {"none", "left out", "refused", "unknown"}
+def test_every_method_is_there() -> None:
+    assert {way for _, way in WAYS.values()} == {"none", "excluded", "refused", "unknown"}
 
 
 def test_reasons_say_what_happened() -> None:
@@ -123,7 +122,7 @@ def test_reasons_say_what_happened() -> None:
     assert reasons["needs gradients"]["skips_none"] == (
         "a step with a parameter whose gradient is None raised AttributeError: 'NoneType' object has no attribute 'sign'"
     )
-    assert reasons["own list"]["holds_excluded"] == "the value of a parameter left out of the param groups moved"
+    assert reasons["own list"]["holds_excluded"] == "the value of a parameter excluded from the param groups moved"
 
 
 def test_one_that_needs_some_gradient() -> None:
@@ -138,7 +137,7 @@ def test_one_whose_state_is_made_at_once() -> None:
     traits = probe_optimizer(BeginsAtOnce(Net().parameters()))
     assert (traits.skips_none, traits.late_first_step_ok) == (True, False)
     assert traits.reasons["late_first_step_ok"] == (
-        "the first update of a parameter that had been frozen from the first step on raised KeyError: 'average'"
+        "the first update of a parameter frozen from the first step on raised KeyError: 'average'"
     )
 
 
@@ -182,9 +181,9 @@ def test_parameters_of_all_sorts(parameters: list[nn.Parameter]) -> None:
 
 def test_many_param_groups_that_differ_in_numbers_are_a_few_kinds() -> None:
     groups = [{"params": [nn.Parameter(torch.ones(2))], "name": f"{n}", "weight_decay": 0.1 * n} for n in range(50)]
-    assert len(small_ones(AdamW(groups)).models) == 2  # with weight decay and without
+    assert len(small_plan(AdamW(groups)).models) == 2  # with weight decay and without
     named = [{"params": [nn.Parameter(torch.ones(2))], "kind": f"{n}"} for n in range(50)]
-    assert len(small_ones(AdamW(named)).models) == MOST_KINDS
+    assert len(small_plan(AdamW(named)).models) == MOST_KINDS
 
 
 def test_what_lightning_makes_of_an_optimizer_is_probed_as_the_optimizer() -> None:
@@ -236,12 +235,12 @@ def test_what_a_copy_would_share_is_never_run(way: str, monkeypatch: pytest.Monk
     before = snapshot(dict(net.state_dict()))
     traits = probe_optimizer(optimizer)
     assert same(before, snapshot(dict(net.state_dict())))
-    assert traits.skips_none is False, traits  # as the constructor's own twin shows
+    assert traits.skips_none is False, traits  # as the clone by the constructor shows
 
 
 def test_a_probe_that_changed_something_all_the_same_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_freeze.probe.clone.reaches", lambda *_: False)
-    with pytest.raises(UnsupportedError, match="Reaches reaches its parameters .* trying it out has changed them"):
+    with pytest.raises(UnsupportedError, match="Reaches reaches its parameters .* probing it has changed them"):
         probe_optimizer(Reaches(Net().parameters()))
 
 
@@ -263,19 +262,16 @@ class ByNumber(FillsZeros):
         self.number += 1
 
 
-def test_leaving_out_that_changes_how_others_train_does_not_hold() -> None:
+def test_exclusion_that_changes_how_others_train_does_not_hold() -> None:
     traits = probe_optimizer(ByNumber(Net().parameters()))
     assert (traits.skips_none, traits.holds_excluded) == (False, False)
     same_shape = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     alike = probe_optimizer(ByNumber([p for layer in same_shape for p in layer.parameters()]))
-    assert (
-        alike.reasons["holds_excluded"]
-        == "others trained otherwise than they do beside a parameter whose gradient is None"
-    )
+    assert alike.reasons["holds_excluded"] == "others trained differently than with a parameter whose gradient is None"
 
 
-def test_clocks_closures_and_what_is_kept_elsewhere() -> None:
-    assert probe_optimizer(GroupClock(Net().parameters())).step_counters == ("step",)
+def test_step_counters_closures_and_what_is_kept_elsewhere() -> None:
+    assert probe_optimizer(GroupCounter(Net().parameters())).step_counters == ("step",)
     assert probe_optimizer(AdamW(Net().parameters())).step_counters == ()
     reentrant = {name: probe_optimizer(make(Net())).closure_reentrant for name, (make, _) in WAYS.items()}
     assert [name for name, found in reentrant.items() if found] == ["two passes"]
@@ -284,7 +280,7 @@ def test_clocks_closures_and_what_is_kept_elsewhere() -> None:
     assert probe_optimizer(AdamW(Net().parameters())).extra_state == ()
 
 
-def test_steps_in_backward_are_known_by_the_hooks_and_by_the_constructor() -> None:
+def test_steps_in_backward_are_known_by_the_hooks() -> None:
     hooked = WAYS["steps in backward"][0](Net())
     assert probe_optimizer(hooked).steps_in_backward is True
     assert probe_optimizer(AdamW(Net().parameters())).steps_in_backward is False
@@ -339,7 +335,10 @@ def test_it_leaves_optimizer_parameters_and_random_states_alone(name: str) -> No
     scheduler.step()
 
     def now() -> Any:
-        held = [[snapshot(vars(each), 12), each.param_groups is optimizer.param_groups] for each in family(optimizer)]
+        held = [
+            [snapshot(vars(each), 12), each.param_groups is optimizer.param_groups]
+            for each in nested_optimizers(optimizer)
+        ]
         random_states = [torch.get_rng_state(), random.getstate(), list(numpy.random.get_state())]
         return [held, snapshot(dict(model.state_dict())), snapshot([p.grad for p in model.parameters()]), random_states]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from lightning_freeze.holds.snapshots import changed
-from lightning_freeze.probe.clone import family, twin_by_parts
-from lightning_freeze.probe.proxies import Plan, small_ones
-from lightning_freeze.probe.trial import ALL, FROZEN, MOVING, How, Trial, distance, states_of, step
+from lightning_freeze.probe.clone import clone_by_parts
+from lightning_freeze.probe.proxies import Proxies, ProxyPlan, nested_optimizers, small_plan
+from lightning_freeze.probe.trial import ALL, FROZEN, MOVING, StepRecipe, Trial, distance, states_of, step
 
 
 def adamw() -> AdamW:
@@ -20,7 +20,7 @@ def adamw() -> AdamW:
 
 
 def trial_of(optimizer: Optimizer) -> Trial:
-    return Trial(optimizer, How(small_ones(optimizer), twin_by_parts))
+    return Trial(optimizer, StepRecipe(small_plan(optimizer), clone_by_parts))
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_what_was_forgotten_begins_where_it_began() -> None:
 
 
 def test_uniform_parameters_are_two_numbers() -> None:
-    plan = Plan(((0, torch.empty(3, 2), (3, 2)),), {}, both=True, uniform=True)
-    assert [sorted(set(p.flatten().tolist())) for p in plan.make().likes] == [[0.5], [0.75]]
-    assert len(set(small_ones(adamw()).make().frozen[0].flatten().tolist())) > 1
+    plan = ProxyPlan(((0, torch.empty(3, 2), (3, 2)),), {}, pairs=True, uniform=True)
+    assert [sorted(set(p.flatten().tolist())) for p in Proxies(plan).originals] == [[0.5], [0.75]]
+    assert len(set(Proxies(small_plan(adamw())).frozen[0].flatten().tolist())) > 1
 
 
 def test_an_optimizer_without_a_state_keeps_nothing() -> None:
@@ -79,7 +79,7 @@ def test_an_optimizer_without_a_state_keeps_nothing() -> None:
     inner = adamw()
     around: Any = Around(inner)
     (weight,) = inner.param_groups[0]["params"]
-    assert family(around) == [around, inner]
+    assert nested_optimizers(around) == [around, inner]
     assert states_of(around, weight) == [{}, {}]
     weight.grad = torch.ones_like(weight)
     inner.step()

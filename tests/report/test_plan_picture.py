@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from matplotlib.colors import to_rgba
 
 from lightning_freeze.plan.costs import Held, Size, Timeline, over_time
 from lightning_freeze.report import plan_picture as pictures
-from lightning_freeze.report.numbers import human_bytes
 from lightning_freeze.report.plan_picture import draw_plan
+from lightning_freeze.report.table import human_bytes
 
 SIZES = {"head": Size(10, 40, 84), "body": Size(1000, 2000, 8000), "rest": Size(100, 400, 0)}
 HEAD, BODY, ALL = frozenset({"head"}), frozenset({"body", "rest"}), frozenset(SIZES)
@@ -35,6 +36,11 @@ def drawn(figure: Any) -> Any:
 
 def texts(axes: Any) -> list[str]:
     return [text.get_text() for text in axes.texts]
+
+
+def names(figure: Any) -> list[Any]:
+    """The names of the rows."""
+    return list(figure.axes[0].get_yticklabels())
 
 
 TIMELINES = {
@@ -75,7 +81,7 @@ def test_state_that_was_there_before_stays_where_its_group_trains_soon() -> None
     )
 
 
-@pytest.mark.parametrize("call", [over_time, pictures._figure])
+@pytest.mark.parametrize("call", [over_time, partial(draw_plan, None)])
 def test_a_group_without_a_size(call: Any) -> None:
     with pytest.raises(ValueError, match=r"updates train 'haed', but `sizes` knows only 'head', 'body', 'rest'. Give"):
         call([HEAD, frozenset({"haed"})], SIZES)
@@ -83,7 +89,7 @@ def test_a_group_without_a_size(call: Any) -> None:
 
 def test_no_update_is_no_picture() -> None:
     with pytest.raises(ValueError, match="there is no update to draw: `trained` is empty"):
-        pictures._figure([], SIZES)
+        draw_plan(None, [], SIZES)
 
 
 @pytest.mark.parametrize(
@@ -107,31 +113,34 @@ def test_a_suffix_says_what_is_written(tmp_path: Path) -> None:
 
 def test_a_short_run_is_drawn_update_by_update() -> None:
     trained = [(HEAD, BODY, ALL, frozenset[str]())[u // 3 % 4 if u % 7 else 3] for u in range(137)]
-    figure = pictures._figure(trained, SIZES, epochs=[50, 100])
+    figure = draw_plan(None, trained, SIZES, epochs=[50, 100])
     groups, elements, memory, percent = figure.axes
     assert np.array_equal(drawn(figure), matrix(trained, list(SIZES)))
     assert {tuple(image.get_extent()[:2]) for image in groups.images} == {(0, 137)}
     assert [axes.get_xlim() for axes in figure.axes] == [(0, 137)] * 4
     timeline = over_time(trained, SIZES)
-    (line,) = elements.lines[:1]
-    assert list(line.get_ydata()[:-1]) == timeline.elements
-    state, gradient = (shape.get_paths()[0].vertices for shape in memory.collections)
-    assert state[:, 1].max() == 8084
-    assert gradient[:, 1].max() == 8084 + 2440
+    (line,) = (shape.get_data() for shape in elements.patches)
+    assert list(line.values) == timeline.elements
+    assert list(line.edges) == list(range(138))
+    state, gradient = (shape.get_data() for shape in memory.patches)
+    assert list(state.values) == timeline.state
+    assert list(gradient.values) == [sum(both) for both in zip(timeline.state, timeline.gradient, strict=True)]
+    assert list(gradient.baseline) == timeline.state
     assert percent.get_ylim()[1] == pytest.approx(100 * elements.get_ylim()[1] / 1110)
 
 
 def test_labels_shares_and_counts_stand_beside_their_rows() -> None:
-    figure = pictures._figure([HEAD, HEAD, HEAD, BODY], SIZES)
-    rows = [["head", "75 %", "3"], ["body", "25 %", "1"], ["rest", "25 %", "1"]]
+    figure = draw_plan(None, [HEAD, HEAD, HEAD, BODY], SIZES)
+    rows = [["75 %", "3"], ["25 %", "1"], ["25 %", "1"]]
     assert texts(figure.axes[0]) == [*(text for row in rows for text in row), "share", "updates"]
+    assert [(t.get_text(), t.get_position()[1]) for t in names(figure)] == [("head", 0.5), ("body", 1.5), ("rest", 2.5)]
     assert texts(figure.axes[1])[1] == "at most 1.1 K of 1.11 K (99 %)"
     assert texts(figure.axes[2])[1] == f"at most {human_bytes(8084 + 2400)}"
 
 
 def test_a_long_run_is_drawn_in_bins() -> None:
     trained = [HEAD if u % 5 else BODY for u in range(20_003)]  # bins of 11, the last of 5
-    figure = pictures._figure(trained, SIZES)
+    figure = draw_plan(None, trained, SIZES)
     shares = drawn(figure)
     assert shares.shape == (3, 1819)
     lengths = np.array([11] * 1818 + [5])
@@ -142,8 +151,9 @@ def test_a_long_run_is_drawn_in_bins() -> None:
     assert figure.axes[0].get_xlim() == (0, 20_003)
     assert figure.axes[0].images[0].get_extent()[1] == 1819 * 11
     assert "a column is a bin of 11" in figure.axes[2].get_xlabel()
-    band = figure.axes[1].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == (10, 1100)
+    band, mean = (shape.get_data() for shape in figure.axes[1].patches)
+    assert (set(band.baseline), set(band.values)) == ({10}, {1100})
+    assert mean.values[0] == pytest.approx((8 * 10 + 3 * 1100) / 11)
 
 
 @pytest.mark.parametrize(("updates", "columns"), [(1, 1), (2000, 2000), (2001, 1001), (100_000, 2000)])
@@ -155,7 +165,7 @@ def test_never_more_than_two_thousand_columns(updates: int, columns: int) -> Non
 
 
 def test_what_trains_seldom_is_told_from_what_never_trains() -> None:
-    figure = pictures._figure([BODY if u == 77 else HEAD for u in range(100_000)], SIZES)
+    figure = draw_plan(None, [BODY if u == 77 else HEAD for u in range(100_000)], SIZES)
     image = figure.axes[0].images[1]
     seldom, never = image.to_rgba(image.get_array())[0, [1, 0]]
     assert image.get_array()[0, 1] == pytest.approx(1 / 50)
@@ -164,11 +174,11 @@ def test_what_trains_seldom_is_told_from_what_never_trains() -> None:
 
 
 def test_epochs_are_lines_labelled_sparsely() -> None:
-    few = pictures._figure([HEAD] * 40, SIZES, epochs=[10, 20, 30, 40])  # with update 40 there is none
-    assert [t for t in texts(few.axes[0]) if t not in ("head", "body", "rest")][-3:] == ["epoch 1", "2", "3"]
+    few = draw_plan(None, [HEAD] * 40, SIZES, epochs=[10, 20, 30, 40])  # with update 40 there is none
+    assert texts(few.axes[0])[-3:] == ["epoch 1", "2", "3"]
     for panel in few.axes[:3]:
-        assert [line.get_xdata()[0] for line in panel.lines if len(line.get_xdata()) == 2] == [10, 20, 30]
-    many = pictures._figure([HEAD] * 1000, SIZES, epochs=range(5, 1000, 5))
+        assert [line.get_xdata()[0] for line in panel.lines] == [10, 20, 30]
+    many = draw_plan(None, [HEAD] * 1000, SIZES, epochs=range(5, 1000, 5))
     assert [t for t in texts(many.axes[0]) if t.startswith("epoch")] == ["epoch 20"]
     assert [line.get_xdata()[0] for line in many.axes[0].lines] == list(range(100, 1000, 100))
 
@@ -176,38 +186,43 @@ def test_epochs_are_lines_labelled_sparsely() -> None:
 @pytest.mark.parametrize("count", [1, 2, 20, 60, 90, 200])
 def test_labels_have_room(count: int) -> None:
     """No two names of rows overlap, none is clipped, and those outside families come first."""
-    names = [f"a_rather_long_name_of_a_family_of_layers_of_a_model/{i}" for i in range(count)] + ["head"]
-    figure = pictures._figure([frozenset({name}) for name in names], {name: Size(1, 4, 8) for name in names}, title="T")
-    shown = [t for t in figure.axes[0].texts if t.get_ha() == "right" and t.xy[0] == 0]
+    groups = [f"a_rather_long_name_of_a_family_of_layers_of_a_model/{i}" for i in range(count)] + ["head"]
+    figure = draw_plan(
+        None, [frozenset({each}) for each in groups], {each: Size(1, 4, 8) for each in groups}, title="T"
+    )
+    shown = names(figure)
     boxes = [t.get_window_extent() for t in shown]
     assert shown[-1].get_text() == "head"
     assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
-    page = figure.bbox
-    every = [t.get_window_extent() for axes in figure.axes for t in axes.texts]
-    assert all(box.x0 >= 0 and box.x1 <= page.x1 and box.y0 >= 0 and box.y1 <= page.y1 for box in every)
+    page = figure.get_tightbbox().transformed(figure.dpi_scale_trans)  # what is written
+    every = [
+        *boxes,
+        *(t.get_window_extent() for axes in figure.axes for t in [*axes.texts, axes.title, axes._left_title]),
+    ]
+    assert all(box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0 and box.y1 <= page.y1 for box in every)
     assert len(shown) == count + 1 or (count > 60 and len(shown) >= 30)
-    assert figure.get_size_inches()[1] < 14
+    assert page.height / figure.dpi < 14
 
 
 def test_a_name_is_no_formula() -> None:
-    names = ["re:.*$a_b$.*", "_hidden", "a\\frac"]
-    figure = pictures._figure([frozenset(names)], {name: Size(1, 1, 1) for name in names}, title="$x")
+    groups = ["re:.*$a_b$.*", "_hidden", "a\\frac"]
+    figure = draw_plan(None, [frozenset(groups)], {name: Size(1, 1, 1) for name in groups}, title="$x")
     figure.canvas.draw()
-    assert [t for t in texts(figure.axes[0]) if t in names] == names
+    assert [t.get_text() for t in names(figure)] == groups
 
 
 def test_a_model_of_nothing_can_be_drawn() -> None:
-    pictures._figure([frozenset({"all"})], {"all": Size(0, 0, 0)}).canvas.draw()
+    draw_plan(None, [frozenset({"all"})], {"all": Size(0, 0, 0)}).canvas.draw()
 
 
 def test_a_hundred_thousand_updates_of_34_groups_take_little(tmp_path: Path) -> None:
-    names = [f"layers/{i}" for i in range(34)]
-    trained = [frozenset({names[u // 50 % 34], names[u * 7 // 50 % 34]}) for u in range(100_000)]
+    groups = [f"layers/{i}" for i in range(34)]
+    trained = [frozenset({groups[u // 50 % 34], groups[u * 7 // 50 % 34]}) for u in range(100_000)]
     began = time.process_time()
-    draw_plan(tmp_path / "long.png", trained, {name: Size(100, 400, 800) for name in names})
+    draw_plan(tmp_path / "long.png", trained, {name: Size(100, 400, 800) for name in groups})
     assert time.process_time() - began < 10  # about 1.5 s on a quiet core
-    counts, _, _ = pictures._shares(trained, names)
-    assert dict(zip(names, counts, strict=True)) == Counter(name for each in trained for name in each)
+    counts, _, _ = pictures._shares(trained, groups)
+    assert dict(zip(groups, counts, strict=True)) == Counter(name for each in trained for name in each)
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_steps_come_back_as_they_were(steps: list[tuple[int, frozenset[str]]]) -
 
 @FEW
 @given(STEPS)
-def test_no_two_runs_beside_each_other_are_the_same(steps: list[tuple[int, frozenset[str]]]) -> None:
+def test_no_two_adjacent_runs_are_the_same(steps: list[tuple[int, frozenset[str]]]) -> None:
     assert len(encoded(steps)["steps"]) == len(list(groupby(steps)))
 
 

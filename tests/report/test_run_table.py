@@ -121,7 +121,7 @@ def test_with_an_error_no_bit_is_said_to_have_held(severity: str) -> None:
         (
             counts(updates=dict.fromkeys("abcdef", 5), intervals_in_epoch=0),
             dict.fromkeys("abcdef", 5),
-            "freeze, epoch 3: a +0 (5), b +0 (5), c +0 (5), d +0 (5), and 2 groups more | 0 frozen intervals "
+            "freeze, epoch 3: a +0 (5), b +0 (5), c +0 (5), d +0 (5), and 2 more groups | 0 frozen intervals "
             "compared | "
             "no findings",
         ),

@@ -62,7 +62,7 @@ class Row:
     @property
     def way(self) -> str:
         """How it was held, in a word."""
-        words = {"none": "None", "left out": "left out", "unknown": "None, unproved"}
+        words = {"none": "None", "excluded": "left out", "unknown": "None, unproved"}
         found = dict.fromkeys(words[way] for way in self.ways if way)
         return ", ".join(found) or ("refused" if "refused" in self.turns.values() else "—")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases, SelectionError, UnsupportedError
-from lightning_freeze.probe.verdict import way_of
+from lightning_freeze.probe.verdict import hold_method
 from tests.conftest import make_trainer
 from tests.zoo.hand import states, values
 from tests.zoo.net import LAYERS, ZooNet, data
@@ -61,7 +61,7 @@ class Outcome:
     """What became of one fit.
 
     Args:
-        way: How what was frozen was held: ``none``, ``left out``, or ``unknown``, which is ``none``, unproved.
+        way: How what was frozen was held: ``none``, ``excluded``, or ``unknown``, which is ``none``, unproved.
         refused: The refusal before the first step.
         leak: The first of what was frozen that moved.
         crash: What was raised, where the same fit does not raise it without us.
@@ -151,7 +151,7 @@ def fit(specimen: Specimen, turn: Turn) -> Outcome:
     if not leak and dict(scheduler.updates) != planned:
         leak = f"counted {dict(scheduler.updates)} updates instead of {planned}"
     return Outcome(
-        way=way_of(traits, 0),
+        way=hold_method(traits, 0),
         leak=leak,
         still=observer.still(turn),
         told=tuple(finding.message for finding in scheduler.findings),

@@ -1,10 +1,10 @@
-"""Numbers as people write them."""
+"""Numbers and groups as people write them."""
 
 from __future__ import annotations
 
 import pytest
 
-from lightning_freeze.report.numbers import human_bytes
+from lightning_freeze.report.table import human_bytes
 
 BYTES = {
     0: "0 B",
