@@ -1,9 +1,10 @@
-"""What a ``forward``'s own bytecode proves: a name that it never loads is never used."""
+"""Proves by the bytecode of a ``forward`` that it does not use an input: it never loads the name."""
 
 from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +17,7 @@ PEEKS = frozenset({"locals", "vars", "eval", "exec", "_getframe", "currentframe"
 
 
 def never_loads(forward: Callable[..., Any], name: str) -> bool:
-    """Whether a ``forward`` never loads one of its parameters, so that nothing in it can depend on it.
-
-    False where that cannot be known: for what is not plain Python, is wrapped by a decorator, or looks at its own
-    frame.
-
-    Args:
-        forward: The method or function.
-        name: The parameter.
+    """Whether a ``forward`` never loads one of its parameters; False where that cannot be known.
 
     Example:
         >>> def forward(x, mask=None): return x + 1
@@ -33,26 +27,18 @@ def never_loads(forward: Callable[..., Any], name: str) -> bool:
     function = getattr(forward, "__func__", forward)
     if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
         return False
-    return name in _parameters(function.__code__) and name not in _loaded(function.__code__)
+    code = function.__code__
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return name in code.co_varnames[:count] and name not in _loaded(code)
 
 
 def ignores(module: nn.Module, name: str) -> bool:
-    """Whether the code of a module's ``forward`` proves that it cannot use one of its parameters.
-
-    Args:
-        module: The module; a scripted one is judged by its graph.
-        name: The parameter.
-    """
+    """Whether the code of a module's ``forward``, or its scripted graph, cannot use a parameter."""
     if isinstance(module, torch.jit.ScriptModule):
         inputs = {value.debugName().partition(".")[0]: value for value in module.graph.inputs()}
         return name in inputs and not inputs[name].uses()
     return never_loads(module.forward, name)
-
-
-def _parameters(code: types.CodeType) -> tuple[str, ...]:
-    count = code.co_argcount + code.co_kwonlyargcount
-    count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
-    return code.co_varnames[:count]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""What a project declares of its inputs: used for their shape alone, or not used and known about."""
+"""Reads what a project declares of its inputs: used for their shape alone, or known not to be used."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class DeclarationError(ValueError):
     """A declaration about inputs that cannot be read.
 
     Args:
-        key: Where it stands, as ``whitelist['Block.mask'].when``.
-        problem: What is wrong, and the mend.
+        key: Its key, as ``whitelist['Block.mask'].when``.
+        problem: What is wrong, and the fix.
     """
 
     def __init__(self, key: str, problem: str) -> None:
@@ -30,7 +30,7 @@ class Known:
 
     Args:
         key: ``Class.argument``, the argument by its name or its leaf path.
-        reason: Why it is not used, for whoever reads the list.
+        reason: Why it is not used.
         when: Attributes of the module (dotted) with the values under which the entry holds; empty for always.
     """
 
@@ -39,11 +39,11 @@ class Known:
     when: tuple[tuple[str, Any], ...] = ()
 
     def holds(self, module: object) -> bool:
-        """Whether a module's attributes are as the entry asks."""
+        """Whether a module's attributes have the values of the condition."""
         return all(_attribute(module, path) == value for path, value in self.when)
 
     def never(self, module: object) -> str | None:
-        """Why the condition cannot hold for a module, whatever its state; None where it can."""
+        """Why the condition cannot hold for a module in any state; None where it can."""
         for path, value in self.when:
             owner, _, name = path.rpartition(".")
             holder = _attribute(module, owner) if owner else module
@@ -66,29 +66,22 @@ def _attribute(module: object, path: str) -> Any:
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """The sentence that proposes the name most like one that is not there; empty where none is like it."""
+    """A sentence that proposes the most similar name; empty where none is similar."""
     near = difflib.get_close_matches(name, names, 1, cutoff)
-    return f" Nearest: {near[0]!r}." if near else ""
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def parse_key(where: str, key: object) -> str:
-    """A ``Class.argument``.
-
-    Raises:
-        DeclarationError: It is none.
-    """
+def _check_key(where: str, key: object) -> str:
     if not isinstance(key, str) or not all(key.partition(".")[::2]):
-        raise DeclarationError(
-            where, f"{key!r} is no `Class.argument`. Write the class and its argument, as `BertLayer.head_mask`."
-        )
+        raise DeclarationError(where, f"{key!r} is no `Class.argument`. Write it as `BertLayer.head_mask`.")
     return key
 
 
 def parse_whitelist(entries: Mapping[str, Any] | None) -> list[Known]:
-    """A whitelist from what YAML holds: ``Class.argument`` to a reason, or to a mapping of ``reason`` and ``when``.
+    """A whitelist from YAML: ``Class.argument`` to a reason, or to a mapping of ``reason`` and ``when``.
 
     Raises:
-        DeclarationError: An entry without a reason, or one that cannot be read.
+        DeclarationError: An entry has no reason, or cannot be read.
 
     Example:
         >>> parse_whitelist({"Block.mask": {"reason": "only the decoder masks", "when": {"training": False}}})[0].when
@@ -97,79 +90,53 @@ def parse_whitelist(entries: Mapping[str, Any] | None) -> list[Known]:
     if entries is None:
         return []
     if not isinstance(entries, Mapping):
-        raise DeclarationError(
-            "whitelist", f"{entries!r} is no mapping of `Class.argument` to a reason. {_as_mapping(entries)}"
-        )
+        if isinstance(entries, str) and entries.endswith((".yaml", ".yml")):
+            fix = f"In plain PyTorch, load the file yourself: whitelist=yaml.safe_load(open({entries!r}))['whitelist']."
+        else:
+            listed = entries if isinstance(entries, (list, tuple)) else [entries]
+            key = next((key for key in listed if isinstance(key, str) and "." in key), "Block.mask")
+            fix = f"Write: whitelist: {{{key}: <why it is not used>}}."
+        raise DeclarationError("whitelist", f"{entries!r} is no mapping of `Class.argument` to a reason. {fix}")
     return [_entry(key, value) for key, value in entries.items()]
 
 
 def _entry(key: Any, value: Any) -> Known:
     where = f"whitelist[{key!r}]"
-    parse_key(where, key)
+    _check_key(where, key)
     given: Mapping[Any, Any] = value if isinstance(value, Mapping) else {"reason": value}
-    _check_options(where, given)
-    reason, when = given.get("reason"), given.get("when")
-    if not isinstance(reason, str) or not reason.strip():
-        raise DeclarationError(
-            f"{where}.reason",
-            f"{reason!r} is no reason. Say in a sentence why the input is not used: whoever reads the list later "
-            "decides by it whether the entry still stands.",
-        )
-    if when is not None and not (isinstance(when, Mapping) and all(isinstance(path, str) for path in when)):
-        raise DeclarationError(
-            f"{where}.when",
-            f"{when!r} is no mapping of the module's attributes to values, as {{training: false}} or "
-            "{config.use_cache: true}.",
-        )
-    return Known(key, reason, tuple((when or {}).items()))
-
-
-def _check_options(where: str, given: Iterable[Any]) -> None:
     for option in given:
         if option not in ("reason", "when"):
-            near = difflib.get_close_matches(str(option), ["reason", "when"], 1) or ["reason"]
-            raise DeclarationError(f"{where}.{option}", f"no such key; did you mean {near[0]!r}?")
-
-
-def _as_mapping(entries: object) -> str:
-    if isinstance(entries, str) and entries.endswith((".yaml", ".yml")):
-        return f"In plain PyTorch, load the file yourself: whitelist=yaml.safe_load(open({entries!r}))['whitelist']."
-    listed = entries if isinstance(entries, (list, tuple)) else [entries]
-    key = next((key for key in listed if isinstance(key, str) and "." in key), "Block.mask")
-    return f"Write: whitelist: {{{key}: <why it is not used>}}."
+            near = nearest(str(option), ["reason", "when"]) or " Did you mean 'reason'?"
+            raise DeclarationError(f"{where}.{option}", f"no such key.{near}")
+    reason, when = given.get("reason"), given.get("when")
+    if not isinstance(reason, str) or not reason.strip():
+        problem = f"{reason!r} is no reason. Say in a sentence why the input is not used: by it others decide later "
+        raise DeclarationError(f"{where}.reason", problem + "whether the entry still stands.")
+    if when is not None and not (isinstance(when, Mapping) and all(isinstance(path, str) for path in when)):
+        problem = f"{when!r} is no mapping of the module's attributes to values, as {{training: false}} or "
+        raise DeclarationError(f"{where}.when", problem + "{config.use_cache: true}.")
+    return Known(key, reason, tuple((when or {}).items()))
 
 
 def parse_metadata(keys: Iterable[Any] | None) -> frozenset[str]:
     """The inputs declared to be used for their shape, data type or device alone.
 
     Raises:
-        DeclarationError: A key that is no ``Class.argument``.
+        DeclarationError: A key is no ``Class.argument``.
     """
     if keys is not None and not isinstance(keys, (list, tuple, set, frozenset)):
         raise DeclarationError("metadata_inputs", f"{keys!r} is no list. Write a list: [{keys}].")
-    return frozenset(parse_key(f"metadata_inputs[{i}]", key) for i, key in enumerate(keys or ()))
-
-
-def keys_of(classes: Iterable[str], argument: str, name: str) -> list[str]:
-    """The keys by which an input can be declared: by its leaf path or its name, for its class and those it inherits from.
-
-    Example:
-        >>> keys_of(["Block"], "batch['a']", "batch")
-        ["Block.batch['a']", 'Block.batch']
-    """
-    return [f"{kind}.{path}" for kind in classes for path in dict.fromkeys((argument, name))]
+    return frozenset(_check_key(f"metadata_inputs[{i}]", key) for i, key in enumerate(keys or ()))
 
 
 def declared_on(module: object) -> frozenset[str]:
     """The names that a module's class declares in ``metadata_inputs``.
 
     Raises:
-        DeclarationError: The class declares something that is no row of names.
+        DeclarationError: The class declares something else than names.
     """
     names = getattr(type(module), "metadata_inputs", ())
     if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
-        raise DeclarationError(
-            f"{type(module).__name__}.metadata_inputs",
-            f"{names!r} is no row of argument names. Write metadata_inputs = ('like',).",
-        )
+        problem = f"{names!r} is not a list of argument names. Write metadata_inputs = ('like',)."
+        raise DeclarationError(f"{type(module).__name__}.metadata_inputs", problem)
     return frozenset(names)

@@ -1,7 +1,8 @@
-"""Who holds a tensor: by references of Python, and by what computes with it later."""
+"""Who holds a tensor: references from Python, and functions that compute with it later."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import types
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from .calls import Frame
 
+_FUNCTIONS = (torch.autograd.function.FunctionCtx, types.GeneratorType)
+_CONTAINERS = (dict, list, tuple, types.CellType)
 
-def _counts_holders() -> bool:
-    """Whether torch counts a tensor's holders in C++, as the autograd graph, as one reference to its Python object."""
-    if not hasattr(Tensor, "_use_count"):  # an older torch, which does not
+
+@functools.cache
+def _counts_holders_in_torch() -> bool:
+    """Whether holders in C++, as the autograd graph, count as one reference from Python."""
+    if not hasattr(Tensor, "_use_count"):
         return False
     tensor = torch.ones(1, requires_grad=True)
     before = sys.getrefcount(tensor)
@@ -24,23 +29,13 @@ def _counts_holders() -> bool:
     return held is not None and sys.getrefcount(tensor) > before
 
 
-_FUNCTIONS = (torch.autograd.function.FunctionCtx, types.GeneratorType)
-_CONTAINERS = (dict, list, tuple, types.CellType)
-_COUNTED: list[bool] = []
-
-
 def references(tensor: Tensor) -> int:
     """How many references from Python a tensor has."""
-    if not _COUNTED:
-        _COUNTED.append(_counts_holders())
-    return sys.getrefcount(tensor) - int(_COUNTED[0] and tensor._use_count() > 1)  # type: ignore[attr-defined]
+    return sys.getrefcount(tensor) - int(_counts_holders_in_torch() and tensor._use_count() > 1)  # type: ignore[attr-defined]
 
 
 def holder(tensor: Tensor, frame: Frame) -> str:
-    """Who holds a tensor more than before the call: ``state``, or a ``function`` that computes with it later.
-
-    The function is a custom one of autograd, or a generator that the call returned.
-    """
+    """Who holds a tensor since the call: a ``function`` (of autograd, or a generator), else ``state``."""
     seen = {id(frame.leaves), id(frame.args), id(frame.kwargs), *map(id, frame.leaves)}
     level: list[Any] = [tensor]
     found: list[Any] = []

@@ -1,4 +1,4 @@
-"""Which tensors nothing but a call holds, measured by their references."""
+"""Which tensors only a call holds, measured by their references."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from .tracer import Tracer
 from .verdicts import Judged
 
 _SOLE: dict[tuple[bool, bool], int] = {}
-"""How often a tensor is held that only a call holds: by whether it comes by keyword, and whether the call has any.
+"""References to a tensor that only a call holds, by (it comes by keyword, the call has keywords).
 
 Measured for each audit: after torch has passed a recompile limit, Python counts otherwise.
 """
 
 
 def is_sole(frame: Frame, index: int, leaf: Leaf) -> bool:
-    """Whether nothing but a call holds one of its inputs, nor shares its memory."""
+    """Whether only the call holds one of its inputs, and nothing shares its memory."""
     held = _SOLE.get((isinstance(leaf.where, str), bool(frame.kwargs)), 0)
-    return not leaf.steps and frame.references[index] <= held and _alone(leaf.tensor)
+    if leaf.steps or frame.references[index] > held:
+        return False
+    try:  # two references to the memory: the tensor, and this look at it
+        return int(torch._C._storage_Use_Count(leaf.tensor.untyped_storage()._cdata)) <= 2
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
 
 
-def _probe(self: nn.Module, input: Tensor, other: Any = None) -> Tensor:
+def _forward(self: nn.Module, input: Tensor, other: Any = None) -> Tensor:
     return input
 
 
 def calibrate() -> None:
-    """Measure how often a tensor is held that only a call holds."""
+    """Measure how many references a tensor has that only a call holds."""
     if Tracer.active is not None:
         return
     counts: list[int] = []
@@ -42,9 +47,9 @@ def calibrate() -> None:
         return [Judged("used") for _ in frame.leaves]
 
     tracer = Tracer(lambda module: ("", module, False), ended, lambda thread: None, lambda frame: None)
-    # installed on the probe alone: other threads may be calling modules
-    kind = type("_Probe", (nn.Module,), {"forward": _probe, "__call__": tracer.replacement(lambda *_, **__: None)})
-    with torch._C.DisableTorchFunction(), _disable_current_modes():  # nobody is to see this
+    # on a class of its own: other threads may be calling modules
+    kind = type("_Probe", (nn.Module,), {"forward": _forward, "__call__": tracer.replacement(lambda *_, **__: None)})
+    with torch._C.DisableTorchFunction(), _disable_current_modes():  # no mode of the user sees this
         probe: Any = kind()
         probe(torch.empty(1))
         probe(input=torch.empty(1))
@@ -52,11 +57,3 @@ def calibrate() -> None:
     tracer.forget()
     if len(counts) == 3:
         _SOLE.update({(False, False): counts[0], (True, True): counts[1], (False, True): counts[2]})
-
-
-def _alone(tensor: Tensor) -> bool:
-    """Whether no other tensor shares a tensor's memory."""
-    try:
-        return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)) <= 2  # the tensor, and this look at it
-    except (RuntimeError, NotImplementedError, AttributeError):
-        return False

@@ -1,4 +1,4 @@
-"""Reads the source of a function, to say whether it may change something that is not its module's own."""
+"""Reads the source of a function: may it change something that is not its module's own?"""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ PLAIN = (
     CACHED,
     contextvars.ContextVar,  # a replay has a context of its own
 )
-"""What nobody changes, or what may be used freely: a function is judged when it is called."""
+"""What nobody changes, or what may be used freely: a function is read when it is called."""
 
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 READS = frozenset("get items keys values copy index count get_interface".split())
-"""Methods by which a global object is only looked at."""
+"""Methods that only read a global object."""
 
 CHANGES = frozenset("append extend insert add update setdefault pop popitem remove discard clear sort reverse".split())
-"""Methods by which a container is changed, by whomever they are handed to."""
+"""Methods that change a container."""
 
 LOOKS = frozenset("len iter list dict tuple set sorted enumerate bool isinstance min max sum any all".split())
-"""Functions that only look into what they are given."""
+"""Functions that only read their arguments."""
 
 TRUSTED = frozenset(
     "torch numpy math cmath functools itertools collections typing typing_extensions types einops contextlib warnings "
@@ -48,21 +48,19 @@ TRUSTED = frozenset(
     "importlib _frozen_importlib _collections_abc _weakrefset copyreg reprlib codecs packaging ast traceback linecache "
     "tokenize keyword heapq bisect decimal fractions statistics contextvars posixpath genericpath pathlib concurrent queue".split()
 )
-"""Packages whose Python code is known to write nothing that is not its caller's, but for what `WRITERS` names."""
+"""Packages whose Python code writes only to what is its caller's, but for what `WRITERS` names."""
 
 
 def _harmless(value: Any) -> bool:
-    if isinstance(value, types.MethodType):  # judged when it is called, but for what it is bound to
+    if isinstance(value, types.MethodType):  # read when it is called, but for what it is bound to
         return isinstance(value.__self__, type) or _harmless(value.__self__)
-    return (
-        isinstance(value, PLAIN)
-        or type(value) is object
-        or (isinstance(value, (tuple, frozenset)) and all(map(_harmless, value)))
-    )
+    if isinstance(value, PLAIN) or type(value) is object:
+        return True
+    return isinstance(value, (tuple, frozenset)) and all(map(_harmless, value))
 
 
 class Reader:
-    """What the source of one function says.
+    """What the source of one function says: whether it `writes` elsewhere, and which attributes may be `changed`.
 
     Args:
         code: The function's.
@@ -74,7 +72,7 @@ class Reader:
         self._around = ChainMap[str, Any](dict(around), dict(space), vars(builtins))
         self._own = _names(code) - set(code.co_freevars)
         self._parents: dict[ast.AST, ast.AST] = {}
-        self.changed: set[str] = set()  # names of attributes that it does more with than look
+        self.changed: set[str] = set()
         tree = _tree_of(code)
         self.writes = tree is None
         if tree is None:
@@ -89,8 +87,7 @@ class Reader:
         """Whether a default is nothing that calls share and change."""
         if isinstance(default, ast.Name):
             return default.id not in self._around or _harmless(self._around[default.id])
-        parts = [node for node in ast.walk(default) if isinstance(node, (ast.List, ast.Dict, ast.Set, ast.Call))]
-        return not parts
+        return not any(isinstance(node, (ast.List, ast.Dict, ast.Set, ast.Call)) for node in ast.walk(default))
 
     def _danger(self, node: ast.AST) -> bool:
         if isinstance(node, (ast.Global, ast.Nonlocal)):
@@ -98,12 +95,10 @@ class Reader:
         if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, (ast.Store, ast.Del)):
             return self._stores_elsewhere(node)
         if isinstance(node, ast.Attribute):
-            if not self._only_looks(node):
+            if not self._only_reads(node):
                 self.changed.add(node.attr)
             return False
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in self._own:
-            return self._loads(node)
-        return False
+        return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and self._loads(node)
 
     def _stores_elsewhere(self, node: ast.expr) -> bool:
         while isinstance(node, (ast.Attribute, ast.Subscript)):
@@ -114,10 +109,10 @@ class Reader:
 
     @functools.cached_property
     def _classes(self) -> set[str]:
-        """Names that may stand for a class, which is no instance's own: `kind = type(self)`."""
+        """Names that may stand for a class, which all instances share: `kind = type(self)`."""
         found = {"cls"}
         for node in {*self._parents, *self._parents.values()}:
-            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value and _asks_type(node.value):
+            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value and _reads_type(node.value):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 names = [part for to in targets for part in ast.walk(to) if isinstance(part, ast.Name)]
                 found |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
@@ -125,69 +120,63 @@ class Reader:
 
     def _loads(self, node: ast.Name) -> bool:
         """Whether a name from outside the function stands for something that it may change."""
-        found = self._looked_up(node)
-        if found is None:
+        if node.id in self._own or node.id not in self._around:  # an unknown name would be an error
             return False
-        value, whole = found
+        value = self._around[node.id]
+        whole: ast.expr = node
+        while isinstance(value, (types.ModuleType, type)):  # what is looked up on it
+            above = self._parents.get(whole)
+            if not isinstance(above, ast.Attribute) or not hasattr(value, above.attr):
+                return False
+            if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in TRUSTED:
+                return False
+            value, whole = getattr(value, above.attr), above
         if value is vars(builtins).get(node.id):
             if node.id in ("setattr", "delattr"):
                 return not self._sets_its_own(node)
             if node.id in ("globals", "vars", "locals"):
                 return True
-        return not _harmless(value) and not self._only_read(whole, value)
-
-    def _looked_up(self, node: ast.Name) -> tuple[Any, ast.expr] | None:
-        """A name's value, with what is looked up on it as far as it is a module or a class; None for nothing to judge."""
-        if node.id not in self._around:
-            return None  # it would be an error
-        value = self._around[node.id]
-        whole: ast.expr = node
-        while isinstance(value, (types.ModuleType, type)):
-            above = self._parents.get(whole)
-            if not isinstance(above, ast.Attribute) or above.value is not whole or not hasattr(value, above.attr):
-                return None
-            if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in TRUSTED:
-                return None
-            value, whole = getattr(value, above.attr), above
-        return value, whole
+        return not _harmless(value) and not self._reads_global(whole, value)
 
     def _sets_its_own(self, node: ast.Name) -> bool:
-        """Whether it is a `setattr` or `delattr` on something of the function's own."""
+        """Whether a `setattr` or `delattr` acts on something of the function's own."""
         call = self._parents.get(node)
-        whom = call.args[0] if isinstance(call, ast.Call) and call.args else None
-        return isinstance(whom, ast.Name) and whom.id in self._own
+        target = call.args[0] if isinstance(call, ast.Call) and call.args else None
+        return isinstance(target, ast.Name) and target.id in self._own
 
     def _call_of(self, node: ast.AST) -> ast.Call | None:
-        """The call of what stands here, if it is called."""
+        """The call of a node, if it is called."""
         above = self._parents.get(node)
         return above if isinstance(above, ast.Call) and above.func is node else None
 
-    def _only_read(self, node: ast.expr, value: Any) -> bool:
-        """Whether a global object is only looked into where its name stands."""
+    def _reads_global(self, node: ast.expr, value: Any) -> bool:
+        """Whether a global object is only read where its name stands."""
         above = self._parents.get(node)
         attribute = above.attr if isinstance(above, ast.Attribute) else ""
         if isinstance(value, torch.Tensor):
             return not attribute.endswith("_")
         if isinstance(value, torch.Generator):
             return False
-        if _registers_classes(value):  # the call that was seen has entered all that it enters
-            return isinstance(above, ast.Compare) or attribute == "add"
+        if isinstance(value, set) and value and all(isinstance(item, type) for item in value):
+            return isinstance(above, ast.Compare) or attribute == "add"  # classes that the first call has registered
         if isinstance(value, LOCKS):
             return isinstance(above, ast.withitem)
-        if attribute in ("set", "reset") and _of_context(value):
-            return True
+        if attribute in ("set", "reset"):  # of an object that holds a context variable, as one in transformers
+            held = getattr(value, "__dict__", {}).values()
+            if any(isinstance(each, contextvars.ContextVar) for each in held):
+                return True
         if self._call_of(node):  # a typing construct, a functools.partial of a function
             return isinstance(value, functools.partial)
-        return self._only_looks(node)
+        return self._only_reads(node)
 
-    def _only_looks(self, node: ast.expr) -> bool:
-        """Whether an object is only looked into where it stands, and what is found there is not changed either."""
+    def _only_reads(self, node: ast.expr) -> bool:
+        """Whether an object is only read where it stands, and what is found there is not changed either."""
         above = self._parents.get(node)
         if isinstance(above, ast.Subscript) and above.value is node:
-            return self._taken(node)
+            return self._leaves_as_is(node)
         if isinstance(above, ast.Attribute):
             if called := self._call_of(above):
-                return above.attr in READS and self._taken(called)
+                return above.attr in READS and self._leaves_as_is(called)
             return isinstance(above.ctx, ast.Load) and above.attr not in CHANGES
         if isinstance(above, ast.Call):
             return isinstance(above.func, ast.Name) and above.func.id in LOOKS
@@ -195,27 +184,16 @@ class Reader:
             return above.test is node
         return isinstance(above, (ast.Compare, ast.For, ast.comprehension, ast.Dict, ast.UnaryOp))
 
-    def _taken(self, node: ast.expr) -> bool:
-        """Whether what was found in an object is not changed where it stands, `table[key].append(x)`."""
+    def _leaves_as_is(self, node: ast.expr) -> bool:
+        """Whether what was found in an object is not changed where it stands; `table[key].append(x)` changes it."""
         above = self._parents.get(node)
         if isinstance(above, ast.Subscript) and above.value is node:
-            return isinstance(above.ctx, ast.Load) and self._taken(above)
-        if isinstance(above, ast.Attribute):
-            return self._only_looks(node)
-        return True
-
-
-def _registers_classes(value: Any) -> bool:
-    return isinstance(value, set) and bool(value) and all(isinstance(item, type) for item in value)
-
-
-def _of_context(value: Any) -> bool:
-    """Whether an object is there to hold a context variable, as the one in transformers is, which compiles."""
-    return any(isinstance(held, contextvars.ContextVar) for held in getattr(value, "__dict__", {}).values())
+            return isinstance(above.ctx, ast.Load) and self._leaves_as_is(above)
+        return not isinstance(above, ast.Attribute) or self._only_reads(node)
 
 
 def _run_through(node: ast.AST) -> Iterator[ast.AST]:
-    """A part of the code and all within it, but for annotations, which nobody runs."""
+    """A part of the code and all within it, but for annotations, which do not run."""
     yield node
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns"):
@@ -224,62 +202,47 @@ def _run_through(node: ast.AST) -> Iterator[ast.AST]:
                     yield from _run_through(child)
 
 
-def _asks_type(value: ast.expr) -> bool:
+def _reads_type(value: ast.expr) -> bool:
     names = {getattr(node, "id", "") or getattr(node, "attr", "") for node in ast.walk(value)}
     return not names.isdisjoint({"type", "__class__"})
 
 
 def _names(code: types.CodeType) -> frozenset[str]:
-    """The names that a function, and those within it, give to things of their own."""
-    found = {*code.co_varnames, *code.co_cellvars}
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return frozenset(found)
+    """The local names of a function and of those within it."""
+    within = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset().union(code.co_varnames, code.co_cellvars, *within)
 
 
 @functools.lru_cache(maxsize=4096)
 def _tree_of(code: types.CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
-    """The source of a function, or None where it is not there."""
+    """The source of a function, or None where it cannot be read."""
     try:
-        source = textwrap.dedent(inspect.getsource(code))
-    except (OSError, TypeError):
-        return None
-    if code.co_name == "<lambda>":
-        return _lambda_in(source, code)
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
+        if code.co_name == "<lambda>":
+            return _lambda_of(code)
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError, ValueError):
         return None
     first = tree.body[0] if tree.body else None
     named = isinstance(first, (ast.FunctionDef, ast.AsyncFunctionDef)) and first.name == code.co_name
     return first if named else None  # type: ignore[return-value]
 
 
-def _lambda_in(source: str, code: types.CodeType) -> ast.Lambda | None:
-    """The lambda in some lines that has this very code; the lines may be no whole statement."""
-    start = source.find("lambda")
-    while start >= 0:
-        for end in range(len(source), start, -1):
-            if source[end - 1] in " \n,":
-                continue
-            try:
-                found = ast.parse(f"({source[start:end]})", mode="eval")
-            except (SyntaxError, ValueError):
-                continue
-            if isinstance(found.body, ast.Lambda) and _alike(compile(found, "", "eval"), code):
-                return found.body
-        start = source.find("lambda", start + 1)
-    return None
+def _lambda_of(code: types.CodeType) -> ast.Lambda | None:
+    """The innermost lambda of a file that holds every position of its code."""
+    places = [place for place in code.co_positions() if None not in place and place[2] != place[3]]
+    if not places:
+        return None
+    start = min((line, column) for line, _, column, _ in places)
+    end = max((line, column) for _, line, _, column in places)
+    found = None
+    for node in _lambdas_in("".join(inspect.findsource(code)[0])):
+        body = node.body
+        if (body.lineno, body.col_offset) <= start and end <= (body.end_lineno, body.end_col_offset):
+            found = node
+    return found
 
 
-def _alike(compiled: types.CodeType, code: types.CodeType) -> bool:
-    """Whether compiling a lambda alone gives the code that is asked for, but for what it closes over."""
-    made = next(constant for constant in compiled.co_consts if isinstance(constant, types.CodeType))
-    names = {*made.co_names, *made.co_freevars} == {*code.co_names, *code.co_freevars}
-    plain = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
-    return (
-        names
-        and made.co_varnames == code.co_varnames
-        and plain == [constant for constant in made.co_consts if not isinstance(constant, types.CodeType)]
-    )
+@functools.lru_cache(maxsize=16)
+def _lambdas_in(source: str) -> list[ast.Lambda]:
+    """The lambdas of a file, outer ones first."""
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Lambda)]

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Verdict = Literal["used", "passed_through", "stored", "dead", "metadata", "unused", "conditional"]
 
 BLAMED: frozenset[str] = frozenset({"unused", "dead", "metadata"})
-"""Verdicts of a call by which the module itself made nothing of what it was handed."""
+"""Verdicts of a call in which the module itself did not use its input."""
 
 STRENGTH: tuple[Verdict, ...] = ("used", "stored", "passed_through", "dead", "metadata", "unused")
 
 
 @dataclass(slots=True)
 class Fate:
-    """What was seen of one input while its module was running.
+    """What was seen of one input in one call.
 
     Args:
         computed: Something computed from it is in the result.
         returned: It, or a view of it, is in the result.
-        left: Its value left torch, or was saved for backward, so that nobody can say where it went.
-        kept: It, or something of it, outlives the call elsewhere than in the result.
+        left: Its value left torch or was saved for backward: nobody can say where it went.
+        kept: It, or a part of it, outlives the call outside the result.
         read: An operator read it.
-        asked: Its shape, data type or device was asked for.
-        handed: It was handed to a child that made nothing of it.
+        asked: Its shape, data type or device was read.
+        handed: It was passed to a child that did not use it.
         handed_computed: Something computed from it was.
     """
 
@@ -40,9 +39,7 @@ class Fate:
     handed_computed: bool = False
 
     def verdict(self) -> Verdict:
-        """The verdict of the call.
-
-        What was computed from an input and handed to a child that ignores it is the child's fault, not the parent's.
+        """The verdict of the call; what a child ignores is the child's fault, not the parent's.
 
         Example:
             >>> Fate(read=True).verdict(), Fate(read=True, handed_computed=True).verdict(), Fate().verdict()
@@ -62,19 +59,12 @@ class Fate:
 
 
 class Judged(NamedTuple):
-    """The verdict on one input of one call.
-
-    Args:
-        verdict: The verdict.
-        proof: What confirms it: ``bytecode``, ``replay``, or None.
-        excuse: The declaration that covers the input, or None.
-        hidden: Whether a replay showed a use that no label shows.
-    """
+    """The verdict on one input of one call."""
 
     verdict: Verdict
-    proof: str | None = None
-    excuse: str | None = None
-    hidden: bool = False
+    proof: str | None = None  # "bytecode" or "replay"
+    excuse: str | None = None  # the declaration that covers the input
+    hidden: bool = False  # a replay showed a use that no label shows
 
 
 @dataclass
@@ -82,20 +72,17 @@ class Tally:
     """What became of one input of one module over its calls.
 
     Args:
-        module: FQN of the module, ``''`` for the root.
-        module_class: Name of its class.
         argument: The leaf path.
         name: The parameter of ``forward`` that the path begins with.
         swallowed: Whether that parameter is ``**kwargs``.
-        source: File and line of its ``forward``, or None.
-        of_torch: Whether its class is torch's own, which the user can only call in another way.
-        verdicts: How often each verdict was given.
-        confirmed: In how many of the blamed calls the verdict was confirmed, by ``bytecode`` or by ``replay``.
-        excused: In how many of the blamed calls a declaration covers it.
-        handed_by: The calls that it came down through, outermost first: FQN, and what it was called there.
+        source: File and line of the ``forward``.
+        of_torch: Whether the class is torch's own.
+        confirmed: In how many blamed calls ``bytecode`` or ``replay`` confirmed the verdict.
+        excused: In how many blamed calls a declaration covers it.
+        handed_by: The calls above that were passed it, outermost first: FQN, and its name there.
         bytes_passed: The most bytes that it had in a blamed call.
-        bytes_sole: The most of them that nothing but the call held.
-        bytes_kept: The most of them that were alive after the outermost forward, though it was made within.
+        bytes_sole: The most of them that only the call held.
+        bytes_kept: The most of them made within the outermost forward and alive after it.
     """
 
     module: str
@@ -114,34 +101,23 @@ class Tally:
     bytes_kept: int = 0
 
     @property
-    def verdict(self) -> Verdict:
-        """The verdict over all calls."""
-        return over_calls(self.verdicts)
-
-    @property
     def calls(self) -> int:
-        """How many calls handed it over."""
-        return sum(self.verdicts.values())
-
-    @property
-    def faults(self) -> int:
-        """How many calls made nothing of it."""
-        return self.calls - self.used
+        """How many calls passed it."""
+        return self.verdicts.total()
 
     @property
     def used(self) -> int:
-        """How many calls made something of it."""
+        """How many calls used it."""
         return sum(count for verdict, count in self.verdicts.items() if verdict not in BLAMED)
 
+    @property
+    def verdict(self) -> Verdict:
+        """Over all calls: conditional where some used it and others did not, else the strongest.
 
-def over_calls(verdicts: Iterable[Verdict]) -> Verdict:
-    """One verdict over several calls: conditional where some made something of the input and others did not.
-
-    Example:
-        >>> over_calls(["used", "unused"]), over_calls(["dead", "unused"]), over_calls(["used", "stored"])
-        ('conditional', 'dead', 'used')
-    """
-    seen = set(verdicts)
-    if seen & BLAMED and seen - BLAMED:
-        return "conditional"
-    return min(seen, key=STRENGTH.index)
+        Example:
+            >>> Tally("", "Block", "x", "x", verdicts=Counter(used=1, unused=2)).verdict
+            'conditional'
+        """
+        if 0 < self.used < self.calls:
+            return "conditional"
+        return min(self.verdicts, key=STRENGTH.index)

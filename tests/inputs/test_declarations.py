@@ -1,4 +1,4 @@
-"""Declarations about inputs: read, refused with a mend, and held against a module."""
+"""Declarations about inputs: read, refused with a fix, and held against a module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from lightning_freeze.inputs.declarations import (
     DeclarationError,
     Known,
     declared_on,
-    keys_of,
     parse_metadata,
     parse_whitelist,
 )
@@ -49,8 +48,8 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "an empty reason": ({"Block.mask": "  "}, "whitelist['Block.mask'].reason", "is no reason"),
     "yes": ({"Block.mask": True}, "whitelist['Block.mask'].reason", "True is no reason"),
     "a condition alone": ({"Block.mask": {"when": {"a": 1}}}, "whitelist['Block.mask'].reason", "no reason"),
-    "a misspelt key": ({"Block.mask": {"reson": "x"}}, "whitelist['Block.mask'].reson", "did you mean 'reason'"),
-    "a misspelt condition": ({"B.m": {"reason": "x", "wen": {}}}, "whitelist['B.m'].wen", "did you mean 'when'"),
+    "a misspelt key": ({"Block.mask": {"reson": "x"}}, "whitelist['Block.mask'].reson", "Did you mean 'reason'"),
+    "a misspelt condition": ({"B.m": {"reason": "x", "wen": {}}}, "whitelist['B.m'].wen", "Did you mean 'when'"),
     "a condition that is a list": ({"B.m": {"reason": "x", "when": ["a"]}}, "whitelist['B.m'].when", "no mapping of the"),
     "a condition on a number": ({"B.m": {"reason": "x", "when": {1: 2}}}, "whitelist['B.m'].when", "no mapping of the"),
     "no class": ({"mask": "why"}, "whitelist['mask']", "no `Class.argument`.*BertLayer.head_mask"),
@@ -61,7 +60,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_read_is_refused_with_the_key_and_a_mend(name: str) -> None:
+def test_what_cannot_be_read_is_refused_with_the_key_and_a_fix(name: str) -> None:
     given, key, text = BAD[name]
     with pytest.raises(DeclarationError, match=text) as raised:
         parse_whitelist(given)
@@ -113,11 +112,6 @@ def test_a_condition_is_held_against_the_module(when: dict[str, Any], holds: boo
     assert Known("Block.mask", "why", tuple(when.items())).holds(module) is holds
 
 
-def test_keys_name_the_path_or_the_parameter_for_each_class() -> None:
-    assert keys_of(["Block", "Base"], "mask", "mask") == ["Block.mask", "Base.mask"]
-    assert keys_of(["Block"], "kw['m']", "kw") == ["Block.kw['m']", "Block.kw"]
-
-
 class Base(nn.Module):
     metadata_inputs = ("like",)
 
@@ -143,6 +137,6 @@ def test_what_a_class_declares() -> None:
 
 
 @pytest.mark.parametrize("kind", [Sentence, Number, Numbers])
-def test_a_class_that_declares_no_row_of_names(kind: Any) -> None:
-    with pytest.raises(DeclarationError, match=r"is no row of argument names. Write metadata_inputs = \('like',\)"):
+def test_a_class_that_declares_no_names(kind: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"is not a list of argument names. Write metadata_inputs = \('like',\)"):
         declared_on(kind())
