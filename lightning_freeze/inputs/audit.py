@@ -16,7 +16,7 @@ from lightning_freeze.report.findings import Finding
 
 from .bytecode import ignores
 from .calls import Frame
-from .declared import Declared
+from .declarations import Declared
 from .leaves import Leaf
 from .messages import describe
 from .modules import Tree, kind_of

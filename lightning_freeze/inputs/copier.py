@@ -5,12 +5,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import enum
 import functools
-import logging
 import random
-import re
-import threading
 import types
 import weakref
 from collections import deque
@@ -21,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .guard import SYSTEM
-from .sources import TRUSTED
+from .sources import CONSTANT, LOCKS, TRUSTED
 
 HOOKS = (
     "_forward_hooks _forward_pre_hooks _forward_hooks_with_kwargs _forward_pre_hooks_with_kwargs _backward_hooks "
@@ -29,10 +25,8 @@ HOOKS = (
 ).split()
 
 SHARED = (
-    *(type, types.FunctionType, types.ModuleType, weakref.ref, enum.Enum, logging.Logger, re.Pattern, PurePath),
-    *(str, bytes, int, float, complex, bool, type(None), range, slice, type(Ellipsis), type(threading.Lock())),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch._ops.OpOverload),
-    *(torch._ops.OpOverloadPacket, types.MethodWrapperType, property, types.MappingProxyType, type(threading.RLock())),
+    *(*CONSTANT, *LOCKS, weakref.ref, PurePath, type(Ellipsis), property),
+    *(types.MethodWrapperType, types.MappingProxyType),
 )
 """What nobody changes: a clone may share it with the module."""
 
@@ -68,7 +62,7 @@ class Copier:
         if isinstance(value, SHARED):
             return value
         if isinstance(value, Tensor):
-            return self._clone(value) if self._clone_tensors and type(value) is not nn.Parameter else self._alias(value)
+            return self._tensor(value, clone=self._clone_tensors and type(value) is not nn.Parameter)
         if isinstance(value, nn.Module):
             return self._module(value)
         if isinstance(value, types.MethodType):
@@ -105,7 +99,7 @@ class Copier:
         if key in HOOKS:
             return type(value)((k, hook) for k, hook in value.items() if of_torch(hook))
         if key == "_buffers":
-            return type(value)((k, None if b is None else self._clone(b)) for k, b in value.items())
+            return type(value)((k, None if b is None else self._tensor(b, clone=True)) for k, b in value.items())
         if key in ("_parameters", "_modules"):
             return type(value)((k, self(held)) for k, held in value.items())
         return None if key in self._without or key == "_compiled_call_impl" else self(value)
@@ -124,21 +118,16 @@ class Copier:
         self._kept.append(value)
         return made
 
-    def _alias(self, tensor: Tensor) -> Tensor:
-        """A tensor of the same memory, without gradient and hooks."""
-        made = tensor.detach()
-        if type(tensor) is nn.Parameter:
-            made = nn.Parameter(made, tensor.requires_grad)
-        elif tensor.requires_grad:
-            made.requires_grad_()
-        self._remember(tensor, made)
-        self.copy_attributes(tensor, made)
-        return made
-
-    def _clone(self, tensor: Tensor) -> Tensor:
+    def _tensor(self, tensor: Tensor, clone: bool) -> Tensor:
+        """A tensor of the same memory, or a clone, without gradient and hooks."""
         if id(tensor) not in self.memo:
-            self._remember(tensor, tensor.detach().clone().requires_grad_(tensor.requires_grad))
-            self.copy_attributes(tensor, self.memo[id(tensor)])
+            made = tensor.detach().clone() if clone else tensor.detach()
+            if type(tensor) is nn.Parameter and not clone:
+                made = nn.Parameter(made, tensor.requires_grad)
+            elif tensor.requires_grad:
+                made.requires_grad_()
+            self._remember(tensor, made)
+            self.copy_attributes(tensor, made)
         return self.memo[id(tensor)]  # type: ignore[no-any-return]
 
     def _container(self, value: Any) -> Any:
@@ -149,8 +138,7 @@ class Copier:
             return tuple.__new__(kind, map(self, value))
         if kind in (list, set, deque):
             made = self._remember(value, deque(maxlen=value.maxlen) if kind is deque else kind())
-            for item in list(value):
-                (made.add if kind is set else made.append)(self(item))
+            (made.update if kind is set else made.extend)(map(self, list(value)))
             return made
         if isinstance(value, dict):
             made = self._remember(value, copy.copy(value))

@@ -8,7 +8,6 @@ from pathlib import PurePath
 
 from lightning_freeze.report.findings import Finding
 
-from .declarations import Known
 from .verdicts import Tally
 
 CAUSE = {"unused": "never_used", "dead": "never_used", "metadata": "shape_only", "conditional": "conditional"}
@@ -41,34 +40,6 @@ def describe(tally: Tally) -> Finding:
         bytes_sole=tally.bytes_sole,
         bytes_kept=tally.bytes_kept,
         source=tally.source,
-    )
-
-
-def stale(key: str, known: Known | None, why: str = "") -> Finding:
-    """The finding about a declaration that covered nothing.
-
-    Args:
-        key: Its key.
-        known: The whitelist's entry, or None for one of ``metadata_inputs``.
-        why: Why it can match nothing; empty where its input was used in every call.
-    """
-    kind, _, argument = key.partition(".")
-    if known is None:
-        what = f"metadata_inputs: {key!r} is declared to be used for its shape alone"
-        used = "but its values were used in every call. Remove the entry."
-    else:
-        under = f" under {dict(known.when)}" if known.when else ""
-        what = f"whitelist: {key!r} ({known.reason}) is listed as not used{under}"
-        used = "but was used in every call. Remove the entry, so that the list stays true."
-    return Finding(
-        audit="inputs",
-        kind="stale",
-        severity="warning",
-        message=f"{what}, which matches nothing: {why}" if why else f"{what}, {used}",
-        cause="stale",
-        module_class=kind,
-        argument=argument,
-        confirmed=True,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,12 +26,6 @@ from .unseen import unseen
 ATTEMPTS = 4
 """How many other values are tried for an input."""
 
-GLOBAL_HOOKS = (
-    "_global_forward_hooks _global_forward_pre_hooks _global_backward_hooks _global_backward_pre_hooks "
-    "_global_module_registration_hooks _global_parameter_registration_hooks _global_buffer_registration_hooks"
-).split()
-"""Torch's hooks of all modules: a replay would call them once more."""
-
 _Fact = tuple[Any, ...] | str | None
 """What a run gave: a tensor's kind and bytes, plain values as text, or None for an input that was replaced."""
 
@@ -42,28 +37,17 @@ class OtherThreadsError(NoReplayError):
     """A module has work done in other threads, of which the tracer saw nothing."""
 
 
+@dataclass(eq=False)
 class Replay:
-    """A call of a module, to be run again with other inputs.
+    """A call of a module, to be run again with other inputs, in the state and mode that the module has."""
 
-    Args:
-        module: The module, in the state and mode of the call.
-        args: The call's positional arguments.
-        kwargs: Its keyword arguments.
-        writes: Whether the call writes to its inputs or its state, so that each run needs copies.
-        without: Attributes that the clone does without, as the Trainer that a module knows.
-    """
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    writes: bool  # the call writes to its inputs or its state, so that each run needs copies
+    without: frozenset[str] = frozenset()  # attributes that the clone does without, as the Trainer
 
-    def __init__(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        *,
-        writes: bool,
-        without: frozenset[str] = frozenset(),
-    ) -> None:
-        self._module, self._args, self._kwargs = module, args, kwargs
-        self._writes, self._without = writes, without
+    def __post_init__(self) -> None:
         self._plain: list[_Fact] = []  # of a run with the call's own inputs
         self._deterministic: bool | None = None
 
@@ -88,8 +72,9 @@ class Replay:
         return self._alone(ask)
 
     def _alone(self, ask: Callable[[], bool | None]) -> bool | None:
-        hooked = any(getattr(nn.modules.module, name) for name in GLOBAL_HOOKS)
-        if hooked or any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):
+        if _hooks_all_modules() or any(
+            not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
+        ):
             return None
         try:
             with _LOCK, _disable_current_modes():  # the user's modes do not see a replay
@@ -101,6 +86,8 @@ class Replay:
             return None
 
     def _unaffected(self, leaf: Leaf) -> bool | None:
+        if type(leaf.tensor) not in (Tensor, nn.Parameter):
+            return None
         # an equal copy must give the same as well: `x is y`, and what the call does to the tensor object
         if not _equal(self._plain, self._run(leaf, leaf.tensor.detach().clone(), like=True)):
             return self._affected()
@@ -130,22 +117,15 @@ class Replay:
         return False if self._deterministic else None
 
     def _run(self, leaf: Leaf | None = None, tensor: Tensor | None = None, like: bool = False) -> list[_Fact]:
-        """What one run gives: its outputs, and the state that it leaves.
-
-        Args:
-            leaf: An input to replace.
-            tensor: What replaces it.
-            like: Whether this is made like it in all but its values.
-        """
-        copier = Copier(self._without, self._writes)
-        args, kwargs = self._args, self._kwargs
+        """What a run gives, an input replaced by a tensor that is made `like` it in all but its values."""
+        copier = Copier(self.without, self.writes)
+        args, kwargs = self.args, self.kwargs
         if leaf is not None and tensor is not None:
-            tensor = _as(leaf.tensor, tensor) if like else tensor
             args, kwargs = replaced(args, kwargs, [(leaf, tensor)])
             copier.memo[id(tensor)] = tensor
             if like:
-                copier.copy_attributes(leaf.tensor, tensor)
-        clone = copier(self._module)
+                copier.copy_attributes(leaf.tensor, tensor.requires_grad_(leaf.tensor.requires_grad))
+        clone = copier(self.module)
         args, kwargs = copier(args), copier(dict(kwargs))
         context = copier.context()
         objects = list(tensors_in((args, kwargs)))
@@ -155,15 +135,28 @@ class Replay:
             result = context.run(_guarded, clone, args, kwargs, idents)
         if [_object(each) for each in objects] != before:
             raise NoReplayError("the call changes what a tensor is, not only its values")
-        seen = [*tensors_in(result), *clone.buffers(), *(objects if self._writes else ())]
-        parts = [
-            {key: value for key, value in vars(part).items() if key not in ("_parameters", "_buffers", "_modules")}
-            for part in clone.modules()
+        seen = [*tensors_in(result), *clone.buffers(), *(objects if self.writes else ())]
+        return [
+            repr(_structure(result)),
+            *_state(clone, seen),
+            *(None if each is tensor else _bits(each) for each in seen),
         ]
-        seen += [held for own in parts for held in tensors_in(own, 4) if not isinstance(held, nn.Parameter)]
-        facts: list[_Fact] = [None if each is tensor else _bits(each) for each in seen]
-        facts += [repr({k: v for k, v in own.items() if isinstance(v, (bool, int, float, str))}) for own in parts]
-        return [*facts, repr(_structure(result))]
+
+
+def _hooks_all_modules() -> bool:
+    """Whether there are hooks of all modules, which a replay would call once more."""
+    hooks = vars(nn.modules.module).items()
+    return any(held for name, held in hooks if name.startswith("_global_") and name.endswith("_hooks"))
+
+
+def _state(clone: nn.Module, seen: list[Tensor]) -> list[str]:
+    """The plain values that modules keep; the tensors that they keep are added to those seen."""
+    values = []
+    for part in clone.modules():
+        own = {key: held for key, held in vars(part).items() if key not in ("_parameters", "_buffers", "_modules")}
+        seen += [held for held in tensors_in(own, 4) if not isinstance(held, nn.Parameter)]
+        values.append(repr({key: held for key, held in own.items() if isinstance(held, (bool, int, float, str))}))
+    return values
 
 
 def _guarded(clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], idents: set[int]) -> Any:
@@ -234,10 +227,3 @@ def _other(tensor: Tensor, turn: int) -> Tensor:
     else:
         made = wide + (1 if turn == 2 else -1)
     return made.to(value.dtype)
-
-
-def _as(tensor: Tensor, new: Tensor) -> Tensor:
-    if type(tensor) not in (Tensor, nn.Parameter):
-        raise NoReplayError(f"an input is a {type(tensor).__name__}")
-    differentiable = new.is_floating_point() or new.is_complex()
-    return new.requires_grad_(tensor.requires_grad) if differentiable else new

@@ -21,15 +21,19 @@ import torch
 
 CACHED = type(functools.lru_cache(len))
 
-PLAIN = (
-    *(type(None), bool, int, float, complex, str, bytes, type, enum.Enum, types.BuiltinFunctionType, types.ModuleType),
+CONSTANT = (
+    *(type(None), bool, int, float, complex, str, bytes, type, enum.Enum, types.FunctionType, types.ModuleType),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range, slice, logging.Logger),
-    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GenericAlias, types.UnionType, re.Pattern),
-    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops._OpNamespace, types.FunctionType),
-    CACHED,
+    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, re.Pattern),
+)
+"""What nobody changes; a function is read when it is called."""
+
+PLAIN = (
+    *(*CONSTANT, CACHED, types.BuiltinFunctionType, torch._ops._OpNamespace),
+    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GenericAlias, types.UnionType),
     contextvars.ContextVar,  # a replay has a context of its own
 )
-"""What nobody changes, or what may be used freely: a function is read when it is called."""
+"""What a function may use freely."""
 
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
@@ -122,21 +126,25 @@ class Reader:
         """Whether a name from outside the function stands for something that it may change."""
         if node.id in self._own or node.id not in self._around:  # an unknown name would be an error
             return False
-        value = self._around[node.id]
-        whole: ast.expr = node
-        while isinstance(value, (types.ModuleType, type)):  # what is looked up on it
-            above = self._parents.get(whole)
-            if not isinstance(above, ast.Attribute) or not hasattr(value, above.attr):
-                return False
-            if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in TRUSTED:
-                return False
-            value, whole = getattr(value, above.attr), above
+        value, whole = self._looked_up(node)
         if value is vars(builtins).get(node.id):
             if node.id in ("setattr", "delattr"):
                 return not self._sets_its_own(node)
             if node.id in ("globals", "vars", "locals"):
                 return True
         return not _harmless(value) and not self._reads_global(whole, value)
+
+    def _looked_up(self, node: ast.Name) -> tuple[Any, ast.expr]:
+        """A name's value, looked up further where it is a module or class; None for what is harmless."""
+        value = self._around[node.id]
+        whole: ast.expr = node
+        while isinstance(value, (types.ModuleType, type)):
+            above = self._parents.get(whole)
+            trusted = isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in TRUSTED
+            if trusted or not isinstance(above, ast.Attribute) or not hasattr(value, above.attr):
+                return None, whole
+            value, whole = getattr(value, above.attr), above
+        return value, whole
 
     def _sets_its_own(self, node: ast.Name) -> bool:
         """Whether a `setattr` or `delattr` acts on something of the function's own."""
@@ -157,14 +165,12 @@ class Reader:
             return not attribute.endswith("_")
         if isinstance(value, torch.Generator):
             return False
-        if isinstance(value, set) and value and all(isinstance(item, type) for item in value):
-            return isinstance(above, ast.Compare) or attribute == "add"  # classes that the first call has registered
+        if _registers_classes(value):  # the first call has registered all of them
+            return isinstance(above, ast.Compare) or attribute == "add"
         if isinstance(value, LOCKS):
             return isinstance(above, ast.withitem)
-        if attribute in ("set", "reset"):  # of an object that holds a context variable, as one in transformers
-            held = getattr(value, "__dict__", {}).values()
-            if any(isinstance(each, contextvars.ContextVar) for each in held):
-                return True
+        if attribute in ("set", "reset") and _of_context(value):
+            return True
         if self._call_of(node):  # a typing construct, a functools.partial of a function
             return isinstance(value, functools.partial)
         return self._only_reads(node)
@@ -190,6 +196,15 @@ class Reader:
         if isinstance(above, ast.Subscript) and above.value is node:
             return isinstance(above.ctx, ast.Load) and self._leaves_as_is(above)
         return not isinstance(above, ast.Attribute) or self._only_reads(node)
+
+
+def _registers_classes(value: Any) -> bool:
+    return isinstance(value, set) and bool(value) and all(isinstance(item, type) for item in value)
+
+
+def _of_context(value: Any) -> bool:
+    """Whether an object holds a context variable, as one in transformers."""
+    return any(isinstance(held, contextvars.ContextVar) for held in getattr(value, "__dict__", {}).values())
 
 
 def _run_through(node: ast.AST) -> Iterator[ast.AST]:

@@ -16,27 +16,16 @@ STRENGTH: tuple[Verdict, ...] = ("used", "stored", "passed_through", "dead", "me
 
 @dataclass(slots=True)
 class Fate:
-    """What was seen of one input in one call.
+    """What was seen of one input in one call."""
 
-    Args:
-        computed: Something computed from it is in the result.
-        returned: It, or a view of it, is in the result.
-        left: Its value left torch or was saved for backward: nobody can say where it went.
-        kept: It, or a part of it, outlives the call outside the result.
-        read: An operator read it.
-        asked: Its shape, data type or device was read.
-        handed: It was passed to a child that did not use it.
-        handed_computed: Something computed from it was.
-    """
-
-    computed: bool = False
-    returned: bool = False
-    left: bool = False
-    kept: bool = False
-    read: bool = False
-    asked: bool = False
-    handed: bool = False
-    handed_computed: bool = False
+    computed: bool = False  # something computed from it is in the result
+    returned: bool = False  # it, or a view of it, is in the result
+    left: bool = False  # its value left torch or was saved for backward: nobody can say where it went
+    kept: bool = False  # it, or a part of it, outlives the call outside the result
+    read: bool = False  # an operator read it
+    asked: bool = False  # its shape, data type or device was read
+    handed: bool = False  # it was passed to a child that did not use it
+    handed_computed: bool = False  # something computed from it was
 
     def verdict(self) -> Verdict:
         """The verdict of the call; what a child ignores is the child's fault, not the parent's.
@@ -69,36 +58,22 @@ class Judged(NamedTuple):
 
 @dataclass
 class Tally:
-    """What became of one input of one module over its calls.
+    """What became of one input of one module over its calls."""
 
-    Args:
-        argument: The leaf path.
-        name: The parameter of ``forward`` that the path begins with.
-        swallowed: Whether that parameter is ``**kwargs``.
-        source: File and line of the ``forward``.
-        of_torch: Whether the class is torch's own.
-        confirmed: In how many blamed calls ``bytecode`` or ``replay`` confirmed the verdict.
-        excused: In how many blamed calls a declaration covers it.
-        handed_by: The calls above that were passed it, outermost first: FQN, and its name there.
-        bytes_passed: The most bytes that it had in a blamed call.
-        bytes_sole: The most of them that only the call held.
-        bytes_kept: The most of them made within the outermost forward and alive after it.
-    """
-
-    module: str
+    module: str  # its FQN
     module_class: str
-    argument: str
-    name: str
-    swallowed: bool = False
-    source: tuple[str, int] | None = None
-    of_torch: bool = False
+    argument: str  # the leaf path
+    name: str  # the parameter of `forward` that the path begins with
+    swallowed: bool = False  # that parameter is `**kwargs`
+    source: tuple[str, int] | None = None  # file and line of the `forward`
+    of_torch: bool = False  # the class is torch's own
     verdicts: Counter[Verdict] = field(default_factory=Counter)
-    confirmed: Counter[str] = field(default_factory=Counter)
-    excused: int = 0
-    handed_by: tuple[tuple[str, str], ...] = ()
-    bytes_passed: int = 0
-    bytes_sole: int = 0
-    bytes_kept: int = 0
+    confirmed: Counter[str] = field(default_factory=Counter)  # blamed calls by their proof: `bytecode`, `replay`
+    excused: int = 0  # blamed calls in which a declaration covers it
+    handed_by: tuple[tuple[str, str], ...] = ()  # the calls above, outermost first: FQN, and its name there
+    bytes_passed: int = 0  # the most in a blamed call
+    bytes_sole: int = 0  # the most of them that only the call held
+    bytes_kept: int = 0  # the most of them made within the outermost forward and alive after it
 
     @property
     def calls(self) -> int:

@@ -576,7 +576,7 @@ INNER = "lightning_freeze.inputs."
 PLACES = [
     "calls.leaves_of", "calls.signature_of", "thread.Thread.begin", "thread.Thread.operator", "thread.Thread.end",
     "thread.Thread.settle", "labels.Labels.survivors", "audit.InputsAudit._ended", "modules.Tree.locate",
-    "declared.Declared._excuse", "audit.InputsAudit._count", "audit.InputsAudit._outermost", "proofs.Replay",
+    "declarations.Declared._excuse", "audit.InputsAudit._count", "audit.InputsAudit._outermost", "proofs.Replay",
     "proofs.ignores", "thread.Thread.asked", "thread.Thread.left", "thread.Thread.alias",
 ]  # fmt: skip
 

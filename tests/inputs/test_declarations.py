@@ -11,10 +11,11 @@ from torch import nn
 
 from lightning_freeze.inputs.declarations import (
     DeclarationError,
+    Declared,
     Known,
-    declared_on,
     parse_metadata,
     parse_whitelist,
+    stale,
 )
 
 GOOD: dict[str, tuple[Any, list[Known]]] = {
@@ -112,6 +113,10 @@ def test_a_condition_is_held_against_the_module(when: dict[str, Any], holds: boo
     assert Known("Block.mask", "why", tuple(when.items())).holds(module) is holds
 
 
+def declared_on(module: nn.Module) -> frozenset[str]:
+    return Declared((), None).of_class(module)[1]
+
+
 class Base(nn.Module):
     metadata_inputs = ("like",)
 
@@ -140,3 +145,21 @@ def test_what_a_class_declares() -> None:
 def test_a_class_that_declares_no_names(kind: Any) -> None:
     with pytest.raises(DeclarationError, match=r"is not a list of argument names. Write metadata_inputs = \('like',\)"):
         declared_on(kind())
+
+
+# --- stale declarations
+
+
+def test_a_stale_entry_of_the_whitelist() -> None:
+    found = stale("Block.mask", Known("Block.mask", "the decoder masks", (("training", False),)))
+    assert (found.audit, found.kind, found.severity, found.cause) == ("inputs", "stale", "warning", "stale")
+    assert (found.module_class, found.argument, found.confirmed) == ("Block", "mask", True)
+    for word in ("whitelist: 'Block.mask'", "the decoder masks", "under {'training': False}", "Remove the entry"):
+        assert word in found.message
+
+
+def test_a_stale_metadata_input() -> None:
+    found = stale("Block.bag.b", None)
+    assert (found.module_class, found.argument) == ("Block", "bag.b")
+    assert "metadata_inputs: 'Block.bag.b'" in found.message
+    assert "its values were used" in found.message

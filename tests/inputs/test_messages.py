@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightning_freeze.inputs.declarations import Known
-from lightning_freeze.inputs.messages import describe, stale, summary
+from lightning_freeze.inputs.declarations import Known, stale
+from lightning_freeze.inputs.messages import describe, summary
 from lightning_freeze.inputs.verdicts import Tally
 from lightning_freeze.report.findings import Finding
 
@@ -138,24 +138,6 @@ def test_that_the_code_names_an_input_is_said_of_the_very_leaf(given: Tally, say
     assert ("The code does name it" in message) is says
     assert "Use it; remove it: " in message
     assert f"or whitelist it: `Block.{given.argument}: <the reason>`" in message
-
-
-# --- stale declarations
-
-
-def test_a_stale_entry_of_the_whitelist() -> None:
-    found = stale("Block.mask", Known("Block.mask", "the decoder masks", (("training", False),)))
-    assert (found.audit, found.kind, found.severity, found.cause) == ("inputs", "stale", "warning", "stale")
-    assert (found.module_class, found.argument, found.confirmed) == ("Block", "mask", True)
-    for word in ("whitelist: 'Block.mask'", "the decoder masks", "under {'training': False}", "Remove the entry"):
-        assert word in found.message
-
-
-def test_a_stale_metadata_input() -> None:
-    found = stale("Block.bag.b", None)
-    assert (found.module_class, found.argument) == ("Block", "bag.b")
-    assert "metadata_inputs: 'Block.bag.b'" in found.message
-    assert "its values were used" in found.message
 
 
 # --- one line
