@@ -39,17 +39,13 @@ class NoReplayError(Exception):
 
 
 class Copier:
-    """Copies a module and what it is passed: new containers and objects, tensors of the same memory.
-
-    Args:
-        without: Attributes that it excludes.
-        clone_tensors: Whether tensors get memory of their own.
-    """
+    """Copies a module and what it is passed: new containers and objects, tensors of the same memory."""
 
     def __init__(self, without: frozenset[str], clone_tensors: bool) -> None:
-        self._without, self._clone_tensors = without, clone_tensors
+        self._without = without  # attributes that it excludes
+        self._clone_tensors = clone_tensors  # tensors get memory of their own
         self.memo: dict[int, Any] = {}
-        self._kept: list[Any] = []  # alive, so that no `id` in the memo is given anew
+        self._kept: list[Any] = []  # alive, so that no `id` in the memo is reused
 
     def __call__(self, value: Any) -> Any:
         """The copy of an argument, or of anything that a module keeps."""

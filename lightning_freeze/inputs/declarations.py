@@ -21,12 +21,7 @@ from .verdicts import BLAMED, Verdict
 
 
 class DeclarationError(ValueError):
-    """A declaration about inputs that cannot be read.
-
-    Args:
-        key: Its key, as ``whitelist['Block.mask'].when``.
-        problem: What is wrong, and the fix.
-    """
+    """A declaration about inputs that cannot be read: its key, as ``whitelist['B.mask'].when``, and the problem."""
 
     def __init__(self, key: str, problem: str) -> None:
         self.key, self.problem = key, problem
@@ -108,7 +103,7 @@ def _entry(key: Any, value: Any) -> Known:
     reason, when = given.get("reason"), given.get("when")
     if not isinstance(reason, str) or not reason.strip():
         problem = f"{reason!r} is no reason. Say in a sentence why the input is not used: by it others decide later "
-        raise DeclarationError(f"{where}.reason", problem + "whether the entry still stands.")
+        raise DeclarationError(f"{where}.reason", problem + "whether the entry is still right.")
     if when is not None and not (isinstance(when, Mapping) and all(isinstance(path, str) for path in when)):
         problem = f"{when!r} is no mapping of the module's attributes to values, as {{training: false}} or "
         raise DeclarationError(f"{where}.when", problem + "{config.use_cache: true}.")

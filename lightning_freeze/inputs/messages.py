@@ -11,13 +11,18 @@ from lightning_freeze.report.findings import Finding
 from .verdicts import Tally
 
 CAUSE = {"unused": "never_used", "dead": "never_used", "metadata": "shape_only", "conditional": "conditional"}
-"""The three causes that PaddlePaddle's ``UnusedVarCheck`` tells apart."""
+"""The three causes of PaddlePaddle's ``UnusedVarCheck``."""
 
 _WHAT = {
     "unused": "and never uses it",
     "dead": "and computes with it, but what it computes reaches neither its result nor its state",
     "metadata": "and uses nothing of it but its shape, data type or device",
     "conditional": "and uses it in some calls only",
+}
+
+_USE = {
+    "unused": "never used. Use it",
+    "dead": "never used, what is computed from it is dropped. Return or use what is computed from it",
 }
 
 
@@ -108,30 +113,26 @@ def _fix(tally: Tally) -> str:
     whitelist = f"whitelist it: `{kind}.{argument}: <the reason>`"
     under = f"`{kind}.{argument}: {{reason: <why>, when: {{<attribute>: <value>}}}}`"
     whole = argument == tally.name
-    removed = f"`def forward(self, …)` without `{argument}`" if whole else f"do without `{argument}`"
+    removed = (
+        f"remove it: `def forward(self, …)` without `{argument}`, and" if whole else f"do without `{argument}`, also"
+    )
     if tally.of_torch:
         return f"It is torch's own code: do not pass it where {kind} is called in this way, or {whitelist}."
     if tally.swallowed:
         return f"Cause: it is swallowed by `**{tally.name}`. Stop passing it where {kind} is called, or {whitelist}."
-    match tally.verdict:
-        case "metadata":
-            declared = f'"{argument}"' if "'" in argument else f"'{argument}'"
-            return (
-                f"Cause: only its shape is used. Declare it: `metadata_inputs = ({declared},)` in class {kind}; or pass "
-                f"`{argument}.shape` instead, so that its memory can go."
-            )
-        case "conditional":
-            return (
-                f"Cause: it is used under a condition. Pass it only then, or whitelist it with the condition: {under}."
-            )
-        case "dead":
-            return (
-                "Cause: never used, what is computed from it is dropped. Return or use what is computed from it, remove "
-                f"the computation and the argument: {removed}, or {whitelist}."
-            )
-    # the code names a variable: of a container, nobody knows which leaf it means
-    named = "" if tally.confirmed["bytecode"] or not whole else (
-        " The code does name it, but used it in no call that was watched: before you remove it, find the condition under "
-        f"which it is used, and whitelist it with that: {under}."
-    )  # fmt: skip
-    return f"Cause: never used. Use it; remove it: {removed}, and from the calls of {kind}; or {whitelist}.{named}"
+    if tally.verdict == "metadata":
+        return (
+            f"Cause: only its shape is used. Declare it: `metadata_inputs = ({argument!r},)` in class {kind}; or pass "
+            f"`{argument}.shape` instead, so that its memory can go."
+        )
+    if tally.verdict == "conditional":
+        return f"Cause: it is used under a condition. Pass it only then, or whitelist it with that: {under}."
+    fix = f"Cause: {_USE[tally.verdict]}; {removed} from the calls of {kind}; or {whitelist}."
+    if (
+        whole and tally.verdict == "unused" and not tally.confirmed["bytecode"]
+    ):  # which leaf of a container the code names is not known
+        fix += (
+            " The code does name it, but used it in no call that was watched: before you remove it, find the condition "
+            f"under which it is used, and whitelist it with that: {under}."
+        )
+    return fix

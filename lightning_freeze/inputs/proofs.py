@@ -19,17 +19,12 @@ CHECKED = 3
 
 
 class Proofs:
-    """Confirms or takes back the verdicts on a call's inputs.
-
-    Args:
-        replay: Whether calls may be run again.
-        without: Attributes that the clone of a module does without in a replay.
-    """
+    """Confirms or takes back the verdicts on a call's inputs."""
 
     def __init__(self, replay: bool, without: frozenset[str]) -> None:
         self._replay, self._without = replay, without
         self._answers: dict[tuple[str, str, Verdict], tuple[Verdict, str | None]] = {}  # of replays
-        self._together: set[tuple[type, str]] = set()  # inputs passed twice that could not be told apart
+        self._indistinct: set[tuple[type, str]] = set()  # inputs passed twice that a replay could not distinguish
         self._ended: Counter[str] = Counter()  # calls of a module that have ended
 
     def begun(self, frame: Frame) -> None:
@@ -44,7 +39,7 @@ class Proofs:
         for index, (leaf, verdict, excuse) in enumerate(zip(frame.leaves, verdicts, excuses, strict=True)):
             if verdict in BLAMED:
                 judged.append(Judged(verdict, None, excuse) if excuse else self._confirmed(frame, leaf, verdict, again))
-            elif index in frame.twice and (proof := self._told_apart(frame, leaf, again)):
+            elif index in frame.twice and (proof := self._distinguished(frame, leaf, again)):
                 judged.append(Judged("unused", proof))
             else:
                 judged.append(Judged(verdict))
@@ -61,10 +56,10 @@ class Proofs:
         found, proof = self._answers.get(key, (verdict, None))
         return Judged(found, proof, hidden=found == "used")
 
-    def _told_apart(self, frame: Frame, leaf: Leaf, again: Replay | None) -> str | None:
+    def _distinguished(self, frame: Frame, leaf: Leaf, again: Replay | None) -> str | None:
         """What proves that a tensor passed twice is not used under this name, if anything does."""
         key = (type(frame.target), leaf.argument)
-        if key in self._together or any(not of_torch(hook) for hook in frame.module._forward_pre_hooks.values()):
+        if key in self._indistinct or any(not of_torch(hook) for hook in frame.module._forward_pre_hooks.values()):
             return None  # a hook may read either of them
         if ignores(frame.target, leaf.name):
             return "bytecode"
@@ -72,7 +67,7 @@ class Proofs:
             return None
         if again.unaffected(leaf) and again.indifferent(leaf):
             return "replay"
-        self._together.add(key)
+        self._indistinct.add(key)
         return None
 
     def _again(self, frame: Frame) -> Replay | None:

@@ -72,9 +72,9 @@ class Replay:
         return self._alone(ask)
 
     def _alone(self, ask: Callable[[], bool | None]) -> bool | None:
-        if _hooks_all_modules() or any(
-            not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
-        ):
+        hooks = vars(nn.modules.module).items()  # those of all modules: a replay would call them once more
+        hooked = any(held for name, held in hooks if name.startswith("_global_") and name.endswith("_hooks"))
+        if hooked or any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):
             return None
         try:
             with _LOCK, _disable_current_modes():  # the user's modes do not see a replay
@@ -135,28 +135,20 @@ class Replay:
             result = context.run(_guarded, clone, args, kwargs, idents)
         if [_object(each) for each in objects] != before:
             raise NoReplayError("the call changes what a tensor is, not only its values")
-        seen = [*tensors_in(result), *clone.buffers(), *(objects if self.writes else ())]
-        return [
-            repr(_structure(result)),
-            *_state(clone, seen),
-            *(None if each is tensor else _bits(each) for each in seen),
-        ]
+        values, kept = _kept_by(clone)
+        seen = [*tensors_in(result), *clone.buffers(), *kept, *(objects if self.writes else ())]
+        return [repr(_structure(result)), *values, *(None if each is tensor else _bits(each) for each in seen)]
 
 
-def _hooks_all_modules() -> bool:
-    """Whether there are hooks of all modules, which a replay would call once more."""
-    hooks = vars(nn.modules.module).items()
-    return any(held for name, held in hooks if name.startswith("_global_") and name.endswith("_hooks"))
-
-
-def _state(clone: nn.Module, seen: list[Tensor]) -> list[str]:
-    """The plain values that modules keep; the tensors that they keep are added to those seen."""
-    values = []
+def _kept_by(clone: nn.Module) -> tuple[list[_Fact], list[Tensor]]:
+    """What modules keep beside parameters, buffers and children: plain values as text, and tensors."""
+    values: list[_Fact] = []
+    tensors: list[Tensor] = []
     for part in clone.modules():
         own = {key: held for key, held in vars(part).items() if key not in ("_parameters", "_buffers", "_modules")}
-        seen += [held for held in tensors_in(own, 4) if not isinstance(held, nn.Parameter)]
         values.append(repr({key: held for key, held in own.items() if isinstance(held, (bool, int, float, str))}))
-    return values
+        tensors += [held for held in tensors_in(own, 4) if not isinstance(held, nn.Parameter)]
+    return values, tensors
 
 
 def _guarded(clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], idents: set[int]) -> Any:
@@ -217,13 +209,9 @@ def _other(tensor: Tensor, turn: int) -> Tensor:
             return torch.full_like(value, float("nan"))
         return value.reshape(-1).flip(0).reshape(value.shape) * -2 + turn
     low, high = int(value.min()), int(value.max())  # an index must stay in its range
-    wide = value.to(torch.int64) if value.dtype is not torch.uint64 else value
+    wide = value.to(torch.int64)
     if low == high:
-        return (wide + (1, -1, 2, -2)[turn]).to(value.dtype)
-    if turn == 0:
-        made = low + high - wide
-    elif turn == 1:
-        made = low + (wide - low + 1) % (high - low + 1)
+        made = wide + (1, -1, 2, -2)[turn]
     else:
-        made = wide + (1 if turn == 2 else -1)
+        made = (low + high - wide, low + (wide - low + 1) % (high - low + 1), wide + 1, wide - 1)[turn]
     return made.to(value.dtype)

@@ -64,16 +64,10 @@ def _harmless(value: Any) -> bool:
 
 
 class Reader:
-    """What the source of one function says: whether it `writes` elsewhere, and which attributes may be `changed`.
+    """Reads of one function whether it `writes` elsewhere, and the attributes that it may have `changed`."""
 
-    Args:
-        code: The function's.
-        space: Its globals.
-        around: What it closes over.
-    """
-
-    def __init__(self, code: types.CodeType, space: Mapping[str, Any], around: Mapping[str, Any]) -> None:
-        self._around = ChainMap[str, Any](dict(around), dict(space), vars(builtins))
+    def __init__(self, code: types.CodeType, its_globals: Mapping[str, Any], closure: Mapping[str, Any]) -> None:
+        self._around = ChainMap[str, Any](dict(closure), dict(its_globals), vars(builtins))
         self._own = _names(code) - set(code.co_freevars)
         self._parents: dict[ast.AST, ast.AST] = {}
         self.changed: set[str] = set()
@@ -113,7 +107,7 @@ class Reader:
 
     @functools.cached_property
     def _classes(self) -> set[str]:
-        """Names that may stand for a class, which all instances share: `kind = type(self)`."""
+        """Names that may be a class, which all instances share: `kind = type(self)`."""
         found = {"cls"}
         for node in {*self._parents, *self._parents.values()}:
             if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value and _reads_type(node.value):
@@ -123,7 +117,7 @@ class Reader:
         return found - {"self"}
 
     def _loads(self, node: ast.Name) -> bool:
-        """Whether a name from outside the function stands for something that it may change."""
+        """Whether a name from outside the function is something that it may change."""
         if node.id in self._own or node.id not in self._around:  # an unknown name would be an error
             return False
         value, whole = self._looked_up(node)
