@@ -238,11 +238,11 @@ def _tree_of(code: types.CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | a
 
 def _lambda_of(code: types.CodeType) -> ast.Lambda | None:
     """The innermost lambda of a file that holds every position of its code."""
-    places = [place for place in code.co_positions() if None not in place and place[2] != place[3]]
-    if not places:
+    places = [place for place in code.co_positions() if None not in place]  # (line, last line, column, last column)
+    spans = [(place[0::2], place[1::2]) for place in places if place[0::2] != place[1::2]]
+    if not spans:
         return None
-    start = min((line, column) for line, _, column, _ in places)
-    end = max((line, column) for _, line, _, column in places)
+    start, end = min(first for first, _ in spans), max(last for _, last in spans)
     found = None
     for node in _lambdas_in("".join(inspect.findsource(code)[0])):
         body = node.body
