@@ -10,18 +10,19 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_freeze.report.findings import Finding
 
-from .bytecode import ignores
 from .calls import Frame
 from .declarations import Declared
+from .holders import SOLE, is_sole
 from .leaves import Leaf
 from .messages import describe
 from .modules import Tree, kind_of
-from .proofs import Proofs
-from .sole import calibrate, is_sole
+from .proofs import Proofs, ignores
 from .thread import Thread
 from .tracer import Tracer
 from .verdicts import BLAMED, Judged, Tally, Verdict
@@ -108,7 +109,7 @@ class InputsAudit:
         self._pending: list[tuple[Tally, weakref.ref[Tensor], int]] = []
 
     def __enter__(self) -> InputsAudit:
-        calibrate()
+        _calibrate()
         for module in self.module.modules():
             self._declared.check(module)  # before anything runs
         self._tree.read()
@@ -199,6 +200,33 @@ class InputsAudit:
         tally = Tally(frame.name, classes[0], leaf.argument, leaf.name, swallowed, _source(frame.target), of_torch)
         self._tallies[frame.name, leaf.argument] = tally
         return tally
+
+
+def _forward(self: nn.Module, input: Tensor, other: Any = None) -> Tensor:
+    return input
+
+
+def _calibrate() -> None:
+    """Measure how many references a tensor has that only a call holds."""
+    if Tracer.active is not None:
+        return
+    counts: list[int] = []
+
+    def ended(thread: Thread, frame: Frame) -> list[Judged]:
+        counts.append(frame.references[0])
+        return [Judged("used") for _ in frame.leaves]
+
+    tracer = Tracer(lambda module: ("", module, False), ended, lambda thread: None, lambda frame: None)
+    # on a class of its own: other threads may be calling modules
+    kind = type("_Probe", (nn.Module,), {"forward": _forward, "__call__": tracer.replacement(lambda *_, **__: None)})
+    with torch._C.DisableTorchFunction(), _disable_current_modes():  # no mode of the user sees this
+        probe: Any = kind()
+        probe(torch.empty(1))
+        probe(input=torch.empty(1))
+        probe(torch.empty(1), other=None)
+    tracer.forget()
+    if len(counts) == 3:
+        SOLE.update({(False, False): counts[0], (True, True): counts[1], (False, True): counts[2]})
 
 
 def _ancestors(thread: Thread, leaf: Leaf) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""Who holds a tensor: references from Python, and functions that compute with it later."""
+"""Who holds a tensor: references from Python, functions that compute with it later, or a call alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from .calls import Frame
+from .leaves import Leaf
 
 _FUNCTIONS = (torch.autograd.function.FunctionCtx, types.GeneratorType)
 _CONTAINERS = (dict, list, tuple, types.CellType)
+
+SOLE: dict[tuple[bool, bool], int] = {}
+"""References to a tensor that only a call holds, by (it comes by keyword, the call has keywords).
+
+Measured for each audit: after torch has passed a recompile limit, Python counts otherwise.
+"""
 
 
 @functools.cache
@@ -48,3 +55,14 @@ def holder(tensor: Tensor, frame: Frame) -> str:
         seen.update(map(id, found))
         level = [held for held in found if isinstance(held, _CONTAINERS)]
     return "state"
+
+
+def is_sole(frame: Frame, index: int, leaf: Leaf) -> bool:
+    """Whether only the call holds one of its inputs, and nothing shares its memory."""
+    held = SOLE.get((isinstance(leaf.where, str), bool(frame.kwargs)), 0)
+    if leaf.steps or frame.references[index] > held:
+        return False
+    try:  # two references to the memory: the tensor, and this look at it
+        return int(torch._C._storage_Use_Count(leaf.tensor.untyped_storage()._cdata)) <= 2
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
