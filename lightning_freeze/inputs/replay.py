@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,6 @@ from .copier import Copier, NoReplayError
 from .guard import Guard, WriteError
 from .leaves import Leaf, replaced, tensors_in
 from .unseen import unseen
-
-ATTEMPTS = 4
-"""How many other values are tried for an input."""
 
 _Fact = tuple[Any, ...] | str | None
 """What a run gave: a tensor's kind and bytes, plain values as text, or None for an input that was replaced."""
@@ -92,8 +89,8 @@ class Replay:
         if not _equal(self._plain, self._run(leaf, leaf.tensor.detach().clone(), like=True)):
             return self._affected()
         ran = 0
-        for turn in range(ATTEMPTS):
-            equal = self._equals(leaf, _other(leaf.tensor, turn), like=True)
+        for other in _others(leaf.tensor):
+            equal = self._equals(leaf, other, like=True)
             if equal is False:
                 return self._affected()
             ran += equal is not None
@@ -199,19 +196,20 @@ def _same(one: _Fact, two: _Fact) -> bool:
     return one == two
 
 
-def _other(tensor: Tensor, turn: int) -> Tensor:
-    """Another tensor of the same kind: first a poisoned one, which spreads, then ordinary ones."""
+def _others(tensor: Tensor) -> Iterator[Tensor]:
+    """Other tensors of the same kind: first a poisoned one, which spreads, then ordinary ones."""
     value = tensor.detach().clone()
     if value.dtype is torch.bool:
-        return (~value, torch.ones_like(value), torch.zeros_like(value), ~value)[turn]
-    if value.is_floating_point() or value.is_complex():
-        if turn == 0:
-            return torch.full_like(value, float("nan"))
-        return value.reshape(-1).flip(0).reshape(value.shape) * -2 + turn
-    low, high = int(value.min()), int(value.max())  # an index must stay in its range
-    wide = value.to(torch.int64)
-    if low == high:
-        made = wide + (1, -1, 2, -2)[turn]
+        yield from (~value, torch.ones_like(value), torch.zeros_like(value))
+    elif value.is_floating_point() or value.is_complex():
+        yield torch.full_like(value, float("nan"))
+        for shift in (1, 2, 3):
+            yield value.reshape(-1).flip(0).reshape(value.shape) * -2 + shift
     else:
-        made = (low + high - wide, low + (wide - low + 1) % (high - low + 1), wide + 1, wide - 1)[turn]
-    return made.to(value.dtype)
+        low, high = int(value.min()), int(value.max())  # an index must stay in its range
+        wide = value.to(torch.int64)
+        if low == high:
+            others = (wide + 1, wide - 1, wide + 2, wide - 2)
+        else:
+            others = (low + high - wide, low + (wide - low + 1) % (high - low + 1), wide + 1, wide - 1)
+        yield from (other.to(value.dtype) for other in others)
