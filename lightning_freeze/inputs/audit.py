@@ -10,18 +10,19 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_freeze.report.findings import Finding
 
-from .bytecode import ignores
 from .calls import Frame
-from .declared import Declared
+from .declarations import Declared
+from .holders import SOLE, is_sole
 from .leaves import Leaf
 from .messages import describe
 from .modules import Tree, kind_of
-from .proofs import Proofs
-from .sole import calibrate, is_sole
+from .proofs import Proofs, ignores
 from .thread import Thread
 from .tracer import Tracer
 from .verdicts import BLAMED, Judged, Tally, Verdict
@@ -34,20 +35,20 @@ def audit_inputs(
     whitelist: Mapping[str, Any] | None = None,
     replay: bool = True,
 ) -> InputsAudit:
-    """Watch what every module of a tree makes of the tensors that it is handed.
+    """Find the inputs of modules that are passed and not used: a context manager for plain PyTorch.
 
-    A context manager for plain PyTorch. Outputs, gradients and random numbers are bit for bit what they would be
-    without it, and nothing stays behind. The idea is PaddlePaddle's ``UnusedVarCheck``
-    (``paddle/fluid/framework/unused_var_check.cc``), which checks the inputs of operators.
+    Outputs, gradients and random numbers are bit for bit what they would be without it, and nothing stays behind. The
+    idea is PaddlePaddle's ``UnusedVarCheck`` (``paddle/fluid/framework/unused_var_check.cc``), which checks the inputs of
+    operators.
 
     Args:
-        module: The root of the tree.
+        module: The root of the tree of modules.
         metadata_inputs: Inputs used for their shape, data type or device alone, as ``Class.argument``; a class can also
             declare them itself: ``metadata_inputs = ("like",)``.
         whitelist: Inputs known not to be used: ``Class.argument`` to the reason, or to ``{"reason": …, "when": {…}}``,
             where ``when`` holds attributes of the module and the values under which the entry counts.
-        replay: Whether to confirm what is found by running a copy of the module again with the input poisoned. Without,
-            only what the bytecode proves is confirmed.
+        replay: Whether to confirm a finding by running a clone of the module with the input poisoned. Without, only
+            what the bytecode proves is confirmed.
 
     Raises:
         lightning_freeze.inputs.declarations.DeclarationError: A declaration cannot be read.
@@ -74,13 +75,10 @@ class InputsAudit:
     """What `audit_inputs` returns: enter it around forwards, as often as wanted, and read what it found.
 
     Args:
-        module: The root of the tree.
-        metadata_inputs: See `audit_inputs`.
-        whitelist: See `audit_inputs`.
-        replay: See `audit_inputs`.
-        transparent: Says of a module whether its call is none of its ``forward``, so that it gets no verdict.
-        without: Attributes that a module's copy does without when it is run again.
-        yields: Whether it stands back when another audit is entered in this process.
+        module: As for `audit_inputs`, as are ``metadata_inputs``, ``whitelist`` and ``replay``.
+        transparent: Whether a call of a module does not run its ``forward``, so that it gets no verdict.
+        without: Attributes that the clone of a module does without in a replay.
+        yields: Whether it ends when another audit is entered in this process.
     """
 
     def __init__(
@@ -102,26 +100,26 @@ class InputsAudit:
         self._proofs = Proofs(replay, frozenset(without))
         self._tracer = Tracer(self._tree.locate, self._ended, self._outermost, self._proofs.begun, yields)
         self._lock = threading.Lock()
-        self._told = False
+        self._warned = False
         self.reset()
 
     def reset(self) -> None:
-        """Forget the verdicts, as for a new epoch; what was confirmed need not be confirmed again."""
+        """Forget the verdicts, as for a new epoch; what was confirmed stays confirmed."""
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._pending: list[tuple[Tally, weakref.ref[Tensor], int]] = []
 
     def __enter__(self) -> InputsAudit:
-        calibrate()
+        _calibrate()
         for module in self.module.modules():
-            self._declared.check(module)  # a declaration that cannot be read is told before anything runs
+            self._declared.check(module)  # before anything runs
         self._tree.read()
         self._tracer.install()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._tracer.remove()
-        if self.failure is not None and not self._told and exception[:1] in ((), (None,)):
-            self._told = True
+        if self.failure is not None and not self._warned and exception[:1] in ((), (None,)):
+            self._warned = True
             warnings.warn(
                 f"the input audit stood aside after an error of its own ({type(self.failure).__name__}: {self.failure}); "
                 "the run is as it would be without it, but what was not watched is not known. Please report it.",
@@ -130,25 +128,25 @@ class InputsAudit:
 
     @property
     def failure(self) -> Exception | None:
-        """What went wrong in the audit itself, if anything did: the run went on without it."""
+        """The error in the audit itself, if any: the run went on without it."""
         return self._tracer.failure
 
     @property
     def verdicts(self) -> dict[tuple[str, str], Verdict]:
-        """(FQN of the module, ``''`` for the root; leaf path of the argument) to its verdict, for every leaf seen."""
+        """The verdict on each leaf by (FQN of the module, ``''`` for the root; leaf path of the argument)."""
         return {key: tally.verdict for key, tally in self._tallies.items()}
 
     @property
     def findings(self) -> list[Finding]:
         """What is not used."""
-        return [describe(tally) for tally in self._tallies.values() if tally.faults > tally.excused]
+        return [describe(tally) for tally in self._tallies.values() if tally.calls - tally.used > tally.excused]
 
     @property
     def stale(self) -> list[Finding]:
-        """The declarations that covered nothing in all that was watched so far, `reset` or not.
+        """The declarations that covered nothing so far, `reset` or not.
 
-        One of a class that the tree does not have is none of them: a list may serve several models. But one that is
-        nearly the name of a class, or a module's FQN, is.
+        A class that the tree does not have is none of them, as a list may serve several models; but one that is nearly
+        the name of a class of the tree, or the FQN of a module, is.
         """
         return self._declared.stale(self._tree)
 
@@ -164,7 +162,7 @@ class InputsAudit:
         for tally, reference, size in pending:
             tensor = reference()
             if tensor is not None and id(tensor) not in held:
-                tensor._fix_weakref()  # type: ignore[attr-defined]  # torch's own care for a reference come back
+                tensor._fix_weakref()  # type: ignore[attr-defined]  # as torch does for a tensor from a weak reference
                 tally.bytes_kept = max(tally.bytes_kept, size)
 
     def _ended(self, thread: Thread, frame: Frame) -> list[Judged]:
@@ -174,10 +172,10 @@ class InputsAudit:
         judged = self._proofs.judge(frame, verdicts, self._declared.excuses(frame, verdicts))
         with self._lock:
             for index, judgement in enumerate(judged):
-                self._enter(thread, frame, index, judgement)
+                self._count(thread, frame, index, judgement)
         return judged
 
-    def _enter(self, thread: Thread, frame: Frame, index: int, judged: Judged) -> None:
+    def _count(self, thread: Thread, frame: Frame, index: int, judged: Judged) -> None:
         leaf = frame.leaves[index]
         tally = self._tallies.get((frame.name, leaf.argument)) or self._new_tally(frame, leaf)
         tally.verdicts[judged.verdict] += 1
@@ -204,8 +202,35 @@ class InputsAudit:
         return tally
 
 
+def _forward(self: nn.Module, input: Tensor, other: Any = None) -> Tensor:
+    return input
+
+
+def _calibrate() -> None:
+    """Measure how many references a tensor has that only a call holds."""
+    if Tracer.active is not None:
+        return
+    counts: list[int] = []
+
+    def ended(thread: Thread, frame: Frame) -> list[Judged]:
+        counts.append(frame.references[0])
+        return [Judged("used") for _ in frame.leaves]
+
+    tracer = Tracer(lambda module: ("", module, False), ended, lambda thread: None, lambda frame: None)
+    # on a class of its own: other threads may be calling modules
+    kind = type("_Probe", (nn.Module,), {"forward": _forward, "__call__": tracer.replacement(lambda *_, **__: None)})
+    with torch._C.DisableTorchFunction(), _disable_current_modes():  # no mode of the user sees this
+        probe: Any = kind()
+        probe(torch.empty(1))
+        probe(input=torch.empty(1))
+        probe(torch.empty(1), other=None)
+    tracer.forget()
+    if len(counts) == 3:
+        SOLE.update({(False, False): counts[0], (True, True): counts[1], (False, True): counts[2]})
+
+
 def _ancestors(thread: Thread, leaf: Leaf) -> tuple[tuple[str, str], ...]:
-    """The calls that the input came down through, with what it was called there; outermost first."""
+    """The calls above that were passed the input, outermost first, each with its name there."""
     bits = thread.labels.bits(leaf.tensor)
     found = []
     for above in thread.frames[:-1]:

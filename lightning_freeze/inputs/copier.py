@@ -1,16 +1,12 @@
-"""Copies a module for a replay: the twin has the same parameters, but all that it may change is its own."""
+"""Clones a module for a replay: it shares the parameters, but all that it may change is its own."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import copy
-import enum
 import functools
-import logging
 import random
-import re
-import threading
 import types
 import weakref
 from collections import deque
@@ -21,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .guard import SYSTEM
-from .sources import TRUSTED
+from .sources import CONSTANT, LOCKS, TRUSTED
 
 HOOKS = (
     "_forward_hooks _forward_pre_hooks _forward_hooks_with_kwargs _forward_pre_hooks_with_kwargs _backward_hooks "
@@ -29,80 +25,30 @@ HOOKS = (
 ).split()
 
 SHARED = (
-    *(type, types.FunctionType, types.ModuleType, weakref.ref, enum.Enum, logging.Logger, re.Pattern, PurePath),
-    *(str, bytes, int, float, complex, bool, type(None), range, slice, type(Ellipsis), type(threading.Lock())),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch._ops.OpOverload),
-    *(torch._ops.OpOverloadPacket, types.MethodWrapperType, property, types.MappingProxyType, type(threading.RLock())),
+    *(*CONSTANT, *LOCKS, weakref.ref, PurePath, type(Ellipsis), property),
+    *(types.MethodWrapperType, types.MappingProxyType),
 )
-"""What nobody changes: a twin may have it in common with the module."""
+"""What nobody changes: a clone may share it with the module."""
+
+_HEAP = 1 << 9
+"""The flag of a class that is written in Python (``Py_TPFLAGS_HEAPTYPE`` in CPython's ``object.h``)."""
 
 
 class NoReplayError(Exception):
-    """A module cannot be run again without being seen from outside."""
+    """A module cannot be run again unseen."""
 
 
 class Copier:
-    """Makes a module's twin and what is handed to it: containers and objects anew, tensors as others of the same memory.
+    """Copies a module and what it is passed: new containers and objects, tensors of the same memory."""
 
-    Args:
-        without: Attributes that it leaves out.
-        apart: Whether tensors get memory of their own.
-    """
-
-    def __init__(self, without: frozenset[str], apart: bool) -> None:
-        self._without, self._apart = without, apart
+    def __init__(self, without: frozenset[str], clone_tensors: bool) -> None:
+        self._without = without  # attributes that it excludes
+        self._clone_tensors = clone_tensors  # tensors get memory of their own
         self.memo: dict[int, Any] = {}
-        self._kept: list[Any] = []  # so that no `id` in the memo is given anew
-
-    def _module(self, module: nn.Module) -> nn.Module:
-        """A module's twin."""
-        kind = type(module)
-        if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
-            raise NoReplayError(f"{kind.__name__} cannot be copied")
-        if "forward" in vars(module) and getattr(module.forward, "__self__", None) is not module:
-            raise NoReplayError(f"the forward of a {kind.__name__} was replaced")
-        twin = self.memo[id(module)] = object.__new__(kind)
-        state = vars(twin)
-        for key, value in vars(module).items():
-            state[key] = self._kept_by_module(key, value)
-        self._of_class(module, twin)
-        return twin
-
-    def _kept_by_module(self, key: str, value: Any) -> Any:
-        """What a module keeps under a name, for its twin."""
-        if key in HOOKS:
-            return type(value)((k, hook) for k, hook in value.items() if of_torch(hook))
-        if key == "_buffers":
-            return type(value)((k, None if b is None else self._clone(b)) for k, b in value.items())
-        if key in ("_parameters", "_modules"):
-            return type(value)((k, self(held)) for k, held in value.items())
-        return None if key in self._without or key == "_compiled_call_impl" else self(value)
-
-    def _of_class(self, value: Any, made: Any) -> None:
-        """Containers and objects that a class holds for all of its objects become the copy's own."""
-        for kind in type(value).__mro__:
-            if kind.__module__.partition(".")[0] in TRUSTED:
-                continue
-            for key, held in vars(kind).items():
-                if key.startswith("__") or key in vars(made) or not isinstance(held, (list, dict, set, deque)):
-                    continue
-                object.__setattr__(made, key, self(held))
-
-    def context(self) -> contextvars.Context:
-        """The context variables as they are, with copies of what they hold as far as that can be copied."""
-        context = contextvars.copy_context()
-        for variable, value in context.items():
-            with contextlib.suppress(Exception):
-                context.run(variable.set, self(value))
-        return context
-
-    def dress(self, tensor: Tensor, twin: Tensor) -> None:
-        """Give one tensor the attributes of another."""
-        for key, value in vars(tensor).items():
-            setattr(twin, key, self(value))
+        self._kept: list[Any] = []  # alive, so that no `id` in the memo is reused
 
     def __call__(self, value: Any) -> Any:
-        """The copy of anything that is handed to a module, or that it keeps."""
+        """The copy of an argument, or of anything that a module keeps."""
         if id(value) in self.memo:
             return self.memo[id(value)]
         if isinstance(value, types.BuiltinFunctionType):
@@ -112,34 +58,72 @@ class Copier:
         if isinstance(value, SHARED):
             return value
         if isinstance(value, Tensor):
-            return self._clone(value) if self._apart and type(value) is not nn.Parameter else self._alias(value)
+            return self._tensor(value, clone=self._clone_tensors and type(value) is not nn.Parameter)
         if isinstance(value, nn.Module):
             return self._module(value)
         if isinstance(value, types.MethodType):
             return types.MethodType(value.__func__, self(value.__self__))
         return self._container(value)
 
+    def context(self) -> contextvars.Context:
+        """The current context variables, with copies of what they hold where that can be copied."""
+        context = contextvars.copy_context()
+        for variable, value in context.items():
+            with contextlib.suppress(Exception):
+                context.run(variable.set, self(value))
+        return context
+
+    def copy_attributes(self, tensor: Tensor, other: Tensor) -> None:
+        """Give another tensor copies of a tensor's attributes."""
+        for key, value in vars(tensor).items():
+            setattr(other, key, self(value))
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        kind = type(module)
+        if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+            raise NoReplayError(f"{kind.__name__} cannot be copied")
+        if "forward" in vars(module) and getattr(module.forward, "__self__", None) is not module:
+            raise NoReplayError(f"the forward of a {kind.__name__} was replaced")
+        clone = self.memo[id(module)] = object.__new__(kind)
+        for key, value in vars(module).items():
+            vars(clone)[key] = self._of_module(key, value)
+        self._of_class(module, clone)
+        return clone
+
+    def _of_module(self, key: str, value: Any) -> Any:
+        """The copy of a module's attribute."""
+        if key in HOOKS:
+            return type(value)((k, hook) for k, hook in value.items() if of_torch(hook))
+        if key == "_buffers":
+            return type(value)((k, None if b is None else self._tensor(b, clone=True)) for k, b in value.items())
+        if key in ("_parameters", "_modules"):
+            return type(value)((k, self(held)) for k, held in value.items())
+        return None if key in self._without or key == "_compiled_call_impl" else self(value)
+
+    def _of_class(self, value: Any, made: Any) -> None:
+        """Copy what a class holds for all of its objects onto the copy of one."""
+        for kind in type(value).__mro__:
+            if kind.__module__.partition(".")[0] in TRUSTED:
+                continue
+            for key, held in vars(kind).items():
+                if not key.startswith("__") and key not in vars(made) and isinstance(held, (list, dict, set, deque)):
+                    object.__setattr__(made, key, self(held))
+
     def _remember(self, value: Any, made: Any) -> Any:
         self.memo[id(value)] = made
         self._kept.append(value)
         return made
 
-    def _alias(self, tensor: Tensor) -> Tensor:
-        """A tensor of the same memory, without the gradient and the hooks of the run's own."""
-        if type(tensor) is nn.Parameter:
-            made: Tensor = nn.Parameter(tensor.detach(), tensor.requires_grad)
-        else:
-            made = tensor.detach()
-            if tensor.requires_grad:
-                made.requires_grad_()
-        self._remember(tensor, made)
-        self.dress(tensor, made)
-        return made
-
-    def _clone(self, tensor: Tensor) -> Tensor:
+    def _tensor(self, tensor: Tensor, clone: bool) -> Tensor:
+        """A tensor of the same memory, or a clone, without gradient and hooks."""
         if id(tensor) not in self.memo:
-            self._remember(tensor, tensor.detach().clone().requires_grad_(tensor.requires_grad))
-            self.dress(tensor, self.memo[id(tensor)])
+            made = tensor.detach().clone() if clone else tensor.detach()
+            if type(tensor) is nn.Parameter and not clone:
+                made = nn.Parameter(made, tensor.requires_grad)
+            elif tensor.requires_grad:
+                made.requires_grad_()
+            self._remember(tensor, made)
+            self.copy_attributes(tensor, made)
         return self.memo[id(tensor)]  # type: ignore[no-any-return]
 
     def _container(self, value: Any) -> Any:
@@ -150,21 +134,16 @@ class Copier:
             return tuple.__new__(kind, map(self, value))
         if kind in (list, set, deque):
             made = self._remember(value, deque(maxlen=value.maxlen) if kind is deque else kind())
-            for item in list(value):
-                (made.add if kind is set else made.append)(self(item))
+            (made.update if kind is set else made.extend)(map(self, list(value)))
             return made
         if isinstance(value, dict):
-            return self._mapping(value)
+            made = self._remember(value, copy.copy(value))
+            for key in list(made):
+                dict.__setitem__(made, key, self(made[key]))
+            return self._attributes(value, made)
         if kind is functools.partial:
             return functools.partial(self(value.func), *map(self, value.args), **self(value.keywords))
         return self._object(value)
-
-    def _mapping(self, value: dict[Any, Any]) -> Any:
-        made = self._remember(value, value.copy() if type(value) is dict else copy.copy(value))
-        for key in list(made):
-            dict.__setitem__(made, key, self(made[key]))
-        self._attributes(value, made)
-        return made
 
     def _object(self, value: Any) -> Any:
         kind = type(value)
@@ -176,12 +155,10 @@ class Copier:
         outside = package in (*SYSTEM, "threading", "queue", "multiprocessing", "asyncio")
         if outside or hasattr(kind, "__del__") or not all(b.__flags__ & _HEAP or b is object for b in kind.__mro__):
             raise NoReplayError(f"a {kind.__name__}, which cannot be copied safely")
-        made = self._remember(value, object.__new__(kind))
-        self._attributes(value, made)
-        return made
+        return self._attributes(value, self._remember(value, object.__new__(kind)))
 
-    def _attributes(self, value: Any, made: Any) -> None:
-        """What an object keeps, for its copy."""
+    def _attributes(self, value: Any, made: Any) -> Any:
+        """Copy what an object keeps onto its copy."""
         if hasattr(made, "__dict__"):
             self._of_class(value, made)
         for key, item in getattr(value, "__dict__", {}).items():
@@ -191,10 +168,11 @@ class Copier:
             for slot in (slots,) if isinstance(slots, str) else slots:
                 if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
                     object.__setattr__(made, slot, self(getattr(value, slot)))
+        return made
 
 
 class _Shallow(Copier):
-    """Copies what is handed over as it is before the call, with the very tensors, modules and methods."""
+    """Copies containers and objects, but keeps the tensors, modules and methods in them."""
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, (Tensor, nn.Module, types.MethodType, types.BuiltinFunctionType)):
@@ -203,12 +181,8 @@ class _Shallow(Copier):
 
 
 def of_torch(hook: Any) -> bool:
-    """Whether a hook is torch's own, which does nothing that a replay must not do."""
+    """Whether a hook is torch's own, which a replay may call."""
     return (getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch.")
-
-
-_HEAP = 1 << 9
-"""The flag of a class that is written in Python (``Py_TPFLAGS_HEAPTYPE`` in CPython's ``object.h``)."""
 
 
 def changeable(value: Any) -> bool:
@@ -218,10 +192,10 @@ def changeable(value: Any) -> bool:
     return hasattr(value, "__dict__")
 
 
-def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """A call's arguments as they are now: containers and objects anew, the tensors in them as they are."""
+def arguments_before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Copies of a call's arguments before it changes them; None where they cannot be copied."""
     copier = _Shallow(frozenset(), False)
     try:
         return copier(args), copier(kwargs)
-    except Exception:  # what cannot be copied cannot be replayed either
+    except Exception:  # a replay could not copy them either
         return None

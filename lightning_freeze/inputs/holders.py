@@ -1,7 +1,8 @@
-"""Who holds a tensor: by references of Python, and by what computes with it later."""
+"""Who holds a tensor: references from Python, functions that compute with it later, or a call alone."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import types
@@ -11,11 +12,22 @@ import torch
 from torch import Tensor
 
 from .calls import Frame
+from .leaves import Leaf
+
+_FUNCTIONS = (torch.autograd.function.FunctionCtx, types.GeneratorType)
+_CONTAINERS = (dict, list, tuple, types.CellType)
+
+SOLE: dict[tuple[bool, bool], int] = {}
+"""References to a tensor that only a call holds, by (it comes by keyword, the call has keywords).
+
+Measured for each audit: after torch has passed a recompile limit, Python counts otherwise.
+"""
 
 
-def _counts_holders() -> bool:
-    """Whether torch counts a tensor's holders in C++, as the autograd graph, as one reference to its Python object."""
-    if not hasattr(Tensor, "_use_count"):  # an older torch, which does not
+@functools.cache
+def _counts_holders_in_torch() -> bool:
+    """Whether holders in C++, as the autograd graph, count as one reference from Python."""
+    if not hasattr(Tensor, "_use_count"):
         return False
     tensor = torch.ones(1, requires_grad=True)
     before = sys.getrefcount(tensor)
@@ -24,23 +36,13 @@ def _counts_holders() -> bool:
     return held is not None and sys.getrefcount(tensor) > before
 
 
-_FUNCTIONS = (torch.autograd.function.FunctionCtx, types.GeneratorType)
-_CONTAINERS = (dict, list, tuple, types.CellType)
-_COUNTED: list[bool] = []
-
-
 def references(tensor: Tensor) -> int:
     """How many references from Python a tensor has."""
-    if not _COUNTED:
-        _COUNTED.append(_counts_holders())
-    return sys.getrefcount(tensor) - int(_COUNTED[0] and tensor._use_count() > 1)  # type: ignore[attr-defined]
+    return sys.getrefcount(tensor) - int(_counts_holders_in_torch() and tensor._use_count() > 1)  # type: ignore[attr-defined]
 
 
 def holder(tensor: Tensor, frame: Frame) -> str:
-    """Who holds a tensor more than before the call: ``state``, or a ``function`` that computes with it later.
-
-    The function is a custom one of autograd, or a generator that the call returned.
-    """
+    """Who holds a tensor since the call: a ``function`` (of autograd, or a generator), else ``state``."""
     seen = {id(frame.leaves), id(frame.args), id(frame.kwargs), *map(id, frame.leaves)}
     level: list[Any] = [tensor]
     found: list[Any] = []
@@ -53,3 +55,14 @@ def holder(tensor: Tensor, frame: Frame) -> str:
         seen.update(map(id, found))
         level = [held for held in found if isinstance(held, _CONTAINERS)]
     return "state"
+
+
+def is_sole(frame: Frame, index: int, leaf: Leaf) -> bool:
+    """Whether only the call holds one of its inputs, and nothing shares its memory."""
+    held = SOLE.get((isinstance(leaf.where, str), bool(frame.kwargs)), 0)
+    if leaf.steps or frame.references[index] > held:
+        return False
+    try:  # two references to the memory: the tensor, and this look at it
+        return int(torch._C._storage_Use_Count(leaf.tensor.untyped_storage()._cdata)) <= 2
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False

@@ -1,50 +1,91 @@
-"""What confirms that an input goes unused: the bytecode of its module, or a replay of the call."""
+"""Confirms that an input is not used: by the bytecode of its module, or by a replay of the call."""
 
 from __future__ import annotations
 
+import dis
+import functools
+import inspect
+import types
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
-from .bytecode import ignores
 from .calls import Frame
-from .copier import before, changeable, of_torch
+from .copier import arguments_before, changeable, of_torch
 from .leaves import Leaf
 from .replay import Replay
 from .verdicts import BLAMED, Judged, Verdict
 from .wrappers import plain
 
 CHECKED = 3
-"""In so many calls of a module each finding is asked of a replay anew; later ones are taken to be as these were."""
+"""Calls of a module in which a replay checks each finding; later calls take over the answer."""
+
+PEEKS = frozenset({"locals", "vars", "eval", "exec", "_getframe", "currentframe", "f_locals"})
+"""Names by which code can reach a variable without loading it."""
+
+
+def never_loads(forward: Callable[..., Any], name: str) -> bool:
+    """Whether a ``forward`` never loads one of its parameters; False where that cannot be known.
+
+    Example:
+        >>> def forward(x, mask=None): return x + 1
+        >>> never_loads(forward, "mask"), never_loads(forward, "x")
+        (True, False)
+    """
+    function = getattr(forward, "__func__", forward)
+    if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
+        return False
+    code = function.__code__
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return name in code.co_varnames[:count] and name not in _loaded(code)
+
+
+def ignores(module: nn.Module, name: str) -> bool:
+    """Whether the code of a module's ``forward``, or its scripted graph, cannot use a parameter."""
+    if isinstance(module, torch.jit.ScriptModule):
+        inputs = {value.debugName().partition(".")[0]: value for value in module.graph.inputs()}
+        return name in inputs and not inputs[name].uses()
+    return never_loads(module.forward, name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _loaded(code: types.CodeType) -> frozenset[str]:
+    if PEEKS & set(code.co_names):
+        return frozenset(code.co_varnames)
+    loaded = set(code.co_cellvars)
+    for instruction in dis.get_instructions(code):
+        if "LOAD" in instruction.opname and ("FAST" in instruction.opname or "CLOSURE" in instruction.opname):
+            value = instruction.argval
+            loaded.update(value if isinstance(value, tuple) else (value,))
+    return frozenset(loaded)
 
 
 class Proofs:
-    """Confirms or takes back the verdicts on a call's inputs.
-
-    Args:
-        replay: Whether calls may be run again.
-        without: Attributes that a module's copy does without when it is run again.
-    """
+    """Confirms or takes back the verdicts on a call's inputs."""
 
     def __init__(self, replay: bool, without: frozenset[str]) -> None:
         self._replay, self._without = replay, without
         self._answers: dict[tuple[str, str, Verdict], tuple[Verdict, str | None]] = {}  # of replays
-        self._together: set[tuple[type, str]] = set()  # inputs that were handed over twice and could not be told apart
-        self._ended: Counter[str] = Counter()  # how many calls of a module have ended
+        self._indistinct: set[tuple[type, str]] = set()  # inputs passed twice that a replay could not distinguish
+        self._ended: Counter[str] = Counter()  # calls of a module that have ended
 
     def begun(self, frame: Frame) -> None:
-        """A cache that is handed in grows in the call: a replay starts from what it was, not from what it became."""
+        """Keep arguments that the call may change, as a cache: a replay starts from what they were."""
         if self._replay and self._ended[frame.name] < CHECKED and _changeable(frame):
-            frame.before = before(frame.args, frame.kwargs)
+            frame.before = arguments_before(frame.args, frame.kwargs)
 
     def judge(self, frame: Frame, verdicts: list[Verdict], excuses: list[str | None]) -> list[Judged]:
-        """The verdicts on all leaves of a call that ended, each with what proves it."""
+        """The verdicts on all leaves of a call that ended, each with its proof."""
         again = self._again(frame) if frame.twice or not BLAMED.isdisjoint(verdicts) else None
         judged = []
         for index, (leaf, verdict, excuse) in enumerate(zip(frame.leaves, verdicts, excuses, strict=True)):
             if verdict in BLAMED:
                 judged.append(Judged(verdict, None, excuse) if excuse else self._confirmed(frame, leaf, verdict, again))
-            elif index in frame.twice and (proof := self._told_apart(frame, leaf, again)):
+            elif index in frame.twice and (proof := self._distinguished(frame, leaf, again)):
                 judged.append(Judged("unused", proof))
             else:
                 judged.append(Judged(verdict))
@@ -52,7 +93,7 @@ class Proofs:
         return judged
 
     def _confirmed(self, frame: Frame, leaf: Leaf, verdict: Verdict, again: Replay | None) -> Judged:
-        """What proves a verdict, or which other a replay gives. Later calls are taken to be as the first were."""
+        """A verdict with its proof, or the one that a replay gives instead."""
         if verdict == "unused" and ignores(frame.target, leaf.name):
             return Judged(verdict, "bytecode")
         key = (frame.name, leaf.argument, verdict)
@@ -61,22 +102,22 @@ class Proofs:
         found, proof = self._answers.get(key, (verdict, None))
         return Judged(found, proof, hidden=found == "used")
 
-    def _told_apart(self, frame: Frame, leaf: Leaf, again: Replay | None) -> str | None:
-        """What proves that a tensor that was handed over twice goes unused where it stands here, if anything does."""
+    def _distinguished(self, frame: Frame, leaf: Leaf, again: Replay | None) -> str | None:
+        """What proves that a tensor passed twice is not used under this name, if anything does."""
         key = (type(frame.target), leaf.argument)
-        if key in self._together or any(not of_torch(hook) for hook in frame.module._forward_pre_hooks.values()):
-            return None  # what a hook reads of it is not told apart from what it reads of the other
+        if key in self._indistinct or any(not of_torch(hook) for hook in frame.module._forward_pre_hooks.values()):
+            return None  # a hook may read either of them
         if ignores(frame.target, leaf.name):
             return "bytecode"
         if again is None:
             return None
-        if again.unaffected([leaf]) and again.indifferent(leaf):
+        if again.unaffected(leaf) and again.indifferent(leaf):
             return "replay"
-        self._together.add(key)
+        self._indistinct.add(key)
         return None
 
     def _again(self, frame: Frame) -> Replay | None:
-        """The call, to be run again; None where that cannot be done unseen."""
+        """The replay of a call; None where it cannot run unseen."""
         if not self._replay or frame.opaque or frame.wrote_parameter or _is_distributed():
             return None
         if all(plain(leaf.tensor) is not leaf.tensor for leaf in frame.leaves):  # vmap or grad wrap them
@@ -84,11 +125,11 @@ class Proofs:
         if frame.before is None and _changeable(frame):
             return None
         args, kwargs = frame.before or (frame.args, frame.kwargs)
-        return Replay(frame.module, args, kwargs, apart=frame.wrote, without=self._without)
+        return Replay(frame.module, args, kwargs, writes=frame.wrote, without=self._without)
 
 
 def _replayed(leaf: Leaf, verdict: Verdict, again: Replay) -> tuple[Verdict, str | None]:
-    unaffected = again.unaffected([leaf])
+    unaffected = again.unaffected(leaf)
     if not unaffected:
         return ("used" if unaffected is False else verdict), None
     if verdict != "unused":

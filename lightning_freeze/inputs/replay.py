@@ -1,14 +1,15 @@
-"""Confirms by experiment that a module does not use an input: run again with the input poisoned, nothing changes.
+"""Confirms by experiment that a module does not use an input: a second run with the input poisoned gives the same.
 
-What is run is a twin: the same parameters, but buffers, containers and plain objects of its own, so that the run's
-module sees nothing of it. Random numbers come from the same states for each run and are put back.
+A clone runs, with the same parameters, but buffers, containers and plain objects of its own. Each run draws the same
+random numbers, and the random states are restored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,166 +23,135 @@ from .guard import Guard, WriteError
 from .leaves import Leaf, replaced, tensors_in
 from .unseen import unseen
 
-OTHERS = 4
-"""How many other values there are to try for an input."""
+_Fact = tuple[Any, ...] | str | None
+"""What a run gave: a tensor's kind and bytes, plain values as text, or None for an input that was replaced."""
 
-EVERYWHERE = (
-    "_global_forward_hooks _global_forward_pre_hooks _global_backward_hooks _global_backward_pre_hooks "
-    "_global_module_registration_hooks _global_parameter_registration_hooks _global_buffer_registration_hooks"
-).split()
-"""Torch's hooks of all modules: they would be called once more."""
+_LOCK = threading.RLock()
+"""Random states, streams and loggers are the process's: one replay at a time restores them."""
 
 
 class OtherThreadsError(NoReplayError):
     """A module has work done in other threads, of which the tracer saw nothing."""
 
 
-_ONE = threading.RLock()
-"""Random numbers, streams and loggers are the process's: one replay at a time puts them back as they were."""
-
-
+@dataclass(eq=False)
 class Replay:
-    """A call of a module, to be run again with other inputs.
+    """A call of a module, to be run again with other inputs, in the state and mode that the module has."""
 
-    Args:
-        module: The module, in the state and mode that it was called in.
-        args: The call's positional arguments.
-        kwargs: Its keyword arguments.
-        apart: Whether the call writes to what it is handed or keeps, so that each run needs copies.
-        without: Attributes that the twin does without, as the Trainer that a module knows.
-    """
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    writes: bool  # the call writes to its inputs or its state, so that each run needs copies
+    without: frozenset[str] = frozenset()  # attributes that the clone does without, as the Trainer
 
-    def __init__(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        *,
-        apart: bool,
-        without: frozenset[str] = frozenset(),
-    ) -> None:
-        self._module, self._args, self._kwargs = module, args, kwargs
-        self._apart, self._without = apart, without
-        self._plain: list[_Fact] | None = None
-        self._steady: bool | None = None
+    def __post_init__(self) -> None:
+        self._plain: list[_Fact] = []  # of a run with the call's own inputs
+        self._deterministic: bool | None = None
 
-    def unaffected(self, leaves: Sequence[Leaf]) -> bool | None:
-        """Whether nothing that the call gives changes when some of its inputs are poisoned together.
-
-        The outputs and the state that it leaves behind are compared bit by bit, for a poisoned value (NaN, flipped) and
-        for a scrambled one; a value with which the module cannot run is passed over for the next.
-
-        Args:
-            leaves: The inputs to poison.
+    def unaffected(self, leaf: Leaf) -> bool | None:
+        """Whether outputs and state stay the same bit by bit when an input is poisoned, and when it is scrambled.
 
         Returns:
-            True: nothing changed. False: something did. None: cannot be known, since the module cannot be run again, or
-            two equal runs differ.
+            None where it cannot be known: the module cannot be run again, or two equal runs differ.
         """
-        if any(leaf.tensor.numel() == 0 for leaf in leaves):
-            return None
-        return self._alone(lambda: self._unaffected(leaves))
+        return None if leaf.tensor.numel() == 0 else self._alone(lambda: self._unaffected(leaf))
 
     def indifferent(self, leaf: Leaf) -> bool | None:
-        """Whether nothing changes when an input is another tensor altogether: of another shape and data type, without a
-        gradient or attributes of its own. If not, its being what it is is used, though its values are not.
-        """
+        """Whether nothing changes when an input has another shape, data type, gradient and attributes, too."""
         shape, device = (3, *leaf.tensor.shape, 2), leaf.tensor.device
 
         def ask() -> bool:
             with torch.inference_mode(False), torch.enable_grad():
-                leafless = torch.ones(shape, dtype=torch.float64, device=device, requires_grad=True) * 1
-            others = (torch.ones(shape, dtype=torch.int16, device=device), leafless)
-            return all(self._equals([(leaf, other)]) is True for other in others)
+                computed = torch.ones(shape, dtype=torch.float64, device=device, requires_grad=True) * 1
+            others = (torch.ones(shape, dtype=torch.int16, device=device), computed)
+            return all(self._equals(leaf, other) is True for other in others)
 
         return self._alone(ask)
 
     def _alone(self, ask: Callable[[], bool | None]) -> bool | None:
-        watched = any(getattr(nn.modules.module, name) for name in EVERYWHERE)
-        if watched or any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):
+        hooks = vars(nn.modules.module).items()  # those of all modules: a replay would call them once more
+        hooked = any(held for name, held in hooks if name.startswith("_global_") and name.endswith("_hooks"))
+        if hooked or any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):
             return None
         try:
-            with _ONE, _disable_current_modes():  # those of the user are not to see what a replay does
-                if self._plain is None:
-                    self._plain = self._run([])
+            with _LOCK, _disable_current_modes():  # the user's modes do not see a replay
+                self._plain = self._plain or self._run()
                 return ask()
         except OtherThreadsError:
-            return False  # so nothing can be said against an input
+            return False  # nothing can be said against an input
         except (Exception, WriteError):
             return None
 
-    def _unaffected(self, leaves: Sequence[Leaf]) -> bool | None:
-        plain: list[_Fact] = self._plain or []
-        # a copy of it must do as well as the tensor itself: `x is y`, and what the call does to the tensor object
-        if not _equal(plain, self._run([(leaf, leaf.tensor.detach().clone()) for leaf in leaves], like=True)):
-            return self._known(False)
+    def _unaffected(self, leaf: Leaf) -> bool | None:
+        if type(leaf.tensor) not in (Tensor, nn.Parameter):
+            return None
+        # an equal copy must give the same as well: `x is y`, and what the call does to the tensor object
+        if not _equal(self._plain, self._run(leaf, leaf.tensor.detach().clone(), like=True)):
+            return self._affected()
         ran = 0
-        for turn in range(OTHERS):
-            equal = self._equals([(leaf, _other(leaf.tensor, turn)) for leaf in leaves], like=True)
+        for other in _others(leaf.tensor):
+            equal = self._equals(leaf, other, like=True)
             if equal is False:
-                return self._known(False)
+                return self._affected()
             ran += equal is not None
             if ran == 2:
                 break
         return True if ran else None
 
-    def _equals(self, new: list[tuple[Leaf, Tensor]], like: bool = False) -> bool | None:
-        """Whether a run with other inputs gives the same; None where it cannot run with them."""
+    def _equals(self, leaf: Leaf, tensor: Tensor, like: bool = False) -> bool | None:
+        """Whether a run with another input gives the same; None where it cannot run with it."""
         try:
-            changed = self._run(new, like)
+            return _equal(self._plain, self._run(leaf, tensor, like))
         except NoReplayError:
             raise
-        except Exception:  # an index out of range says that the value was looked at, not that it mattered
+        except Exception:  # an index out of range says that the value was read, not that it mattered
             return None
-        return _equal(self._plain or [], changed)
 
-    def _known(self, answer: bool) -> bool | None:
-        """An answer, unless two equal runs differ."""
-        if self._steady is None:
-            self._steady = _equal(self._plain or [], self._run([]))
-        return answer if self._steady else None
+    def _affected(self) -> bool | None:
+        """False; None where two equal runs differ as well."""
+        if self._deterministic is None:
+            self._deterministic = _equal(self._plain, self._run())
+        return False if self._deterministic else None
 
-    def _run(self, new: list[tuple[Leaf, Tensor]], like: bool = False) -> list[_Fact]:
-        """What one run gives: its outputs, and the state that it leaves.
-
-        Args:
-            new: Inputs to replace, each with the tensor to stand in its place.
-            like: Whether these are to be like those whose place they take in all but their values.
-        """
-        copier = Copier(self._without, self._apart)
-        standing = [(leaf, _as(leaf.tensor, tensor) if like else tensor) for leaf, tensor in new]
-        args, kwargs = replaced(self._args, self._kwargs, standing)
-        for leaf, tensor in standing:
+    def _run(self, leaf: Leaf | None = None, tensor: Tensor | None = None, like: bool = False) -> list[_Fact]:
+        """What a run gives, an input replaced by a tensor that is made `like` it in all but its values."""
+        copier = Copier(self.without, self.writes)
+        args, kwargs = self.args, self.kwargs
+        if leaf is not None and tensor is not None:
+            args, kwargs = replaced(args, kwargs, [(leaf, tensor)])
             copier.memo[id(tensor)] = tensor
             if like:
-                copier.dress(leaf.tensor, tensor)
-        twin = copier(self._module)
+                copier.copy_attributes(leaf.tensor, tensor.requires_grad_(leaf.tensor.requires_grad))
+        clone = copier(self.module)
         args, kwargs = copier(args), copier(dict(kwargs))
         context = copier.context()
         objects = list(tensors_in((args, kwargs)))
-        before = [_object(tensor) for tensor in objects]
+        before = [_object(each) for each in objects]
         idents: set[int] = set()
         with unseen(idents):
-            result = context.run(_guarded, twin, args, kwargs, idents)
-        if [_object(tensor) for tensor in objects] != before:
+            result = context.run(_guarded, clone, args, kwargs, idents)
+        if [_object(each) for each in objects] != before:
             raise NoReplayError("the call changes what a tensor is, not only its values")
-        seen = [*tensors_in(result), *twin.buffers(), *(objects if self._apart else ())]
-        return _facts(result, twin, seen, {id(tensor) for _, tensor in standing})
+        values, kept = _kept_by(clone)
+        seen = [*tensors_in(result), *clone.buffers(), *kept, *(objects if self.writes else ())]
+        return [repr(_structure(result)), *values, *(None if each is tensor else _bits(each) for each in seen)]
 
 
-def _facts(result: Any, twin: nn.Module, seen: list[Tensor], chosen: set[int]) -> list[_Fact]:
-    """What a run gave and left behind, but for the tensors that were chosen for it."""
-    parts = [_own_of(part) for part in twin.modules()]
-    seen += [held for own in parts for held in tensors_in(own, 4) if not isinstance(held, nn.Parameter)]
-    facts: list[_Fact] = [None if id(tensor) in chosen else _bits(tensor) for tensor in seen]
-    facts += [repr({k: v for k, v in own.items() if isinstance(v, (bool, int, float, str))}) for own in parts]
-    return [*facts, repr(_plainly(result))]
+def _kept_by(clone: nn.Module) -> tuple[list[_Fact], list[Tensor]]:
+    """What modules keep beside parameters, buffers and children: plain values as text, and tensors."""
+    values: list[_Fact] = []
+    tensors: list[Tensor] = []
+    for part in clone.modules():
+        own = {key: held for key, held in vars(part).items() if key not in ("_parameters", "_buffers", "_modules")}
+        values.append(repr({key: held for key, held in own.items() if isinstance(held, (bool, int, float, str))}))
+        tensors += [held for held in tensors_in(own, 4) if not isinstance(held, nn.Parameter)]
+    return values, tensors
 
 
-def _guarded(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], idents: set[int]) -> Any:
+def _guarded(clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], idents: set[int]) -> Any:
     result = None
     with Guard(idents) as guard, contextlib.suppress(WriteError):
-        result = twin(*args, **kwargs)
+        result = clone(*args, **kwargs)
     if guard.threads:
         raise OtherThreadsError
     if guard.refused is not None:
@@ -189,28 +159,19 @@ def _guarded(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ide
     return result
 
 
-_Fact = tuple[Any, ...] | str | None
-"""Something that a run gave: a tensor's kind and bytes, plain values as text, or None for an input that was replaced."""
-
-
-def _own_of(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps beside its parameters, buffers and children."""
-    return {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")}
-
-
 def _object(tensor: Tensor) -> tuple[Any, ...]:
     """What a tensor is beside its values."""
     return (tensor.requires_grad, tensor.retains_grad, bool(tensor._backward_hooks), sorted(map(repr, vars(tensor))))
 
 
-def _plainly(value: Any) -> Any:
+def _structure(value: Any) -> Any:
     """A result's plain values and its shape, without its tensors."""
     if isinstance(value, Tensor):
         return "tensor"
     if isinstance(value, Mapping):
-        return {str(key): _plainly(item) for key, item in value.items()}
+        return {str(key): _structure(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plainly(item) for item in value]
+        return [_structure(item) for item in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
 
 
@@ -230,35 +191,25 @@ def _equal(plain: list[_Fact], changed: list[_Fact]) -> bool:
 
 
 def _same(one: _Fact, two: _Fact) -> bool:
-    if not isinstance(one, tuple) or not isinstance(two, tuple):
-        return one == two
-    if one[:-1] != two[:-1] or type(one[-1]) is not type(two[-1]):
-        return False
-    return torch.equal(one[-1], two[-1]) if isinstance(one[-1], Tensor) else bool(one[-1] == two[-1])
+    if isinstance(one, tuple) and isinstance(two, tuple) and len(one) == len(two) == 3:
+        return one[:2] == two[:2] and torch.equal(one[2], two[2])
+    return one == two
 
 
-def _other(tensor: Tensor, turn: int) -> Tensor:
-    """Another tensor of the same kind: first a poisoned one, which spreads through arithmetic, then ordinary ones."""
+def _others(tensor: Tensor) -> Iterator[Tensor]:
+    """Other tensors of the same kind: first a poisoned one, which spreads, then ordinary ones."""
     value = tensor.detach().clone()
     if value.dtype is torch.bool:
-        return (~value, torch.ones_like(value), torch.zeros_like(value), ~value)[turn]
-    if value.is_floating_point() or value.is_complex():
-        if turn == 0:
-            return torch.full_like(value, float("nan"))
-        return value.reshape(-1).flip(0).reshape(value.shape) * -2 + turn
-    low, high = int(value.min()), int(value.max())  # what indexes must stay in its range
-    wide = value.to(torch.int64) if value.dtype is not torch.uint64 else value
-    if low == high:
-        return (wide + (1, -1, 2, -2)[turn]).to(value.dtype)
-    if turn == 0:
-        return (low + high - wide).to(value.dtype)
-    if turn == 1:
-        return (low + (wide - low + 1) % (high - low + 1)).to(value.dtype)
-    return (wide + (1 if turn == 2 else -1)).to(value.dtype)
-
-
-def _as(tensor: Tensor, new: Tensor) -> Tensor:
-    if type(tensor) not in (Tensor, nn.Parameter):
-        raise NoReplayError(f"an input is a {type(tensor).__name__}")
-    differentiable = new.is_floating_point() or new.is_complex()
-    return new.requires_grad_(tensor.requires_grad) if differentiable else new
+        yield from (~value, torch.ones_like(value), torch.zeros_like(value))
+    elif value.is_floating_point() or value.is_complex():
+        yield torch.full_like(value, float("nan"))
+        for shift in (1, 2, 3):
+            yield value.reshape(-1).flip(0).reshape(value.shape) * -2 + shift
+    else:
+        low, high = int(value.min()), int(value.max())  # an index must stay in its range
+        wide = value.to(torch.int64)
+        if low == high:
+            others = (wide + 1, wide - 1, wide + 2, wide - 2)
+        else:
+            others = (low + high - wide, low + (wide - low + 1) % (high - low + 1), wide + 1, wide - 1)
+        yield from (other.to(value.dtype) for other in others)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bytecode import ignores
 from .calls import Frame
 from .holders import holder, references
 from .labels import Labels
 from .leaves import tensors_in
 from .mode import Mode
 from .operators import Use, items_of, use_of
+from .proofs import ignores
 from .verdicts import BLAMED, Fate, Judged
 from .wrappers import PLAIN, plain, within
 

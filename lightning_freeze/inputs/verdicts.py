@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Verdict = Literal["used", "passed_through", "stored", "dead", "metadata", "unused", "conditional"]
 
 BLAMED: frozenset[str] = frozenset({"unused", "dead", "metadata"})
-"""Verdicts of a call by which the module itself made nothing of what it was handed."""
+"""Verdicts of a call in which the module itself did not use its input."""
 
 STRENGTH: tuple[Verdict, ...] = ("used", "stored", "passed_through", "dead", "metadata", "unused")
 
 
 @dataclass(slots=True)
 class Fate:
-    """What was seen of one input while its module was running.
+    """What was seen of one input in one call."""
 
-    Args:
-        computed: Something computed from it is in the result.
-        returned: It, or a view of it, is in the result.
-        left: Its value left torch, or was saved for backward, so that nobody can say where it went.
-        kept: It, or something of it, outlives the call elsewhere than in the result.
-        read: An operator read it.
-        asked: Its shape, data type or device was asked for.
-        handed: It was handed to a child that made nothing of it.
-        handed_computed: Something computed from it was.
-    """
-
-    computed: bool = False
-    returned: bool = False
-    left: bool = False
-    kept: bool = False
-    read: bool = False
-    asked: bool = False
-    handed: bool = False
-    handed_computed: bool = False
+    computed: bool = False  # something computed from it is in the result
+    returned: bool = False  # it, or a view of it, is in the result
+    left: bool = False  # its value left torch or was saved for backward: nobody can say where it went
+    kept: bool = False  # it, or a part of it, outlives the call outside the result
+    read: bool = False  # an operator read it
+    asked: bool = False  # its shape, data type or device was read
+    handed: bool = False  # it was passed to a child that did not use it
+    handed_computed: bool = False  # something computed from it was
 
     def verdict(self) -> Verdict:
-        """The verdict of the call.
-
-        What was computed from an input and handed to a child that ignores it is the child's fault, not the parent's.
+        """The verdict of the call; what a child ignores is the child's fault, not the parent's.
 
         Example:
             >>> Fate(read=True).verdict(), Fate(read=True, handed_computed=True).verdict(), Fate().verdict()
@@ -62,86 +48,51 @@ class Fate:
 
 
 class Judged(NamedTuple):
-    """The verdict on one input of one call.
-
-    Args:
-        verdict: The verdict.
-        proof: What confirms it: ``bytecode``, ``replay``, or None.
-        excuse: The declaration that covers the input, or None.
-        hidden: Whether a replay showed a use that no label shows.
-    """
+    """The verdict on one input of one call."""
 
     verdict: Verdict
-    proof: str | None = None
-    excuse: str | None = None
-    hidden: bool = False
+    proof: str | None = None  # "bytecode" or "replay"
+    excuse: str | None = None  # the declaration that covers the input
+    hidden: bool = False  # a replay showed a use that no label shows
 
 
 @dataclass
 class Tally:
-    """What became of one input of one module over its calls.
+    """What became of one input of one module over its calls."""
 
-    Args:
-        module: FQN of the module, ``''`` for the root.
-        module_class: Name of its class.
-        argument: The leaf path.
-        name: The parameter of ``forward`` that the path begins with.
-        swallowed: Whether that parameter is ``**kwargs``.
-        source: File and line of its ``forward``, or None.
-        of_torch: Whether its class is torch's own, which the user can only call in another way.
-        verdicts: How often each verdict was given.
-        confirmed: In how many of the blamed calls the verdict was confirmed, by ``bytecode`` or by ``replay``.
-        excused: In how many of the blamed calls a declaration covers it.
-        handed_by: The calls that it came down through, outermost first: FQN, and what it was called there.
-        bytes_passed: The most bytes that it had in a blamed call.
-        bytes_sole: The most of them that nothing but the call held.
-        bytes_kept: The most of them that were alive after the outermost forward, though it was made within.
-    """
-
-    module: str
+    module: str  # its FQN
     module_class: str
-    argument: str
-    name: str
-    swallowed: bool = False
-    source: tuple[str, int] | None = None
-    of_torch: bool = False
+    argument: str  # the leaf path
+    name: str  # the parameter of `forward` that the path begins with
+    swallowed: bool = False  # that parameter is `**kwargs`
+    source: tuple[str, int] | None = None  # file and line of the `forward`
+    of_torch: bool = False  # the class is torch's own
     verdicts: Counter[Verdict] = field(default_factory=Counter)
-    confirmed: Counter[str] = field(default_factory=Counter)
-    excused: int = 0
-    handed_by: tuple[tuple[str, str], ...] = ()
-    bytes_passed: int = 0
-    bytes_sole: int = 0
-    bytes_kept: int = 0
-
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict over all calls."""
-        return over_calls(self.verdicts)
+    confirmed: Counter[str] = field(default_factory=Counter)  # blamed calls by their proof: `bytecode`, `replay`
+    excused: int = 0  # blamed calls in which a declaration covers it
+    handed_by: tuple[tuple[str, str], ...] = ()  # the calls above, outermost first: FQN, and its name there
+    bytes_passed: int = 0  # the most in a blamed call
+    bytes_sole: int = 0  # the most of them that only the call held
+    bytes_kept: int = 0  # the most of them made within the outermost forward and alive after it
 
     @property
     def calls(self) -> int:
-        """How many calls handed it over."""
-        return sum(self.verdicts.values())
-
-    @property
-    def faults(self) -> int:
-        """How many calls made nothing of it."""
-        return self.calls - self.used
+        """How many calls passed it."""
+        return self.verdicts.total()
 
     @property
     def used(self) -> int:
-        """How many calls made something of it."""
+        """How many calls used it."""
         return sum(count for verdict, count in self.verdicts.items() if verdict not in BLAMED)
 
+    @property
+    def verdict(self) -> Verdict:
+        """Over all calls: conditional where some used it and others did not, else the strongest.
 
-def over_calls(verdicts: Iterable[Verdict]) -> Verdict:
-    """One verdict over several calls: conditional where some made something of the input and others did not.
-
-    Example:
-        >>> over_calls(["used", "unused"]), over_calls(["dead", "unused"]), over_calls(["used", "stored"])
-        ('conditional', 'dead', 'used')
-    """
-    seen = set(verdicts)
-    if seen & BLAMED and seen - BLAMED:
-        return "conditional"
-    return min(seen, key=STRENGTH.index)
+        Example:
+            >>> Tally("", "Block", "x", "x", verdicts=Counter(used=1, unused=2)).verdict
+            'conditional'
+        """
+        if 0 < self.used < self.calls:
+            return "conditional"
+        return min(self.verdicts, key=STRENGTH.index)

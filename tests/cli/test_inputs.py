@@ -216,7 +216,7 @@ def test_a_bad_whitelist_in_the_config_itself_is_named_with_its_line(project: Pa
 def test_a_declaration_on_a_class_that_cannot_be_read_is_one_line(project: Path) -> None:
     (path,) = project.glob("ignoring_*.py")
     path.write_text(MODEL.replace("class Block(nn.Module):", "class Block(nn.Module):\n    metadata_inputs = 'like'"))
-    with pytest.raises(SystemExit, match=r"error: Block.metadata_inputs: 'like' is no row of argument names"):
+    with pytest.raises(SystemExit, match=r"error: Block.metadata_inputs: 'like' is not a list of argument names"):
         main(["inputs", "--config", "run.yaml"])
 
 
@@ -268,7 +268,7 @@ BAD = [
     ("whitelist: {mask: why}", "line 1, whitelist.mask: 'mask' is no `Class.argument`"),
     (
         "whitelist:\n  Block.mask: {reason: x, wen: {a: 1}}",
-        "line 2, whitelist.Block.mask.wen: no such key; did you mean",
+        "line 2, whitelist.Block.mask.wen: no such key. Did you mean",
     ),
     (
         "whitelist: [Block.mask]",

@@ -369,7 +369,7 @@ def test_a_declaration_of_a_class_that_no_longer_holds_is_stale() -> None:
 
 def test_a_class_that_declares_a_string_is_told_so() -> None:
     module = DeclaresSentence()
-    with pytest.raises(DeclarationError, match="is no row of argument names"), audit_inputs(module):
+    with pytest.raises(DeclarationError, match="is not a list of argument names"), audit_inputs(module):
         module(t(), t())
 
 
@@ -410,14 +410,14 @@ class Holder(nn.Module):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"whitelist": {"Uses.mas": "why"}}, r"Uses.forward takes no `mas`\. Nearest: 'mask'"),
-        ({"whitelist": {"Use.mask": "why"}}, r"no module of a class 'Use' was called\. Nearest: 'Uses'"),
+        ({"whitelist": {"Uses.mas": "why"}}, r"Uses.forward takes no `mas`\. Did you mean 'mask'"),
+        ({"whitelist": {"Use.mask": "why"}}, r"no module of a class 'Use' was called\. Did you mean 'Uses'"),
         ({"whitelist": {"blocks.0.mask": "why"}}, r"'blocks.0' is a module; entries are by class: `Uses.mask`"),
         ({"whitelist": {"models.Uses.mask": "why"}}, r"by the class's name alone: `Uses.mask`"),
         ({"metadata_inputs": ["Uses.like"]}, r"metadata_inputs: .* Uses.forward takes no `like`"),
         (
             {"whitelist": {"Uses.mask": {**REASON, "when": {"trainig": True}}}},
-            r"no attribute 'trainig'\. Nearest: 'training'",
+            r"no attribute 'trainig'\. Did you mean 'training'",
         ),
         (
             {"whitelist": {"Uses.mask": {**REASON, "when": {"training": "true"}}}},
@@ -441,7 +441,7 @@ def test_a_class_that_declares_what_it_does_not_take_is_told_so() -> None:
             return x.expand(like.shape)
 
     audit = audit_inputs(Declares())
-    with pytest.raises(DeclarationError, match=r"'lik' is nothing that forward takes\. Nearest: 'like'"), audit:
+    with pytest.raises(DeclarationError, match=r"'lik' is no argument of forward\. Did you mean 'like'"), audit:
         pass
 
 
@@ -576,7 +576,7 @@ INNER = "lightning_freeze.inputs."
 PLACES = [
     "calls.leaves_of", "calls.signature_of", "thread.Thread.begin", "thread.Thread.operator", "thread.Thread.end",
     "thread.Thread.settle", "labels.Labels.survivors", "audit.InputsAudit._ended", "modules.Tree.locate",
-    "declared.Declared._excuse", "audit.InputsAudit._enter", "audit.InputsAudit._outermost", "proofs.Replay",
+    "declarations.Declared._excuse", "audit.InputsAudit._count", "audit.InputsAudit._outermost", "proofs.Replay",
     "proofs.ignores", "thread.Thread.asked", "thread.Thread.left", "thread.Thread.alias",
 ]  # fmt: skip
 

@@ -1964,9 +1964,8 @@ def test_a_model_is_not_kept_alive() -> None:
 
 
 def test_calibration_calls_none_of_the_users_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_freeze.inputs import sole
-
-    monkeypatch.setattr(sole, "_SOLE", {})
+    calibrated: dict[tuple[bool, bool], int] = {}
+    monkeypatch.setattr("lightning_freeze.inputs.audit.SOLE", calibrated)
     seen: list[str] = []
     handle = nn.modules.module.register_module_forward_hook(lambda m, a, o: seen.append(type(m).__name__))
     try:
@@ -1976,6 +1975,7 @@ def test_calibration_calls_none_of_the_users_hooks(monkeypatch: pytest.MonkeyPat
         handle.remove()
     assert seen == []
     assert log.names == []
+    assert len(calibrated) == 3
 
 
 # ------------------------------------------------------------------------------------------------- Hugging Face

@@ -1,4 +1,4 @@
-"""Declarations about inputs: read, refused with a mend, and held against a module."""
+"""Declarations about inputs: read, refused with a fix, and held against a module."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 
 from lightning_freeze.inputs.declarations import (
     DeclarationError,
+    Declared,
     Known,
-    declared_on,
-    keys_of,
     parse_metadata,
     parse_whitelist,
+    stale,
 )
 
 GOOD: dict[str, tuple[Any, list[Known]]] = {
@@ -49,8 +49,8 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "an empty reason": ({"Block.mask": "  "}, "whitelist['Block.mask'].reason", "is no reason"),
     "yes": ({"Block.mask": True}, "whitelist['Block.mask'].reason", "True is no reason"),
     "a condition alone": ({"Block.mask": {"when": {"a": 1}}}, "whitelist['Block.mask'].reason", "no reason"),
-    "a misspelt key": ({"Block.mask": {"reson": "x"}}, "whitelist['Block.mask'].reson", "did you mean 'reason'"),
-    "a misspelt condition": ({"B.m": {"reason": "x", "wen": {}}}, "whitelist['B.m'].wen", "did you mean 'when'"),
+    "a misspelt key": ({"Block.mask": {"reson": "x"}}, "whitelist['Block.mask'].reson", "Did you mean 'reason'"),
+    "a misspelt condition": ({"B.m": {"reason": "x", "wen": {}}}, "whitelist['B.m'].wen", "Did you mean 'when'"),
     "a condition that is a list": ({"B.m": {"reason": "x", "when": ["a"]}}, "whitelist['B.m'].when", "no mapping of the"),
     "a condition on a number": ({"B.m": {"reason": "x", "when": {1: 2}}}, "whitelist['B.m'].when", "no mapping of the"),
     "no class": ({"mask": "why"}, "whitelist['mask']", "no `Class.argument`.*BertLayer.head_mask"),
@@ -61,7 +61,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_read_is_refused_with_the_key_and_a_mend(name: str) -> None:
+def test_what_cannot_be_read_is_refused_with_the_key_and_a_fix(name: str) -> None:
     given, key, text = BAD[name]
     with pytest.raises(DeclarationError, match=text) as raised:
         parse_whitelist(given)
@@ -113,9 +113,8 @@ def test_a_condition_is_held_against_the_module(when: dict[str, Any], holds: boo
     assert Known("Block.mask", "why", tuple(when.items())).holds(module) is holds
 
 
-def test_keys_name_the_path_or_the_parameter_for_each_class() -> None:
-    assert keys_of(["Block", "Base"], "mask", "mask") == ["Block.mask", "Base.mask"]
-    assert keys_of(["Block"], "kw['m']", "kw") == ["Block.kw['m']", "Block.kw"]
+def declared_on(module: nn.Module) -> frozenset[str]:
+    return Declared((), None).of_class(module)[1]
 
 
 class Base(nn.Module):
@@ -143,6 +142,24 @@ def test_what_a_class_declares() -> None:
 
 
 @pytest.mark.parametrize("kind", [Sentence, Number, Numbers])
-def test_a_class_that_declares_no_row_of_names(kind: Any) -> None:
-    with pytest.raises(DeclarationError, match=r"is no row of argument names. Write metadata_inputs = \('like',\)"):
+def test_a_class_that_declares_no_names(kind: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"is not a list of argument names. Write metadata_inputs = \('like',\)"):
         declared_on(kind())
+
+
+# --- stale declarations
+
+
+def test_a_stale_entry_of_the_whitelist() -> None:
+    found = stale("Block.mask", Known("Block.mask", "the decoder masks", (("training", False),)))
+    assert (found.audit, found.kind, found.severity, found.cause) == ("inputs", "stale", "warning", "stale")
+    assert (found.module_class, found.argument, found.confirmed) == ("Block", "mask", True)
+    for word in ("whitelist: 'Block.mask'", "the decoder masks", "under {'training': False}", "Remove the entry"):
+        assert word in found.message
+
+
+def test_a_stale_metadata_input() -> None:
+    found = stale("Block.bag.b", None)
+    assert (found.module_class, found.argument) == ("Block", "bag.b")
+    assert "metadata_inputs: 'Block.bag.b'" in found.message
+    assert "its values were used" in found.message

@@ -1,4 +1,4 @@
-"""What a finding about an input says: the cause, the mend as code, and the severity that goes with the proof."""
+"""What a finding about an input says: the cause, the fix as code, and the severity that goes with the proof."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightning_freeze.inputs.declarations import Known
-from lightning_freeze.inputs.messages import describe, stale, summary
+from lightning_freeze.inputs.declarations import Known, stale
+from lightning_freeze.inputs.messages import describe, summary
 from lightning_freeze.inputs.verdicts import Tally
 from lightning_freeze.report.findings import Finding
 
@@ -24,7 +24,7 @@ DESCRIBED: dict[str, tuple[Tally, str, str, list[str]]] = {
         tally(),
         "warning",
         "never_used",
-        ["'encoder.1' (Block)", "`mask` and never uses it", "(one call)", "Cause: never used", "Remove it", "without `mask`", "`Block.mask: <the reason>`"],
+        ["'encoder.1' (Block)", "`mask` and never uses it", "(one call)", "Cause: never used. Use it; remove it: ", "without `mask`", "`Block.mask: <the reason>`"],
     ),
     "dead": (
         tally({"dead": 2}),
@@ -60,7 +60,7 @@ DESCRIBED: dict[str, tuple[Tally, str, str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
-def test_severity_cause_and_mend(name: str) -> None:
+def test_severity_cause_and_fix(name: str) -> None:
     given, severity, cause, words = DESCRIBED[name]
     finding = describe(given)
     assert (finding.audit, finding.kind, finding.severity, finding.cause) == ("inputs", given.verdict, severity, cause)
@@ -108,7 +108,7 @@ def test_the_way_down_is_told_from_the_outside_in() -> None:
 
 @pytest.mark.parametrize("verdict", ["unused", "dead", "metadata"])
 @pytest.mark.parametrize(("argument", "name"), [("batch['a']", "batch"), ("args[1]", "args"), ("bag.b", "bag")])
-def test_the_mend_for_one_leaf_of_a_container_leaves_the_others_alone(verdict: Any, argument: str, name: str) -> None:
+def test_the_fix_for_one_leaf_of_a_container_leaves_the_others_alone(verdict: Any, argument: str, name: str) -> None:
     message = describe(tally({verdict: 1}, argument=argument, name=name)).message
     assert f"`{argument}`" in message
     assert f"without `{name}`" not in message
@@ -123,22 +123,21 @@ def test_the_key_by_which_to_declare(argument: str, name: str, key: str) -> None
     assert f"whitelist it: `{key}: <the reason>`" in describe(tally(argument=argument, name=name)).message
 
 
-# --- stale declarations
-
-
-def test_a_stale_entry_of_the_whitelist() -> None:
-    found = stale("Block.mask", Known("Block.mask", "the decoder masks", (("training", False),)))
-    assert (found.audit, found.kind, found.severity, found.cause) == ("inputs", "stale", "warning", "stale")
-    assert (found.module_class, found.argument, found.confirmed) == ("Block", "mask", True)
-    for word in ("whitelist: 'Block.mask'", "the decoder masks", "under {'training': False}", "Remove the entry"):
-        assert word in found.message
-
-
-def test_a_stale_metadata_input() -> None:
-    found = stale("Block.bag.b", None)
-    assert (found.module_class, found.argument) == ("Block", "bag.b")
-    assert "metadata_inputs: 'Block.bag.b'" in found.message
-    assert "its values were used" in found.message
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (tally(), True),
+        (tally(confirmed=Counter()), True),
+        (tally(confirmed=Counter(bytecode=1)), False),
+        (tally(argument="batch['a']", name="batch"), False),  # the code may name another leaf of the batch
+    ],
+    ids=["by a replay", "a candidate", "by bytecode", "a leaf of a container"],
+)
+def test_that_the_code_names_an_input_is_said_of_the_very_leaf(given: Tally, says: bool) -> None:
+    message = describe(given).message
+    assert ("The code does name it" in message) is says
+    assert "Use it; remove it: " in message or (given.argument != "mask" and "Use it; do without " in message)
+    assert f"or whitelist it: `Block.{given.argument}: <the reason>`" in message
 
 
 # --- one line
@@ -153,16 +152,15 @@ def found(argument: str, kind: str = "unused", confirmed: bool = True, of: str =
 @pytest.mark.parametrize(
     ("findings", "line"),
     [
-        ([found("a")], "inputs: 1 of those handed to modules are not used: Block.a (unused)"),
-        ([found("a")] * 3, "inputs: 3 of those handed to modules are not used: Block.a (unused, 3 modules)"),
+        ([found("a")], "inputs: 1 unused: Block.a (unused)"),
+        ([found("a")] * 3, "inputs: 3 unused: Block.a (unused, 3 modules)"),
         (
             [found("c", confirmed=False), found("m", "metadata"), found("d", "dead")],
-            "inputs: 3 of those handed to modules are not used: Block.d (dead), Block.m (metadata), Block.c (unused, not confirmed)",
+            "inputs: 3 unused: Block.d (dead), Block.m (metadata), Block.c (unused, not confirmed)",
         ),
         (
             [found(name) for name in "abcdef"],
-            "inputs: 6 of those handed to modules are not used: Block.a (unused), Block.b (unused), Block.c (unused), "
-            "Block.d (unused), and 2 more",
+            "inputs: 6 unused: Block.a (unused), Block.b (unused), Block.c (unused), Block.d (unused), and 2 more",
         ),
     ],
 )
@@ -173,6 +171,5 @@ def test_one_line_with_the_surest_first(findings: list[Finding], line: str) -> N
 
 def test_a_declaration_that_no_longer_holds_is_not_counted_as_an_input_that_goes_unused() -> None:
     entry = stale("Block.mask", Known("Block.mask", "why"))
-    assert "2 of those" not in summary([found("a"), entry])
-    assert "not used" not in summary([entry])
-    assert "Block.mask" in summary([entry])
+    assert summary([found("a"), entry]).startswith("inputs: 1 unused: Block.a (unused); ")
+    assert summary([entry]) == "inputs: declarations that match nothing: Block.mask"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightning_freeze.inputs.verdicts import BLAMED, STRENGTH, Fate, Tally, Verdict, over_calls
+from lightning_freeze.inputs.verdicts import BLAMED, STRENGTH, Fate, Tally, Verdict
 
 # What each fact says where it is the only one; a fact stands above those below it.
 ORDER: list[tuple[str, Verdict]] = [
@@ -61,10 +61,14 @@ def test_every_fact_is_in_a_table() -> None:
 # --- over several calls
 
 
+def over_calls(*verdicts: Any) -> Verdict:
+    return Tally("a", "Block", "mask", "mask", verdicts=Counter(verdicts)).verdict
+
+
 @pytest.mark.parametrize("blamed", sorted(BLAMED))
 @pytest.mark.parametrize("other", sorted(set(STRENGTH) - BLAMED))
 def test_blamed_in_some_calls_only_is_conditional(blamed: Any, other: Any) -> None:
-    assert over_calls([blamed, other]) == over_calls([other, other, blamed]) == "conditional"
+    assert over_calls(blamed, other) == over_calls(other, other, blamed) == "conditional"
 
 
 @pytest.mark.parametrize(
@@ -82,10 +86,10 @@ def test_blamed_in_some_calls_only_is_conditional(blamed: Any, other: Any) -> No
 )
 def test_else_the_strongest(calls: str, verdict: Verdict) -> None:
     given: list[Any] = calls.split()
-    assert over_calls(given) == over_calls(reversed(given)) == verdict
+    assert over_calls(*given) == over_calls(*reversed(given)) == verdict
 
 
-def test_a_tally_counts_calls_faults_and_uses() -> None:
+def test_a_tally_counts_calls_and_uses() -> None:
     tally = Tally("a", "Block", "mask", "mask", verdicts=Counter({"unused": 2, "used": 1, "stored": 1, "dead": 1}))
-    assert (tally.calls, tally.used, tally.faults, tally.verdict) == (5, 2, 3, "conditional")
+    assert (tally.calls, tally.used, tally.verdict) == (5, 2, "conditional")
     assert Tally("a", "Block", "mask", "mask", verdicts=Counter({"dead": 2})).verdict == "dead"

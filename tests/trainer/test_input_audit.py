@@ -502,7 +502,7 @@ BAD_FILES: dict[str, tuple[str, list[str]]] = {
     "no reason": ("whitelist:\n  A.x: fine\n  B.y:\n", ["line 3, whitelist.B.y", "is no reason"]),
     "a misspelt option": (
         "whitelist:\n  A.x: fine\n  B.y:\n    reason: why\n    wen: {a: 1}\n",
-        ["line 5, whitelist.B.y.wen", "did you mean 'when'"],
+        ["line 5, whitelist.B.y.wen", "Did you mean 'when'"],
     ),
     "a bad condition": ("whitelist:\n  B.y:\n    reason: why\n    when: [a]\n", ["line 4, whitelist.B.y.when", "no mapping"]),
     "no class": ("whitelist:\n  A.x: fine\n  mask: why\n", ["line 3, whitelist.mask", "no `Class.argument`"]),
@@ -614,9 +614,9 @@ def test_a_scheduler_tells_a_stale_declaration_once_and_goes_on(kind: str, train
 
     model, audit = UsedButOnce(), auditor(kind)
     model.block = Declares()
-    with pytest.warns(UserWarning, match=r"freeze: inputs: declared in vain: Declares.mask") as warned:
+    with pytest.warns(UserWarning, match=r"freeze: inputs: declarations that match nothing: Declares.mask") as warned:
         trainer(audit, max_epochs=2).fit(model, batches(1))
-    assert sum("declared in vain" in str(w.message) for w in warned) == 1
+    assert sum("declarations that match nothing" in str(w.message) for w in warned) == 1
     assert [f.kind for f in audit.findings if f.audit == "inputs"] == ["stale"]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.inputs.bytecode import ignores, never_loads
+from lightning_freeze.inputs.proofs import ignores, never_loads
 
 
 def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
