@@ -21,12 +21,11 @@ from lightning_freeze.holds.eval_mode import EvalModes
 from lightning_freeze.holds.fsdp2 import Shards
 from lightning_freeze.holds.gradients import EmptyBeforeScaler, SetGradsToNone
 from lightning_freeze.holds.hold import Hold, Holds
-from lightning_freeze.holds.optimizer_state import OptimizerState
+from lightning_freeze.holds.optimizer_state import OffloadState, OptimizerState, ResetState
 from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFactors
 from lightning_freeze.holds.run_context import RunContext, compiled
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
-from lightning_freeze.holds.state_holds import OffloadState, ResetState
 from lightning_freeze.plan.groups import Groups, Rest
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
