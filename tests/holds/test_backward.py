@@ -68,7 +68,7 @@ def test_plain_ddp_is_told_and_one_that_looks_for_unused_parameters_is_not() -> 
     found = chosen("auto", replace(ALONE, wrapper=plain, world=2))
     assert found.skips
     assert found.reducer is plain
-    assert found.why == "DDP is told gradients of zero for what is frozen"
+    assert found.why == "DDP is sent gradients of zero for what is frozen"
     found = chosen("auto", replace(ALONE, wrapper=looking, world=2))
     assert found == Decision(True, "DDP looks for unused parameters itself")
 
@@ -77,7 +77,7 @@ def test_fsdp2_skips() -> None:
     sharded = Blocks(1)
     sharded.register_parameter("shard", Sharded(torch.zeros(1)))
     found = chosen("auto", RunContext(sharded, sharded, world=2, strategy="ModelParallelStrategy"))
-    assert found == Decision(True, "the parameters are sharded, and each process derives by its own")
+    assert found == Decision(True, "the parameters are sharded")
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_fsdp2_skips() -> None:
             "plain DDP waits in every backward .*ddp_find_unused_parameters_true",
         ),
         (replace(ALONE, wrapper=nn.Sequential(FullyShardedDataParallel())), "FSDP1 keeps several .*FSDP2"),
-        (replace(ALONE, world=2, strategy="XLAStrategy"), "XLAStrategy shares the run among 2 processes, .*'ddp'"),
+        (replace(ALONE, world=2, strategy="XLAStrategy"), "XLAStrategy distributes the run over 2 processes, .*'ddp'"),
         (
             replace(ALONE, manual_optimization=True, toggles="GAN.step"),
-            "the code of GAN.step calls `toggle_optimizer`.*done for you",
+            "GAN.step calls `toggle_optimizer`.*done for you",
         ),
         (RunContext(HOOKED, ddp(), world=2), "a parameter has a hook of its own.*ddp_find_unused_parameters_true"),
         (
@@ -115,7 +115,7 @@ def test_where_it_is_unsafe_auto_says_why_and_true_is_refused(run: RunContext, w
 def test_steps_by_hand_are_skipped_only_where_asked() -> None:
     manual_optimization = replace(ALONE, manual_optimization=True)
     assert not chosen("auto", manual_optimization).skips
-    assert "`skip_backward: true` skips all the same" in chosen("auto", manual_optimization).why
+    assert "`skip_backward: true` skips anyway" in chosen("auto", manual_optimization).why
     assert chosen(True, manual_optimization).skips
 
 

@@ -117,7 +117,7 @@ def test_code_compiled_around_a_fabric_module_counts_as_the_whole_model() -> Non
     groups = {id(p): name for name, p in model.named_parameters()}
     run = RunContext(found.module, found.wrapper, compiled=found.compiled)
     why = choose("auto", run, [frozenset({name}) for name in groups.values()], groups).why
-    assert "the model is compiled, each set of trainable groups asks for a graph of its own" in why
+    assert "the model is compiled, each set of trainable groups needs a graph of its own" in why
 
 
 # --- plain_optimizer ------------------------------------------------------------------------------------------------
