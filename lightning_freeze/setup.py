@@ -19,7 +19,7 @@ from lightning_freeze.holds.checkpointing import ReentrantInputs
 from lightning_freeze.holds.ddp import ZeroGradsForDDP
 from lightning_freeze.holds.eval_mode import EvalModes
 from lightning_freeze.holds.fsdp2 import Shards
-from lightning_freeze.holds.gradients import EmptyBeforeScaler, SetGradsToNone
+from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.holds.hold import Hold, Holds
 from lightning_freeze.holds.optimizer_state import OffloadState, OptimizerState, ResetState
 from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFactors
@@ -403,7 +403,6 @@ def build_holds(
         skip if decision.skips else None,
         ZeroGradsForDDP(decision.reducer, lambda: skip.held) if decision.reducer is not None else None,
         ReentrantInputs(skip.holds_something, wires.say, wires.said) if decision.skips else None,
-        EmptyBeforeScaler(),
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
         LearningRateFactors() if rated else None,

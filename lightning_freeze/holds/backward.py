@@ -102,7 +102,7 @@ class SkipBackward(Hold):
         self._frozen = split.frozen
         if self.active:
             self.turn_off(params)
-            self._shards.settle()
+            self._shards.prepare()
 
     def before_forward(self) -> None:
         if self.allowed and not self.active:
@@ -151,4 +151,4 @@ class SkipBackward(Hold):
         frozen = {id(parameter) for parameter in self._frozen}
         self.turn_on(parameter for parameter in self.held if id(parameter) not in frozen)
         self.turn_off(self._frozen)
-        self._shards.settle()
+        self._shards.prepare()

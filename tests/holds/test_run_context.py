@@ -245,11 +245,11 @@ def test_a_layer_that_was_frozen_as_a_whole_at_first_gets_its_gradients_later() 
     model = sharded()
     late = Shards(model)
     model[0].weight.requires_grad = False
-    late.settle()
+    late.prepare()
     derive(model)
     assert model[0].weight.grad is None
     model[0].weight.requires_grad = True
-    late.settle()
+    late.prepare()
     derive(model)
     assert model[0].weight.grad.dtype == torch.float32
 
@@ -290,6 +290,6 @@ def test_the_controller_sees_to_it() -> None:
 def test_what_trains_from_the_first_is_not_unsharded_by_hand() -> None:
     model = sharded()
     late = Shards(model)
-    late.settle()
+    late.prepare()
     assert late._late == {}
     assert Shards(model_of())._late == {}
