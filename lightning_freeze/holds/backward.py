@@ -1,7 +1,7 @@
-"""Skipping the backward work of what is frozen: ``requires_grad`` is off while a batch runs.
+"""Skips the backward work of what is frozen: ``requires_grad`` is off while a batch runs.
 
-A parameter with ``requires_grad=False`` gets no gradient, and autograd keeps nothing for it in forward and computes
-nothing for it in backward. `holds/skip_decision.py` says where that is safe.
+Autograd then keeps nothing for it in forward and computes nothing for it in backward. `holds/skip_decision.py` says where
+that is safe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightning_freeze.plan.membership import ParamSet, Split
 
 
 class SkipBackward(Hold):
-    """Turns ``requires_grad`` off for what is frozen, and on again; the gradients of what freezes are given up.
+    """Turns ``requires_grad`` off for what is frozen, whose gradients are set to None, and on again.
 
     Args:
         shards: The layers of FSDP2, which must show their own parameters, and be prepared where they train late.
@@ -27,16 +27,6 @@ class SkipBackward(Hold):
             where nothing requires a gradient, and it rounds otherwise.
         said: What is said once, and was.
         describe: Says what trains, what is frozen, and where the run is, for messages.
-
-    Example:
-        >>> layer = nn.Linear(2, 1)
-        >>> skip = SkipBackward()
-        >>> skip.turn_off([layer.bias])
-        >>> layer.weight.requires_grad, layer.bias.requires_grad
-        (True, False)
-        >>> skip.pause()
-        >>> layer.bias.requires_grad
-        True
     """
 
     def __init__(
@@ -50,7 +40,7 @@ class SkipBackward(Hold):
         self.active = False
         """Whether backward makes no gradients of what is frozen now."""
         self.allowed = True
-        """Whether it is to; taken back where code was compiled since."""
+        """Whether it may; revoked where code was compiled since."""
         self._shards = Shards(nn.Module()) if shards is None else shards
         self._manual = manual
         self._plain_attention = plain_attention
@@ -62,7 +52,7 @@ class SkipBackward(Hold):
 
     @property
     def held(self) -> list[nn.Parameter]:
-        """What has ``requires_grad`` off now, by this hold."""
+        """The parameters whose ``requires_grad`` is off now, by this hold."""
         return list(self._held.values())
 
     def holds_something(self) -> bool:
@@ -70,7 +60,7 @@ class SkipBackward(Hold):
         return bool(self._held)
 
     def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
-        """These get no gradients from here on; what was frozen by the user is left alone."""
+        """These get no gradients from here on, except those that require none already."""
         before = bool(self._held)
         for parameter in parameters:
             if parameter.requires_grad:
@@ -82,7 +72,7 @@ class SkipBackward(Hold):
             torch.backends.mha.set_fastpath_enabled(False)
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
-        """These get their gradients again."""
+        """Those of these that are held get their gradients again."""
         for parameter in parameters:
             if self._held.pop(id(parameter), None) is not None:
                 parameter.requires_grad = True
@@ -118,11 +108,7 @@ class SkipBackward(Hold):
         self._frozen = ParamSet()
 
     def before_backward(self, loss: Tensor) -> None:
-        """Let a loss that depends on nothing that trains go through, and update nothing.
-
-        So it would without skipping, where its gradients of frozen parameters are set to None. It is warned of once; torch
-        would say that an element of the loss "does not require grad".
-        """
+        """Let a loss that depends on nothing that trains update nothing, as without skipping, in place of torch's error."""
         if not self._held or loss.requires_grad:
             return
         loss.requires_grad_()
@@ -132,9 +118,9 @@ class SkipBackward(Hold):
         trainable, frozen, when, place = self._describe()
         warnings.warn(
             f"a loss, {when}, depends on nothing that trains now{place}, so its backward updates nothing: trainable are "
-            f"{trainable}; frozen are {frozen}. If it is to update something, put a group that it depends on into the "
-            "phase. If it does depend on what trains, an autograd function of its own hands on no gradient above a frozen "
-            "bottom: set `skip_backward: false`.",
+            f"{trainable}; frozen are {frozen}. To update something, put a group that it depends on into the phase. If it "
+            "does depend on what trains, an autograd function passes no gradient on above a frozen bottom: set "
+            "`skip_backward: false`.",
             stacklevel=2,
         )
 
@@ -146,7 +132,7 @@ class SkipBackward(Hold):
             )
 
     def _hold(self) -> None:
-        """From here on backward makes no gradients of what is frozen, and of nothing else."""
+        """Hold what is frozen, and nothing else."""
         self._shards.close()
         frozen = {id(parameter) for parameter in self._frozen}
         self.turn_on(parameter for parameter in self.held if id(parameter) not in frozen)
