@@ -1,4 +1,4 @@
-"""What stands around a model and its optimizers is seen through; what cannot be held is refused with a mend."""
+"""What wraps a model and its optimizers is unwrapped; what cannot be held is refused with a fix."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ def partition(model: Any) -> None:
         ),
         (
             partition,
-            r"'0.weight' is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing holds it "
-            r"still. Use DDP, or FSDP2",
+            r"'0.weight' is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it "
+            r"frozen. Use DDP, or FSDP2",
         ),
     ],
 )
