@@ -437,7 +437,7 @@ def test_skipping_by_force_under_an_unknown_wrapper_is_refused() -> None:
     model = small()
     controller = FreezeController(model, Every({"a": 3}, of="b"), skip_backward=True)
     with pytest.raises(
-        UnsupportedError, match=r"not known what shares the run among 2 processes.*DistributedDataParallel"
+        UnsupportedError, match=r"something unknown distributes the run over 2 processes.*DistributedDataParallel"
     ):
         controller.attach(adamw(model), run=RunContext(model, model, world=2))
 

@@ -41,8 +41,5 @@ class SetGradsToNone(Hold):
                 return set_to_none(step)
         return None
 
-    def step_begins(self, step: Step) -> None:
-        set_to_none(step)
-
-    def before_step(self, step: Step) -> None:
-        set_to_none(step)
+    step_begins = staticmethod(set_to_none)
+    before_step = staticmethod(set_to_none)
