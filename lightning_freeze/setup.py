@@ -391,7 +391,7 @@ def build_holds(
             buffers_held=options.eval_modules,
             suspects=wires.suspects,
             offload=offload,
-            training_weights=guard.training_weights if guard.applies else nullcontext,
+            training_weights=guard.training_weights if guard.steps else nullcontext,
             split=split,
         )
     holds: list[Hold | None] = [
@@ -401,8 +401,8 @@ def build_holds(
         weights,
         offload,
         skip if decision.skips else None,
-        ZeroGradsForDDP(decision.reducer, lambda: skip.held) if decision.reducer is not None else None,
-        ReentrantInputs(skip.holds_something, wires.say, wires.said) if decision.skips else None,
+        ZeroGradsForDDP(decision.reducer, lambda: [*skip.held.values()]) if decision.reducer is not None else None,
+        ReentrantInputs(lambda: bool(skip.held), wires.say, wires.said) if decision.skips else None,
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
         LearningRateFactors() if rated else None,

@@ -1,8 +1,4 @@
-"""Skips the backward work of what is frozen: ``requires_grad`` is off while a batch runs.
-
-Autograd then keeps nothing for it in forward and computes nothing for it in backward. `holds/skip_decision.py` says where
-that is safe.
-"""
+"""Skips the backward work of what is frozen, while a batch runs; `holds/skip_decision.py` says where that is safe."""
 
 from __future__ import annotations
 
@@ -47,36 +43,28 @@ class SkipBackward(Hold):
         self._describe = describe
         self._fast_attention = True
         self._said = set() if said is None else said
-        self._held: dict[int, nn.Parameter] = {}
+        self.held: dict[int, nn.Parameter] = {}
+        """The parameters whose ``requires_grad`` is off now, by identity."""
         self._frozen = ParamSet()
-
-    @property
-    def held(self) -> list[nn.Parameter]:
-        """The parameters whose ``requires_grad`` is off now, by this hold."""
-        return list(self._held.values())
-
-    def holds_something(self) -> bool:
-        """Whether anything is held now."""
-        return bool(self._held)
 
     def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
         """These get no gradients from here on, except those that require none already."""
-        before = bool(self._held)
+        before = bool(self.held)
         for parameter in parameters:
             if parameter.requires_grad:
-                self._held[id(parameter)] = parameter
+                self.held[id(parameter)] = parameter
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
-        if self._held and not before and self._plain_attention:
+        if self.held and not before and self._plain_attention:
             self._fast_attention = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
         """Those of these that are held get their gradients again."""
         for parameter in parameters:
-            if self._held.pop(id(parameter), None) is not None:
+            if self.held.pop(id(parameter), None) is not None:
                 parameter.requires_grad = True
-                if not self._held and self._plain_attention:
+                if not self.held and self._plain_attention:
                     torch.backends.mha.set_fastpath_enabled(self._fast_attention)
 
     def decided(self, split: Split) -> None:
@@ -100,7 +88,7 @@ class SkipBackward(Hold):
             self.active = True
 
     def pause(self) -> None:
-        self.turn_on(self.held)
+        self.turn_on([*self.held.values()])
         self.active = False
 
     def detach(self, bring_back: bool = True) -> None:
@@ -109,7 +97,7 @@ class SkipBackward(Hold):
 
     def before_backward(self, loss: Tensor) -> None:
         """Let a loss that depends on nothing that trains update nothing, as without skipping, in place of torch's error."""
-        if not self._held or loss.requires_grad:
+        if not self.held or loss.requires_grad:
             return
         loss.requires_grad_()
         if "loss" in self._said:
@@ -125,7 +113,7 @@ class SkipBackward(Hold):
         )
 
     def explain(self, error: BaseException) -> None:
-        if self._held and isinstance(error, RuntimeError) and "does not require grad" in str(error):
+        if self.held and isinstance(error, RuntimeError) and "does not require grad" in str(error):
             error.add_note(
                 f"freeze: {self._describe()[1]} are frozen now, and have requires_grad=False meanwhile. Code that asks for "
                 "their gradients itself (`torch.autograd.grad`) needs `skip_backward: false`."
@@ -135,6 +123,6 @@ class SkipBackward(Hold):
         """Hold what is frozen, and nothing else."""
         self._shards.close()
         frozen = {id(parameter) for parameter in self._frozen}
-        self.turn_on(parameter for parameter in self.held if id(parameter) not in frozen)
+        self.turn_on([parameter for key, parameter in self.held.items() if key not in frozen])
         self.turn_off(self._frozen)
         self._shards.prepare()

@@ -44,14 +44,7 @@ class ReentrantInputs(Hold):
         _PATCH.discard(self)
 
     def run(self, original: Callable[..., Any], function: Callable[..., Any], preserve: bool, *inputs: Any) -> Any:
-        """Run a segment none of whose inputs requires a gradient.
-
-        Args:
-            original: What checkpoints it.
-            function: The segment.
-            preserve: Whether the state of the random number generators is kept for backward.
-            inputs: The inputs.
-        """
+        """Run a segment, which ``original`` checkpoints, and none of whose inputs requires a gradient."""
         module = _module_of(function)
         if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
             return function(*inputs)  # keeps nothing for backward, unless it reaches something outside that does train

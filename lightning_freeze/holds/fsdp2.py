@@ -20,9 +20,7 @@ class Shards:
 
     def __init__(self, module: nn.Module) -> None:
         self._layers: list[Any] = [
-            each
-            for each in module.modules()
-            if hasattr(each, "set_requires_gradient_sync") and hasattr(each, "reshard")
+            m for m in module.modules() if hasattr(m, "set_requires_gradient_sync") and hasattr(m, "reshard")
         ]
         self.close()
         owners: dict[nn.Parameter, Any] = {}

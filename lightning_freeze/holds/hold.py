@@ -81,11 +81,7 @@ _VERBS = [name for name, value in vars(Hold).items() if callable(value) and not 
 
 
 class Holds(Hold):
-    """Holds in their order, as one: each verb calls those that override it.
-
-    Args:
-        holds: The holds, in the order in which they freeze.
-    """
+    """Holds, in the order in which they freeze, as one: each verb calls those that override it."""
 
     def __init__(self, holds: Iterable[Hold]) -> None:
         holds = tuple(holds)
@@ -100,13 +96,9 @@ def _overrides(hold: Hold, verb: str) -> bool:
     return verb in vars(hold) or getattr(type(hold), verb) is not getattr(Hold, verb)
 
 
-def _nothing(*arguments: Any) -> None:
-    pass
-
-
 def _in_turn(calls: list[Callable[..., None]]) -> Callable[..., None]:
     if len(calls) < 2:  # verbs of a step are called often, and most do nothing or one thing
-        return calls[0] if calls else _nothing
+        return calls[0] if calls else lambda *_: None
 
     def run(*arguments: Any) -> None:
         for call in calls:

@@ -5,7 +5,7 @@ An optimizer's ``state_dict`` holds everything in each case, and can be loaded u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Literal, get_args
 
@@ -29,15 +29,10 @@ _Place = tuple[Any, Any, torch.device]
 
 
 class _StateHold(Hold):
-    """Treats the state of what freezes, and again where an optimizer has loaded another state.
-
-    Args:
-        optimizers: The run's optimizers.
-    """
+    """Treats the state of what freezes, and again where an optimizer has loaded another state."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.needs_refreeze = False
-        """Whether an optimizer was given another state since."""
         self._optimizers = optimizers
         self._frozen = ParamSet()
         self._hooks: list[Any] = []
@@ -109,17 +104,15 @@ class OffloadState(_StateHold):
     def detach(self, bring_back: bool = True) -> None:
         super().detach()
         with suppress(torch.OutOfMemoryError):  # a run that ends must not fail by that: state then stays on the host
-            for parameter, holders in self._offloaded.items() if bring_back else ():
-                for optimizer in list(holders):
-                    self._fetch(optimizer, parameter)
+            if bring_back:
+                self._fetch([(optimizer, p) for p, holders in self._offloaded.items() for optimizer in holders])
         self._offloaded.clear()
         self.synchronize()
         self.wait_for_copies()
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         if self._offloaded:
-            for optimizer, parameter in params.held:
-                self._fetch(id(optimizer), id(parameter))
+            self._fetch((id(optimizer), id(parameter)) for optimizer, parameter in params.held)
 
     def before_clipping(self, step: Step, clipped: bool) -> None:
         self.synchronize()  # what comes next may look at it
@@ -133,8 +126,7 @@ class OffloadState(_StateHold):
 
     def bring(self, params: ParamSet) -> None:
         """Bring the state of some parameters back for a while."""
-        for optimizer, parameter in params.held:
-            self._fetch(id(optimizer), id(parameter))
+        self._fetch((id(optimizer), id(parameter)) for optimizer, parameter in params.held)
         self.synchronize()
 
     def send(self, params: ParamSet) -> None:
@@ -160,10 +152,7 @@ class OffloadState(_StateHold):
             stream.synchronize()
 
     def copy_stream(self) -> AbstractContextManager[Any]:
-        """A context in which device work comes after what comes back, on the copy stream.
-
-        What is made in there may be read after `synchronize`.
-        """
+        """A context on the copy stream, after what comes back; what is made there may be read after `synchronize`."""
         if len(self._coming) != 1:
             self.synchronize()
             return nullcontext()
@@ -179,11 +168,12 @@ class OffloadState(_StateHold):
         for holders in self._offloaded.values():
             holders.pop(id(optimizer), None)
 
-    def _fetch(self, optimizer: int, parameter: int) -> None:
-        holders = self._offloaded.get(parameter, {})
-        for within, key, device in holders.get(optimizer, ()):
-            within[key] = self._to_device(within[key], device)
-        holders.pop(optimizer, None)
+    def _fetch(self, held: Iterable[tuple[int, int]]) -> None:
+        for optimizer, parameter in held:
+            holders = self._offloaded.get(parameter, {})
+            for within, key, device in holders.get(optimizer, ()):
+                within[key] = self._to_device(within[key], device)
+            holders.pop(optimizer, None)
 
     def _to_host(self, tensor: Tensor) -> Tensor:
         if tensor.device.type != "cuda":

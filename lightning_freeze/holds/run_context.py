@@ -14,17 +14,11 @@ from lightning_freeze.errors import UnsupportedError
 
 
 class Unwrapped(NamedTuple):
-    """What `unwrapped` finds.
+    """What `unwrapped` finds."""
 
-    Args:
-        module: The model as its user wrote it; compiled, where it was compiled before it was wrapped.
-        wrapper: The outermost wrapper that distributes it, or the model itself.
-        compiled: Whether `torch.compile` was called on a wrapper, so that its graphs cover the whole model.
-    """
-
-    module: nn.Module
-    wrapper: nn.Module
-    compiled: bool
+    module: nn.Module  # the model as its user wrote it; compiled, where it was compiled before it was wrapped
+    wrapper: nn.Module  # the outermost that distributes it, or the model itself
+    compiled: bool  # whether `torch.compile` was called on a wrapper, so that its graphs cover the whole model
 
 
 def unwrapped(module: nn.Module) -> Unwrapped:

@@ -32,19 +32,15 @@ class ScheduleFreeGuard(Hold):
 
     def __init__(self, steps: Sequence[Step], frozen: Callable[[], Collection[int]]) -> None:
         self._frozen = frozen
-        self._steps = [s for s in steps if all(callable(getattr(s.optimizer, name, None)) for name in _METHODS)]
-        self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
+        self.steps = [s for s in steps if all(callable(getattr(s.optimizer, name, None)) for name in _METHODS)]
+        """Those of the optimizers that exchange weights."""
         # By step: what was frozen at `eval()`, and each parameter with its bits.
-
-    @property
-    def applies(self) -> bool:
-        """Whether any of the optimizers exchanges weights."""
-        return bool(self._steps)
+        self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
 
     def attach(self) -> None:
-        if self._steps:
+        if self.steps:
             _LIVE.add(self)
-        for kind in {kind: None for step in self._steps for kind in type(step.optimizer).__mro__}:
+        for kind in {kind: None for step in self.steps for kind in type(step.optimizer).__mro__}:
             for name in _METHODS:
                 method = vars(kind).get(name)
                 if callable(method) and issubclass(kind, Optimizer) and (kind, name) not in _REPLACED:
@@ -57,10 +53,6 @@ class ScheduleFreeGuard(Hold):
         while _REPLACED and not _LIVE:  # the last that needs them
             (kind, name), method = _REPLACED.popitem()
             setattr(kind, name, method)
-
-    def step_of(self, optimizer: Any) -> Step | None:
-        """Its step, by its param groups, which Lightning's wrapper of an optimizer shares."""
-        return next((step for step in self._steps if step.optimizer.param_groups is optimizer.param_groups), None)
 
     @contextmanager
     def training_weights(self) -> Iterator[None]:
@@ -108,9 +100,9 @@ def _guarded(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     def replacement(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(method, optimizer, *args, **kwargs)
         for guard in _LIVE:
-            step = guard.step_of(optimizer)
-            if step is not None:
-                return getattr(guard, name)(step, call)
+            for step in guard.steps:
+                if step.optimizer.param_groups is optimizer.param_groups:  # which Lightning's wrapper shares
+                    return getattr(guard, name)(step, call)
         return call()
 
     return replacement

@@ -18,11 +18,7 @@ _T = TypeVar("_T")
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
 def _uncompiled(function: Callable[..., _T], *args: Any) -> _T:
-    """Call a hook outside of the graph of a compiled optimizer step.
-
-    What the hooks read changes with each step, such as the counts of updates: compiled with it, every step would need
-    graphs of its own. Only a step that is being compiled takes this detour, which is slower than a hook may be.
-    """
+    """Call a hook outside of the graph of a compiled step: what hooks count would need a graph for each step."""
     return function(*args)
 
 
