@@ -21,7 +21,7 @@ class SkipBackward(Hold):
         manual: Whether the model steps its optimizers itself, so that the next forward may come within the same batch.
         plain_attention: Whether attention's fast path is off meanwhile. In eval mode `torch.nn.MultiheadAttention` takes it
             where nothing requires a gradient, and it rounds otherwise.
-        said: What is said once, and was.
+        logged: The keys of messages that were logged already.
         describe: Says what trains, what is frozen, and where the run is, for messages.
     """
 
@@ -30,7 +30,7 @@ class SkipBackward(Hold):
         shards: Shards | None = None,
         manual: bool = False,
         plain_attention: bool = False,
-        said: set[str] | None = None,
+        logged: set[str] | None = None,
         describe: Callable[[], tuple[str, str, str, str]] = lambda: ("", "", "", ""),
     ) -> None:
         self.active = False
@@ -42,7 +42,7 @@ class SkipBackward(Hold):
         self._plain_attention = plain_attention
         self._describe = describe
         self._fast_attention = True
-        self._said = set() if said is None else said
+        self._logged = set() if logged is None else logged
         self.held: dict[int, nn.Parameter] = {}
         """The parameters whose ``requires_grad`` is off now, by identity."""
         self._frozen = ParamSet()
@@ -100,9 +100,9 @@ class SkipBackward(Hold):
         if not self.held or loss.requires_grad:
             return
         loss.requires_grad_()
-        if "loss" in self._said:
+        if "loss" in self._logged:
             return
-        self._said.add("loss")
+        self._logged.add("loss")
         trainable, frozen, when, place = self._describe()
         warnings.warn(
             f"a loss, {when}, depends on nothing that trains now{place}, so its backward updates nothing: trainable are "

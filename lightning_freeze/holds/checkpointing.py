@@ -28,14 +28,14 @@ class ReentrantInputs(Hold):
 
     Args:
         active: Whether anything is held now.
-        say: Called once, with what was found.
-        said: What is said once, and was.
+        log: Called once, with what was found.
+        logged: The keys of messages that were logged already.
     """
 
-    def __init__(self, active: Callable[[], bool], say: Callable[[str], None], said: set[str] | None = None) -> None:
+    def __init__(self, active: Callable[[], bool], log: Callable[[str], None], logged: set[str] | None = None) -> None:
         self.active = active
-        self._say = say
-        self._said = set() if said is None else said
+        self._log = log
+        self._logged = set() if logged is None else logged
 
     def attach(self) -> None:
         _PATCH.add(self)
@@ -51,13 +51,13 @@ class ReentrantInputs(Hold):
         # One input is enough, the largest: a mask that requires a gradient would send attention to other kernels.
         floating = [n for n, each in enumerate(inputs) if isinstance(each, Tensor) and each.is_floating_point()]
         largest = max(floating, key=lambda number: inputs[number].numel(), default=None)
-        if "reentrant" not in self._said:
-            self._said.add("reentrant")
+        if "reentrant" not in self._logged:
+            self._logged.add("reentrant")
             done = "its input is made to require one. With `use_reentrant=False` there is nothing to fix."
             cannot = (
                 "it has no floating-point input to require one: use `use_reentrant=False`, or `skip_backward: false`."
             )
-            self._say(
+            self._log(
                 f"freeze: reentrant checkpointing ({getattr(function, '__qualname__', type(function).__qualname__)}) above "
                 f"frozen layers would give what trains there no gradient; {cannot if largest is None else done}"
             )

@@ -1,4 +1,4 @@
-"""The layers of FSDP2: resharded before anybody looks, prepared again where they train late."""
+"""The layers of FSDP2: resharded before their parameters are read, prepared again where they train late."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class _StateHold(Hold):
 
 
 class ResetState(_StateHold):
-    """Drops the state of what freezes, which starts anew when it trains, as in BAdam (arXiv 2404.02827)."""
+    """Drops the state of what freezes, so that it starts from none when it trains, as in BAdam (arXiv 2404.02827)."""
 
     def _treat(self, params: ParamSet) -> None:
         for optimizer, parameter in params.held:

@@ -58,7 +58,7 @@ class LearningRateFactors(_ForOneStep):
 def exclude(optimizer: Optimizer, frozen: Collection[int]) -> Restore:
     """Exclude these parameters, by identity, from the param groups; the result restores.
 
-    A param group of which nothing remains is excluded as a whole, and its step counter with it.
+    A param group that becomes empty is excluded as a whole, and its step counter with it.
     """
     whole = list(optimizer.param_groups)
     lists: list[tuple[list[Any], list[Any]]] = []  # the list itself, and what it held
@@ -89,7 +89,7 @@ def split_groups(optimizer: Optimizer, factors: Mapping[int, float]) -> Restore:
     """Split param groups by the learning-rate factor of each parameter's identity; the result merges."""
     whole = list(optimizer.param_groups)
     groups: list[ParamGroup] = []
-    parts: list[tuple[ParamGroup, ParamGroup, ParamGroup]] = []  # of which group, itself, and as it was made
+    parts: list[tuple[ParamGroup, ParamGroup, ParamGroup]] = []  # the group, the part, and the part as it was made
     for group in whole:
         indices: dict[float, list[int]] = {}
         for index, parameter in enumerate(group["params"]):

@@ -80,8 +80,8 @@ def refuse_flattened(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if getattr(parameter, "_is_flat_param", False):  # its type is plain Parameter
             raise UnsupportedError(
-                f"{name!r} is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be told "
-                "apart. Use use_orig_params=True, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
+                f"{name!r} is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be "
+                "distinguished. Use use_orig_params=True, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
             )
         if hasattr(parameter, "ds_id"):
             raise UnsupportedError(
@@ -111,7 +111,7 @@ class RunContext:
         device: Where processes exchange what is small; by default that of the model's first parameter.
         local_sgd: Whether weights differ between processes, and are averaged now and then.
         compiled: Whether code is compiled around both, so that neither shows it.
-        variable_batch_size: Whether batches may differ in size, each of which needs compiled graphs of its own.
+        variable_batch_size: Whether batches may differ in size, so that compiled code needs graphs for each size.
     """
 
     module: nn.Module

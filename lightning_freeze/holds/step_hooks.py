@@ -59,13 +59,13 @@ class StepHooks:
 
     The last moment comes right before a step; where the step has a closure, right after that, and the closure finds the
     param groups restored. ``step_begins`` comes first where the optimizer acts before its closure. The last moment is
-    ``restore``, ``arrives``, a note of which groups have a gradient, and ``before_step``. After a step that truly ran come
+    ``restore``, ``before_holds``, a note of which groups have a gradient, and ``before_step``. After a step that truly ran come
     ``after_step`` and ``ran``. torch runs no hook after a step that raised, so `restore` is to be called when a batch begins.
 
     Args:
         steps: The optimizers and what they hold.
         holds: What is called at the moments.
-        arrives: Called with a step at its last moment, before anything is held.
+        before_holds: Called with a step at its last moment, before the holds are.
         ran: Called with a step after it ran.
     """
 
@@ -73,13 +73,13 @@ class StepHooks:
         self,
         steps: Sequence[Step],
         holds: Hold,
-        arrives: Callable[[Step], None] = lambda step: None,
+        before_holds: Callable[[Step], None] = lambda step: None,
         ran: Callable[[Step], None] = lambda step: None,
     ) -> None:
         self.steps = tuple(steps)
         self._by_optimizer = {id(step.optimizer): step for step in steps}
         self._holds = holds
-        self._arrives = arrives
+        self._before_holds = before_holds
         self._ran = ran
         self._undo: list[Callable[[], None]] = []
         self.last_moment = True
@@ -92,7 +92,7 @@ class StepHooks:
             self._undo.append(_let_run_hooks(optimizer))
             self._undo.append(optimizer.register_step_pre_hook(self._before).remove)
             self._undo.append(optimizer.register_step_post_hook(self._after).remove)
-            if step.excludes:  # before hooks that somebody has registered earlier
+            if step.excludes:  # before hooks that were registered earlier
                 first = optimizer.register_step_post_hook(self._restore)
                 optimizer._optimizer_step_post_hooks.move_to_end(first.id, last=False)  # type: ignore[attr-defined]
                 self._undo.append(first.remove)
@@ -145,7 +145,7 @@ class StepHooks:
             return _uncompiled(StepHooks._last_moment, self, step)
         step.attempted = True
         self._holds.restore(step)  # where the step before failed, or this one is within another
-        self._arrives(step)
+        self._before_holds(step)
         step.note()
         if self.last_moment:
             self._holds.before_step(step)
