@@ -1,8 +1,7 @@
 """Reentrant checkpointing above a frozen bottom: its segments find no input that requires a gradient, and give none.
 
 ``torch.utils.checkpoint(…, use_reentrant=True)`` is one autograd function of its inputs alone. Where none of them requires
-a gradient, as above a bottom that is frozen by ``requires_grad=False``, the parameters within get none either, whatever
-trains there (torch's documentation of `torch.utils.checkpoint.checkpoint` names this limitation).
+a gradient, the parameters within get none either, as the documentation of `torch.utils.checkpoint.checkpoint` says.
 """
 
 from __future__ import annotations

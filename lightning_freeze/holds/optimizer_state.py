@@ -1,7 +1,4 @@
-"""The optimizer state of what is frozen: kept, dropped, or offloaded to host memory until it trains again.
-
-An optimizer's ``state_dict`` holds everything in each case, and can be loaded under any other.
-"""
+"""The optimizer state of what is frozen: kept, dropped, or offloaded to host memory; a ``state_dict`` holds all of it."""
 
 from __future__ import annotations
 
@@ -24,8 +21,9 @@ SHORTEST = 10
 
 _SMALL = 4096  # bytes; what is smaller is not worth a copy of its own (Adam's step counters)
 
-_Place = tuple[Any, Any, torch.device]
-"""Where a tensor of state belongs: the dict or list that holds it, its key there, and its device."""
+_Place = tuple[
+    Any, Any, torch.device
+]  # of a tensor of state: the dict or list that holds it, its key there, its device
 
 
 class _StateHold(Hold):
@@ -152,7 +150,7 @@ class OffloadState(_StateHold):
             stream.synchronize()
 
     def copy_stream(self) -> AbstractContextManager[Any]:
-        """A context on the copy stream, after what comes back; what is made there may be read after `synchronize`."""
+        """A context on the copy stream, after what comes back; results may be read after `synchronize`."""
         if len(self._coming) != 1:
             self.synchronize()
             return nullcontext()

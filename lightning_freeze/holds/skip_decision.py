@@ -41,31 +41,27 @@ class Decision:
     reducer: DistributedDataParallel | None = None
 
 
-def choose(
-    option: SkipBackward, run: RunContext, sets: Iterable[frozenset[str]], groups: Mapping[int, str]
-) -> Decision:
+def choose(mode: SkipBackward, run: RunContext, sets: Iterable[frozenset[str]], groups: Mapping[int, str]) -> Decision:
     """Decide whether to skip the backward work of what is frozen.
 
     Args:
-        option: What the user chose.
-        run: What is known of the run.
         sets: The trainable sets of the schedule; only read where code is compiled.
         groups: Identity of a parameter to its group, of those that are frozen at times.
 
     Raises:
-        UnsupportedError: The user chose True where that is not safe.
+        UnsupportedError: The mode is True where that is not safe.
     """
-    if option is False:
+    if mode is False:
         return Decision(False, "as asked by `skip_backward: false`")
     why, fix = next(chain(_unsafe(run), _recompiles(run, sets, groups)), ("", ""))
-    if why and option == "auto":
+    if why and mode == "auto":
         return Decision(False, f"{why}; {fix}")
     if why:
         raise UnsupportedError(
             f"`skip_backward` is true, which is not safe here: {why}. Set `skip_backward: auto`, which then only sets the "
             f"gradients to None; or, to skip: {fix}."
         )
-    if option == "auto" and run.manual_optimization:
+    if mode == "auto" and run.manual_optimization:
         return Decision(
             False,
             "the model steps its optimizers itself, so what trains can change within a batch (`skip_backward: true` skips "

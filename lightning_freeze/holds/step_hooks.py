@@ -168,10 +168,10 @@ class StepHooks:
             self._holds.restore(step)
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is None or float(found_inf) == 0:  # else the fused kernel has skipped the step by itself
-            # Frozen gradients were set to None at the last moment. Only a hook that runs after ours makes them for one
-            # parameter alone; without such a hook, one parameter of each group shows those that the step itself makes.
-            all_of_them = not self.last_moment or len(optimizer._optimizer_step_pre_hooks) > 1
-            looked_at = step.frozen if all_of_them else step.samples
+            # A frozen gradient, set to None at the last moment, can only come from a hook that runs after ours or from the
+            # step itself. Without such a hook, one parameter of each group is enough to see it.
+            look_at_all = not self.last_moment or len(optimizer._optimizer_step_pre_hooks) > 1
+            looked_at = step.frozen if look_at_all else step.samples
             step.leaked = [parameter for parameter in looked_at if parameter.grad is not None]
             self._holds.after_step(step)
             self._ran(step)
