@@ -60,7 +60,8 @@ def exclude(optimizer: Optimizer, frozen: Collection[int]) -> Restore:
 
     A param group that becomes empty is excluded as a whole, and its step counter with it.
     """
-    whole = list(optimizer.param_groups)
+    groups = optimizer.param_groups
+    whole = list(groups)
     lists: list[tuple[list[Any], list[Any]]] = []  # the list itself, and what it held
     for group in whole:
         stays = [id(parameter) not in frozen for parameter in group["params"]]
@@ -72,8 +73,8 @@ def exclude(optimizer: Optimizer, frozen: Collection[int]) -> Restore:
                 lists.append((held, list(held)))
                 held[:] = [each for each, stay in zip(held, stays, strict=True) if stay]
     shown = [group for group in whole if group["params"]]
-    optimizer.param_groups[:] = shown  # in place, here and below: a wrapper around the optimizer may share the list
-    return partial(_include, optimizer.param_groups, whole, shown, lists)
+    groups[:] = shown  # in place, here and below: a wrapper around the optimizer may share the list
+    return partial(_include, groups, whole, shown, lists)
 
 
 def _include(
