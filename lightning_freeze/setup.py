@@ -19,23 +19,21 @@ from lightning_freeze.holds.backward import SkipBackward as SkipHold
 from lightning_freeze.holds.checkpointing import ReentrantInputs
 from lightning_freeze.holds.ddp import ZeroGradsForDDP
 from lightning_freeze.holds.eval_mode import EvalModes
-from lightning_freeze.holds.gradients import EmptyBeforeScaler, SetGradsToNone
+from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.holds.hold import Hold, Holds
-from lightning_freeze.holds.optimizer_state import OptimizerState
+from lightning_freeze.holds.optimizer_state import OffloadState, OptimizerState, ResetState
 from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFactors
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
-from lightning_freeze.holds.state_holds import OffloadState, ResetState
 from lightning_freeze.plan.groups import Groups, Rest
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
-from lightning_freeze.probe.clone import nested_optimizers
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
-from lightning_freeze.probe.state_reset import supports_state_reset
-from lightning_freeze.probe.step_counters import first_update
+from lightning_freeze.probe.proxies import nested_optimizers
+from lightning_freeze.probe.step_counters import first_update, supports_state_reset
 from lightning_freeze.probe.verdict import hold_method
 from lightning_freeze.report.records import Record
 
@@ -182,7 +180,9 @@ def learn(
         found = probe_optimizer(step.optimizer, closures)
         yield step.index, found
         late = sorted(freezable - plan.trains(plan.start(), step.index) - forever)
-        method = hold_method(found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=audited)
+        method = hold_method(
+            found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=audited
+        )
         step.excludes, step.reads_before_closure = method == "excluded", found.reads_before_closure
         if method == "excluded":
             say(
@@ -323,7 +323,7 @@ def build_holds(
             buffers_held=options.eval_modules,
             suspects=audit.suspects,
             offload=offload,
-            training_weights=guard.training_weights if guard.applies else nullcontext,
+            training_weights=guard.training_weights if guard.steps else nullcontext,
             split=audit.split,
         )
     holds: list[Hold | None] = [
@@ -333,9 +333,8 @@ def build_holds(
         weights,
         offload,
         skip if decision.skips else None,
-        ZeroGradsForDDP(decision.reducer, lambda: skip.held) if decision.reducer is not None else None,
-        ReentrantInputs(skip.holds_something, run.say, run.said) if decision.skips else None,
-        EmptyBeforeScaler(),
+        ZeroGradsForDDP(decision.reducer, lambda: [*skip.held.values()]) if decision.reducer is not None else None,
+        ReentrantInputs(lambda: bool(skip.held), run.say, run.said) if decision.skips else None,
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
         LearningRateFactors() if rated else None,

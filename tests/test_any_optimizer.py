@@ -20,7 +20,7 @@ from lightning_freeze import (
     Phases,
     UnsupportedError,
 )
-from lightning_freeze.holds.param_groups import LeftOut
+from lightning_freeze.holds.param_groups import exclude
 from lightning_freeze.plan.schedule import Schedule
 from tests.conftest import Net, batches
 from tests.observer import Snapshots
@@ -176,9 +176,9 @@ def test_factors_on_rates_and_leaving_out_go_together(trainer: Any) -> None:
             loss = model.training_step(batch, 0)
             assert loss is not None
             loss.backward()
-            left = LeftOut(optimizer, {id(model.layer1.weight)} if step % 6 < 3 else set())
+            restore = exclude(optimizer, {id(model.layer1.weight)} if step % 6 < 3 else set())
             optimizer.step()
-            left.put_back()
+            restore()
             values.append(model.layer1.weight.detach().numpy().tobytes())
         return values
 

@@ -261,7 +261,7 @@ def test_a_smaller_last_batch_is_counted_with_each_set(limit: int, skips: bool, 
     assert scheduler.controller.backward.skips == skips  # type: ignore[union-attr]
     assert same(weights(model), weights(expected))
     if not skips:
-        assert "for each size of a batch" in scheduler.controller.backward.why  # type: ignore[union-attr]
+        assert "for each batch size" in scheduler.controller.backward.why  # type: ignore[union-attr]
         assert "drop_last=True" in scheduler.controller.backward.why  # type: ignore[union-attr]
 
 

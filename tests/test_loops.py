@@ -248,10 +248,8 @@ def test_a_backward_past_the_wrapper_is_found_as_ranks_that_go_apart(found: Any)
 def test_a_wrapper_that_the_controller_never_saw_is_not_skipped_under(found: Any) -> None:
     first, second = found("odd")
     assert not first["skips"]
-    assert "it is not known what shares the run among 2 processes" in first["why"]
-    assert first["why"].endswith(
-        "hand over what is called in the model's place, such as DistributedDataParallel(model)"
-    )
+    assert "something unknown distributes the run over 2 processes" in first["why"]
+    assert first["why"].endswith("pass what is called in the model's place, such as DistributedDataParallel(model)")
     assert first["prints"] == second["prints"]
 
 
@@ -439,7 +437,7 @@ def test_skipping_by_force_under_an_unknown_wrapper_is_refused() -> None:
     model = small()
     controller = FreezeController(model, Every({"a": 3}, of="b"), skip_backward=True)
     with pytest.raises(
-        UnsupportedError, match=r"not known what shares the run among 2 processes.*DistributedDataParallel"
+        UnsupportedError, match=r"something unknown distributes the run over 2 processes.*DistributedDataParallel"
     ):
         controller.attach(adamw(model), run=RunContext(model, model, world=2))
 

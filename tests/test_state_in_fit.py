@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_freeze import FreezeAudit, FreezeScheduler, FreezeViolation, Phase, Phases
-from lightning_freeze.holds import optimizer_state as gate_state
-from lightning_freeze.holds.optimizer_state import SHORTEST, FrozenState
+from lightning_freeze.holds import optimizer_state
+from lightning_freeze.holds.optimizer_state import SHORTEST, OffloadState
 from tests.conftest import Net, batches
 from tests.observer import same
 
@@ -27,7 +27,7 @@ def in_turn(slow: int = LONG, fast: int = LONG) -> Phases:
 def moves(monkeypatch: Any) -> dict[str, int]:
     """The CPU stands in for an accelerator; tensors moved are counted."""
     seen = {"out": 0, "back": 0}
-    out, back = FrozenState._to_host, FrozenState._to_device
+    out, back = OffloadState._to_host, OffloadState._to_device
 
     def to_host(self: Any, tensor: Any) -> Any:
         seen["out"] += 1
@@ -37,9 +37,9 @@ def moves(monkeypatch: Any) -> dict[str, int]:
         seen["back"] += 1
         return back(self, *arguments)
 
-    monkeypatch.setattr(gate_state, "_on_accelerator", lambda tensor: tensor.numel() > 1)
-    monkeypatch.setattr(FrozenState, "_to_host", to_host)
-    monkeypatch.setattr(FrozenState, "_to_device", to_device)
+    monkeypatch.setattr(optimizer_state, "_on_accelerator", lambda tensor: tensor.numel() > 1)
+    monkeypatch.setattr(OffloadState, "_to_host", to_host)
+    monkeypatch.setattr(OffloadState, "_to_device", to_device)
     return seen
 
 

@@ -13,9 +13,9 @@ from lightning_freeze.audit.fingerprint import Digest
 from lightning_freeze.audit.frozen import HERE, Change, FrozenAudit, Watched
 from lightning_freeze.audit.moved import MovedAudit
 from lightning_freeze.holds.hold import Hold
-from lightning_freeze.holds.state_holds import OffloadState
+from lightning_freeze.holds.optimizer_state import OffloadState
 from lightning_freeze.plan.groups import Member
-from lightning_freeze.plan.membership import OptimizerIndex, Membership, ParamSet, Split, Step
+from lightning_freeze.plan.membership import Membership, OptimizerIndex, ParamSet, Split, Step
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.proxies import nested_optimizers

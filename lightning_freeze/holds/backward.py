@@ -1,8 +1,4 @@
-"""Skipping the backward work of what is frozen: ``requires_grad`` is off while a batch runs.
-
-A parameter with ``requires_grad=False`` gets no gradient, and autograd keeps nothing for it in forward and computes
-nothing for it in backward. `holds/skip_decision.py` says where that is safe.
-"""
+"""Skips the backward work of what is frozen, while a batch runs; `holds/skip_decision.py` says where that is safe."""
 
 from __future__ import annotations
 
@@ -18,25 +14,15 @@ from lightning_freeze.plan.membership import ParamSet, Split
 
 
 class SkipBackward(Hold):
-    """Turns ``requires_grad`` off for what is frozen, and on again; the gradients of what freezes are given up.
+    """Turns ``requires_grad`` off for what is frozen, whose gradients are set to None, and on again.
 
     Args:
         shards: The layers of FSDP2, which must show their own parameters, and be prepared where they train late.
         manual: Whether the model steps its optimizers itself, so that the next forward may come within the same batch.
         plain_attention: Whether attention's fast path is off meanwhile. In eval mode `torch.nn.MultiheadAttention` takes it
             where nothing requires a gradient, and it rounds otherwise.
-        said: What is said once, and was.
+        logged: The keys of messages that were logged already.
         describe: Says what trains, what is frozen, and where the run is, for messages.
-
-    Example:
-        >>> layer = nn.Linear(2, 1)
-        >>> skip = SkipBackward()
-        >>> skip.turn_off([layer.bias])
-        >>> layer.weight.requires_grad, layer.bias.requires_grad
-        (True, False)
-        >>> skip.pause()
-        >>> layer.bias.requires_grad
-        True
     """
 
     def __init__(
@@ -44,49 +30,41 @@ class SkipBackward(Hold):
         shards: Shards | None = None,
         manual: bool = False,
         plain_attention: bool = False,
-        said: set[str] | None = None,
+        logged: set[str] | None = None,
         describe: Callable[[], tuple[str, str, str, str]] = lambda: ("", "", "", ""),
     ) -> None:
         self.active = False
         """Whether backward makes no gradients of what is frozen now."""
         self.allowed = True
-        """Whether it is to; taken back where code was compiled since."""
+        """Whether it may; revoked where code was compiled since."""
         self._shards = Shards(nn.Module()) if shards is None else shards
         self._manual = manual
         self._plain_attention = plain_attention
         self._describe = describe
         self._fast_attention = True
-        self._said = set() if said is None else said
-        self._held: dict[int, nn.Parameter] = {}
+        self._logged = set() if logged is None else logged
+        self.held: dict[int, nn.Parameter] = {}
+        """The parameters whose ``requires_grad`` is off now, by identity."""
         self._frozen = ParamSet()
 
-    @property
-    def held(self) -> list[nn.Parameter]:
-        """What has ``requires_grad`` off now, by this hold."""
-        return list(self._held.values())
-
-    def holds_something(self) -> bool:
-        """Whether anything is held now."""
-        return bool(self._held)
-
     def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
-        """These get no gradients from here on; what was frozen by the user is left alone."""
-        before = bool(self._held)
+        """These get no gradients from here on, except those that require none already."""
+        before = bool(self.held)
         for parameter in parameters:
             if parameter.requires_grad:
-                self._held[id(parameter)] = parameter
+                self.held[id(parameter)] = parameter
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
-        if self._held and not before and self._plain_attention:
+        if self.held and not before and self._plain_attention:
             self._fast_attention = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
-        """These get their gradients again."""
+        """Those of these that are held get their gradients again."""
         for parameter in parameters:
-            if self._held.pop(id(parameter), None) is not None:
+            if self.held.pop(id(parameter), None) is not None:
                 parameter.requires_grad = True
-                if not self._held and self._plain_attention:
+                if not self.held and self._plain_attention:
                     torch.backends.mha.set_fastpath_enabled(self._fast_attention)
 
     def decided(self, split: Split) -> None:
@@ -102,7 +80,7 @@ class SkipBackward(Hold):
         self._frozen = split.frozen
         if self.active:
             self.turn_off(params)
-            self._shards.settle()
+            self._shards.prepare()
 
     def before_forward(self) -> None:
         if self.allowed and not self.active:
@@ -110,7 +88,7 @@ class SkipBackward(Hold):
             self.active = True
 
     def pause(self) -> None:
-        self.turn_on(self.held)
+        self.turn_on([*self.held.values()])
         self.active = False
 
     def detach(self, bring_back: bool = True) -> None:
@@ -118,37 +96,33 @@ class SkipBackward(Hold):
         self._frozen = ParamSet()
 
     def before_backward(self, loss: Tensor) -> None:
-        """Let a loss that depends on nothing that trains go through, and update nothing.
-
-        So it would without skipping, where its gradients of frozen parameters are set to None. It is warned of once; torch
-        would say that an element of the loss "does not require grad".
-        """
-        if not self._held or loss.requires_grad:
+        """Let a loss that depends on nothing that trains update nothing, as without skipping, in place of torch's error."""
+        if not self.held or loss.requires_grad:
             return
         loss.requires_grad_()
-        if "loss" in self._said:
+        if "loss" in self._logged:
             return
-        self._said.add("loss")
+        self._logged.add("loss")
         trainable, frozen, when, place = self._describe()
         warnings.warn(
             f"a loss, {when}, depends on nothing that trains now{place}, so its backward updates nothing: trainable are "
-            f"{trainable}; frozen are {frozen}. If it is to update something, put a group that it depends on into the "
-            "phase. If it does depend on what trains, an autograd function of its own hands on no gradient above a frozen "
-            "bottom: set `skip_backward: false`.",
+            f"{trainable}; frozen are {frozen}. To update something, put a group that it depends on into the phase. If it "
+            "does depend on what trains, an autograd function passes no gradient on above a frozen bottom: set "
+            "`skip_backward: false`.",
             stacklevel=2,
         )
 
     def explain(self, error: BaseException) -> None:
-        if self._held and isinstance(error, RuntimeError) and "does not require grad" in str(error):
+        if self.held and isinstance(error, RuntimeError) and "does not require grad" in str(error):
             error.add_note(
                 f"freeze: {self._describe()[1]} are frozen now, and have requires_grad=False meanwhile. Code that asks for "
                 "their gradients itself (`torch.autograd.grad`) needs `skip_backward: false`."
             )
 
     def _hold(self) -> None:
-        """From here on backward makes no gradients of what is frozen, and of nothing else."""
+        """Hold what is frozen, and nothing else."""
         self._shards.close()
         frozen = {id(parameter) for parameter in self._frozen}
-        self.turn_on(parameter for parameter in self.held if id(parameter) not in frozen)
+        self.turn_on([parameter for key, parameter in self.held.items() if key not in frozen])
         self.turn_off(self._frozen)
-        self._shards.settle()
+        self._shards.prepare()

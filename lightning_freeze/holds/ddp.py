@@ -16,8 +16,8 @@ from lightning_freeze.plan.membership import Step
 class ZeroGradsForDDP(Hold):
     """After a backward that synchronises, sends zero gradients for the parameters whose backward was skipped.
 
-    Without them plain DDP raises in the next forward, which finds parameters that it still waits for, or, where there is
-    no next one, leaves the ranks with gradients that were never averaged.
+    Without them the next forward of plain DDP raises, since the reducer still waits, or, where there is no next one, the
+    ranks keep gradients that were never averaged.
 
     Args:
         reducer: The DistributedDataParallel around the model.
@@ -32,8 +32,7 @@ class ZeroGradsForDDP(Hold):
     def after_backward(self, steps: Sequence[Step]) -> None:
         self._sent = True
         frozen = self._held()
-        # Within an accumulation nothing is averaged, and the reducer does not listen.
-        if not frozen or not self._reducer.require_backward_grad_sync:
+        if not frozen or not self._reducer.require_backward_grad_sync:  # within an accumulation nothing is averaged
             return
         zeros: list[Tensor] = [parameter.new_zeros(()).expand_as(parameter) for parameter in frozen]
         for parameter in frozen:
@@ -44,18 +43,12 @@ class ZeroGradsForDDP(Hold):
             parameter.grad = None
 
     def before_step(self, step: Step) -> None:
-        """The reducer must have its gradients.
-
-        Raises:
-            RuntimeError: It has not, since the last step.
-        """
         if not step.has_gradients:
             return
         if self._held() and not self._sent:
             raise RuntimeError(
                 "`after_backward()` was not called between a backward and this step. Under DDP without "
-                "find_unused_parameters, frozen groups are told to the reducer there, without which gradients are not "
-                "averaged. Call it after each backward, or set `skip_backward=False`, or build DDP with "
-                "find_unused_parameters=True."
+                "find_unused_parameters it sends zero gradients for frozen groups, without which none are averaged. Call "
+                "it after each backward, or set `skip_backward=False`, or build DDP with find_unused_parameters=True."
             )
         self._sent = False

@@ -1,4 +1,4 @@
-"""Holding frozen modules in eval mode, and giving every module its mode back."""
+"""Frozen modules held in eval mode, until each gets its own mode back."""
 
 from __future__ import annotations
 
@@ -11,34 +11,30 @@ from lightning_freeze.plan.membership import Split
 
 
 class EvalModes(Hold):
-    """Keeps modules in eval mode while they are frozen: batch-norm statistics, dropout and spectral norm stay as they are."""
+    """Keeps frozen modules in eval mode: batch-norm statistics, dropout and spectral norm stay as they are."""
 
     def __init__(self) -> None:
         self._held: dict[int, tuple[Module, bool]] = {}
         self._frozen: Sequence[Module] = ()
 
     def decided(self, split: Split) -> None:
-        self._frozen = [module for _, module in split.frozen_modules]
-        self.hold(self._frozen)
+        self.hold([module for _, module in split.frozen_modules])
 
     def before_forward(self) -> None:
         self.hold(self._frozen)
 
     def detach(self, bring_back: bool = True) -> None:
-        self._frozen = ()
-        self.release()
+        self.hold(())
 
     def hold(self, modules: Sequence[Module]) -> None:
         """Hold exactly these; the others get back the mode that they had."""
+        self._frozen = modules
         wanted = {id(module) for module in modules}
         for key in [key for key in self._held if key not in wanted]:
             module, training = self._held.pop(key)
             module.training = training
+        # All modes are read before any is set: what `torch.compile` returns has the mode of the module inside.
+        self._held.update({id(module): (module, module.training) for module in modules if id(module) not in self._held})
         for module in modules:
-            if id(module) not in self._held:
-                self._held[id(module)] = (module, module.training)
-            module.training = False
-
-    def release(self) -> None:
-        """Give every module back the mode that it had."""
-        self.hold(())
+            if module.training:
+                module.training = False

@@ -1,4 +1,4 @@
-"""The layers of FSDP2: resharded before anybody looks, prepared where they train late."""
+"""The layers of FSDP2: resharded before their parameters are read, prepared again where they train late."""
 
 from __future__ import annotations
 
@@ -8,33 +8,26 @@ from torch import nn
 
 
 class Shards:
-    """The layers of FSDP2 in a model, as the gate and the audit need them.
+    """The layers of FSDP2 in a model; without any there is nothing to do, and other processes are sent nothing.
 
     A forward without a backward, such as validation's, leaves the outermost layer unsharded: its module then shows other
-    parameters than those that the optimizer holds, and keeps the ``requires_grad`` of before. `close` ends that.
+    parameters than the optimizer holds, with the ``requires_grad`` of before. `close` reshards it.
 
-    A layer that was frozen as a whole when it was first used must be prepared anew once it trains. FSDP2 takes the dtype of
-    a layer's gradients from those of its parameters that require one at its first forward; where none does, it later refuses
-    its gradients under a mixed precision policy ("attempting to assign a gradient with dtype …"). `settle` sees to that.
-
-    Neither sends a message to other processes.
-
-    Args:
-        module: The model; without FSDP2 there is nothing to do.
+    At a layer's first forward, FSDP2 takes the dtype of its gradients from those of its parameters that require one. Where
+    none does, it later refuses gradients under mixed precision ("attempting to assign a gradient with dtype …"), unless
+    `prepare` lets it look again.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._layers: list[Any] = [
-            each
-            for each in module.modules()
-            if hasattr(each, "set_requires_gradient_sync") and hasattr(each, "reshard")
+            m for m in module.modules() if hasattr(m, "set_requires_gradient_sync") and hasattr(m, "reshard")
         ]
         self.close()
-        owners: dict[int, tuple[Any, nn.Parameter]] = {}
+        owners: dict[nn.Parameter, Any] = {}
         for each in self._layers:  # outer ones first: what an inner one holds is its own
-            owners.update({id(parameter): (each, parameter) for parameter in each.parameters()})
+            owners.update(dict.fromkeys(each.parameters(), each))
         self._late: dict[Any, list[nn.Parameter]] = {}
-        for layer, parameter in owners.values():
+        for parameter, layer in owners.items():
             self._late.setdefault(layer, []).append(parameter)
         self._begun = False
 
@@ -43,16 +36,14 @@ class Shards:
         for layer in self._layers:
             layer.reshard()
 
-    def settle(self) -> None:
-        """What is to require gradients now does so: remember what does not at first, and prepare it when it does."""
-        if not self._begun:
-            self._begun = True
-            self._late = {layer: held for layer, held in self._late.items() if not any(p.requires_grad for p in held)}
-            return
+    def prepare(self) -> None:
+        """Remember which layers require no gradient at first, and prepare each when it does."""
         for layer, held in list(self._late.items()):
             if any(parameter.requires_grad for parameter in held):
-                _prepare(layer)
+                if self._begun:
+                    _prepare(layer)
                 del self._late[layer]
+        self._begun = True
 
 
 def _prepare(layer: Any) -> None:
@@ -63,8 +54,6 @@ def _prepare(layer: Any) -> None:
         for group in [state._fsdp_param_group] if groups is None else groups:
             if group is not None:
                 group.lazy_init()
-    except (
-        AttributeError
-    ):  # private names that another torch does not have: this does it, too, with a message for each layer
+    except AttributeError:  # in a torch with other private names; this works, too, with a message for each layer
         layer.unshard()
         layer.reshard()

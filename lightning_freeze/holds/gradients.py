@@ -1,4 +1,4 @@
-"""Gradients of frozen parameters set to None: before clipping, again at the last moment, and before a GradScaler looks."""
+"""Gradients of frozen parameters set to None: after backward, before clipping, and right before the step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ def set_to_none(step: Step) -> None:
 
 
 class SetGradsToNone(Hold):
-    """Before clipping, so that frozen gradients are not counted into the norm, and right before the step.
+    """Sets frozen gradients to None.
+
+    After backward, so that an infinity in one does not let a GradScaler skip the step of what trains; before clipping,
+    so that none counts into the norm; and right before the step.
 
     Args:
-        skipping: Whether backward makes no frozen gradients now; then one parameter of each group tells, before a step that
-            is not clipped, whether somebody else did.
+        skipping: Whether backward makes no frozen gradients now. Then, before a step that is not clipped, one parameter of
+            each group shows whether something else made them.
     """
 
     def __init__(self, skipping: Callable[[], bool] = lambda: False) -> None:
         self._skipping = skipping
+
+    def after_backward(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if step.trainable:  # a scaler fails for an optimizer that has no gradient at all
+                set_to_none(step)
 
     def before_clipping(self, step: Step, clipped: bool) -> None:
         if clipped or not self._skipping():
@@ -33,20 +41,5 @@ class SetGradsToNone(Hold):
                 return set_to_none(step)
         return None
 
-    def step_begins(self, step: Step) -> None:
-        set_to_none(step)
-
-    def before_step(self, step: Step) -> None:
-        set_to_none(step)
-
-
-class EmptyBeforeScaler(Hold):
-    """After each backward: an infinity in a frozen gradient must not skip the step of what trains.
-
-    An optimizer that is frozen as a whole is left its gradients until its step, since a scaler fails that finds none.
-    """
-
-    def after_backward(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            if step.trainable:
-                set_to_none(step)
+    step_begins = staticmethod(set_to_none)
+    before_step = staticmethod(set_to_none)

@@ -1,8 +1,9 @@
-"""The protocol that everything speaks which keeps frozen parameters as they are."""
+"""The protocol of everything that keeps frozen parameters as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
@@ -11,31 +12,28 @@ from lightning_freeze.plan.membership import Membership, ParamSet, Split, Step
 
 
 class Hold:
-    """One thing that freezing takes; every method does nothing.
-
-    A run calls them in a fixed order, down the list of its holds; those marked (R) up the list.
-    """
+    """One thing that freezing takes; every verb does nothing, and runs down the list of holds, or up where marked (R)."""
 
     def attach(self) -> None:
         """The run is set up: hook into it."""
 
     def begin(self) -> None:
-        """Everything is restored; may come twice."""
+        """Training begins, with everything restored; may come twice."""
 
     def rebind(self, members: Membership) -> None:
-        """Optimizers hold other parameters; everything was thawed just before, and freezes again after."""
+        """Optimizers hold other parameters; everything was thawed before, and freezes again after."""
 
     def detach(self, bring_back: bool = True) -> None:
         """(R) Undo everything; idempotent. Each is tried, whatever another raises.
 
         Args:
-            bring_back: Whether state that was moved comes back: a Trainer takes it to the host anyway as it ends.
+            bring_back: Whether offloaded state comes back: a Trainer moves it to the host anyway as it ends.
         """
 
     # --- what trains
 
     def decided(self, split: Split) -> None:
-        """What is to train is known: right after the step that ended a set, or as a batch begins."""
+        """What is to train is known: right after the step that ended a set, or when a batch begins."""
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         """(R) These train from here on; always before `freeze`."""
@@ -46,16 +44,16 @@ class Hold:
     # --- a batch
 
     def before_forward(self) -> None:
-        """Hold again what a pause has released, and what a load or a call of ``train()`` has undone."""
+        """Hold again what a pause released, or a load or ``train()`` undid."""
 
     def before_backward(self, loss: Tensor) -> None:
-        """A loss is about to be derived."""
+        """Backward begins from a loss."""
 
     def after_backward(self, steps: Sequence[Step]) -> None:
-        """A backward has ended."""
+        """Backward has ended."""
 
     def pause(self) -> None:
-        """Validation, or an epoch's end: release what would be seen, until the next `before_forward`."""
+        """Validation, or an epoch's end: release what would be seen, until `before_forward`."""
 
     def explain(self, error: BaseException) -> None:
         """Add a note to an error that comes from this hold."""
@@ -63,13 +61,13 @@ class Hold:
     # --- a step of one optimizer
 
     def before_clipping(self, step: Step, clipped: bool) -> None:
-        """Gradients are whole, and clipping may follow."""
+        """Gradients are complete, and clipping may follow."""
 
     def step_begins(self, step: Step) -> None:
         """Before a step whose optimizer acts before it calls its closure."""
 
     def restore(self, step: Step) -> None:
-        """(R) Param groups as their owner made them; idempotent."""
+        """(R) Param groups become those that their owner made; idempotent."""
 
     def before_step(self, step: Step) -> None:
         """The last moment before the step; ``step.updated`` is known."""
@@ -83,44 +81,24 @@ _VERBS = [name for name, value in vars(Hold).items() if callable(value) and not 
 
 
 class Holds(Hold):
-    """Holds in their order, as one: each verb calls those that do something.
-
-    Args:
-        holds: The holds, in the order in which they freeze.
-
-    Example:
-        >>> class Says(Hold):
-        ...     def pause(self):
-        ...         print("paused")
-        >>> Holds([Says(), Hold(), Says()]).pause()
-        paused
-        paused
-    """
+    """Holds, in the order in which they freeze, as one: each verb calls those that override it."""
 
     def __init__(self, holds: Iterable[Hold]) -> None:
-        self.holds = tuple(holds)
+        holds = tuple(holds)
         for verb in _VERBS:
-            bound = [getattr(hold, verb) for hold in self.holds if _does_something(hold, verb)]
+            calls = [getattr(hold, verb) for hold in holds if _overrides(hold, verb)]
             if verb in _REVERSED:
-                bound.reverse()
-            setattr(self, verb, _each_tried(bound) if verb == "detach" else _in_turn(bound))
+                calls.reverse()
+            setattr(self, verb, _each_tried(calls) if verb == "detach" else _in_turn(calls))
 
 
-def _does_something(hold: Hold, verb: str) -> bool:
+def _overrides(hold: Hold, verb: str) -> bool:
     return verb in vars(hold) or getattr(type(hold), verb) is not getattr(Hold, verb)
 
 
-def _nothing(*arguments: Any) -> None:
-    pass
-
-
 def _in_turn(calls: list[Callable[..., None]]) -> Callable[..., None]:
-    if not calls:
-        return _nothing
-    if len(calls) == 1:
-        return calls[0]
-    if len(calls) == 2:
-        return _two(*calls)
+    if len(calls) < 2:  # verbs of a step are called often, and most do nothing or one thing
+        return calls[0] if calls else lambda *_: None
 
     def run(*arguments: Any) -> None:
         for call in calls:
@@ -129,23 +107,10 @@ def _in_turn(calls: list[Callable[..., None]]) -> Callable[..., None]:
     return run
 
 
-def _two(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
-    def run(*arguments: Any) -> None:
-        first(*arguments)
-        second(*arguments)
-
-    return run
-
-
 def _each_tried(calls: list[Callable[..., None]]) -> Callable[..., None]:
     def run(*arguments: Any) -> None:
-        errors = []
-        for call in calls:
-            try:
-                call(*arguments)
-            except Exception as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        with ExitStack() as each_whatever_another_raises:
+            for call in reversed(calls):
+                each_whatever_another_raises.callback(call, *arguments)
 
     return run

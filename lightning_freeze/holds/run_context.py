@@ -1,4 +1,4 @@
-"""What stands around a model and its optimizers: DDP, FSDP, Fabric, torch.compile; and what of it cannot be held."""
+"""What wraps a model and its optimizers: DDP, FSDP, Fabric, torch.compile; and what of it is refused."""
 
 from __future__ import annotations
 
@@ -14,44 +14,27 @@ from lightning_freeze.errors import UnsupportedError
 
 
 class Unwrapped(NamedTuple):
-    """What `unwrapped` finds.
+    """What `unwrapped` finds."""
 
-    Args:
-        module: The model as its user wrote it; compiled, where it was compiled before it was wrapped.
-        wrapper: The outermost wrapper that shares it among processes, or the model itself.
-        compiled: Whether `torch.compile` was called on a wrapper, so that its graphs reach over the whole model.
-    """
-
-    module: nn.Module
-    wrapper: nn.Module
-    compiled: bool
+    module: nn.Module  # the model as its user wrote it; compiled, where it was compiled before it was wrapped
+    wrapper: nn.Module  # the outermost that distributes it, or the model itself
+    compiled: bool  # whether `torch.compile` was called on a wrapper, so that its graphs cover the whole model
 
 
 def unwrapped(module: nn.Module) -> Unwrapped:
-    """The model within whatever one calls in its place.
-
-    Args:
-        module: A model, or what DistributedDataParallel, FSDP1, ``fabric.setup`` or ``torch.compile`` made of one. What was
-            compiled stays compiled: names are cleaned of it.
+    """The model within DistributedDataParallel, FSDP1, ``fabric.setup``, or what is compiled around them.
 
     Raises:
         UnsupportedError: It is a DeepSpeed engine.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> unwrapped(model).module is model
-        True
     """
     wrapper: nn.Module | None = None
     compiled = False
-    while True:
-        inner = _within(module)
-        if inner is None:
-            return Unwrapped(module, wrapper or module, compiled)
+    while (inner := _within(module)) is not None:
         if _is_wrapper(module):
             wrapper = wrapper or module
         compiled = compiled or "_orig_mod" in module._modules
         module = inner
+    return Unwrapped(module, wrapper or module, compiled)
 
 
 def _within(module: nn.Module) -> nn.Module | None:
@@ -59,8 +42,8 @@ def _within(module: nn.Module) -> nn.Module | None:
     names = {kind.__name__ for kind in type(module).__mro__}
     if "DeepSpeedEngine" in names:
         raise UnsupportedError(
-            "the model is a DeepSpeed engine, which keeps gradients of its own: neither an emptied gradient nor "
-            "requires_grad=False holds a parameter still in ZeRO 1, 2 or 3. Use DDP, or FSDP2 (`fully_shard`)."
+            "the model is a DeepSpeed engine, which keeps gradients of its own: neither a gradient of None nor "
+            "requires_grad=False keeps a parameter frozen in ZeRO 1, 2 or 3. Use DDP, or FSDP2 (`fully_shard`)."
         )
     if "_FabricModule" in names:
         return module._modules["_forward_module"]
@@ -75,17 +58,17 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 
 def is_fsdp1(module: nn.Module) -> bool:
-    """Whether a module is wrapped by FullyShardedDataParallel, of which FSDP2 knows nothing."""
+    """Whether a module is FSDP1's FullyShardedDataParallel."""
     return type(module).__name__ == "FullyShardedDataParallel"
 
 
 def is_split(wrapper: nn.Module) -> bool:
-    """Whether this process holds parts of parameters, of which others hold the rest."""
+    """Whether this process holds only parts of parameters."""
     return any(hasattr(p, "to_local") for p in wrapper.parameters()) or any(map(is_fsdp1, wrapper.modules()))
 
 
 def plain_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that Lightning's or Fabric's wrapper steps, or the optimizer itself."""
+    """The optimizer within Lightning's or Fabric's wrapper, or the optimizer itself."""
     wrappers = {"LightningOptimizer", "_FabricOptimizer"}
     wraps = not wrappers.isdisjoint(kind.__name__ for kind in type(optimizer).__mro__)
     inner: Any = optimizer
@@ -93,28 +76,24 @@ def plain_optimizer(optimizer: Optimizer) -> Optimizer:
 
 
 def refuse_flattened(module: nn.Module) -> None:
-    """Refuse a model whose parameters FSDP1 has flattened into one, or ZeRO has partitioned.
-
-    Raises:
-        UnsupportedError: Groups cannot be told apart in it.
-    """
+    """Refuse a model whose parameters FSDP1 has flattened into one, or ZeRO has partitioned."""
     for name, parameter in module.named_parameters():
         if getattr(parameter, "_is_flat_param", False):  # its type is plain Parameter
             raise UnsupportedError(
-                f"{name!r} is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be told "
-                "apart. Use use_orig_params=True, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
+                f"{name!r} is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be "
+                "distinguished. Use use_orig_params=True, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
             )
         if hasattr(parameter, "ds_id"):
             raise UnsupportedError(
-                f"{name!r} is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing holds it still. "
-                "Use DDP, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
+                f"{name!r} is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it "
+                "frozen. Use DDP, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
             )
 
 
 def world_size() -> int:
     """How many processes torch.distributed knows of."""
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if there else 1
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if initialized else 1
 
 
 @dataclass(frozen=True)
@@ -124,15 +103,15 @@ class RunContext:
     Args:
         module: The model.
         wrapper: What is called instead of it: a DistributedDataParallel around it, or the model itself.
-        world: The processes that share the run; by default those of torch.distributed.
+        world: The number of processes; by default that of torch.distributed.
         manual_optimization: Whether the model steps its optimizers itself, so that what trains can change within a batch.
         fully_frozen: Under a GradScaler, why an optimizer can come to a step with nothing to train.
-        toggles: The method of the model that turns ``requires_grad`` on and off itself, by Lightning's `toggle_optimizer`.
-        strategy: What one calls the way in which processes share the run.
+        toggles: The method of the model that calls Lightning's `toggle_optimizer`.
+        strategy: The name of what distributes the run.
         device: Where processes exchange what is small; by default that of the model's first parameter.
-        local_sgd: Whether the strategy lets processes go apart, and averages their weights now and then.
+        local_sgd: Whether weights differ between processes, and are averaged now and then.
         compiled: Whether code is compiled around both, so that neither shows it.
-        variable_batch_size: Whether batches may differ in size, each of which compiled code asks for graphs of its own.
+        variable_batch_size: Whether batches may differ in size, so that compiled code needs graphs for each size.
     """
 
     module: nn.Module
@@ -149,7 +128,7 @@ class RunContext:
 
     @property
     def ddp(self) -> DistributedDataParallel | None:
-        """The DistributedDataParallel around the model, where there is one."""
+        """The DistributedDataParallel around the model."""
         return self.wrapper if isinstance(self.wrapper, DistributedDataParallel) else None
 
     @property
@@ -159,10 +138,7 @@ class RunContext:
 
 
 def compiled(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules within that `torch.compile` has compiled, by name, without those inside of others.
-
-    Where one holds a compiled function as an attribute, it counts as a whole; compiled functions elsewhere are not seen.
-    """
+    """The outermost modules that are compiled, or hold a compiled function as an attribute, by name."""
     if getattr(module, "_compiler_ctx", None) is not None:  # a LightningModule, which Lightning unwraps
         return {"": module}
     found: dict[str, nn.Module] = {}

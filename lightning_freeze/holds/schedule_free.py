@@ -1,4 +1,4 @@
-"""Optimizers that exchange weights for averages between training and evaluation, and back: without a trace in what is frozen."""
+"""Optimizers that exchange weights for averages in evaluation, without a trace in what is frozen."""
 
 from __future__ import annotations
 
@@ -19,56 +19,44 @@ from lightning_freeze.plan.membership import Step
 class ScheduleFreeGuard(Hold):
     """Lets the ``eval()`` and ``train()`` of schedule-free optimizers leave what is frozen as it was.
 
-    ``eval()`` sets every weight to an average and ``train()`` reckons back (arXiv 2405.15682), frozen or not; what comes
-    back is rounded. So the bits of what is frozen are kept from the one to the other. In between, a frozen weight is the
-    average, as such an optimizer's user expects; the audit compares what was kept.
+    ``eval()`` sets every weight to an average, frozen or not, and ``train()`` computes it back (arXiv 2405.15682), rounded.
+    So the bits of what is frozen are kept from the one to the other. In between, a frozen weight is the average, as the
+    optimizer's user expects; the audit compares what was kept.
 
-    The methods are replaced on the class, since Lightning's wrapper calls them there, and act for the optimizers given alone.
+    The methods are replaced on the class, where Lightning's wrapper calls them, and act for the given optimizers alone.
 
     Args:
         steps: The optimizers.
-        frozen: Gives the identities of what stands still now, by the last step's set or by the coming one's.
+        frozen: Gives the identities of what is frozen now, by the last step's set or by the coming one's.
     """
 
     def __init__(self, steps: Sequence[Step], frozen: Callable[[], Collection[int]]) -> None:
         self._frozen = frozen
-        self._steps = [step for step in steps if swaps(step.optimizer)]
-        self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
+        self.steps = [s for s in steps if all(callable(getattr(s.optimizer, name, None)) for name in _METHODS)]
+        """Those of the optimizers that exchange weights."""
         # By step: what was frozen at `eval()`, and each parameter with its bits.
-
-    @property
-    def applies(self) -> bool:
-        """Whether any of the optimizers exchanges weights."""
-        return bool(self._steps)
+        self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
 
     def attach(self) -> None:
-        """From here on bits are kept."""
-        if not self._steps:
-            return
-        _LIVE.add(self)
-        for kind in {kind: None for step in self._steps for kind in type(step.optimizer).__mro__}:
-            for name in ("eval", "train"):
+        if self.steps:
+            _LIVE.add(self)
+        for kind in {kind: None for step in self.steps for kind in type(step.optimizer).__mro__}:
+            for name in _METHODS:
                 method = vars(kind).get(name)
                 if callable(method) and issubclass(kind, Optimizer) and (kind, name) not in _REPLACED:
                     _REPLACED[kind, name] = method
-                    setattr(kind, name, _around(method, name))
+                    setattr(kind, name, _guarded(method, name))
 
     def detach(self, bring_back: bool = True) -> None:
-        """Give the classes their own methods back, with the last that needs them. Safe to call again."""
         self._kept.clear()
         _LIVE.discard(self)
-        if not _LIVE:
-            while _REPLACED:
-                (kind, name), method = _REPLACED.popitem()
-                setattr(kind, name, method)
-
-    def step_of(self, optimizer: Any) -> Step | None:
-        """Its step, by its param groups, which Lightning's wrapper of an optimizer shares."""
-        return next((step for step in self._steps if step.optimizer.param_groups is optimizer.param_groups), None)
+        while _REPLACED and not _LIVE:  # the last that needs them
+            (kind, name), method = _REPLACED.popitem()
+            setattr(kind, name, method)
 
     @contextmanager
     def training_weights(self) -> Iterator[None]:
-        """A context in which what is frozen has the bits with which it trains, also between ``eval()`` and ``train()``."""
+        """A context in which what is frozen has its training weights, also between ``eval()`` and ``train()``."""
         self._exchange()
         try:
             yield
@@ -84,7 +72,7 @@ class ScheduleFreeGuard(Hold):
             self._kept[index] = frozen, now
 
     def eval(self, step: Step, call: Callable[[], Any]) -> Any:
-        """Exchange weights for averages, and keep the bits of all: what freezes until `train` is to come back, too."""
+        """Exchange weights for averages, and keep the bits of all, since more may freeze until `train`."""
         if step.index not in self._kept:
             held = [p for parameters in step.members.values() for p in parameters]
             self._kept[step.index] = frozenset(self._frozen()), [(p, p.detach().clone()) for p in held]
@@ -92,7 +80,7 @@ class ScheduleFreeGuard(Hold):
 
     @torch.no_grad()
     def train(self, step: Step, call: Callable[[], Any]) -> Any:
-        """Exchange averages for weights, and put back the bits of what is frozen, or was."""
+        """Exchange averages for weights, and restore the bits of what is frozen, or was at `eval`."""
         result = call()
         frozen, pairs = self._kept.pop(step.index, (frozenset(), []))
         frozen = frozen.union(self._frozen())
@@ -102,23 +90,19 @@ class ScheduleFreeGuard(Hold):
         return result
 
 
+_METHODS = ("eval", "train")
 _LIVE: weakref.WeakSet[ScheduleFreeGuard] = weakref.WeakSet()
 _REPLACED: dict[tuple[type, str], Callable[..., Any]] = {}
 
 
-def _around(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _guarded(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def replacement(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(method, optimizer, *args, **kwargs)
-        for each in _LIVE:
-            step = each.step_of(optimizer)
-            if step is not None:
-                return getattr(each, name)(step, call)
+        for guard in _LIVE:
+            for step in guard.steps:
+                if step.optimizer.param_groups is optimizer.param_groups:  # which Lightning's wrapper shares
+                    return getattr(guard, name)(step, call)
         return call()
 
     return replacement
-
-
-def swaps(optimizer: Optimizer) -> bool:
-    """Whether an optimizer has a mode for training and one for evaluation."""
-    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))

@@ -10,17 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_DEEPEST = 8
 _PLAIN = (NoneType, bool, int, float, complex, str, bytes, type)
 
 
-def snapshot(value: object, depth: int = _DEEPEST) -> Any:
-    """A copy of tensors, builtins and of what objects hold, which later changes do not reach.
-
-    Args:
-        value: Anything; what lies deeper than ``depth`` is not looked at.
-        depth: How many levels.
-    """
+def snapshot(value: object, depth: int = 8) -> Any:
+    """Copy tensors, builtins and what objects hold, down to a depth."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if not depth:
@@ -63,13 +57,13 @@ def same(before: object, after: object) -> bool:
         return False
 
 
+# How two values of certain types are compared.
 _ALIKE: tuple[tuple[type | tuple[type, ...], Callable[[Any, Any], bool]], ...] = (
     (Tensor, lambda one, other: one is other or _same_bits(one, other)),
     (Mapping, lambda one, other: one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)),
     ((list, tuple), lambda one, other: len(one) == len(other) and all(map(same, one, other))),
     (float, lambda one, other: one.hex() == other.hex()),
 )
-"""How two values are compared that are both of these types."""
 
 
 def changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:

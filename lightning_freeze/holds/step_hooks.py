@@ -17,30 +17,21 @@ _T = TypeVar("_T")
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
-def _unseen(function: Callable[..., _T], *args: Any) -> _T:
-    """Call a hook where a compiled optimizer step leaves it alone.
-
-    What the hooks read changes with each step, such as the counts of updates: compiled with the step, every step would
-    ask for graphs of its own, until torch gives up. Only a step that is being compiled comes this way, since the detour
-    takes longer than what a hook may cost.
-    """
+def _uncompiled(function: Callable[..., _T], *args: Any) -> _T:
+    """Call a hook outside of the graph of a compiled step: what hooks count would need a graph for each step."""
     return function(*args)
 
 
 def _only_initializes(optimizer: Optimizer) -> bool:
-    """Whether a step is to make an optimizer's first state and nothing else: no rate, no gradient, no state yet."""
+    """Whether a step makes an optimizer's first state and nothing else: no rate, no gradient, no state yet."""
     if optimizer.state or not all("lr" in group and float(group["lr"]) == 0 for group in optimizer.param_groups):
         return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return not any(bool((g.to_local() if hasattr(g, "to_local") else g).any()) for g in gradients)
 
 
-def _listen(optimizer: Optimizer) -> Callable[[], None]:
-    """Let an optimizer whose constructor leaves out torch's own run step hooks; one that runs them is left as it is.
-
-    Returns:
-        What undoes it.
-    """
+def _let_run_hooks(optimizer: Optimizer) -> Callable[[], None]:
+    """Let an optimizer whose constructor did not call torch's run step hooks; the result undoes it."""
     for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
         hooks = getattr(optimizer, name, {})
         if type(hooks) is dict:  # none, or one that torch cannot take a hook out of again
@@ -64,18 +55,17 @@ def _listen(optimizer: Optimizer) -> Callable[[], None]:
 
 
 class StepHooks:
-    """Hooks into the steps of optimizers, and tells holds of their moments.
+    """Hooks into the steps of optimizers, and calls holds at their moments.
 
-    Before a step without a closure comes its last moment. A step with a closure restores the param groups while the closure
-    runs, and has its last moment after it; where the optimizer acts before its closure, ``step_begins`` comes first.
-    The last moment restores, tells ``arrives``, notes which groups have a gradient, and comes to ``before_step``. After a
-    step that truly ran come ``after_step`` and ``ran``. torch runs no hook after a step that raised, so whoever begins a
-    batch calls ``restore`` as well.
+    The last moment comes right before a step; where the step has a closure, right after that, and the closure finds the
+    param groups restored. ``step_begins`` comes first where the optimizer acts before its closure. The last moment is
+    ``restore``, ``before_holds``, a note of which groups have a gradient, and ``before_step``. After a step that truly ran come
+    ``after_step`` and ``ran``. torch runs no hook after a step that raised, so `restore` is to be called when a batch begins.
 
     Args:
         steps: The optimizers and what they hold.
-        holds: What is told of the moments.
-        arrives: Called with a step at its last moment, before anything is held.
+        holds: What is called at the moments.
+        before_holds: Called with a step at its last moment, before the holds are.
         ran: Called with a step after it ran.
     """
 
@@ -83,37 +73,32 @@ class StepHooks:
         self,
         steps: Sequence[Step],
         holds: Hold,
-        arrives: Callable[[Step], None] = lambda step: None,
+        before_holds: Callable[[Step], None] = lambda step: None,
         ran: Callable[[Step], None] = lambda step: None,
     ) -> None:
         self.steps = tuple(steps)
         self._by_optimizer = {id(step.optimizer): step for step in steps}
         self._holds = holds
-        self._arrives = arrives
+        self._before_holds = before_holds
         self._ran = ran
-        self._hooks: list[Any] = []
         self._undo: list[Callable[[], None]] = []
         self.last_moment = True
-        """Whether holds are told of the last moment; switched off only to prove that the audit sees."""
+        """Whether holds are called at the last moment; off only to prove that the audit sees."""
 
     def attach(self) -> None:
         """Hook into every optimizer. Safe to call again."""
-        if self._hooks:
-            return
-        for step in self.steps:
+        for step in self.steps if not self._undo else ():
             optimizer = step.optimizer
-            self._undo.append(_listen(optimizer))
-            self._hooks.append(optimizer.register_step_pre_hook(self._before))
-            self._hooks.append(optimizer.register_step_post_hook(self._after))
-            if step.excludes:  # before hooks that somebody has registered earlier
+            self._undo.append(_let_run_hooks(optimizer))
+            self._undo.append(optimizer.register_step_pre_hook(self._before).remove)
+            self._undo.append(optimizer.register_step_post_hook(self._after).remove)
+            if step.excludes:  # before hooks that were registered earlier
                 first = optimizer.register_step_post_hook(self._restore)
                 optimizer._optimizer_step_post_hooks.move_to_end(first.id, last=False)  # type: ignore[attr-defined]
-                self._hooks.append(first)
+                self._undo.append(first.remove)
 
     def detach(self) -> None:
         """Take every hook out again. Safe to call again."""
-        while self._hooks:
-            self._hooks.pop().remove()
         while self._undo:
             self._undo.pop()()
         for step in self.steps:
@@ -128,7 +113,7 @@ class StepHooks:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if torch.compiler.is_dynamo_compiling():
-            return _unseen(StepHooks._before, self, optimizer, args, kwargs)
+            return _uncompiled(StepHooks._before, self, optimizer, args, kwargs)
         step = self._by_optimizer[id(optimizer)]
         # torch hands its hooks the optimizer itself as the first of the arguments.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -136,7 +121,7 @@ class StepHooks:
         if step.initializes:
             return None
         if step.excludes:
-            step.depth += 1  # the step of a class that calls its parent's is within another
+            step.depth += 1
         if not callable(closure):
             self._last_moment(step)
             return None
@@ -157,35 +142,36 @@ class StepHooks:
 
     def _last_moment(self, step: Step) -> None:
         if torch.compiler.is_dynamo_compiling():  # where the step's closure is compiled with it
-            return _unseen(StepHooks._last_moment, self, step)
+            return _uncompiled(StepHooks._last_moment, self, step)
         step.attempted = True
         self._holds.restore(step)  # where the step before failed, or this one is within another
-        self._arrives(step)
+        self._before_holds(step)
         step.note()
         if self.last_moment:
             self._holds.before_step(step)
 
     def _restore(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """After the outermost step, the param groups are whole again."""
         step = self._by_optimizer[id(optimizer)]
-        if step.depth <= 1:
+        if step.depth <= 1:  # after the outermost step
             self._holds.restore(step)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_dynamo_compiling():
-            return _unseen(StepHooks._after, self, optimizer, args, kwargs)
+            return _uncompiled(StepHooks._after, self, optimizer, args, kwargs)
         step = self._by_optimizer[id(optimizer)]
         if step.initializes:
             return
-        step.depth -= 1
-        if step.depth <= 0:
-            self.restore(step)
+        if step.depth > 1:  # within the step of a class that calls its parent's
+            step.depth -= 1
+        else:
+            step.depth = 0
+            self._holds.restore(step)
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is None or float(found_inf) == 0:  # else the fused kernel has skipped the step by itself
-            # Once set to None at the last moment, a frozen gradient can only come from a hook that runs after ours or
-            # from the step itself. Where there is no such hook, one parameter of each group tells.
-            everywhere = not self.last_moment or len(optimizer._optimizer_step_pre_hooks) > 1
-            looked_at = step.frozen if everywhere else step.samples
+            # A frozen gradient, set to None at the last moment, can only come from a hook that runs after ours or from the
+            # step itself. Without such a hook, one parameter of each group is enough to see it.
+            look_at_all = not self.last_moment or len(optimizer._optimizer_step_pre_hooks) > 1
+            looked_at = step.frozen if look_at_all else step.samples
             step.leaked = [parameter for parameter in looked_at if parameter.grad is not None]
             self._holds.after_step(step)
             self._ran(step)

@@ -1,4 +1,4 @@
-"""Reentrant checkpointing above a frozen bottom: without a mend, what trains there gets no gradient."""
+"""Reentrant checkpointing above a frozen bottom: without a fix, what trains there gets no gradient."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Model(nn.Module):
         return {"module": layer, "method": layer.__call__, "partial": functools.partial(layer.__call__)}[self.how]
 
 
-def gradients(how: str, frozen: int, mend: bool) -> tuple[list[Tensor | None], list[str]]:
+def gradients(how: str, frozen: int, fix: bool) -> tuple[list[Tensor | None], list[str]]:
     """Each layer's gradient with so many bottom layers frozen, and what was said."""
     model, said = Model(how), []
     for layer in model.layers[:frozen]:
         layer.requires_grad_(False)
-    mended = ReentrantInputs(lambda: mend, said.append)
-    mended.attach()
+    hold = ReentrantInputs(lambda: fix, said.append)
+    hold.attach()
     try:
         loss = model(torch.ones(1, 2)).sum()
     finally:
-        mended.detach()
+        hold.detach()
     if loss.requires_grad:
         loss.backward()
     return [layer.weight.grad for layer in model.layers], said
@@ -58,12 +58,12 @@ def gradients(how: str, frozen: int, mend: bool) -> tuple[list[Tensor | None], l
 
 @pytest.mark.parametrize("how", ["module", "method", "partial", "closure", "beyond"])
 @pytest.mark.parametrize("frozen", [1, 2])
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # what torch says where nothing is mended
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # what torch says where nothing is fixed
 def test_what_trains_gets_the_gradient_that_it_has_without_freezing(how: str, frozen: int) -> None:
-    expected, _ = gradients(how, 0, mend=False)
-    without, _ = gradients(how, frozen, mend=False)
-    assert without == [None, None, None], "torch's limitation is gone: so can be the mend"
-    found, said = gradients(how, frozen, mend=True)
+    expected, _ = gradients(how, 0, fix=False)
+    without, _ = gradients(how, frozen, fix=False)
+    assert without == [None, None, None], "torch's limitation is gone: so can be the fix"
+    found, said = gradients(how, frozen, fix=True)
     for number, (gradient, before) in enumerate(zip(found, expected, strict=True)):
         assert before is not None
         assert gradient is None if number < frozen else gradient is not None and torch.equal(gradient, before)
@@ -74,7 +74,7 @@ def test_what_trains_gets_the_gradient_that_it_has_without_freezing(how: str, fr
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_a_segment_without_anything_to_train_is_left_alone() -> None:
-    found, said = gradients("module", 3, mend=True)
+    found, said = gradients("module", 3, fix=True)
     assert found == [None, None, None]
     assert said == []
 
@@ -82,10 +82,10 @@ def test_a_segment_without_anything_to_train_is_left_alone() -> None:
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_an_input_without_a_gradient_to_require_is_said() -> None:
     table, said = nn.Embedding(3, 2), []
-    mended = ReentrantInputs(lambda: True, said.append)
-    mended.attach()
+    hold = ReentrantInputs(lambda: True, said.append)
+    hold.attach()
     checkpoint(table, torch.tensor([1]), use_reentrant=True)
-    mended.detach()
+    hold.detach()
     assert "has no floating-point input" in said[0]
 
 
@@ -97,10 +97,10 @@ def test_of_several_inputs_one_is_enough() -> None:
         seen.append((x.requires_grad, mask.requires_grad))
         return layer(x) * number + mask
 
-    mended = ReentrantInputs(lambda: True, lambda _: None)
-    mended.attach()
+    hold = ReentrantInputs(lambda: True, lambda _: None)
+    hold.attach()
     checkpoint(segment, torch.zeros(2), 3, torch.ones(2, 2), use_reentrant=True).sum().backward()
-    mended.detach()
+    hold.detach()
     assert seen == [(True, False)] * 2, "in forward, and again in backward"
     assert layer.weight.grad is not None
 
@@ -117,21 +117,21 @@ def test_what_a_frozen_module_reaches_beside_its_own_trains_on() -> None:
             return self.own(x) * self.shared[0]
 
     module = Shares()
-    mended = ReentrantInputs(lambda: True, lambda _: None)
-    mended.attach()
+    hold = ReentrantInputs(lambda: True, lambda _: None)
+    hold.attach()
     checkpoint(module, torch.ones(1, 2), use_reentrant=True).sum().backward()
-    mended.detach()
+    hold.detach()
     assert module.shared[0].grad is not None
 
 
 def test_afterwards_it_is_as_it_was() -> None:
-    mended = ReentrantInputs(lambda: True, print)
+    hold = ReentrantInputs(lambda: True, print)
     before = CheckpointFunction.apply
-    mended.attach()
-    mended.attach()
+    hold.attach()
+    hold.attach()
     assert CheckpointFunction.apply is not before
-    mended.detach()
-    mended.detach()
+    hold.detach()
+    hold.detach()
     assert "apply" not in vars(CheckpointFunction)
 
 
@@ -202,7 +202,7 @@ def test_what_somebody_else_put_over_it_stays_and_nothing_of_ours_is_left_in_the
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_what_somebody_else_removed_is_put_back_with_the_next() -> None:
+def test_what_somebody_else_removed_is_installed_again_with_the_next() -> None:
     first, second = (ReentrantInputs(lambda: True, lambda _: None) for _ in range(2))
     first.attach()
     del CheckpointFunction.apply

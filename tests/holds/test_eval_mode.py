@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from lightning_freeze.holds.eval_mode import EvalModes
@@ -14,7 +15,7 @@ def test_each_module_gets_its_own_mode_back() -> None:
     assert [m.training for m in (training, evaluating, other)] == [False, False, True]
     modes.hold([evaluating, other])
     assert [m.training for m in (training, evaluating, other)] == [True, False, False]
-    modes.release()
+    modes.detach()
     assert [m.training for m in (training, evaluating, other)] == [True, False, True]
 
 
@@ -25,3 +26,14 @@ def test_a_train_call_in_between_is_undone_by_the_next_hold() -> None:
     module.train()
     modes.hold([module])
     assert not module.training
+
+
+def test_a_compiled_module_and_the_one_inside_get_their_mode_back() -> None:
+    """The one has no mode of its own: it shows that of the other, which must be read before it is set."""
+    compiled = torch.compile(nn.Sequential(nn.Dropout()), backend="eager")
+    modules = list(compiled.modules())  # type: ignore[attr-defined]
+    modes = EvalModes()
+    modes.hold(modules)
+    assert [m.training for m in modules] == [False] * 3
+    modes.detach()
+    assert [m.training for m in modules] == [True] * 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from lightning_freeze.holds.gradients import EmptyBeforeScaler, SetGradsToNone
+from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.plan.membership import Step
 
 
@@ -51,5 +51,5 @@ def test_before_clipping(clipped: bool, skipping: bool, sample: bool, expected: 
 @pytest.mark.parametrize(("trains", "expected"), [("a", {"b", "b2"}), ("b", {"a"}), ("", set())])
 def test_a_scaler_finds_gradients_of_an_optimizer_that_is_frozen_as_a_whole(trains: str, expected: set[str]) -> None:
     step, parameters = step_with_gradients(*trains)
-    EmptyBeforeScaler().after_backward([step])
+    SetGradsToNone().after_backward([step])
     assert without(parameters) == expected

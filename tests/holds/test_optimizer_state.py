@@ -1,4 +1,4 @@
-"""What becomes of the optimizer state of frozen groups; here the CPU stands in for an accelerator."""
+"""The optimizer state of what is frozen, dropped or offloaded; here the CPU stands in for an accelerator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from lightning_freeze import UnsupportedError
-from lightning_freeze.holds.optimizer_state import FrozenState
+from lightning_freeze.holds.optimizer_state import OffloadState, ResetState
+from lightning_freeze.plan.groups import Member
+from lightning_freeze.plan.membership import ParamSet, Split, Step, Unit
 from lightning_freeze.setup import refuse_state
 from tests.observer import same
 
@@ -24,8 +26,13 @@ def stepped(kind: Any = torch.optim.Adam, **options: Any) -> tuple[Any, list[nn.
     return optimizer, parameters
 
 
-def offload() -> FrozenState:
-    return FrozenState("offload", moves=lambda tensor: True)
+def params_of(optimizer: Any, *parameters: nn.Parameter) -> ParamSet:
+    members = tuple(Member(str(number), parameter, "group") for number, parameter in enumerate(parameters))
+    return ParamSet([Unit("group", (0,), members)], [Step(0, optimizer, {"group": parameters})])
+
+
+def offload(*optimizers: Any) -> OffloadState:
+    return OffloadState(optimizers, moves=lambda tensor: True)
 
 
 def test_offloaded_state_is_a_copy_elsewhere_and_the_same_when_it_is_back() -> None:
@@ -33,22 +40,21 @@ def test_offloaded_state_is_a_copy_elsewhere_and_the_same_when_it_is_back() -> N
     before = {key: value.clone() for key, value in optimizer.state[weight].items()}
     held = dict(optimizer.state[weight])
     state = offload()
-    state.freeze([(optimizer, weight)])
-    assert state.away(weight)
-    assert not state.away(other)
+    state.send(params_of(optimizer, weight))
+    assert state.offloaded(weight)
+    assert not state.offloaded(other)
     assert all(optimizer.state[weight][key] is not held[key] for key in held)
-    state.thaw([(optimizer, other), (optimizer, weight)])
-    state.wait_for_prefetch()
-    assert not state.away(weight)
+    state.bring(params_of(optimizer, other, weight))
+    assert not state.offloaded(weight)
     assert same(dict(optimizer.state[weight]), before)
 
 
 def test_what_is_moved_twice_comes_back_once() -> None:
     optimizer, (weight, _) = stepped()
     state = offload()
-    state.freeze([(optimizer, weight)])
+    state.send(params_of(optimizer, weight))
     host = optimizer.state[weight]["exp_avg"]
-    state.freeze([(optimizer, weight)])
+    state.send(params_of(optimizer, weight))
     assert optimizer.state[weight]["exp_avg"] is host
 
 
@@ -57,45 +63,45 @@ def test_nested_state_is_moved_and_what_is_no_tensor_stays() -> None:
     inner = torch.ones(2)
     optimizer.state[weight] = {"pair": [inner, {"deep": inner}], "step": 3, "none": None}
     state = offload()
-    state.freeze([(optimizer, weight)])
+    state.send(params_of(optimizer, weight))
     found = optimizer.state[weight]
     assert found["pair"][0] is not inner
     assert found["pair"][1]["deep"] is not inner
     assert (found["step"], found["none"]) == (3, None)
     state.detach()
     assert torch.equal(optimizer.state[weight]["pair"][0], inner)
-    assert not state.away(weight)
+    assert not state.offloaded(weight)
 
 
 def test_on_the_cpu_nothing_is_moved() -> None:
     optimizer, (weight, _) = stepped()
-    state = FrozenState("offload")
+    state = OffloadState([optimizer])
     held = optimizer.state[weight]["exp_avg"]
-    state.freeze([(optimizer, weight)])
-    assert not state.away(weight)
+    state.send(params_of(optimizer, weight))
+    assert not state.offloaded(weight)
     assert optimizer.state[weight]["exp_avg"] is held
 
 
 def test_a_state_dict_holds_everything_and_what_is_loaded_is_frozen_anew() -> None:
     optimizer, (weight, _) = stepped()
-    state = offload()
-    state.attach([optimizer])
+    state = offload(optimizer)
+    state.attach()
     saved = optimizer.state_dict()
-    state.freeze([(optimizer, weight)])
+    state.send(params_of(optimizer, weight))
     assert same(optimizer.state_dict()["state"], saved["state"])
     assert not state.needs_refreeze
     optimizer.load_state_dict(saved)
     assert state.needs_refreeze
-    assert not state.away(weight), "what was loaded is where the optimizer put it"
+    assert not state.offloaded(weight), "what was loaded is where the optimizer put it"
     state.detach()
     optimizer.load_state_dict(saved)
 
 
 def test_a_state_dict_waits_for_copies_under_way(monkeypatch: Any) -> None:
     optimizer, _ = stepped()
-    state, waited = offload(), []
-    monkeypatch.setattr(state, "synchronize", lambda: waited.append(True))
-    state.attach([optimizer])
+    state, waited = offload(optimizer), []
+    monkeypatch.setattr(state, "wait_for_copies", lambda: waited.append(True))
+    state.attach()
     optimizer.state_dict()
     assert waited == [True]
 
@@ -104,7 +110,7 @@ def test_what_finds_no_room_stays_in_host_memory(monkeypatch: Any) -> None:
     """A run that ends does not fail by that."""
     optimizer, (weight, _) = stepped()
     state = offload()
-    state.freeze([(optimizer, weight)])
+    state.send(params_of(optimizer, weight))
 
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("planned")
@@ -113,13 +119,13 @@ def test_what_finds_no_room_stays_in_host_memory(monkeypatch: Any) -> None:
     host = optimizer.state[weight]["exp_avg"]
     state.detach()
     assert optimizer.state[weight]["exp_avg"] is host
-    assert not state.away(weight)
+    assert not state.offloaded(weight)
 
 
 def test_reset_begins_anew() -> None:
     optimizer, (weight, other) = stepped()
-    state = FrozenState("reset")
-    state.freeze([(optimizer, weight)])
+    params = params_of(optimizer, weight)
+    ResetState([optimizer]).freeze(params, Split(params, list))
     assert list(optimizer.state) == [other]
     weight.grad = torch.ones(3)
     other.grad = None
@@ -207,15 +213,14 @@ def test_on_a_gpu_it_goes_to_pinned_memory_and_back() -> None:
     optimizer.step()
     before = optimizer.state[weight]["exp_avg"].clone()
     allocated = torch.cuda.memory_allocated()
-    state = FrozenState("offload")
-    state.freeze([(optimizer, weight)])
-    state.synchronize()
+    state = OffloadState([optimizer])
+    state.send(params_of(optimizer, weight))
+    state.wait_for_copies()
     host = optimizer.state[weight]["exp_avg"]
     assert host.is_pinned()
     assert torch.equal(host, before.cpu())
     assert torch.cuda.memory_allocated() <= allocated - 2 * weight.nbytes
-    state.thaw([(optimizer, weight)])
-    state.wait_for_prefetch()
+    state.bring(params_of(optimizer, weight))
     assert torch.equal(optimizer.state[weight]["exp_avg"], before)
 
 
@@ -223,7 +228,7 @@ def test_what_is_not_brought_back_stays_whole() -> None:
     optimizer, (weight, _) = stepped()
     before = {key: value.clone() for key, value in optimizer.state[weight].items()}
     state = offload()
-    state.freeze([(optimizer, weight)])
+    state.send(params_of(optimizer, weight))
     host = optimizer.state[weight]["exp_avg"]
     state.detach(bring_back=False)
     assert optimizer.state[weight]["exp_avg"] is host

@@ -1,4 +1,4 @@
-"""`SplitGroups`: each part steps at its own rate, and afterwards the param groups are those of before."""
+"""Param groups are split by rate, or without what is frozen, for one step, and afterwards those of before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.holds.hold import Holds
-from lightning_freeze.holds.param_groups import LearningRateFactors, SplitGroups
+from lightning_freeze.holds.param_groups import LearningRateFactors, exclude, split_groups
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.membership import Step
 from lightning_freeze.setup import refuse_without_rate
@@ -36,6 +36,42 @@ def fill(held: list[Parameter], seed: int = 0) -> None:
         parameter.grad = torch.randn(2, generator=made)
 
 
+# --- excluding -------------------------------------------------------------------------------------------------------
+
+
+def test_lists_and_names_are_restored_in_place_and_in_order() -> None:
+    a, b, c = parameters(3)
+    optimizer = torch.optim.SGD([{"params": [("a", a), ("b", b)]}, {"params": [("c", c)], "lr": 0.2}], lr=0.1)
+    groups, lists = optimizer.param_groups, [group["params"] for group in optimizer.param_groups]
+    before = copy.copy(groups), [list(each) for each in lists]
+
+    restore = exclude(optimizer, {id(a), id(c)})
+    assert optimizer.param_groups is groups
+    assert [[id(p) for p in group["params"]] for group in groups] == [[id(b)]]  # the second is excluded as a whole
+    assert groups[0]["param_names"] == ["b"]
+    restore()
+
+    assert optimizer.param_groups is groups
+    assert groups == before[0]
+    assert all(group["params"] is each for group, each in zip(groups, lists, strict=True))
+    assert [[id(p) for p in each] for each in lists] == [[id(p) for p in each] for each in before[1]]
+    assert [group["param_names"] for group in groups] == [["a", "b"], ["c"]]
+
+
+def test_a_step_without_a_parameter_leaves_it_alone() -> None:
+    a, b = parameters(2)
+    optimizer = torch.optim.AdamW([a, b], lr=0.1)
+    for p in (a, b):
+        p.grad = torch.ones(2)
+    before = a.detach().clone()
+    restore = exclude(optimizer, {id(a)})
+    optimizer.step()
+    restore()
+    assert torch.equal(a, before)
+    assert a not in optimizer.state
+    assert b in optimizer.state
+
+
 # --- splitting -------------------------------------------------------------------------------------------------------
 
 
@@ -45,7 +81,7 @@ def test_parameters_are_split_by_factor_within_their_groups() -> None:
         [{"params": [a, b, c], "weight_decay": 0.5, "mine": "x"}, {"params": [d, e], "lr": 2.0}], lr=1
     )
     whole = list(adam.param_groups)
-    SplitGroups(adam, {id(a): 0.5, id(c): 0.5, id(b): 0.25})
+    split_groups(adam, {id(a): 0.5, id(c): 0.5, id(b): 0.25})
     found = [(group["params"], group["lr"], group["weight_decay"]) for group in adam.param_groups]
     assert [[id(p) for p in held] for held, _, _ in found] == [[id(a), id(c)], [id(b)], [id(d), id(e)]]
     assert [(lr, decay) for _, lr, decay in found] == [(0.5, 0.5), (0.25, 0.5), (2.0, 0.01)]
@@ -59,9 +95,9 @@ def test_parameters_are_split_by_factor_within_their_groups() -> None:
 def test_names_go_with_their_parameters() -> None:
     held = dict(zip("abc", parameters(3), strict=True))
     sgd = torch.optim.SGD(held.items(), lr=1.0)
-    split = SplitGroups(sgd, {id(held["a"]): 0.5, id(held["c"]): 0.5})
+    merge = split_groups(sgd, {id(held["a"]): 0.5, id(held["c"]): 0.5})
     assert [group["param_names"] for group in sgd.param_groups] == [["a", "c"], ["b"]]
-    split.merge()
+    merge()
     assert sgd.param_groups[0]["param_names"] == ["a", "b", "c"]
 
 
@@ -69,10 +105,10 @@ def test_a_rate_may_be_a_tensor() -> None:
     a, b = parameters(2)
     rate = torch.tensor(0.5)
     adam = torch.optim.Adam([a, b], lr=rate, foreach=False)
-    split = SplitGroups(adam, {id(a): 0.5})
+    merge = split_groups(adam, {id(a): 0.5})
     assert [float(group["lr"]) for group in adam.param_groups] == [0.25, 0.5]
     assert all(isinstance(group["lr"], torch.Tensor) for group in adam.param_groups)
-    split.merge()
+    merge()
     assert adam.param_groups[0]["lr"] is rate
     assert float(rate) == 0.5
 
@@ -84,10 +120,10 @@ def test_merging_restores_the_very_same_objects(factors: tuple[float, ...]) -> N
     adam = torch.optim.Adam([{"params": held[:2]}, {"params": held[2:]}], lr=0.1)
     groups, dicts = adam.param_groups, list(adam.param_groups)
     lists, values = [group["params"] for group in dicts], [dict(group) for group in dicts]
-    split = SplitGroups(adam, {id(p): factor for p, factor in zip(held, factors, strict=True) if factor != 1})
+    merge = split_groups(adam, {id(p): factor for p, factor in zip(held, factors, strict=True) if factor != 1})
     fill(held)
     adam.step()
-    split.merge()
+    merge()
     assert adam.param_groups is groups
     assert all(now is then for now, then in zip(adam.param_groups, dicts, strict=True))
     assert all(group["params"] is then for group, then in zip(dicts, lists, strict=True))
@@ -208,9 +244,9 @@ def test_a_split_step_is_a_step_of_groups_made_by_hand(kind: Any, options: dict[
             fill(held, step)
             if 1 < step < 5:
                 held[0].grad = held[2].grad = None  # the part of the factor .5 sits this one out
-        split = SplitGroups(ours, {id(mine[0]): 0.5, id(mine[2]): 0.5, id(mine[3]): 3.0})
+        merge = split_groups(ours, {id(mine[0]): 0.5, id(mine[2]): 0.5, id(mine[3]): 3.0})
         ours.step()
-        split.merge()
+        merge()
         hand.step()
         assert same(bits(mine), bits(theirs)), step
         assert [group["lr"] for group in ours.param_groups] == [0.1, 0.05]
@@ -232,9 +268,9 @@ def test_a_clock_ends_as_that_of_a_group_that_was_never_split(kind: Any, without
             fill(held, step)
             for index in without if step in (2, 3) else ():
                 held[index].grad = None
-        split = SplitGroups(ours, {id(mine[0]): 0.5})
+        merge = split_groups(ours, {id(mine[0]): 0.5})
         ours.step()
-        split.merge()
+        merge()
         hand.step()
     plain = [{k: v for k, v in o.param_groups[0].items() if k != "params"} for o in (ours, hand)]
     assert plain[0] == plain[1]
@@ -258,9 +294,9 @@ def test_of_parts_that_disagree_the_first_that_had_a_gradient_is_believed(
     sizes = [float(p.grad.abs().sum()) for p in held if p.grad is not None]
     for index in without:
         held[index].grad = None
-    split = SplitGroups(ours, {id(held[0]): 0.5, id(held[1]): 2.0})
+    merge = split_groups(ours, {id(held[0]): 0.5, id(held[1]): 2.0})
     ours.step()
-    split.merge()
+    merge()
     assert ours.param_groups[0]["size"] == sizes[believed]
 
 
@@ -271,9 +307,9 @@ def test_a_clock_that_is_a_tensor_stays_the_tensor_that_it_was(kind: Any) -> Non
     clock = ours.param_groups[0]["step"]
     for step in range(3):
         fill(held, step)
-        split = SplitGroups(ours, {id(held[0]): 0.5})
+        merge = split_groups(ours, {id(held[0]): 0.5})
         ours.step()
-        split.merge()
+        merge()
     assert ours.param_groups[0]["step"] is clock
     assert float(clock) == 3
 
@@ -284,9 +320,9 @@ def test_state_is_saved_and_loaded_between_split_steps() -> None:
     def steps(first: int, last: int, ours: Optimizer) -> None:
         for step in range(first, last):
             fill(held, step)
-            split = SplitGroups(ours, {id(held[0]): 0.5})
+            merge = split_groups(ours, {id(held[0]): 0.5})
             ours.step()
-            split.merge()
+            merge()
 
     ours = torch.optim.Adam(held, lr=0.1)
     steps(0, 2, ours)
@@ -457,9 +493,9 @@ def test_a_wrapper_that_shares_param_groups() -> None:
     a, b = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
     a.grad, b.grad = torch.ones(1), torch.ones(1)
     o = Lookahead(torch.optim.SGD([a, b], lr=1.0))
-    split = SplitGroups(o, {id(a): 0.5})
+    merge = split_groups(o, {id(a): 0.5})
     o.step()
-    split.merge()
+    merge()
     assert (a.item(), b.item()) == (-0.5, -1.0)
 
 
@@ -468,14 +504,14 @@ def test_odd_values_in_groups(value: Any) -> None:
     a, b = Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
     o = torch.optim.SGD([a, b], lr=1.0)
     o.param_groups[0]["odd"] = value
-    split = SplitGroups(o, {id(a): 0.5})
+    merge = split_groups(o, {id(a): 0.5})
     for group in o.param_groups:
         odd = group["odd"]
         if isinstance(odd, list):
             group["odd"] = [t + 1 for t in odd]
         elif isinstance(odd, dict):
             odd["m"].add_(1)
-    split.merge()
+    merge()
     odd = o.param_groups[0]["odd"]
     if not isinstance(odd, numpy.ndarray):
         assert next(iter(odd.values()) if isinstance(odd, dict) else iter(odd)).tolist() == [1, 1]

@@ -1,32 +1,21 @@
-"""What stands around a model and its optimizers is seen through; what cannot be held is refused with a mend."""
+"""What wraps a model and its optimizers is unwrapped; what cannot be held is refused with a fix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from lightning_fabric import Fabric
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from torch import distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_freeze import Every, FreezeController, Phase, Phases, SelectionError, UnsupportedError
-from lightning_freeze.holds.fsdp2 import Shards
+from lightning_freeze import Every, FreezeController, SelectionError, UnsupportedError
 from lightning_freeze.holds.run_context import RunContext, is_fsdp1, plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.holds.skip_decision import choose
-
-
-@pytest.fixture
-def process() -> Iterator[None]:
-    """A world of one process."""
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    yield
-    dist.destroy_process_group()
 
 
 def model_of(layers: int = 2) -> nn.Module:
@@ -117,7 +106,7 @@ def test_code_compiled_around_a_fabric_module_counts_as_the_whole_model() -> Non
     groups = {id(p): name for name, p in model.named_parameters()}
     run = RunContext(found.module, found.wrapper, compiled=found.compiled)
     why = choose("auto", run, [frozenset({name}) for name in groups.values()], groups).why
-    assert "the model is compiled, each set of trainable groups asks for a graph of its own" in why
+    assert "the model is compiled, each set of trainable groups needs a graph of its own" in why
 
 
 # --- plain_optimizer ------------------------------------------------------------------------------------------------
@@ -163,12 +152,12 @@ def partition(model: Any) -> None:
         (
             flatten,
             r"'_flat_param' is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be "
-            r"told apart. Use use_orig_params=True, or FSDP2",
+            r"distinguished. Use use_orig_params=True, or FSDP2",
         ),
         (
             partition,
-            r"'0.weight' is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing holds it "
-            r"still. Use DDP, or FSDP2",
+            r"'0.weight' is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it "
+            r"frozen. Use DDP, or FSDP2",
         ),
     ],
 )
@@ -222,74 +211,3 @@ def test_a_model_that_fsdp1_flattens_after_its_groups_were_made_is_refused() -> 
     fsdp = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=False)
     with pytest.raises(UnsupportedError, match="'_flat_param' is a flat parameter"):
         controller.attach(torch.optim.SGD(fsdp.parameters(), lr=0.1))
-
-
-# --- Shards -----------------------------------------------------------------------------------------------------
-
-
-def sharded() -> Any:
-    """Two layers under FSDP2, which computes in bfloat16."""
-    model = model_of()
-    mesh = init_device_mesh("cpu", (1,))
-    for layer in (*model.children(), model):
-        fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
-    return model
-
-
-def derive(model: nn.Module) -> None:
-    model(torch.ones(2, 3)).float().sum().backward()
-
-
-@pytest.mark.usefixtures("process")
-def test_a_layer_that_was_frozen_as_a_whole_at_first_gets_its_gradients_later() -> None:
-    model = sharded()
-    late = Shards(model)
-    model[0].weight.requires_grad = False
-    late.settle()
-    derive(model)
-    assert model[0].weight.grad is None
-    model[0].weight.requires_grad = True
-    late.settle()
-    derive(model)
-    assert model[0].weight.grad.dtype == torch.float32
-
-
-@pytest.mark.usefixtures("process")
-def test_without_it_torch_refused_them_until_2_14() -> None:
-    """What it is for: it can go with the last torch before 2.14."""
-    model = sharded()
-    model[0].weight.requires_grad = False
-    derive(model)
-    model[0].weight.requires_grad = True
-    if torch.__version__ < (2, 14):
-        with pytest.raises(RuntimeError, match="attempting to assign a gradient with dtype"):
-            derive(model)
-    else:
-        derive(model)
-        assert model[0].weight.grad.dtype == torch.float32
-
-
-@pytest.mark.usefixtures("process")
-def test_the_controller_sees_to_it() -> None:
-    model = sharded()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with FreezeController(model, Phases([Phase(["1"], updates=2), Phase(["0"])])) as controller:
-        controller.attach(optimizer)
-        controller.begin()
-        assert controller.backward.skips
-        for _ in range(4):
-            controller.begin_step()
-            optimizer.zero_grad()
-            derive(model)
-            optimizer.step()
-        assert controller.end_epoch() == []
-    assert controller.updates == {"1": 2, "0": 2}
-
-
-@pytest.mark.usefixtures("process")
-def test_what_trains_from_the_first_is_not_unsharded_by_hand() -> None:
-    model = sharded()
-    late = Shards(model)
-    late.settle()
-    assert late._late == {}
-    assert Shards(model_of())._late == {}

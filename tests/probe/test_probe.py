@@ -19,7 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_freeze import OptimizerTraits, UnsupportedError, probe_optimizer
-from lightning_freeze.holds.param_groups import LeftOut
+from lightning_freeze.holds.param_groups import exclude
 from lightning_freeze.holds.snapshots import same, snapshot
 from lightning_freeze.probe import probe as probing
 from lightning_freeze.probe.proxies import MOST_KINDS, nested_optimizers, small_plan
@@ -64,10 +64,10 @@ def really(make: Callable[[nn.Module], Optimizer], excludes: bool, warm: int, up
                 p.grad = None
             return loss
 
-        left = LeftOut(optimizer, set(map(id, frozen))) if holds and excludes else None
+        restore = exclude(optimizer, set(map(id, frozen))) if holds and excludes else None
         optimizer.step(closure)  # type: ignore[arg-type]
-        if left is not None:
-            left.put_back()
+        if restore is not None:
+            restore()
 
     def now() -> Any:
         states = [snapshot(each.state.get(p)) or None for each in nested_optimizers(optimizer) for p in frozen]
