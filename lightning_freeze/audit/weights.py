@@ -167,9 +167,8 @@ class WeightAudit(Hold):
         """Compare state that is in host memory, group by group."""
         if self._offload is None or self._split is None:
             return
-        frozen = self._split.frozen
-        for unit in frozen.units:
-            part = ParamSet([unit], frozen.steps)
+        for held in self._split.frozen.groups:
+            part = ParamSet([held])
             if any(map(self._offload.offloaded, part)):
                 self._offload.bring(part)
                 self.close(part)
