@@ -8,7 +8,6 @@ what cannot be read, or is not known here to be harmless, ends the replay, and w
 from __future__ import annotations
 
 import concurrent.futures.thread
-import contextlib
 import dataclasses
 import gc
 import inspect
@@ -57,25 +56,12 @@ class Guard:
 
     Raises:
         WriteError: From within, where such code is called; `refused` says what it was.
-
-    Example:
-        >>> seen = []
-        >>> def counts():
-        ...     seen.append(1)
-        >>> with Guard() as guard:
-        ...     try:
-        ...         counts()
-        ...     except WriteError:
-        ...         pass
-        >>> guard.refused is not None, seen
-        (True, [])
     """
 
-    def __init__(self, idents: set[int] | None = None) -> None:
+    def __init__(self, idents: set[int]) -> None:
         self.refused: str | None = None
         self.threads = False  # whether that was for work to be done in another thread
-        self._idents = set() if idents is None else idents
-        self._watch = self._look
+        self._idents = idents
         self._collects = False
         self._nested: set[types.CodeType] = set()  # functions within others that were judged as a part of these
 
@@ -85,7 +71,7 @@ class Guard:
         self._idents.add(threading.get_ident())
         self._collects = gc.isenabled()
         gc.disable()  # a collection would run what others have for the end of their objects, which must not be stopped
-        sys.setprofile(self._watch)
+        sys.setprofile(self._look)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -116,7 +102,7 @@ class Guard:
 
         def watched() -> None:
             self._idents.add(threading.get_ident())
-            sys.setprofile(self._watch)
+            sys.setprofile(self._look)
             try:
                 run()
             finally:
@@ -124,22 +110,6 @@ class Guard:
 
         thread.run = watched  # type: ignore[method-assign]
         return True
-
-
-def writes_elsewhere(function: Any, *args: Any) -> bool:
-    """Whether a call of a function is stopped because it, or what it calls, may write elsewhere.
-
-    Args:
-        function: The function.
-        args: What to call it with.
-
-    Example:
-        >>> writes_elsewhere(len, " a")
-        False
-    """
-    with Guard() as guard, contextlib.suppress(WriteError):
-        function(*args)
-    return guard.refused is not None
 
 
 def _leads_out(called: Any) -> bool:
@@ -184,20 +154,20 @@ def _dangerous_by_name(code: types.CodeType, package: str) -> bool | None:
     return name == "_register_atexit" if package == "threading" else None
 
 
+_KNOWN: dict[types.CodeType, tuple[bool, frozenset[str]]] = {}
+
+
 def _reading_of(frame: types.FrameType) -> tuple[bool, frozenset[str]]:
     """Whether a function's source writes elsewhere, and the attributes that it does more with than look."""
     code = frame.f_code
-    reading = _KNOWN.get(code)
-    if reading is None:
-        held = frame.f_locals if code.co_freevars else {}
-        reader = Reader(code, frame.f_globals, {variable: held.get(variable) for variable in code.co_freevars})
-        reading = reader.writes, frozenset(reader.changed)
-        if not code.co_freevars:  # what it closes over may be another thing the next time
-            _KNOWN[code] = reading
+    if code in _KNOWN:
+        return _KNOWN[code]
+    held = frame.f_locals if code.co_freevars else {}
+    reader = Reader(code, frame.f_globals, {variable: held.get(variable) for variable in code.co_freevars})
+    reading = reader.writes, frozenset(reader.changed)
+    if not code.co_freevars:  # what it closes over may be another thing the next time
+        _KNOWN[code] = reading
     return reading
-
-
-_KNOWN: dict[types.CodeType, tuple[bool, frozenset[str]]] = {}
 
 
 def _within(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -49,7 +49,7 @@ def calibrate() -> None:
         probe(torch.empty(1))
         probe(input=torch.empty(1))
         probe(torch.empty(1), other=None)
-    tracer.forget()
+    tracer.remove()
     if len(counts) == 3:
         _SOLE.update({(False, False): counts[0], (True, True): counts[1], (False, True): counts[2]})
 
