@@ -1,4 +1,4 @@
-"""One call of one module: what it is handed, and what is seen of that while it runs."""
+"""One call of one module: its inputs, and what is seen of them while it runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Frame:
         self.leaves: list[Leaf] = leaves_of(self.signature, args, kwargs)
         self.references: list[int] = []
         self.fates: list[Fate] = []
-        self.twice: set[int] = set()  # the leaves whose tensor was handed over more than once
+        self.twice: set[int] = set()  # the leaves whose tensor came more than once
         self.base = self.start = self.created = 0  # its first bit, its stamp, and how many labels there were before it
         self.marks = Marks()
         self.wrote = self.wrote_parameter = False

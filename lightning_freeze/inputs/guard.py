@@ -1,8 +1,7 @@
-"""Stops code, before it runs, that may change something that is not its module's own: it must not be run a second time.
+"""Stops code of a replay, before it runs, that may change what is not its module's own.
 
-While a copy of a module runs, each Python function is judged by its source before its first line, and each builtin by its
-name (the events of `sys.setprofile`, https://docs.python.org/3/library/sys.html#sys.setprofile). In doubt it may write:
-what cannot be read, or is not known here to be harmless, ends the replay, and what was found stays a candidate.
+Each Python function is judged by its source, each builtin by its name (the events of `sys.setprofile`,
+https://docs.python.org/3/library/sys.html#sys.setprofile). What is not known to be harmless ends the replay.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ WRITERS = frozenset(
     "set_num_threads set_num_interop_threads use_deterministic_algorithms set_printoptions seterr exec eval "
     "setattr delattr basicConfig simplefilter filterwarnings fork_exec".split()
 )
-"""What of them writes to files, to settings of the process, or wherever it is told to."""
+"""Functions that write to files, to settings of the process, or to any place that they are given."""
 
 SYSTEM = frozenset("posix nt _io _socket _posixsubprocess _winapi _ctypes _signal _sqlite3 mmap fcntl _thread".split())
 """Modules written in C that lead out of the process, or into its other parts."""
@@ -34,7 +33,7 @@ HARMLESS = frozenset(
     "fspath getcwd getpid stat lstat get_ident allocate_lock _get_main_thread_ident getenv current_thread main_thread "
     "get_native_id acquire release locked __enter__ __exit__ text_encoding start_new_thread daemon_threads_allowed _set_sentinel".split()
 )
-"""What of these, and of ``os`` and ``threading``, only looks; a lock is given back by who takes it."""
+"""Functions of these, of ``os`` and of ``threading`` that change nothing; what takes a lock also releases it."""
 
 _HERE = str(Path(__file__).parent)
 _OUTSIDE = SYSTEM | {"os", "io"}
@@ -46,16 +45,10 @@ class WriteError(BaseException):
 
 
 class Guard:
-    """Within it, in this thread, code that may write elsewhere is stopped before it runs.
+    """Within it, in this thread, code that may write elsewhere is stopped before it runs, by a `WriteError`.
 
-    Work handed to an executor's threads is watched there; other threads are not begun, since what waits for them would
-    wait for ever where one is stopped.
-
-    Args:
-        idents: Gets the ``threading.get_ident`` of each thread that is watched.
-
-    Raises:
-        WriteError: From within, where such code is called; `refused` says what it was.
+    An executor's threads are watched as well. Other threads are not begun: what waits for one that is stopped would wait
+    for ever. ``idents`` gets the ``threading.get_ident`` of each thread that is watched.
     """
 
     def __init__(self, idents: set[int]) -> None:
@@ -95,7 +88,7 @@ class Guard:
             raise WriteError(f"{name} may write to what is not its own")
 
     def _adopted(self, thread: threading.Thread) -> bool:
-        """Watch a thread that is about to begin, if it is an executor's, which hands on what is raised in it."""
+        """Watch a thread that is about to begin, if it is an executor's, which raises its errors in the caller."""
         if getattr(thread, "_target", None) is not concurrent.futures.thread._worker:
             return False
         run = thread.run
@@ -142,12 +135,12 @@ def _dangerous(frame: types.FrameType, nested: set[types.CodeType]) -> bool:
 
 
 def _dangerous_by_name(code: types.CodeType, package: str) -> bool | None:
-    """Whether a function may write elsewhere, where its name and package tell; None where they do not."""
+    """Whether a function may write elsewhere, by its name and package; None where they do not say."""
     name = code.co_name
     if name == "__del__":  # the end of an object cannot be put off
         return False
     if package.partition(".")[0] in TRUSTED or package.startswith("namedtuple_") or code.co_filename.startswith(_HERE):
-        # what is compiled would be compiled anew
+        # a replay would compile again what is compiled
         return name in WRITERS or (name == "compile_wrapper" and package == "torch._dynamo.eval_frame")
     if package == "os":
         return name not in HARMLESS | _ENVIRONMENT

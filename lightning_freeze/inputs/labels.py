@@ -1,7 +1,7 @@
 """Which inputs of the running calls each tensor of a thread is made of, one bit for each input.
 
-Bits are handed out like a stack: a call's begin where its caller's end, and are free again when it returns. A label that
-outlives the call that made it is told from a new one by its stamp.
+A call's bits begin where its caller's end, and are free again when it returns. A label that outlives its call is known
+to be old by its stamp.
 """
 
 from __future__ import annotations

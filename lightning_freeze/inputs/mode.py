@@ -1,8 +1,8 @@
 """A dispatch mode that reports each operator to a thread.
 
-torch keeps its flags for "inside a dispatch mode" for the whole process: a mode remembers them on entry and restores
-them on exit (`torch.utils._python_dispatch`). Where threads enter and leave in turn, the last to leave restores what it
-found while others were inside, and torch.compile then recompiles for good. So the first and the last thread keep them.
+A mode remembers torch's flags for "inside a dispatch mode" on entry and restores them on exit, but torch keeps them for
+the whole process. Where threads enter and leave in turn, the last would restore what it found while others were inside,
+and torch.compile recompile for good: so the first thread to enter remembers them, and the last to leave restores them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a module stands in the audited tree, and which ``forward`` its call runs."""
+"""The names of modules in the audited tree, and which ``forward`` a call runs."""
 
 from __future__ import annotations
 

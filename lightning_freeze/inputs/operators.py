@@ -1,4 +1,4 @@
-"""What an operator of torch does with each of its operands: reads it, views it, writes to it, or asks its shape alone."""
+"""What an operator of torch does with each of its operands: reads it, views it, writes to it, or takes its shape alone."""
 
 from __future__ import annotations
 
@@ -21,18 +21,15 @@ SHAPE_OF = {**dict.fromkeys(_FIRST, (0,)), **dict.fromkeys(_SECOND, (1,))}
 METADATA = frozenset(
     "size stride numel dim is_same_size _has_same_storage_numel storage_offset is_contiguous device".split()
 )
-"""Operators without a tensor for a result which ask for metadata only."""
+"""Operators that read metadata alone and return no tensor."""
 
 OVERWRITES = frozenset(
     "copy_ zero_ fill_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ bernoulli_ set_".split()
 )
-"""In-place operators which do not read what they write over."""
+"""In-place operators that do not read what they write over."""
 
 STATISTICS = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm"})
-"""Operators that move running statistics, their fourth and fifth operands, without their schema saying so.
-
-They do so where their sixth, ``training``, is true.
-"""
+"""Operators that write to running statistics (operands 3 and 4) where operand 5, ``training``, is true: no schema says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ def use_of(operator: Any) -> Use:
         return Use(escapes=True)
     return Use(
         writes=tuple(written),
-        blind=tuple(filter(written.get, written)),
+        blind=tuple(place for place, over in written.items() if over),
         shape_only=(1,) if operator == torch.ops.aten.to.other else SHAPE_OF.get(known, ()),
         views=not written and any(map(_is_view, schema.returns)),
         escapes=_hides_values(operator, space, name),

@@ -1,7 +1,7 @@
-"""Puts itself into every module call of a process, and follows the inputs by labels to where they end.
+"""Puts itself into every module call of a process, and follows the call's inputs by labels to where they end.
 
-Each leaf of a call's arguments is one bit. A dispatch mode carries bits from an operator's operands to its results;
-what is in the call's result, was kept, left torch, or reached nothing is read off the bits when the call ends.
+A dispatch mode carries labels from an operator's operands to its results. When the call ends, they say which inputs are
+in its result, were kept, left torch, or reached nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Tracer:
     Args:
         locate: A module's FQN, the module whose ``forward`` it runs, and whether it is opaque; None where it is no
             module of the audited tree, or only wraps one.
-        ended: Called with each call that ended, before its caller ends; returns the verdicts on its leaves.
+        ended: Called when a call has ended, before its caller ends; returns the verdicts on its leaves.
         outermost: Called when a thread's outermost call has ended.
-        begun: Called with each call before it begins.
+        begun: Called before a call begins.
         yields: Whether it is removed when another is installed.
 
     Raises:
@@ -65,8 +65,7 @@ class Tracer:
             Tracer.active.remove()
         if Tracer.active is not None:
             raise RuntimeError(
-                "an input audit is already running in this process: there can be one at a time. Close the first "
-                "(leave its `with` block) before another is entered."
+                "an input audit is already running in this process: one at a time. Leave its `with` block first."
             )
         Tracer.active = self
         self.failure = None
@@ -119,7 +118,7 @@ class Tracer:
                 self._install()
 
     def _follow_compiler(self, follow: bool) -> None:
-        """While a compiler reads code it is to see torch as it is, or it compiles anew when the audit is over."""
+        """Stand aside while a compiler reads code: it would compile again when the audit is over."""
         handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
         if handler is None or follow == self._follows_compiler:
             return
@@ -149,39 +148,32 @@ class Tracer:
         def audited_call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():  # first of all, for a compiler that reads this
                 return call(module, *args, **kwargs)
-            thread = tracer._thread()
-            frame = None if thread is None else tracer._begin(thread, module, args, kwargs)
-            if thread is None or frame is None:
-                return call(module, *args, **kwargs)
-            return tracer._run(thread, frame, call, args, kwargs)
+            begun = tracer._begin(module, args, kwargs)
+            return call(module, *args, **kwargs) if begun is None else tracer._run(*begun, call)
 
         return audited_call
 
-    def _thread(self) -> Thread | None:
-        """This thread, where its calls are to be followed."""
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Thread, Frame] | None:
+        """Begin a call in this thread; None where it is not to be followed."""
         if self.failure is not None:
             return None
         thread: Thread | None = getattr(LOCAL, "thread", None)
         if thread is None or thread.owner is not self:
             thread = LOCAL.thread = Thread(self, self.give_up)
-        return None if thread.quiet or _elsewhere(thread) else thread
-
-    def _begin(self, thread: Thread, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Frame | None:
-        """Begin a call; None for one of a module that is not audited."""
+        if thread.quiet or _elsewhere(thread):
+            return None
         try:
             with torch._C.DisableTorchFunction():
-                place = self._locate(module)
-                if place is None:
-                    return None
-                frame = Frame(module, *place, args, kwargs)
-                self._begun(frame)
-                thread.begin(frame)
-                return frame
+                if (place := self._locate(module)) is not None:
+                    frame = Frame(module, *place, args, kwargs)
+                    self._begun(frame)
+                    thread.begin(frame)
+                    return thread, frame
         except Exception as error:
             self.give_up(error)
-            return None
+        return None
 
-    def _run(self, thread: Thread, frame: Frame, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, thread: Thread, frame: Frame, call: Any) -> Any:
         outermost = len(thread.frames) == 1
         if outermost:
             self._follow_compiler(True)
@@ -190,7 +182,7 @@ class Tracer:
             thread.mode.__enter__()
         try:
             with self.suspended(thread) if frame.opaque else _AS_IT_IS:
-                result = call(frame.module, *args, **kwargs)
+                result = call(frame.module, *frame.args, **frame.kwargs)
         except BaseException:
             thread.leave(frame)
             raise

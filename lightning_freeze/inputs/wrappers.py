@@ -25,19 +25,17 @@ def within(tensor: Tensor) -> list[Tensor] | None:
     kind = type(tensor)
     if kind in PLAIN or kind.__module__.startswith("torch._subclasses"):  # a fake tensor has no values
         return []
-    found: list[Tensor] = []
-    seen = {id(tensor)}
+    found: dict[int, Tensor] = {}
     waiting = [tensor]
     while waiting:
         for part in _parts(waiting.pop()):
-            if id(part) not in seen:
-                seen.add(id(part))
-                found.append(part)
+            if part is not tensor and id(part) not in found:
+                found[id(part)] = part
                 if type(part) not in PLAIN:
                     waiting.append(part)
     # without operators of its own a tensor has a memory of its own
     own_memory = getattr(kind, "__torch_dispatch__", None) is torch._C._disabled_torch_dispatch_impl
-    return found if found or own_memory else None
+    return [*found.values()] if found or own_memory else None
 
 
 def plain(tensor: Tensor) -> Tensor:
