@@ -224,7 +224,7 @@ def _calibrate() -> None:
         probe(torch.empty(1))
         probe(input=torch.empty(1))
         probe(torch.empty(1), other=None)
-    tracer.forget()
+    tracer.remove()
     if len(counts) == 3:
         SOLE.update({(False, False): counts[0], (True, True): counts[1], (False, True): counts[2]})
 

@@ -1,4 +1,4 @@
-"""One call of one module: what it is handed, and what is seen of that while it runs."""
+"""One call of one module: its inputs, and what is seen of them while it runs."""
 
 from __future__ import annotations
 
@@ -16,29 +16,20 @@ AUTOCAST = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKe
 
 @dataclass(slots=True)
 class Marks:
-    """What was seen of inputs, one bit for each, while a call was running.
-
-    Args:
-        read: An operator read them.
-        asks: Their shape, data type or device was asked for.
-        out: Their values left torch.
-        kept: They outlive a call elsewhere than in its result.
-        handed: They were handed to a child that made nothing of them.
-        handed_computed: Something computed from them was.
-    """
+    """What was seen of inputs while a call ran, as `Fate` has it of one, here one bit for each."""
 
     read: int = 0
-    asks: int = 0
-    out: int = 0
+    metadata: int = 0
+    left: int = 0
     kept: int = 0
     handed: int = 0
     handed_computed: int = 0
 
-    def take(self, other: Marks, bits: int) -> None:
-        """Add what another saw of some inputs."""
+    def add(self, other: Marks, bits: int) -> None:
+        """Add what another call saw of some inputs."""
         self.read |= other.read & bits
-        self.asks |= other.asks & bits
-        self.out |= other.out & bits
+        self.metadata |= other.metadata & bits
+        self.left |= other.left & bits
         self.kept |= other.kept & bits
         self.handed |= other.handed & bits
         self.handed_computed |= other.handed_computed & bits
@@ -56,11 +47,6 @@ class Frame:
         kwargs: Keyword arguments.
     """
 
-    __slots__ = (
-        "args", "autocast", "base", "before", "created", "fates", "kwargs", "leaves", "marks", "module", "name", "opaque", "references",
-        "signature", "start", "target", "twice", "wrote", "wrote_parameter",
-    )  # fmt: skip
-
     def __init__(
         self, module: nn.Module, name: str, target: nn.Module, opaque: bool, args: tuple[Any, ...], kwargs: Any
     ) -> None:
@@ -70,7 +56,7 @@ class Frame:
         self.leaves: list[Leaf] = leaves_of(self.signature, args, kwargs)
         self.references: list[int] = []
         self.fates: list[Fate] = []
-        self.twice: set[int] = set()  # the leaves whose tensor was handed over more than once
+        self.twice: set[int] = set()  # the leaves whose tensor came more than once
         self.base = self.start = self.created = 0  # its first bit, its stamp, and how many labels there were before it
         self.marks = Marks()
         self.wrote = self.wrote_parameter = False

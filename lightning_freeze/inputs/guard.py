@@ -1,14 +1,12 @@
-"""Stops code, before it runs, that may change something that is not its module's own: it must not be run a second time.
+"""Stops code of a replay, before it runs, that may change what is not its module's own.
 
-While a copy of a module runs, each Python function is judged by its source before its first line, and each builtin by its
-name (the events of `sys.setprofile`, https://docs.python.org/3/library/sys.html#sys.setprofile). In doubt it may write:
-what cannot be read, or is not known here to be harmless, ends the replay, and what was found stays a candidate.
+Each Python function is judged by its source, each builtin by its name (the events of `sys.setprofile`,
+https://docs.python.org/3/library/sys.html#sys.setprofile). What is not known to be harmless ends the replay.
 """
 
 from __future__ import annotations
 
 import concurrent.futures.thread
-import contextlib
 import dataclasses
 import gc
 import inspect
@@ -26,7 +24,7 @@ WRITERS = frozenset(
     "set_num_threads set_num_interop_threads use_deterministic_algorithms set_printoptions seterr exec eval "
     "setattr delattr basicConfig simplefilter filterwarnings fork_exec".split()
 )
-"""What of them writes to files, to settings of the process, or wherever it is told to."""
+"""Functions that write to files, to settings of the process, or to any place that they are given."""
 
 SYSTEM = frozenset("posix nt _io _socket _posixsubprocess _winapi _ctypes _signal _sqlite3 mmap fcntl _thread".split())
 """Modules written in C that lead out of the process, or into its other parts."""
@@ -35,7 +33,7 @@ HARMLESS = frozenset(
     "fspath getcwd getpid stat lstat get_ident allocate_lock _get_main_thread_ident getenv current_thread main_thread "
     "get_native_id acquire release locked __enter__ __exit__ text_encoding start_new_thread daemon_threads_allowed _set_sentinel".split()
 )
-"""What of these, and of ``os`` and ``threading``, only looks; a lock is given back by who takes it."""
+"""Functions of these, of ``os`` and of ``threading`` that change nothing; what takes a lock also releases it."""
 
 _HERE = str(Path(__file__).parent)
 _OUTSIDE = SYSTEM | {"os", "io"}
@@ -47,35 +45,16 @@ class WriteError(BaseException):
 
 
 class Guard:
-    """Within it, in this thread, code that may write elsewhere is stopped before it runs.
+    """Within it, in this thread, code that may write elsewhere is stopped before it runs, by a `WriteError`.
 
-    Work handed to an executor's threads is watched there; other threads are not begun, since what waits for them would
-    wait for ever where one is stopped.
-
-    Args:
-        idents: Gets the ``threading.get_ident`` of each thread that is watched.
-
-    Raises:
-        WriteError: From within, where such code is called; `refused` says what it was.
-
-    Example:
-        >>> seen = []
-        >>> def counts():
-        ...     seen.append(1)
-        >>> with Guard() as guard:
-        ...     try:
-        ...         counts()
-        ...     except WriteError:
-        ...         pass
-        >>> guard.refused is not None, seen
-        (True, [])
+    An executor's threads are watched as well. Other threads are not begun: what waits for one that is stopped would wait
+    for ever. ``idents`` gets the ``threading.get_ident`` of each thread that is watched.
     """
 
-    def __init__(self, idents: set[int] | None = None) -> None:
+    def __init__(self, idents: set[int]) -> None:
         self.refused: str | None = None
         self.threads = False  # whether that was for work to be done in another thread
-        self._idents = set() if idents is None else idents
-        self._watch = self._look
+        self._idents = idents
         self._collects = False
         self._nested: set[types.CodeType] = set()  # functions within others that were judged as a part of these
 
@@ -85,7 +64,7 @@ class Guard:
         self._idents.add(threading.get_ident())
         self._collects = gc.isenabled()
         gc.disable()  # a collection would run what others have for the end of their objects, which must not be stopped
-        sys.setprofile(self._watch)
+        sys.setprofile(self._look)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -109,14 +88,14 @@ class Guard:
             raise WriteError(f"{name} may write to what is not its own")
 
     def _adopted(self, thread: threading.Thread) -> bool:
-        """Watch a thread that is about to begin, if it is an executor's, which hands on what is raised in it."""
+        """Watch a thread that is about to begin, if it is an executor's, which raises its errors in the caller."""
         if getattr(thread, "_target", None) is not concurrent.futures.thread._worker:
             return False
         run = thread.run
 
         def watched() -> None:
             self._idents.add(threading.get_ident())
-            sys.setprofile(self._watch)
+            sys.setprofile(self._look)
             try:
                 run()
             finally:
@@ -124,22 +103,6 @@ class Guard:
 
         thread.run = watched  # type: ignore[method-assign]
         return True
-
-
-def writes_elsewhere(function: Any, *args: Any) -> bool:
-    """Whether a call of a function is stopped because it, or what it calls, may write elsewhere.
-
-    Args:
-        function: The function.
-        args: What to call it with.
-
-    Example:
-        >>> writes_elsewhere(len, " a")
-        False
-    """
-    with Guard() as guard, contextlib.suppress(WriteError):
-        function(*args)
-    return guard.refused is not None
 
 
 def _leads_out(called: Any) -> bool:
@@ -172,32 +135,32 @@ def _dangerous(frame: types.FrameType, nested: set[types.CodeType]) -> bool:
 
 
 def _dangerous_by_name(code: types.CodeType, package: str) -> bool | None:
-    """Whether a function may write elsewhere, where its name and package tell; None where they do not."""
+    """Whether a function may write elsewhere, by its name and package; None where they do not say."""
     name = code.co_name
     if name == "__del__":  # the end of an object cannot be put off
         return False
     if package.partition(".")[0] in TRUSTED or package.startswith("namedtuple_") or code.co_filename.startswith(_HERE):
-        # what is compiled would be compiled anew
+        # a replay would compile again what is compiled
         return name in WRITERS or (name == "compile_wrapper" and package == "torch._dynamo.eval_frame")
     if package == "os":
         return name not in HARMLESS | _ENVIRONMENT
     return name == "_register_atexit" if package == "threading" else None
 
 
+_KNOWN: dict[types.CodeType, tuple[bool, frozenset[str]]] = {}
+
+
 def _reading_of(frame: types.FrameType) -> tuple[bool, frozenset[str]]:
     """Whether a function's source writes elsewhere, and the attributes that it does more with than look."""
     code = frame.f_code
-    reading = _KNOWN.get(code)
-    if reading is None:
-        held = frame.f_locals if code.co_freevars else {}
-        reader = Reader(code, frame.f_globals, {variable: held.get(variable) for variable in code.co_freevars})
-        reading = reader.writes, frozenset(reader.changed)
-        if not code.co_freevars:  # what it closes over may be another thing the next time
-            _KNOWN[code] = reading
+    if code in _KNOWN:
+        return _KNOWN[code]
+    held = frame.f_locals if code.co_freevars else {}
+    reader = Reader(code, frame.f_globals, {variable: held.get(variable) for variable in code.co_freevars})
+    reading = reader.writes, frozenset(reader.changed)
+    if not code.co_freevars:  # what it closes over may be another thing the next time
+        _KNOWN[code] = reading
     return reading
-
-
-_KNOWN: dict[types.CodeType, tuple[bool, frozenset[str]]] = {}
 
 
 def _within(code: types.CodeType) -> Iterator[types.CodeType]:

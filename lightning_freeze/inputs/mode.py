@@ -1,47 +1,68 @@
-"""A dispatch mode that tells a thread of each operator that it ran."""
+"""A dispatch mode that reports each operator to a thread.
+
+A mode remembers torch's flags for "inside a dispatch mode" on entry and restores them on exit, but torch keeps them for
+the whole process. Where threads enter and leave in turn, the last would restore what it found while others were inside,
+and torch.compile recompile for good: so the first thread to enter remembers them, and the last to leave restores them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import mode_flags
-from .calls import AUTOCAST, Frame
+from .calls import AUTOCAST
+
+if TYPE_CHECKING:
+    from .thread import Thread
+
+_FLAGS = [name for name in vars(_python_dispatch) if name.startswith("_is_in_")]  # not the same ones in every torch
+_LOCK = threading.Lock()
+_INSIDE = 0
+_BEFORE: dict[str, Any] = {}
 
 
-class Listener(Protocol):
-    """The thread that is told of operators."""
+def remember_flags() -> None:
+    """Remember torch's flags, if no thread is inside a mode yet."""
+    global _INSIDE
+    with _LOCK:
+        if _INSIDE == 0:
+            _BEFORE.update({name: getattr(_python_dispatch, name) for name in _FLAGS})
+        _INSIDE += 1
 
-    frames: list[Frame]
-    quiet: int
-    gave_up: Callable[[Exception], None]
 
-    def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """An operator ran."""
+def restore_flags() -> None:
+    """Restore torch's flags, if no other thread is inside a mode."""
+    global _INSIDE
+    with _LOCK:
+        _INSIDE -= 1
+        if _INSIDE == 0:
+            vars(_python_dispatch).update(_BEFORE)
 
 
 class Mode(TorchDispatchMode):
-    """Tells a thread of each operator that it ran."""
+    """Reports each operator that ran to a thread."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, thread: Listener) -> None:
+    def __init__(self, thread: Thread) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._thread = thread
 
     def __enter__(self) -> Mode:
-        mode_flags.enter()
+        remember_flags()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        mode_flags.leave()
+        restore_flags()
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -50,17 +71,18 @@ class Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _CASTING and (device := _device_of(args)) in self._thread.frames[-1].autocast:
-            with _autocast_within(device):
+        thread = self._thread
+        frames = thread.frames
+        if frames and frames[-1].autocast and func in _CASTING:
+            with _autocast_within(args, frames[-1].autocast):
                 result = func(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
-        thread = self._thread
-        if thread.frames and not thread.quiet:
+        if frames and not thread.quiet:
             try:
                 thread.operator(func, args, kwargs, result)
             except Exception as error:
-                thread.gave_up(error)
+                thread.failed(error)
         return result
 
 
@@ -73,13 +95,12 @@ _CASTING = {
 """Operators made of others, which autocast casts within them and not before them."""
 
 
-def _device_of(args: tuple[Any, ...]) -> str:
-    return next((value.device.type for value in args if isinstance(value, Tensor)), "cpu")
-
-
 @contextmanager
-def _autocast_within(device: str) -> Iterator[None]:
+def _autocast_within(args: tuple[Any, ...], devices: list[str]) -> Iterator[None]:
     """Below a dispatch mode torch leaves autocast out; without one, it would be on within the operator."""
+    device = next((value.device.type for value in args if isinstance(value, Tensor)), "cpu")
     include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    with torch._C._ForceDispatchKeyGuard(include, exclude.remove(AUTOCAST[device])):
+    if device in devices:
+        exclude = exclude.remove(AUTOCAST[device])
+    with torch._C._ForceDispatchKeyGuard(include, exclude):
         yield

@@ -1,4 +1,4 @@
-"""Where a module stands in the audited tree, and which ``forward`` its call runs."""
+"""The names of modules in the audited tree, and which ``forward`` a call runs."""
 
 from __future__ import annotations
 
@@ -44,12 +44,10 @@ class Tree:
                 continue
             self._names[id(module)] = weakref.ref(module), name
             wrapped = WRAPPERS.get(wrapper_of(module))
-            children = [
-                (child, name if part == wrapped else f"{name}.{part}" if name else part)
-                for part, child in module._modules.items()
-                if child is not None
-            ]
-            waiting += reversed(children)
+            prefix = f"{name}." if name else ""
+            for part, child in reversed(module._modules.items()):
+                if child is not None:
+                    waiting.append((child, name if part == wrapped else prefix + part))
 
     def named(self) -> list[tuple[str, nn.Module | None]]:
         """All names with their modules; None for one that is gone."""

@@ -1,7 +1,7 @@
-"""Puts itself into every module call of a process, and follows the inputs by labels to where they end.
+"""Puts itself into every module call of a process, and follows the call's inputs by labels to where they end.
 
-Each leaf of a call's arguments is one bit. A dispatch mode carries bits from an operator's operands to its results;
-what is in the call's result, was kept, left torch, or reached nothing is read off the bits when the call ends.
+A dispatch mode carries labels from an operator's operands to its results. When the call ends, they say which inputs are
+in its result, were kept, left torch, or reached nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Tracer:
     Args:
         locate: A module's FQN, the module whose ``forward`` it runs, and whether it is opaque; None where it is no
             module of the audited tree, or only wraps one.
-        ended: Told of each call that ended, before its caller is; returns the verdicts on its leaves.
-        outermost: Told when a thread's outermost call has ended.
-        begun: Told of each call before it begins.
-        yields: Whether it stands back when another is installed.
+        ended: Called when a call has ended, before its caller ends; returns the verdicts on its leaves.
+        outermost: Called when a thread's outermost call has ended.
+        begun: Called before a call begins.
+        yields: Whether it is removed when another is installed.
 
     Raises:
         RuntimeError: On entering, when another audit is running in this process.
@@ -56,7 +56,7 @@ class Tracer:
         self._audited_call: Any = None
         self._lock = threading.Lock()
         self._suspensions = 0
-        self._hears_compiler = False
+        self._follows_compiler = False
         self.failure: Exception | None = None
 
     def install(self) -> None:
@@ -65,22 +65,21 @@ class Tracer:
             Tracer.active.remove()
         if Tracer.active is not None:
             raise RuntimeError(
-                "an input audit is already running in this process: there can be one at a time. Close the first "
-                "(leave its `with` block) before another is entered."
+                "an input audit is already running in this process: one at a time. Leave its `with` block first."
             )
         Tracer.active = self
         self.failure = None
         self._suspensions = 0
-        self._hears_compiler = False
+        self._follows_compiler = False
         self._call = nn.Module.__call__
         self._audited_call = self.replacement(self._call)
         self._install()
 
     def remove(self) -> None:
         """Leave nothing behind."""
+        self._follow_compiler(False)
         if Tracer.active is self:
             Tracer.active = None
-            self._hear_compiler(False)
             with self._lock:
                 self._uninstall()
 
@@ -91,46 +90,47 @@ class Tracer:
 
     @contextmanager
     def suspended(self, thread: Thread) -> Iterator[None]:
-        """Stand aside: what runs within is as it would be without an audit."""
-        ours = torch._C._len_torch_dispatch_stack() > 0 and _innermost() is thread.mode
+        """What runs within runs as without an audit."""
+        depth = torch._C._len_torch_dispatch_stack()
+        ours = depth > 0 and torch._C._get_dispatch_stack_at(depth - 1) is thread.mode
         thread.quiet += 1
         if ours:
             thread.mode.__exit__(None, None, None)
-        self._stand_aside()
+        self._suspend()
         try:
             yield
         finally:
-            self._come_back()
+            self._resume()
             if ours:
                 thread.mode.__enter__()
             thread.quiet -= 1
 
-    def _stand_aside(self, *_: Any) -> None:
+    def _suspend(self, *_: Any) -> None:
         with self._lock:
             self._suspensions += 1
             if self._suspensions == 1 and Tracer.active is self:
                 self._uninstall()
 
-    def _come_back(self, *_: Any) -> None:
+    def _resume(self, *_: Any) -> None:
         with self._lock:
-            self._suspensions = max(0, self._suspensions - 1)  # a compilation may have begun before it was heard
+            self._suspensions = max(0, self._suspensions - 1)  # a compilation may have begun before it was followed
             if self._suspensions == 0 and Tracer.active is self:
                 self._install()
 
-    def _hear_compiler(self, hear: bool) -> None:
-        """While a compiler reads code it is to see torch as it is, or it compiles anew when the audit is over."""
+    def _follow_compiler(self, follow: bool) -> None:
+        """Stand aside while a compiler reads code: it would compile again when the audit is over."""
         handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
-        if handler is None or hear == self._hears_compiler:
+        if handler is None or follow == self._follows_compiler:
             return
-        self._hears_compiler = hear
-        if hear:
-            handler.register_start_callback(self._stand_aside)
-            handler.register_end_callback(self._come_back)
+        self._follows_compiler = follow
+        if follow:
+            handler.register_start_callback(self._suspend)
+            handler.register_end_callback(self._resume)
         else:
             with suppress(ValueError):  # a reset of the compiler has forgotten it already
-                handler.remove_start_callback(self._stand_aside)
+                handler.remove_start_callback(self._suspend)
             with suppress(ValueError):
-                handler.remove_end_callback(self._come_back)
+                handler.remove_end_callback(self._resume)
 
     def _install(self) -> None:
         self._readers.install()
@@ -141,68 +141,48 @@ class Tracer:
             nn.Module.__call__ = self._call  # type: ignore[method-assign]
         self._readers.remove()
 
-    def forget(self) -> None:
-        """Listen to nothing any more, where `replacement` was used without `install`."""
-        self._hear_compiler(False)
-
     def replacement(self, call: Any) -> Any:
-        """What stands in for a module's ``__call__``.
-
-        Args:
-            call: The one that it calls.
-        """
+        """A ``__call__`` of modules that watches, and calls another."""
         tracer = self
 
         def audited_call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():  # first of all, for a compiler that reads this
                 return call(module, *args, **kwargs)
-            thread = tracer._thread()
-            frame = None if thread is None else tracer._frame(module, args, kwargs)
-            if thread is None or frame is None:
-                return call(module, *args, **kwargs)
-            return tracer._run(thread, frame, call, args, kwargs)
+            begun = tracer._begin(module, args, kwargs)
+            return call(module, *args, **kwargs) if begun is None else tracer._run(*begun, call)
 
         return audited_call
 
-    def _thread(self) -> Thread | None:
-        """This thread, where its calls are to be followed."""
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Thread, Frame] | None:
+        """Begin a call in this thread; None where it is not to be followed."""
         if self.failure is not None:
             return None
         thread: Thread | None = getattr(LOCAL, "thread", None)
         if thread is None or thread.owner is not self:
             thread = LOCAL.thread = Thread(self, self.give_up)
-        return None if thread.quiet or _elsewhere(thread) else thread
-
-    def _frame(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Frame | None:
-        """A call that begins; None for one of a module that is not audited."""
-        try:
-            with torch._C.DisableTorchFunction():
-                place = self._locate(module)
-                if place is None:
-                    return None
-                frame = Frame(module, *place, args, kwargs)
-                self._begun(frame)
-                return frame
-        except Exception as error:
-            self.give_up(error)
+        if thread.quiet or _elsewhere(thread):
             return None
-
-    def _run(self, thread: Thread, frame: Frame, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        outermost = not thread.frames
-        if outermost:
-            self._hear_compiler(True)
         try:
             with torch._C.DisableTorchFunction():
-                thread.begin(frame)
+                if (place := self._locate(module)) is not None:
+                    frame = Frame(module, *place, args, kwargs)
+                    self._begun(frame)
+                    thread.begin(frame)
+                    return thread, frame
         except Exception as error:
             self.give_up(error)
-            return call(frame.module, *args, **kwargs)
+        return None
+
+    def _run(self, thread: Thread, frame: Frame, call: Any) -> Any:
+        outermost = len(thread.frames) == 1
+        if outermost:
+            self._follow_compiler(True)
         watched = outermost and not frame.opaque
         if watched:
             thread.mode.__enter__()
         try:
             with self.suspended(thread) if frame.opaque else _AS_IT_IS:
-                result = call(frame.module, *args, **kwargs)
+                result = call(frame.module, *frame.args, **frame.kwargs)
         except BaseException:
             thread.leave(frame)
             raise
@@ -213,23 +193,21 @@ class Tracer:
             if watched:
                 thread.mode.__exit__(None, None, None)
             if outermost:
-                self._left(thread)
+                self._end_outermost(thread)
 
     def _end(self, thread: Thread, frame: Frame, result: Any) -> None:
-        """A call returned."""
         thread.quiet += 1
         try:
             with torch._C.DisableTorchFunction():
                 thread.end(frame, result)
-                thread.settle(frame, self._ended(thread, frame))
+                thread.conclude(frame, self._ended(thread, frame))
         except Exception as error:
             self.give_up(error)
             thread.leave(frame)
         finally:
             thread.quiet -= 1
 
-    def _left(self, thread: Thread) -> None:
-        """A thread's outermost call is over."""
+    def _end_outermost(self, thread: Thread) -> None:
         try:
             with torch._C.DisableTorchFunction():
                 self._outermost(thread)
@@ -239,27 +217,18 @@ class Tracer:
 
 
 def _current() -> Thread | None:
-    thread = getattr(LOCAL, "thread", None)
+    """The thread to which reads are reported."""
+    thread: Thread | None = getattr(LOCAL, "thread", None)
     if thread is None or not thread.frames or thread.quiet or thread.owner is not Tracer.active:
         return None
-    return thread  # type: ignore[no-any-return]
+    return thread
 
 
-def _innermost() -> Any:
-    return torch._C._get_dispatch_stack_at(torch._C._len_torch_dispatch_stack() - 1)
+_TRACING = [getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL")]
 
 
 def _elsewhere(thread: Thread) -> bool:
     """Whether this is no forward of the run: a backward's recomputation, a compilation, a trace."""
-    if torch._C._current_graph_task_id() != -1:
+    if torch._C._current_graph_task_id() != -1 or torch._C._get_tracing_state() is not None:
         return True
-    if torch._C._get_tracing_state() is not None:
-        return True
-    return not thread.frames and any(
-        torch._C._get_dispatch_mode(key) is not None
-        for key in (
-            torch._C._TorchDispatchModeKey.FAKE,
-            torch._C._TorchDispatchModeKey.PROXY,
-            torch._C._TorchDispatchModeKey.FUNCTIONAL,
-        )
-    )
+    return not thread.frames and any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)

@@ -1,4 +1,4 @@
-"""Runs code that nobody is to notice: what it draws, prints, logs or warns of leaves no trace."""
+"""Runs code without a trace of what it draws, prints, logs or warns of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,29 +28,25 @@ class _Hush:
         return getattr(self._stream, name)
 
 
-def _hushed(original: Any, idents: set[int]) -> Callable[..., Any]:
-    """A function that does nothing in some threads."""
+@contextlib.contextmanager
+def _hushed(owner: Any, name: str, idents: set[int]) -> Iterator[None]:
+    """A function does nothing in some threads."""
+    original = getattr(owner, name)
 
     @functools.wraps(original)
     def function(*args: Any, **kwargs: Any) -> Any:
         return None if threading.get_ident() in idents else original(*args, **kwargs)
 
-    return function
-
-
-@contextlib.contextmanager
-def _put(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
+    setattr(owner, name, function)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        setattr(owner, name, original)
 
 
 @contextlib.contextmanager
 def unseen(idents: set[int]) -> Iterator[None]:
-    """Whatever these threads draw, print, log or warn of within leaves no trace."""
+    """What these threads draw, print, log or warn of leaves no trace."""
     idents.add(threading.get_ident())
     state = random.getstate()
     numpy: Any = sys.modules.get("numpy")
@@ -59,14 +55,13 @@ def unseen(idents: set[int]) -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices=devices),
-            _put(sys, "stdout", _Hush(sys.stdout, idents)),
-            _put(sys, "stderr", _Hush(sys.stderr, idents)),
-            # of a coroutine that was begun and not awaited
-            _put(sys, "unraisablehook", _hushed(sys.unraisablehook, idents)),
-            _put(logging.Logger, "handle", _hushed(logging.Logger.handle, idents)),
-            _put(logging.Logger, "_log", _hushed(logging.Logger._log, idents)),
+            contextlib.redirect_stdout(_Hush(sys.stdout, idents)),
+            contextlib.redirect_stderr(_Hush(sys.stderr, idents)),
+            _hushed(sys, "unraisablehook", idents),  # of a coroutine that was begun and not awaited
+            _hushed(logging.Logger, "handle", idents),
+            _hushed(logging.Logger, "_log", idents),
             # not `catch_warnings`, which makes Python forget what it has warned of once
-            _put(warnings, "_showwarnmsg", _hushed(warnings._showwarnmsg, idents)),  # type: ignore[attr-defined]
+            _hushed(warnings, "_showwarnmsg", idents),
             # checkpointing counts what its region saves for backward
             # (detached: a result saved as itself would hold the graph that holds it, for ever)
             torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor),

@@ -16,35 +16,26 @@ PLAIN: frozenset[type] = frozenset((Tensor, nn.Parameter))
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrapped = torch._C._functorch.get_unwrapped
 
-DEPTH = 3
-"""How deep in what a tensor keeps others are looked for."""
-
 
 def within(tensor: Tensor) -> list[Tensor] | None:
     """Every tensor that a tensor holds, and those that these hold; None for one that shows nothing of what it is made of.
 
     Nothing of the tensor's own is called where it keeps them as attributes, as all of torch's do.
-
-    Example:
-        >>> from torch.testing._internal.two_tensor import TwoTensor
-        >>> one, two = torch.ones(1), torch.zeros(1)
-        >>> [part is one or part is two for part in within(TwoTensor(one, two))], within(one)
-        ([True, True], [])
     """
     kind = type(tensor)
     if kind in PLAIN or kind.__module__.startswith("torch._subclasses"):  # a fake tensor has no values
         return []
-    found: list[Tensor] = []
-    seen = {id(tensor)}
+    found: dict[int, Tensor] = {}
     waiting = [tensor]
     while waiting:
         for part in _parts(waiting.pop()):
-            if id(part) not in seen:
-                seen.add(id(part))
-                found.append(part)
+            if part is not tensor and id(part) not in found:
+                found[id(part)] = part
                 if type(part) not in PLAIN:
                     waiting.append(part)
-    return found if found or not _dispatches(kind) else None
+    # without operators of its own a tensor has a memory of its own
+    own_memory = getattr(kind, "__torch_dispatch__", None) is torch._C._disabled_torch_dispatch_impl
+    return [*found.values()] if found or own_memory else None
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -54,11 +45,6 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _dispatches(kind: type) -> bool:
-    """Whether a class has operators of its own, so that its tensors need no memory."""
-    return getattr(kind, "__torch_dispatch__", None) is not torch._C._disabled_torch_dispatch_impl
-
-
 def _parts(tensor: Tensor) -> list[Tensor]:
     held = [*object.__getattribute__(tensor, "__dict__").values()]
     for slot in _slots(type(tensor)):
@@ -66,7 +52,7 @@ def _parts(tensor: Tensor) -> list[Tensor]:
             held.append(slot.__get__(tensor))
         except AttributeError:  # not set
             continue
-    found = [part for value in held for part in _tensors(value, DEPTH)]
+    found = [part for value in held for part in _tensors(value, depth=3)]
     if found or not hasattr(type(tensor), "__tensor_flatten__"):
         return found
     try:
@@ -84,11 +70,6 @@ def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
 
 
 @functools.lru_cache(maxsize=256)
-def _slots(kind: type) -> tuple[Any, ...]:
-    return tuple(
-        held
-        for base in kind.__mro__
-        if base not in PLAIN
-        for held in vars(base).values()
-        if isinstance(held, types.MemberDescriptorType)
-    )
+def _slots(kind: type) -> list[Any]:
+    bases = [base for base in kind.__mro__ if base not in PLAIN]
+    return [held for base in bases for held in vars(base).values() if isinstance(held, types.MemberDescriptorType)]

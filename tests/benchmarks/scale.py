@@ -43,7 +43,7 @@ from lightning_freeze.audit import frozen, moved
 from lightning_freeze.audit.fingerprint import digest
 from lightning_freeze.audit.ranks import Ranks, copies_of
 from lightning_freeze.holds.skip_decision import SkipBackward
-from lightning_freeze.inputs import mode_flags
+from lightning_freeze.inputs.mode import remember_flags, restore_flags
 from lightning_freeze.report.findings import Finding
 from tests.threads import threads
 
@@ -552,7 +552,7 @@ def _together(sides: Sequence[int], asks: Sequence[Callable[[], Found]], ranks: 
 
     def run(who: int) -> None:
         here.rank = ranks[who]
-        mode_flags.enter()
+        remember_flags()
         try:
             with Wire(costs[who], meeting, who):
                 found[who] = asks[who]()
@@ -560,7 +560,7 @@ def _together(sides: Sequence[int], asks: Sequence[Callable[[], Found]], ranks: 
             meeting.all_there.abort()
             raise
         finally:
-            mode_flags.leave()
+            restore_flags()
 
     workers = [threading.Thread(target=run, args=(who,)) for who in range(1, len(ranks))]
 

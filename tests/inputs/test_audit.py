@@ -575,9 +575,9 @@ def test_a_call_that_raises_gets_no_verdict_and_its_caller_goes_on() -> None:
 INNER = "lightning_freeze.inputs."
 PLACES = [
     "calls.leaves_of", "calls.signature_of", "thread.Thread.begin", "thread.Thread.operator", "thread.Thread.end",
-    "thread.Thread.settle", "labels.Labels.survivors", "audit.InputsAudit._ended", "modules.Tree.locate",
+    "thread.Thread.conclude", "labels.Labels.survivors", "audit.InputsAudit._ended", "modules.Tree.locate",
     "declarations.Declared._excuse", "audit.InputsAudit._count", "audit.InputsAudit._outermost", "proofs.Replay",
-    "proofs.ignores", "thread.Thread.asked", "thread.Thread.left", "thread.Thread.alias",
+    "proofs.ignores", "thread.Thread.metadata_read", "thread.Thread.values_read", "thread.Thread.aliased",
 ]  # fmt: skip
 
 

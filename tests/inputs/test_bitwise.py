@@ -1830,7 +1830,7 @@ def test_two_audits_at_once() -> None:
     before, model = installed(), Net()
     with audit_inputs(model) as audit:
         held = installed()
-        with pytest.raises(RuntimeError, match="already running in this process.*Close the first"):
+        with pytest.raises(RuntimeError, match="already running in this process.*Leave its `with` block first"):
             audit_inputs(model).__enter__()
         assert left_behind(held) == ["Tracer.active"]
         with pytest.raises(RuntimeError, match="already running"), audit:

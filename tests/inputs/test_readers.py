@@ -22,19 +22,19 @@ class Listens:
     def __init__(self) -> None:
         self.heard: list[tuple[str, int]] = []
 
-    def asked(self, tensor: Tensor) -> None:
-        self.heard.append(("asked", id(tensor)))
+    def metadata_read(self, tensor: Tensor) -> None:
+        self.heard.append(("metadata_read", id(tensor)))
 
-    def left(self, tensor: Tensor) -> None:
-        self.heard.append(("left", id(tensor)))
+    def values_read(self, tensor: Tensor) -> None:
+        self.heard.append(("values_read", id(tensor)))
 
-    def alias(self, tensor: Tensor, other: Tensor) -> None:
-        self.heard.append(("alias", id(tensor)))
+    def aliased(self, tensor: Tensor, other: Tensor) -> None:
+        self.heard.append(("aliased", id(tensor)))
 
     def saved(self, ctx: Any, tensors: tuple[Any, ...]) -> None:
         self.heard += [("saved", id(tensor)) for tensor in tensors if isinstance(tensor, Tensor)]
 
-    def gave_up(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         raise error
 
 
@@ -92,15 +92,15 @@ LEFT: dict[str, Callable[[Any], Any]] = {
 def test_metadata_that_is_asked_for_is_heard(name: str, listens: Listens) -> None:
     x = torch.ones(2, 3)
     ASKED[name](x)
-    assert ("asked", id(x)) in listens.heard
-    assert {what for what, _ in listens.heard} == {"asked"}
+    assert ("metadata_read", id(x)) in listens.heard
+    assert {what for what, _ in listens.heard} == {"metadata_read"}
 
 
 @pytest.mark.parametrize("name", LEFT)
 def test_values_that_leave_torch_are_heard(name: str, listens: Listens) -> None:
     x = torch.ones(2, 3)
     LEFT[name](x)
-    assert ("left", id(x)) in listens.heard
+    assert ("values_read", id(x)) in listens.heard
 
 
 @pytest.mark.parametrize("name", LIKE)
@@ -108,7 +108,7 @@ def test_what_is_made_like_another_asks_the_other(name: str, listens: Listens) -
     x, like = torch.ones(2), torch.zeros(2)
     getattr(x, name)(like)
     getattr(x, name)(**{"tensor" if name == "to" else "other": like})
-    assert listens.heard == [("asked", id(like))] * 2
+    assert listens.heard == [("metadata_read", id(like))] * 2
 
 
 def test_to_a_type_asks_nobody(listens: Listens) -> None:
@@ -119,7 +119,7 @@ def test_to_a_type_asks_nobody(listens: Listens) -> None:
 def test_data_is_an_alias(listens: Listens) -> None:
     x = torch.ones(2)
     assert x.data is not x
-    assert ("alias", id(x)) in listens.heard
+    assert ("aliased", id(x)) in listens.heard
 
 
 class Doubles(torch.autograd.Function):
@@ -144,7 +144,7 @@ def test_what_torch_itself_asks_is_not_the_module_s(listens: Listens) -> None:
     x = torch.ones(2, 3, 4, 4)
     functional.interpolate(x, scale_factor=2.0)
     functional.group_norm(x, 1, torch.ones(3))
-    assert ("asked", id(x)) not in listens.heard
+    assert ("metadata_read", id(x)) not in listens.heard
 
 
 def test_everything_is_put_back() -> None:

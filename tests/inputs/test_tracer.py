@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_freeze import audit_inputs
 from lightning_freeze.inputs.audit import InputsAudit
-from lightning_freeze.inputs.labels import Label, Labels
+from lightning_freeze.inputs.labels import Labels
 from lightning_freeze.inputs.thread import Thread
 from lightning_freeze.inputs.tracer import LOCAL, Tracer
 
@@ -154,7 +154,7 @@ def test_a_label_is_of_one_tensor_and_not_of_a_number() -> None:
     held.top = 3
     held.put(one, 1, 2)
     assert held.look(one) == (1, 2)
-    held.labels[id(other)] = Label(weakref.ref(one), 1, 2, held.stamp)  # as if `one` were gone and `other` in its place
+    held.labels[id(other)] = (weakref.ref(one), 1, 2, held.stamp)  # as if `one` were gone and `other` in its place
     assert held.look(other) == (0, 0)
 
 

@@ -412,7 +412,7 @@ def test_an_error_of_the_audit_s_own_is_said_once_and_the_run_goes_on(trainer: A
     def broken(*args: Any) -> Any:
         raise ZeroDivisionError("of our own")
 
-    monkeypatch.setattr("lightning_freeze.inputs.tracer.Thread.settle", broken)
+    monkeypatch.setattr("lightning_freeze.inputs.tracer.Thread.conclude", broken)
     audit = InputAudit()
     with pytest.warns(
         UserWarning, match=r"stood aside after an error of its own \(ZeroDivisionError: of our own\)"

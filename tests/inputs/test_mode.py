@@ -13,7 +13,7 @@ from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, is_in_torch_dispatch_mode
 
 from lightning_freeze import audit_inputs
-from lightning_freeze.inputs import mode_flags
+from lightning_freeze.inputs.mode import remember_flags, restore_flags
 
 
 class Plain(TorchDispatchMode):
@@ -23,12 +23,12 @@ class Plain(TorchDispatchMode):
 
 class Kept(Plain):
     def __enter__(self) -> Kept:
-        mode_flags.enter()
+        remember_flags()
         return super().__enter__()  # type: ignore[no-any-return]
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
-        mode_flags.leave()
+        restore_flags()
 
 
 @pytest.fixture(autouse=True)
