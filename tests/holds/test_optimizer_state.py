@@ -160,14 +160,16 @@ class CountsForTheGroup(torch.optim.SGD):
 
 def test_a_clock_of_the_whole_group_is_no_new_beginning() -> None:
     optimizer = CountsForTheGroup([nn.Parameter(torch.ones(2))], lr=0.1)
-    with pytest.raises(UnsupportedError, match=r"'reset', and optimizer 0 \(CountsForTheGroup\) .*clock .*param group"):
+    with pytest.raises(
+        UnsupportedError, match=r"'reset', and optimizer 0 \(CountsForTheGroup\) .*step counter .*param group"
+    ):
         refuse_state("reset", [optimizer], optimizer.param_groups[0]["params"])
 
 
 @pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": 1e-9}])
 def test_a_rate_at_which_nothing_moves_hides_no_clock(options: Any) -> None:
     weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
-    with pytest.raises(UnsupportedError, match="clock"):
+    with pytest.raises(UnsupportedError, match="step counter"):
         refuse_state("reset", [CountsForTheGroup([weight], **options)], [weight])
 
 
