@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_freeze.trainer.seam import LightningDataModule, LightningModule
 
 
 class MissingPackageError(ImportError):
@@ -50,7 +51,7 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-class TwoLayerNet(pl.LightningModule):
+class TwoLayerNet(LightningModule):
     """Two bias-free linear layers with a ReLU between: the founding example.
 
     Args:
@@ -148,7 +149,7 @@ class MixerBlock(nn.Module):
         return mixed
 
 
-class DigitsMixer(pl.LightningModule):
+class DigitsMixer(LightningModule):
     """An MLP-Mixer (arXiv 2105.01601) of eight blocks that reads digits: deep enough to freeze layer by layer.
 
     Its parts are called ``embed`` and ``position``, ``blocks``, ``norm`` and ``head``.
@@ -207,7 +208,7 @@ class DigitsMixer(pl.LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
 
 
-class DigitsGAN(pl.LightningModule):
+class DigitsGAN(LightningModule):
     """A small GAN in manual optimization: the discriminator steps first, then the generator.
 
     It has no code for who trains when: a schedule of groups ``generator`` and ``discriminator`` decides.
@@ -266,7 +267,7 @@ class DigitsGAN(pl.LightningModule):
         ]
 
 
-class DigitsSwin(pl.LightningModule):
+class DigitsSwin(LightningModule):
     """A Hugging Face Swin Transformer V2, tiny and with random weights, that reads digits; nothing is downloaded.
 
     Real code of others for the input audit: its attention hands a tensor to a module that never uses it.
@@ -312,7 +313,7 @@ class DigitsSwin(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
-class DigitsData(pl.LightningDataModule):
+class DigitsData(LightningDataModule):
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels: real data that ships in the wheel.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
