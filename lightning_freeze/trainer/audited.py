@@ -15,7 +15,8 @@ from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
 from lightning_freeze.report.run_table import epoch_line, summary_table
 from lightning_freeze.trainer import seam
-from lightning_freeze.trainer.base import Auditor, OnFinding
+from lightning_freeze.trainer.arguments import OnFinding
+from lightning_freeze.trainer.base import Auditor
 from lightning_freeze.trainer.input_audit import InputAudit, InputWatch
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from lightning_freeze.errors import one_of
 from lightning_freeze.report.findings import Finding, FreezeViolation
 from lightning_freeze.trainer import seam
+from lightning_freeze.trainer.arguments import OnFinding, check_words
 
-OnFinding = Literal["raise", "warn"]
 CreatedBy = Literal["switch", "command", "user"]
 _NOT_COPIED = ("log", "log_dict")  # bound methods of the model, which Lightning sets in every run
 _RESET_IN_COPIES: dict[str, Any] = {
@@ -28,7 +27,7 @@ class Auditor(seam.Callback):
 
     def __init__(self, on_finding: OnFinding) -> None:
         super().__init__()
-        one_of("on_finding", on_finding, ("raise", "warn"))
+        check_words(on_finding=on_finding)
         self._on_finding = on_finding
 
     @classmethod

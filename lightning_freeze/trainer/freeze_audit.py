@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lightning_freeze.audit.requires_grad import RequiresGradWatch
 from lightning_freeze.trainer import seam
+from lightning_freeze.trainer.arguments import OnFinding
 from lightning_freeze.trainer.audited import _Audited
-from lightning_freeze.trainer.base import OnFinding
 
 
 class FreezeAudit(_Audited):

@@ -16,7 +16,8 @@ from lightning_freeze.inputs.tracer import Tracer
 from lightning_freeze.report.findings import Finding, once_a_class
 from lightning_freeze.report.records import FILE_NAME, Recorder
 from lightning_freeze.trainer import seam
-from lightning_freeze.trainer.base import Auditor, CreatedBy, OnFinding
+from lightning_freeze.trainer.arguments import OnFinding
+from lightning_freeze.trainer.base import Auditor, CreatedBy
 from lightning_freeze.trainer.declarations import read_declarations
 
 _STOPPING = ("unused", "dead")

@@ -6,25 +6,31 @@ import operator
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.checkpoint import OnScheduleChange
 from lightning_freeze.controller import FreezeController
-from lightning_freeze.errors import ScheduleError, one_of, whole_number
-from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
+from lightning_freeze.errors import ScheduleError, whole_number
 from lightning_freeze.holds.run_context import compiled
-from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, SkipBackward
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.schedule import Schedule
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.trainer import seam
+from lightning_freeze.trainer.arguments import (
+    FrozenModules,
+    OnFinding,
+    OnScheduleChange,
+    OptimizerState,
+    Rest,
+    Selector,
+    SkipBackward,
+    check_words,
+)
 from lightning_freeze.trainer.audited import _Audited
-from lightning_freeze.trainer.base import OnFinding
 from lightning_freeze.trainer.freeze_audit import FreezeAudit
 from lightning_freeze.trainer.fsdp2_checkpoints import LateLoading, loads_later
 from lightning_freeze.trainer.metrics import LoggedMetrics
@@ -72,11 +78,11 @@ class FreezeScheduler(_Audited):
     def __init__(
         self,
         schedule: Phases | Schedule,
-        groups: dict[str, str | list[Any] | dict[str, Any]] | None = None,
-        rest: Literal["train", "freeze", "error"] = "train",
+        groups: dict[str, Selector] | None = None,
+        rest: Rest = "train",
         skip_backward: SkipBackward = "auto",
         optimizer_state: OptimizerState = "keep",
-        frozen_modules: Literal["train", "eval"] = "train",
+        frozen_modules: FrozenModules = "train",
         audit: bool | FreezeAudit = True,
         on_finding: OnFinding = "raise",
         on_schedule_change: OnScheduleChange = "raise",
@@ -94,25 +100,16 @@ class FreezeScheduler(_Audited):
                 key="groups",
                 value=groups,
             )
-        one_of("rest", rest, ("train", "freeze", "error"))
-        one_of("skip_backward", skip_backward, SKIP_BACKWARD)
-        one_of("optimizer_state", optimizer_state, OPTIMIZER_STATE)
-        one_of("frozen_modules", frozen_modules, ("train", "eval"))
-        one_of("on_schedule_change", on_schedule_change, ("raise", "continue"))
+        words: dict[str, Any] = {"rest": rest, "skip_backward": skip_backward, "optimizer_state": optimizer_state}
+        words |= {"frozen_modules": frozen_modules, "on_schedule_change": on_schedule_change}
+        check_words(**words)
         if isinstance(audit, FreezeAudit):
             super().__init__(audit.on_finding or on_finding, audit.every_n_updates, audit.inputs)
         else:
             super().__init__(on_finding, None, bool(audit))
         self._schedule = schedule
         self._groups = dict(groups or {})
-        self._options: dict[str, Any] = {
-            "rest": rest,
-            "skip_backward": skip_backward,
-            "optimizer_state": optimizer_state,
-            "frozen_modules": frozen_modules,
-            "audit": bool(audit),
-            "on_schedule_change": on_schedule_change,
-        }
+        self._options: dict[str, Any] = {**words, "audit": bool(audit)}
         self._clips = True
         self._controller: FreezeController | None = None
         self._logged: LoggedMetrics | None = None
@@ -330,10 +327,10 @@ class AlternatingFreeze(FreezeScheduler):
         fast: str | list[str],
         every: int,
         together: bool = True,
-        rest: Literal["train", "freeze", "error"] = "train",
+        rest: Rest = "train",
         skip_backward: SkipBackward = "auto",
         optimizer_state: OptimizerState = "keep",
-        frozen_modules: Literal["train", "eval"] = "train",
+        frozen_modules: FrozenModules = "train",
         audit: bool | FreezeAudit = True,
         on_finding: OnFinding = "raise",
         on_schedule_change: OnScheduleChange = "raise",
