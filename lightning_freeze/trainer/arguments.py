@@ -49,8 +49,7 @@ def check_words(**values: object) -> None:
 
 def _register(argument: Any, read: Callable[[Any], Any], write: Callable[[Any], Any] = lambda value: value) -> Any:
     """Let jsonargparse read a type by a function, whose errors it shows."""
-    is_read: Callable[[Any, type], bool] = lambda value, kind: isinstance(value, kind)  # noqa: E731
-    register_type(argument, write, read, deserializer_exceptions=(), type_check=is_read)
+    register_type(argument, write, read, deserializer_exceptions=(), type_check=isinstance)
     return argument
 
 
@@ -92,15 +91,19 @@ def _arguments(kind: type, value: Any) -> dict[str, Any]:
         given = given.get("init_args") or {}
     if kind is Phase and "phases" in given:
         raise ScheduleError("this element holds `phases` of its own, so it is not a phase.", key="phases")
+    _check_keys(kind, given)
+    return dict(given)
+
+
+def _check_keys(kind: type, given: Mapping[str, Any]) -> None:
     known = inspect.signature(kind).parameters
     for key in given:
         if key not in known:
             close = " or ".join(map(repr, nearest(key, known, 1) or known))
             raise ScheduleError(f"{key!r} is not a key of {kind.__name__}. Did you mean {close}?", key=key)
-    missing = [key for key, each in known.items() if each.default is each.empty and key not in given]
-    if missing:
-        raise ScheduleError(f"{kind.__name__} has no {missing[0]!r}. Add the key.", key=missing[0])
-    return dict(given)
+    for key, each in known.items():
+        if each.default is each.empty and key not in given:
+            raise ScheduleError(f"{kind.__name__} has no {key!r}. Add the key.", key=key)
 
 
 if not TYPE_CHECKING:

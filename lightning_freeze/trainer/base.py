@@ -12,10 +12,8 @@ from lightning_freeze.trainer.arguments import OnFinding, check_words
 CreatedBy = Literal["switch", "command", "user"]
 _NOT_COPIED = ("log", "log_dict")  # bound methods of the model, which Lightning sets in every run
 _RESET_IN_COPIES: dict[str, Any] = {
-    **dict.fromkeys(
-        ("_engine", "_controller", "_watch", "_inputs", "_recorder", "_bar", "_loading", "_handled", "_logged")
-    ),
-    "_stepped": (),
+    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_handled", "_logged")),
+    **dict.fromkeys(("_removals", "_stepped"), ()),
 }
 
 

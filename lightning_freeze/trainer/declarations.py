@@ -60,7 +60,18 @@ def write_declarations(path: Path, findings: Sequence[Finding], today: str) -> i
         ConfigError: The file is there and cannot be read.
     """
     known, shapes = read_declarations(path) if path.exists() else ({}, [])
-    count = len(known) + len(shapes)
+    new = _declare(findings, known, shapes, today)
+    if new or not path.exists():
+        body = {key: value for key, value in (("whitelist", known), ("metadata_inputs", shapes)) if value}
+        text = yaml.safe_dump(body or {"whitelist": {}}, sort_keys=False, width=1000, allow_unicode=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_HEADER + text, encoding="utf-8")
+    return new
+
+
+def _declare(findings: Sequence[Finding], known: dict[str, Any], shapes: list[str], today: str) -> int:
+    """Add entries for findings; returns their number."""
+    before = len(known) + len(shapes)
     by_key: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.kind != "stale":
@@ -71,13 +82,7 @@ def write_declarations(path: Path, findings: Sequence[Finding], today: str) -> i
             known.setdefault(key, f"{' or '.join(kinds)} in {some_modules(same)} on {today}; not reviewed yet")
         elif key not in shapes:
             shapes.append(key)
-    new = len(known) + len(shapes) - count
-    if new or not path.exists():
-        body = {key: value for key, value in (("whitelist", known), ("metadata_inputs", shapes)) if value}
-        text = yaml.safe_dump(body or {"whitelist": {}}, sort_keys=False, width=1000, allow_unicode=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_HEADER + text, encoding="utf-8")
-    return new
+    return len(known) + len(shapes) - before
 
 
 def place_of(root: Place, error: DeclarationError) -> Place:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,30 @@ def loads_later(trainer: seam.Trainer) -> bool:
     return bool(trainer.strategy.restore_checkpoint_after_setup)
 
 
-class LateLoading:
-    """Loads FSDP2 checkpoints without the optimizer state of some parameters; `remove` restores the strategy.
+def load_without_state(trainer: seam.Trainer) -> Callable[[], object]:
+    """Let FSDP2 load checkpoints that lack the optimizer state of some parameters; returns what undoes it.
 
     Those never trained, or their state was dropped. torch raises "Missing optimizer state for parameter …" for them while
     they require gradients, so during the load they do not.
     """
+    strategy: Any = trainer.strategy
+    if not loads_later(trainer) or not hasattr(strategy, "device_mesh"):
+        return lambda: None
+    original = strategy.load_checkpoint
 
-    def __init__(self, trainer: seam.Trainer) -> None:
-        strategy: Any = trainer.strategy
-        self._strategy = strategy if loads_later(trainer) and hasattr(strategy, "device_mesh") else None
-        if self._strategy is None:
-            return
-        original = strategy.load_checkpoint
-
-        def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None, **kwargs: Any) -> Any:
-            path = Path(strategy.broadcast(checkpoint_path))
-            stateless = _without_state(path, strategy.model, trainer.optimizers, weights_only)
+    def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None, **kwargs: Any) -> Any:
+        path = Path(strategy.broadcast(checkpoint_path))
+        stateless = _without_state(path, strategy.model, trainer.optimizers, weights_only)
+        for parameter in stateless:
+            parameter.requires_grad = False
+        try:
+            return original(checkpoint_path, weights_only, **kwargs)
+        finally:
             for parameter in stateless:
-                parameter.requires_grad = False
-            try:
-                return original(checkpoint_path, weights_only, **kwargs)
-            finally:
-                for parameter in stateless:
-                    parameter.requires_grad = True
+                parameter.requires_grad = True
 
-        vars(strategy)["load_checkpoint"] = load_checkpoint
-
-    def remove(self) -> None:
-        """Restore the strategy; safe to call again."""
-        if self._strategy is not None:
-            vars(self._strategy).pop("load_checkpoint", None)
-        self._strategy = None
+    vars(strategy)["load_checkpoint"] = load_checkpoint
+    return lambda: vars(strategy).pop("load_checkpoint", None)
 
 
 def _without_state(

@@ -200,8 +200,7 @@ class InputAudit(Auditor):
         self._record(fresh)
         if self._silent:
             return
-        raises = self._on_finding == "raise"
-        errors = [f for f in fresh if raises and f.severity == "warning" and f.confirmed and f.kind in _STOPPING]
+        errors = [finding for finding in fresh if self._stops_for(finding)]
         for finding in once_a_class([finding for finding in fresh if finding not in errors]):
             if finding.severity == "warning":
                 seam.rank_zero_warn(finding.message)
@@ -209,8 +208,12 @@ class InputAudit(Auditor):
                 seam.say(trainer, finding.message)
         if findings:
             seam.say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
-        if raises:
+        if self._on_finding == "raise":
             self._stop_for(Ranks(trainer.strategy.root_device).shared(errors), trainer, "inputs")
+
+    def _stops_for(self, finding: Finding) -> bool:
+        confirmed = finding.severity == "warning" and bool(finding.confirmed)
+        return self._on_finding == "raise" and confirmed and finding.kind in _STOPPING
 
     def _report_stale(self) -> None:
         stale = self._watch.end_run() if self._watch is not None else []

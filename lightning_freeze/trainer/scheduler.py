@@ -30,9 +30,8 @@ from lightning_freeze.trainer.arguments import (
     SkipBackward,
     check_words,
 )
-from lightning_freeze.trainer.audited import _Audited
-from lightning_freeze.trainer.freeze_audit import FreezeAudit
-from lightning_freeze.trainer.fsdp2_checkpoints import LateLoading, loads_later
+from lightning_freeze.trainer.freeze_audit import FreezeAudit, _Audited
+from lightning_freeze.trainer.fsdp2_checkpoints import load_without_state, loads_later
 from lightning_freeze.trainer.metrics import LoggedMetrics
 
 _PENDING = "unjudged"
@@ -115,7 +114,6 @@ class FreezeScheduler(_Audited):
         self._logged: LoggedMetrics | None = None
         self._resume: dict[str, Any] | None = None
         self._stepped: Sequence[weakref.ref[Optimizer]] = ()
-        self._loading: LateLoading | None = None
 
     @property
     def state_key(self) -> str:
@@ -179,7 +177,7 @@ class FreezeScheduler(_Audited):
             waits=loads_later(trainer),
             closures=True,
         )
-        self._loading = LateLoading(trainer)
+        self._removals = [load_without_state(trainer)]
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
         if self._resume is not None:  # known already, unless the strategy loads checkpoints later
             self._controller.load_state_dict(self._resume)
@@ -207,9 +205,12 @@ class FreezeScheduler(_Audited):
         # Findings of the checkpoint's own comparison, which no epoch's end has acted on yet.
         self._controller.log.findings += [Finding.from_dict(plain) for plain in (self._resume or {}).get(_PENDING, [])]
         self._running = True
-        self._bar = seam.BarText(
-            trainer, "train", lambda: "+".join(sorted(self.trainable)[:3]) + "…" * (len(self.trainable) > 3)
-        )
+        removal = seam.add_bar_text(trainer, "train", self._bar_text)
+        self._removals = [*self._removals, removal]
+
+    def _bar_text(self) -> str:
+        names = sorted(self.trainable)
+        return "+".join(names[:3]) + "…" * (len(names) > 3)
 
     def on_train_batch_start(
         self, trainer: seam.Trainer, pl_module: seam.LightningModule, batch: Any, batch_idx: int
@@ -238,12 +239,6 @@ class FreezeScheduler(_Audited):
     def on_train_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._log_late_metrics(trainer)
         super().on_train_end(trainer, pl_module)
-
-    def _undo(self) -> None:
-        if self._loading is not None:
-            self._loading.remove()
-            self._loading = None
-        super()._undo()
 
     def _log_late_metrics(self, trainer: seam.Trainer) -> None:
         """Read what was logged for an epoch after our hook at its end; what it still awaits is refused."""

@@ -219,31 +219,18 @@ def say(trainer: Trainer, text: str) -> None:
         rank_zero_info(text)
 
 
-class BarText:
-    """A text beside a progress bar's metrics, which hold numbers only; `remove` removes it.
+def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callable[[], object]:
+    """Show a text beside a progress bar's metrics, which hold numbers only; returns what removes it."""
+    bar: Any = trainer.progress_bar_callback
+    if bar is None:
+        return lambda: None
+    original = bar.get_metrics
 
-    Args:
-        trainer: The run's, with a progress bar or without.
-        key: The name of the text.
-        text: Returns the current text.
-    """
+    def get_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**original(*args, **kwargs), key: text()}
 
-    def __init__(self, trainer: Trainer, key: str, text: Callable[[], str]) -> None:
-        self._bar: Any = trainer.progress_bar_callback
-        if self._bar is None:
-            return
-        original = self._bar.get_metrics
-
-        def get_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
-            return {**original(*args, **kwargs), key: text()}
-
-        vars(self._bar)["get_metrics"] = get_metrics
-
-    def remove(self) -> None:
-        """Remove the text; safe to call again."""
-        if self._bar is not None:
-            vars(self._bar).pop("get_metrics", None)
-        self._bar = None
+    vars(bar)["get_metrics"] = get_metrics
+    return lambda: vars(bar).pop("get_metrics", None)
 
 
 def refuse_strategy(strategy: object) -> None:
