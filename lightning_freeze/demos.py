@@ -18,13 +18,7 @@ from lightning_freeze.trainer.seam import PACKAGES, LightningDataModule, Lightni
 
 
 class MissingPackageError(ImportError):
-    """A package that a demo needs is not installed.
-
-    Args:
-        kind: The demo's class.
-        package: The package.
-        extras: The extras that install it.
-    """
+    """A package that a demo needs is not installed; the message names the extras that install it."""
 
     def __init__(self, kind: type, package: str, extras: str) -> None:
         self.kind = kind.__name__
@@ -128,11 +122,11 @@ class MixerBlock(nn.Module):
         super().__init__()
 
         def mlp(size: int) -> nn.Sequential:
-            layers = [
+            first, last = (
                 LoRALinear(*shape, lora) if lora else nn.Linear(*shape)
                 for shape in ((size, 2 * size), (2 * size, size))
-            ]
-            return nn.Sequential(layers[0], nn.GELU(), layers[1])
+            )
+            return nn.Sequential(first, nn.GELU(), last)
 
         self.norm1 = nn.LayerNorm(width)
         self.tokens = mlp(tokens)
@@ -234,10 +228,8 @@ class DigitsGAN(LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each network, the generator's first."""
-        return [
-            torch.optim.Adam(self.generator.parameters(), lr=self.lr, betas=(0.5, 0.999)),
-            torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.5, 0.999)),
-        ]
+        networks = (self.generator, self.discriminator)
+        return [torch.optim.Adam(network.parameters(), lr=self.lr, betas=(0.5, 0.999)) for network in networks]
 
 
 class DigitsSwin(_Classifier):

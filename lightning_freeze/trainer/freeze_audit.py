@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +35,7 @@ class _Audited(Auditor):
         self._acted_on = self._compared_at = 0
         self._handled: BaseException | None = None
         self._running = False
-        self._removals: Sequence[Callable[[], object]] = ()
+        self._removals: list[Callable[[], object]] = []
         self._audits_inputs = inputs
         self._writes = True
         self._inputs: InputWatch | None = None
@@ -158,9 +158,8 @@ class _Audited(Auditor):
 
     def _undo(self) -> None:
         self._running = False
-        for remove in self._removals:
-            remove()
-        self._removals = ()
+        while self._removals:
+            self._removals.pop()()
         if self._engine is not None:
             self._engine.detach(bring_back=False)  # Lightning's teardown takes optimizer state to host memory anyway
         if self._inputs is not None:

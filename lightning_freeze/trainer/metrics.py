@@ -13,8 +13,7 @@ from lightning_freeze.trainer import seam
 class LoggedMetrics:
     """Passes on what a Trainer logged since an epoch began.
 
-    Lightning keeps the last value of a metric; one that was logged again is another tensor. False where no phase ends by
-    a metric.
+    Lightning keeps the last value of a metric; one that was logged again is another tensor.
     """
 
     def __init__(self, metrics: MetricLog) -> None:
@@ -25,9 +24,6 @@ class LoggedMetrics:
         self.epoch = -1
         self._warned: set[str] = set()
         self._warned_partly: set[str] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._metrics)
 
     def begin_epoch(self, trainer: seam.Trainer) -> None:
         """Take what is there now as logged before this epoch."""

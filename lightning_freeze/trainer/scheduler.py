@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ class FreezeScheduler(_Audited):
             say=lambda text: seam.say(trainer, text),
             record=self._record,
         )
-        self._logged = LoggedMetrics(self._controller.metrics)
+        self._logged = LoggedMetrics(self._controller.metrics) if self._controller.metrics else None
         self._clips = seam.may_clip(trainer, pl_module)
         self._controller.attach(
             *trainer.optimizers,
@@ -205,17 +205,12 @@ class FreezeScheduler(_Audited):
         # Findings of the checkpoint's own comparison, which no epoch's end has acted on yet.
         self._controller.log.findings += [Finding.from_dict(plain) for plain in (self._resume or {}).get(_PENDING, [])]
         self._running = True
-        removal = seam.add_bar_text(trainer, "train", self._bar_text)
-        self._removals = [*self._removals, removal]
-
-    def _bar_text(self) -> str:
-        names = sorted(self.trainable)
-        return "+".join(names[:3]) + "…" * (len(names) > 3)
+        self._removals.append(seam.add_bar_text(trainer, "train", lambda: _shown(self.trainable)))
 
     def on_train_batch_start(
         self, trainer: seam.Trainer, pl_module: seam.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._logged and self._logged.epoch != trainer.current_epoch:
+        if self._logged is not None and self._logged.epoch != trainer.current_epoch:
             self._log_late_metrics(trainer)
             self._logged.begin_epoch(trainer)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -225,12 +220,12 @@ class FreezeScheduler(_Audited):
             self._controller.pause()  # validation finds every `requires_grad` as it was made
 
     def on_validation_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
-        if self._logged:
+        if self._logged is not None:
             self._logged.validated |= not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         controller = self._controller
-        if self._logged and controller is not None and controller.epoch <= trainer.current_epoch:
+        if self._logged is not None and controller is not None and controller.epoch <= trainer.current_epoch:
             self._logged.read(trainer)
             if not seam.logs_later(trainer, pl_module, self):
                 self._logged.refuse_unlogged(trainer, controller.epoch)
@@ -243,7 +238,7 @@ class FreezeScheduler(_Audited):
     def _log_late_metrics(self, trainer: seam.Trainer) -> None:
         """Read what was logged for an epoch after our hook at its end; what it still awaits is refused."""
         controller = self._controller
-        if not self._logged or controller is None:
+        if self._logged is None or controller is None:
             return
         awaited = controller.metrics.missing is not None
         self._logged.read(trainer)
@@ -270,7 +265,7 @@ class FreezeScheduler(_Audited):
         self, trainer: seam.Trainer, pl_module: seam.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         callbacks = checkpoint.get("callbacks", {})
-        if self._logged and self._running and self._all_ranks:
+        if self._logged is not None and self._running and self._all_ranks:
             self._logged.read(trainer)  # the checkpoint may be one of after validation, or after the epoch's end
             if self.state_key in callbacks:
                 callbacks[self.state_key] = self.state_dict()
@@ -294,6 +289,11 @@ class FreezeScheduler(_Audited):
         before = [reference() for reference in self._stepped]
         same = len(before) == len(trainer.optimizers) and all(map(operator.is_, before, trainer.optimizers))
         return self._controller.state_dict() if same else None
+
+
+def _shown(groups: Iterable[str]) -> str:
+    names = sorted(groups)
+    return "+".join(names[:3]) + "…" * (len(names) > 3)
 
 
 class AlternatingFreeze(FreezeScheduler):
