@@ -82,12 +82,7 @@ class _Audited(Auditor):
             self._inputs.end_batch()
 
     def on_validation_batch_start(
-        self,
-        trainer: seam.Trainer,
-        pl_module: seam.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._inputs is not None and not trainer.sanity_checking:
             self._inputs.begin_batch(trainer.current_epoch, batch_idx)
@@ -117,9 +112,7 @@ class _Audited(Auditor):
             self._print_table()
         self._act_on_findings(trainer)
 
-    def on_save_checkpoint(
-        self, trainer: seam.Trainer, pl_module: seam.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: seam.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self._engine is not None and trainer.training:
             self._engine.audit.check(together=self._all_ranks)
 

@@ -159,12 +159,7 @@ class InputAudit(Auditor):
         self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None
 
     def on_train_batch_start(
-        self,
-        trainer: seam.Trainer,
-        pl_module: seam.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._watch is not None and not trainer.sanity_checking:
             self._watch.begin_batch(trainer.current_epoch if trainer.state.fn == "fit" else 0, batch_idx)

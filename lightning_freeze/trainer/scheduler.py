@@ -255,15 +255,11 @@ class FreezeScheduler(_Audited):
         if self._controller is not None and self._controller.needs_backward:
             self._controller.after_backward()
 
-    def on_before_optimizer_step(
-        self, trainer: seam.Trainer, pl_module: seam.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: seam.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         if self._controller is not None:
             self._controller.before_optimizer_step(optimizer, self._clips)
 
-    def on_save_checkpoint(
-        self, trainer: seam.Trainer, pl_module: seam.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: seam.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         callbacks = checkpoint.get("callbacks", {})
         if self._logged is not None and self._running and self._all_ranks:
             self._logged.read(trainer)  # the checkpoint may be one of after validation, or after the epoch's end
