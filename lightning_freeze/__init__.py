@@ -29,30 +29,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "AlternatingFreeze": "trainer.scheduler",
-    "FreezeAudit": "trainer.freeze_audit",
-    "FreezeScheduler": "trainer.scheduler",
-    "InputAudit": "trainer.input_audit",
-    "FreezeController": "controller",
-    "OptimizerTraits": "probe.probe",
-    "UnsupportedError": "errors",
-    "probe_optimizer": "probe.probe",
-    "Every": "plan.every",
-    "SelectionError": "errors",
-    "resolve_groups": "plan.groups",
-    "Phase": "plan.phase",
-    "Phases": "plan.phases",
-    "Pick": "plan.pick",
-    "Schedule": "plan.schedule",
-    "ScheduleError": "errors",
-    "suggest_groups": "plan.suggest",
-    "Until": "plan.until",
-    "Finding": "report.findings",
-    "FreezeViolation": "report.findings",
-    "fingerprint": "audit.fingerprint",
-    "audit_inputs": "inputs.audit",
+_NAMES = {
+    "audit.fingerprint": ["fingerprint"],
+    "controller": ["FreezeController"],
+    "errors": ["ScheduleError", "SelectionError", "UnsupportedError"],
+    "inputs.audit": ["audit_inputs"],
+    "plan.every": ["Every"],
+    "plan.groups": ["resolve_groups"],
+    "plan.phase": ["Phase"],
+    "plan.phases": ["Phases"],
+    "plan.pick": ["Pick"],
+    "plan.schedule": ["Schedule"],
+    "plan.suggest": ["suggest_groups"],
+    "plan.until": ["Until"],
+    "probe.probe": ["OptimizerTraits", "probe_optimizer"],
+    "report.findings": ["Finding", "FreezeViolation"],
+    "trainer.freeze_audit": ["FreezeAudit"],
+    "trainer.input_audit": ["InputAudit"],
+    "trainer.scheduler": ["AlternatingFreeze", "FreezeScheduler"],
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "AlternatingFreeze",
@@ -81,9 +77,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""A small model and real data to try things on, as Lightning ships ``demos``."""
+"""Small models and real data to try things on, as Lightning ships ``demos``."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_freeze.trainer.seam import PACKAGES, LightningDataModule, LightningModule
+
 
 class MissingPackageError(ImportError):
-    """A package that a demo needs is not installed.
-
-    Args:
-        kind: The demo's class.
-        package: What it needs.
-        extras: The extras that install it.
-    """
+    """A package that a demo needs is not installed; the message names the extras that install it."""
 
     def __init__(self, kind: type, package: str, extras: str) -> None:
         self.kind = kind.__name__
@@ -36,8 +31,8 @@ class MissingPackageError(ImportError):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Many Trainers in a row would fill the screen: leave out their tables, notes and hints."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_freeze")]
+    """Silence the tables, notes and warnings of Trainers, of which many in a row would fill the screen."""
+    loggers = [logging.getLogger(name) for name in (*PACKAGES, "lightning_freeze")]
     levels = [logger.level for logger in loggers]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -50,8 +45,38 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-class TwoLayerNet(pl.LightningModule):
-    """Two bias-free linear layers with a ReLU between: the founding example.
+class _Classifier(LightningModule):
+    """Trains by cross-entropy with AdamW; logs ``train_loss``, ``val_loss`` and ``val_accuracy``."""
+
+    lr: float
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The cross-entropy of a batch."""
+        loss = functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the loss and the accuracy."""
+        images, labels = batch
+        logits = self(images)
+        self.log("val_loss", functional.cross_entropy(logits, labels))
+        self.log("val_accuracy", (logits.argmax(1) == labels).float().mean(), prog_bar=True)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The most likely class of each image."""
+        prediction: Tensor = self(batch[0]).argmax(1)
+        return prediction
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over the parameters that require gradients."""
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
+class TwoLayerNet(_Classifier):
+    """Two linear layers without bias, with a ReLU between.
 
     Args:
         features: Size of an input, flattened.
@@ -75,36 +100,9 @@ class TwoLayerNet(pl.LightningModule):
         logits: Tensor = self.layer2(functional.relu(self.layer1(x.flatten(1))))
         return logits
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The cross-entropy of a batch."""
-        images, labels = batch
-        return functional.cross_entropy(self(images), labels)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs ``val_accuracy``."""
-        images, labels = batch
-        self.log("val_accuracy", (self(images).argmax(1) == labels).float().mean(), prog_bar=True)
-
-    test_step = validation_step
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The most likely class of each image."""
-        prediction: Tensor = self(batch[0]).argmax(1)
-        return prediction
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over everything."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr)
-
 
 class LoRALinear(nn.Linear):
-    """A linear layer that stands still, and a low-rank update of it that learns: W + B A (arXiv 2106.09685).
-
-    Args:
-        features: Size of an input.
-        out: Size of an output.
-        rank: Rows of A and columns of B.
-    """
+    """A frozen linear layer and a low-rank update that trains: W + B A (arXiv 2106.09685)."""
 
     def __init__(self, features: int, out: int, rank: int) -> None:
         super().__init__(features, out)
@@ -118,23 +116,17 @@ class LoRALinear(nn.Linear):
 
 
 class MixerBlock(nn.Module):
-    """Mixes tokens, then channels, each by a small network beside a skip connection.
-
-    Args:
-        tokens: Number of tokens.
-        width: Number of channels.
-        lora: Rank of the updates that learn while the weights stand still; 0 for none.
-    """
+    """Mixes tokens, then channels, each by a small network beside a skip connection."""
 
     def __init__(self, tokens: int, width: int, lora: int = 0) -> None:
         super().__init__()
 
         def mlp(size: int) -> nn.Sequential:
-            layers = [
+            first, last = (
                 LoRALinear(*shape, lora) if lora else nn.Linear(*shape)
                 for shape in ((size, 2 * size), (2 * size, size))
-            ]
-            return nn.Sequential(layers[0], nn.GELU(), layers[1])
+            )
+            return nn.Sequential(first, nn.GELU(), last)
 
         self.norm1 = nn.LayerNorm(width)
         self.tokens = mlp(tokens)
@@ -148,16 +140,16 @@ class MixerBlock(nn.Module):
         return mixed
 
 
-class DigitsMixer(pl.LightningModule):
+class DigitsMixer(_Classifier):
     """An MLP-Mixer (arXiv 2105.01601) of eight blocks that reads digits: deep enough to freeze layer by layer.
 
-    Its parts are called ``embed`` and ``position``, ``blocks``, ``norm`` and ``head``.
+    Its parts are ``embed``, ``position``, ``blocks``, ``norm`` and ``head``.
 
     Args:
         width: Number of channels.
         depth: Number of blocks.
         lr: Learning rate of AdamW.
-        lora: Rank of low-rank updates in the blocks, whose own weights then stand still; 0 for none.
+        lora: Rank of low-rank updates in the blocks, whose own weights are then frozen; 0 for none.
 
     Example:
         >>> DigitsMixer(depth=2)(torch.zeros(3, 8, 8)).shape
@@ -182,35 +174,11 @@ class DigitsMixer(pl.LightningModule):
         logits: Tensor = self.head(self.norm(x).mean(1))
         return logits
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The cross-entropy of a batch, logged as ``train_loss``."""
-        loss = functional.cross_entropy(self(batch[0]), batch[1])
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs ``val_loss`` and ``val_accuracy``."""
-        images, labels = batch
-        logits = self(images)
-        self.log("val_loss", functional.cross_entropy(logits, labels))
-        self.log("val_accuracy", (logits.argmax(1) == labels).float().mean(), prog_bar=True)
-
-    test_step = validation_step
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The most likely class of each image."""
-        prediction: Tensor = self(batch[0]).argmax(1)
-        return prediction
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over everything that learns."""
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
-
-
-class DigitsGAN(pl.LightningModule):
+class DigitsGAN(LightningModule):
     """A small GAN in manual optimization: the discriminator steps first, then the generator.
 
-    It has no code for who trains when: a schedule of groups ``generator`` and ``discriminator`` decides.
+    A schedule of the groups ``generator`` and ``discriminator`` decides which of them trains.
 
     Args:
         latent: Size of the noise.
@@ -232,7 +200,7 @@ class DigitsGAN(pl.LightningModule):
         return images
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """One step of each optimizer; what is frozen does not move."""
+        """One step of each optimizer."""
         optimizers: Any = self.optimizers()
         for_generator, for_discriminator = optimizers
         real = batch[0].flatten(1)
@@ -253,23 +221,21 @@ class DigitsGAN(pl.LightningModule):
         self.log("discriminator_loss", loss)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs ``val_deceived``: the share of generated images that the discriminator takes for real."""
+        """Log ``val_deceived``: the share of generated images that the discriminator takes for real."""
         noise = torch.randn(len(batch[0]), self.latent, device=self.device)
         deceived = (self.discriminator(self(noise)) > 0).float().mean()
         self.log("val_deceived", deceived, prog_bar=True)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each network, the generator's first."""
-        return [
-            torch.optim.Adam(self.generator.parameters(), lr=self.lr, betas=(0.5, 0.999)),
-            torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.5, 0.999)),
-        ]
+        networks = (self.generator, self.discriminator)
+        return [torch.optim.Adam(network.parameters(), lr=self.lr, betas=(0.5, 0.999)) for network in networks]
 
 
-class DigitsSwin(pl.LightningModule):
+class DigitsSwin(_Classifier):
     """A Hugging Face Swin Transformer V2, tiny and with random weights, that reads digits; nothing is downloaded.
 
-    Real code of others for the input audit: its attention hands a tensor to a module that never uses it.
+    An example for the input audit: its attention passes a tensor to a module that never uses it.
 
     Args:
         width: Channels of the first stage.
@@ -293,26 +259,13 @@ class DigitsSwin(pl.LightningModule):
         self.model = Swinv2ForImageClassification(Swinv2Config(**options))
         self.lr = lr
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
-        """Transformers' output, with ``logits`` of shape (batch, 10), for images of shape (batch, 8, 8)."""
-        return self.model(pixel_values=images.unsqueeze(1), labels=labels)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The cross-entropy of a batch."""
-        loss: Tensor = self(*batch).loss
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs ``val_accuracy``."""
-        images, labels = batch
-        self.log("val_accuracy", (self(images).logits.argmax(1) == labels).float().mean(), prog_bar=True)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over everything."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape (batch, 10) for images of shape (batch, 8, 8)."""
+        logits: Tensor = self.model(pixel_values=images.unsqueeze(1)).logits
+        return logits
 
 
-class DigitsData(pl.LightningDataModule):
+class DigitsData(LightningDataModule):
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels: real data that ships in the wheel.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
@@ -330,7 +283,7 @@ class DigitsData(pl.LightningDataModule):
         self.shuffle = shuffle
 
     def setup(self, stage: str) -> None:
-        """Load the digits and split them, always alike."""
+        """Load the digits and split them, with a fixed seed."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:

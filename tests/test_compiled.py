@@ -267,7 +267,7 @@ def test_a_smaller_last_batch_is_counted_with_each_set(limit: int, skips: bool, 
 
 def test_past_the_limit_training_is_right_all_the_same(graphs: Graphs, trainer: Any, monkeypatch: Any) -> None:
     """Batches that `auto` could not see to be uneven: torch runs what is new to it uncompiled."""
-    monkeypatch.setattr("lightning_freeze.trainer.scheduler.batch_sizes_vary", lambda trainer: False)
+    monkeypatch.setattr("lightning_freeze.trainer.seam.batch_sizes_vary", lambda trainer: False)
     data, epochs = rows(4 * 6 + 2), 4
     expected = Deep(count=LIMIT - 2)
     fitted(trainer, expected, one_block_at_a_time(False), data, max_epochs=epochs)

@@ -318,7 +318,7 @@ def test_a_metric_that_is_not_logged_stops_the_run_with_what_is(kind: Any, tmp_p
     assert "freeze/" not in text
     assert "log it: `self.log('xx', …, on_epoch=True)` in the model's training_step or validation_step." in text
     (saved,) = tmp_path.glob("freeze-stopped-*.ckpt")
-    assert f"The run was saved to {str(saved)!r}: go on from there with the mended schedule" in text
+    assert f"The run was saved to {str(saved)!r}: go on from there with the corrected schedule" in text
     assert "`on_schedule_change: continue`" in text
     assert caught.value.key == "phases[0].until.metric"
 

@@ -9,8 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytorch_lightning.loggers.logger import DummyLogger
-
 from lightning_freeze.cli.forecast_notes import on_backward, on_callbacks, on_metrics, on_state, on_steps
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.errors import ScheduleError
@@ -19,7 +17,7 @@ from lightning_freeze.plan.costs import Held, Size
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.trainer.scheduler import FreezeScheduler
-from lightning_freeze.trainer.seam import Callback, LightningModule, Trainer
+from lightning_freeze.trainer.seam import Callback, DummyLogger, LightningModule, Trainer
 
 _MOST = 1_000_000
 _WATCHED = 100  # batches in which some optimizer must step for its order to be known

@@ -52,7 +52,7 @@ class InputsCommand(Command):
         )
         given, rest = parser.parse_known_args(arguments)
         at_least_one(parser, given, "batches")
-        return cls(rest, given.out, given.batches, InputAudit.for_the("command", batches=given.batches))
+        return cls(rest, given.out, given.batches, InputAudit.create_for("command", batches=given.batches))
 
     @property
     def as_fit(self) -> list[str]:

@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytorch_lightning import LightningModule
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-
 from lightning_freeze import __version__
 from lightning_freeze.cli.command import Command, log_levels_restored
 from lightning_freeze.cli.config import check_files, locate, near, to_be_written
@@ -28,6 +25,7 @@ from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedEr
 from lightning_freeze.inputs.declarations import DeclarationError
 from lightning_freeze.report.findings import FreezeViolation
 from lightning_freeze.trainer.input_audit import InputAudit
+from lightning_freeze.trainer.seam import LightningArgumentParser, LightningCLI, LightningModule
 from lightning_freeze.yaml_file import ConfigError, Place
 
 _OVER_A_FIT: dict[str, type[Command]] = {kind.name: kind for kind in (PlanCommand, GroupsCommand, InputsCommand)}

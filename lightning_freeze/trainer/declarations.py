@@ -1,4 +1,4 @@
-"""Declarations of inputs in YAML: read, drafted from findings, written."""
+"""The YAML file of declared inputs: read, and written from findings."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from lightning_freeze.report.findings import Finding, some_modules
 from lightning_freeze.yaml_file import Place, read
 
 _KEYS = ("whitelist", "metadata_inputs")
-
-
 _HEADER = """\
-# Inputs that modules are handed and do not use, as `lightning-freeze inputs` found them. For each: remove the input, or
-# say in a sentence why it stays. An entry that no longer matches is itself found, so the list stays true.
+# Inputs that modules do not use, as `lightning-freeze inputs` found them. For each: remove the input, or say in a sentence
+# why it stays. An entry that no longer matches is a finding too, so the list stays true.
 # InputAudit(on_finding="raise", whitelist="<this file>") then stops a run for new ones only.
 """
 
 
 def read_declarations(path: Path, named_by: Place | None = None) -> tuple[dict[str, Any], list[str]]:
-    """The whitelist and the metadata inputs of a YAML file.
+    """The whitelist and the metadata inputs of a file.
 
     Args:
-        path: A file with the keys ``whitelist`` and ``metadata_inputs``, either or both.
-        named_by: The value that names the file, if one does.
+        path: The file.
+        named_by: The YAML value that names it, if one does.
 
     Raises:
         ConfigError: With file, line and key.
@@ -38,8 +36,8 @@ def read_declarations(path: Path, named_by: Place | None = None) -> tuple[dict[s
     items = root.items()
     for key, place in items.items():
         if key not in _KEYS:
-            near = ", ".join(map(repr, nearest(key, _KEYS) or _KEYS))
-            raise place.error(f"{key!r} is no key of a whitelist's file. Nearest: {near}.")
+            close = " or ".join(map(repr, nearest(key, _KEYS) or _KEYS))
+            raise place.error(f"{key!r} is not a key of a whitelist's file. Did you mean {close}?")
     if not items:
         raise root.error("the file must be a mapping with the key `whitelist` or `metadata_inputs`.")
     plain = {key: place.plain() for key, place in items.items()}
@@ -53,65 +51,42 @@ def read_declarations(path: Path, named_by: Place | None = None) -> tuple[dict[s
     return dict(known), list(shapes)
 
 
-def draft(findings: Sequence[Finding], today: str) -> tuple[dict[str, Any], list[str]]:
-    """A whitelist and metadata inputs that cover findings, each reason saying that nobody has judged it yet.
-
-    Args:
-        findings: What is there today.
-        today: The date, for the reasons.
-
-    Example:
-        >>> one = Finding(audit="inputs", kind="unused", severity="warning", message="…", module="encoder.0",
-        ...               module_class="Block", argument="mask", confirmed=True)
-        >>> draft([one], "2030-01-01")
-        ({'Block.mask': "unused in 'encoder.0' on 2030-01-01; not judged yet"}, [])
-    """
-    kinds: dict[str, list[Finding]] = {}
-    for finding in findings:
-        if finding.kind != "stale":
-            kinds.setdefault(f"{finding.module_class}.{finding.argument}", []).append(finding)
-    known: dict[str, Any] = {}
-    shapes = []
-    for key, same in kinds.items():
-        if all(finding.kind == "metadata" for finding in same):
-            shapes.append(key)
-            continue
-        what = " or ".join(dict.fromkeys(finding.kind for finding in same))
-        known[key] = f"{what} in {some_modules(same)} on {today}; not judged yet"
-    return known, shapes
-
-
 def write_declarations(path: Path, findings: Sequence[Finding], today: str) -> int:
-    """Write, or add to, the file that makes what is there today known, so that only what is new is found.
+    """Write, or extend, a file that covers findings; returns the number of new entries.
 
-    Entries that the file has already stay as they are; without a new one, so does the file.
-
-    Args:
-        path: The file.
-        findings: What is there today.
-        today: The date.
-
-    Returns:
-        How many entries are new.
+    Entries that the file has stay as they are; without a new one, so does the file.
 
     Raises:
-        ConfigError: There is a file that cannot be read.
+        ConfigError: The file is there and cannot be read.
     """
     known, shapes = read_declarations(path) if path.exists() else ({}, [])
-    drafted, further = draft(findings, today)
-    new = {key: reason for key, reason in drafted.items() if key not in known}
-    more = [key for key in further if key not in shapes]
-    if path.exists() and not new and not more:
-        return 0
-    body = {"whitelist": {**known, **new}, "metadata_inputs": [*shapes, *more]}
-    text = yaml.safe_dump({k: v for k, v in body.items() if v}, sort_keys=False, width=1000, allow_unicode=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_HEADER + (text if any(body.values()) else "whitelist: {}\n"), encoding="utf-8")
-    return len(new) + len(more)
+    new = _declare(findings, known, shapes, today)
+    if new or not path.exists():
+        body = {key: value for key, value in (("whitelist", known), ("metadata_inputs", shapes)) if value}
+        text = yaml.safe_dump(body or {"whitelist": {}}, sort_keys=False, width=1000, allow_unicode=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_HEADER + text, encoding="utf-8")
+    return new
+
+
+def _declare(findings: Sequence[Finding], known: dict[str, Any], shapes: list[str], today: str) -> int:
+    """Add entries for findings; returns their number."""
+    before = len(known) + len(shapes)
+    by_key: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.kind != "stale":
+            by_key.setdefault(f"{finding.module_class}.{finding.argument}", []).append(finding)
+    for key, same in by_key.items():
+        kinds = list(dict.fromkeys(finding.kind for finding in same))
+        if kinds != ["metadata"]:
+            known.setdefault(key, f"{' or '.join(kinds)} in {some_modules(same)} on {today}; not reviewed yet")
+        elif key not in shapes:
+            shapes.append(key)
+    return len(known) + len(shapes) - before
 
 
 def place_of(root: Place, error: DeclarationError) -> Place:
-    """Where a declaration stands that cannot be read: the deepest key that the error's names.
+    """The place of the deepest key that an error of a declaration names.
 
     Args:
         root: The mapping that holds ``whitelist`` and ``metadata_inputs``.

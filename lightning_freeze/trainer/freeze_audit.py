@@ -1,34 +1,219 @@
-"""`FreezeAudit`: the audit of weights without a schedule."""
+"""`FreezeAudit`, and what it shares with `FreezeScheduler`: hooks around an engine, and the report of its findings."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
 from lightning_freeze.audit.requires_grad import RequiresGradWatch
-from lightning_freeze.holds.run_context import RunContext
-from lightning_freeze.trainer.audited import _Audited
-from lightning_freeze.trainer.base import OnFinding
-from lightning_freeze.trainer.seam import (
-    LightningModule,
-    Trainer,
-    local_sgd,
-    suspects,
-)
+from lightning_freeze.controller import FreezeController
+from lightning_freeze.errors import whole_number
+from lightning_freeze.inputs.messages import summary
+from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.records import FILE_NAME, Record, Recorder
+from lightning_freeze.report.run_table import epoch_line, summary_table
+from lightning_freeze.trainer import seam
+from lightning_freeze.trainer.arguments import OnFinding
+from lightning_freeze.trainer.base import Auditor
+from lightning_freeze.trainer.input_audit import InputAudit, InputWatch
+
+
+class _Audited(Auditor):
+    """Hooks around an engine that audits weights, and the report of its findings."""
+
+    def __init__(self, on_finding: OnFinding, every_n_updates: int | None, inputs: bool) -> None:
+        super().__init__(on_finding)
+        if every_n_updates is not None:
+            whole_number(every_n_updates, "every_n_updates", "the audit compares after that many updates, too")
+        self._every_n_updates = every_n_updates
+        self._engine: FreezeController | RequiresGradWatch | None = None
+        self._recorder: Recorder | None = None
+        self._records: list[Record] = []
+        self._acted_on = self._compared_at = 0
+        self._handled: BaseException | None = None
+        self._running = False
+        self._removals: list[Callable[[], object]] = []
+        self._audits_inputs = inputs
+        self._writes = True
+        self._inputs: InputWatch | None = None
+
+    def dry_run(self) -> None:
+        """Write no file and audit no inputs."""
+        self._writes = self._audits_inputs = False
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything that the audits found in the last fit."""
+        return list(self._engine.findings) if self._engine is not None else []
+
+    def on_train_batch_start(
+        self, trainer: seam.Trainer, pl_module: seam.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._engine is None:
+            return
+        self._engine.begin_step(trainer.current_epoch)
+        if self._inputs is not None:
+            self._inputs.begin_batch(trainer.current_epoch, batch_idx)
+        if self._every_n_updates is None:
+            return
+        updates = self._updates_so_far(trainer, pl_module)
+        if updates - self._compared_at >= self._every_n_updates:
+            self._compared_at = updates
+            self._engine.audit.check()
+            self._act_on_findings(trainer)
+
+    def _updates_so_far(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> int:
+        """The updates, or with several processes the steps, whose number is the same on all ranks."""
+        if trainer.world_size > 1:
+            loop = trainer.fit_loop.epoch_loop
+            return int(trainer.global_step if pl_module.automatic_optimization else loop.total_batch_idx)
+        return self._engine.total if self._engine is not None else 0
+
+    @property
+    def _all_ranks(self) -> bool:
+        """Whether all ranks run this hook together: not where one of them saves because of an exception."""
+        return sys.exc_info()[1] is self._handled
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._inputs is not None:
+            self._inputs.end_batch()
+
+    def on_validation_batch_start(
+        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._inputs is not None and not trainer.sanity_checking:
+            self._inputs.begin_batch(trainer.current_epoch, batch_idx)
+
+    on_validation_batch_end = on_train_batch_end
+
+    def on_train_epoch_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
+        if self._engine is None or self._engine.epoch > trainer.current_epoch:  # ended before the run was resumed
+            return
+        self._report_inputs(trainer, self._engine)
+        self._compared_at = self._updates_so_far(trainer, pl_module)
+        self._engine.end_epoch()
+        if self.created_by != "switch":
+            counts = next(record for record in reversed(self._records) if record["type"] == "counts")
+            self._log(trainer, pl_module, counts)
+            seam.say(trainer, epoch_line(counts, counts["updates_before_epoch"]))
+        self._act_on_findings(trainer)
+
+    def on_train_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
+        if self._engine is None:
+            return
+        if self._inputs is not None and (stale := self._inputs.end_run()):
+            self._engine.log.add(stale)
+            seam.rank_zero_warn(f"freeze: {summary(stale)}. See .findings")
+        self._engine.finish()
+        if self.created_by != "switch":
+            self._print_table()
+        self._act_on_findings(trainer)
+
+    def on_save_checkpoint(self, trainer: seam.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if self._engine is not None and trainer.training:
+            self._engine.audit.check(all_ranks=self._all_ranks)
+
+    def on_exception(self, trainer: seam.Trainer, pl_module: seam.LightningModule, exception: BaseException) -> None:
+        try:
+            if self._engine is not None and self._running:
+                self._engine.holds.explain(exception)
+                self._engine.flush()
+        finally:
+            self._undo()
+
+    def on_fit_end(self, *args: Any, **kwargs: Any) -> None:
+        self._undo()
+
+    teardown = on_fit_end
+
+    def _begin_report(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
+        self._undo()
+        self._handled = sys.exc_info()[1]  # where the fit is itself a second try
+        others = any(isinstance(callback, InputAudit) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
+        self._records = []
+        self._acted_on = self._compared_at = 0
+        directory = seam.log_directory(trainer)  # on every rank: it may be broadcast
+        writes = self._writes and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None
+
+    def _record(self, record: Record) -> None:
+        # The table needs no steps, which are as many as the run is long, and only the last counts.
+        if record["type"] == "counts":
+            self._records = [before for before in self._records if before["type"] != "counts"]
+        if record["type"] != "phase":
+            self._records.append(record)
+        if self._recorder is not None:
+            self._recorder(record)
+
+    def _undo(self) -> None:
+        self._running = False
+        while self._removals:
+            self._removals.pop()()
+        if self._engine is not None:
+            self._engine.detach(bring_back=False)  # Lightning's teardown takes optimizer state to host memory anyway
+        if self._inputs is not None:
+            self._inputs.end_batch()
+            self._inputs = None
+
+    def _log(self, trainer: seam.Trainer, pl_module: seam.LightningModule, counts: Record) -> None:
+        if trainer.barebones:
+            return
+        values = {f"freeze/{group}/updates": float(number) for group, number in counts["updates"].items()}
+        values |= {f"freeze/findings/{severity}": float(number) for severity, number in counts["findings"].items()}
+        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max")
+
+    def _report_inputs(self, trainer: seam.Trainer, engine: FreezeController | RequiresGradWatch) -> None:
+        """Report the epoch's findings about inputs, in one line."""
+        if self._inputs is None:
+            return
+        findings, fresh = self._inputs.end_epoch(trainer.current_epoch)
+        engine.log.add(fresh)
+        line = (
+            f"freeze, epoch {trainer.current_epoch}: {summary(findings)}. See .findings, or `lightning-freeze inputs`"
+        )
+        if any(finding.severity == "warning" for finding in findings):
+            seam.rank_zero_warn(line)
+        elif findings:
+            seam.say(trainer, line)
+
+    def _act_on_findings(self, trainer: seam.Trainer) -> None:
+        """Report the findings since the last call, and stop the run for errors."""
+        fresh = self.findings[self._acted_on :]
+        self._acted_on += len(fresh)
+        for finding in fresh:
+            if finding.audit == "inputs":  # reported in one line
+                continue
+            if finding.severity == "info":
+                seam.say(trainer, f"freeze: {finding.message}")
+            elif finding.severity == "warning" or self._on_finding == "warn":
+                seam.rank_zero_warn(finding.message)
+        if self._on_finding == "raise":
+            self._stop_for([finding for finding in fresh if finding.severity == "error"], trainer, "freeze")
+
+    @seam.rank_zero_only
+    def _print_table(self) -> None:
+        Console().print(summary_table(self._records))
 
 
 class FreezeAudit(_Audited):
-    """Proves that what has ``requires_grad=False`` keeps every bit, and that the rest moves; schedules nothing.
+    """Proves that parameters with ``requires_grad=False`` keep every bit, and that the others move.
 
-    For runs that freeze by other means: BackboneFinetuning, PEFT, one's own code. Handed to `FreezeScheduler` as
-    ``audit``, it says how the scheduler's own audit is done instead.
+    It schedules nothing: for runs that freeze by other means, such as BackboneFinetuning, PEFT or code of one's own. As
+    the ``audit`` of a `FreezeScheduler`, it says how the scheduler audits.
 
     Args:
         every_n_updates: Also compare after every so many optimizer steps, for runs of one long epoch.
-        on_finding: Whether a violation stops the run, after saving it, or warns; by default the scheduler's own way, and
-            ``raise`` without one.
-        inputs: Whether to audit, in the first batch of an epoch and the first of its validation, that no module is
-            handed what it never uses; what is found is a warning. An `InputAudit` beside it takes this over.
+        on_finding: Whether a violation stops the run, after saving it, or warns. Default: as the scheduler's, and ``raise``
+            without one.
+        inputs: Whether to audit, in the first batch of an epoch and the first of its validation, that every module uses
+            its inputs; findings are warnings. An `InputAudit` in the same Trainer replaces this.
 
     Raises:
-        FreezeViolation: Something frozen moved.
+        FreezeViolation: A frozen parameter moved.
 
     Example:
         >>> FreezeAudit(every_n_updates=1000).findings
@@ -44,24 +229,16 @@ class FreezeAudit(_Audited):
         self.on_finding = on_finding
         self._watch: RequiresGradWatch | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The model and its optimizers are there: watch them."""
+    def on_fit_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self.created_by == "switch" and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
             self._engine = self._watch = None
             return
         self._begin_report(trainer, pl_module)
-        self._watch = self._engine = RequiresGradWatch(pl_module, suspects=suspects(trainer), record=self._record)
-        run = RunContext(
-            pl_module,
-            trainer.strategy.model or pl_module,
-            trainer.world_size,
-            device=trainer.strategy.root_device,
-            local_sgd=local_sgd(trainer),
-        )
-        self._watch.attach(*trainer.optimizers, run=run)
+        suspects = seam.averaging_callbacks(trainer)
+        self._watch = self._engine = RequiresGradWatch(pl_module, suspects=suspects, record=self._record)
+        self._watch.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything is restored: remember what is to move."""
+    def on_train_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self._watch is not None:
             self._watch.begin(trainer.current_epoch)
             self._running = True

@@ -1,53 +1,101 @@
-"""The input audit along a Trainer's hooks."""
+"""`InputAudit`, and the watch over the batches of a Trainer that the other callbacks share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from lightning_freeze.audit.ranks import Ranks
 from lightning_freeze.errors import ScheduleError, whole_number
+from lightning_freeze.inputs.audit import InputsAudit
 from lightning_freeze.inputs.declarations import parse_metadata, parse_whitelist
 from lightning_freeze.inputs.messages import summary
+from lightning_freeze.inputs.tracer import Tracer
 from lightning_freeze.report.findings import Finding, once_a_class
 from lightning_freeze.report.records import FILE_NAME, Recorder
-from lightning_freeze.trainer.base import AskedBy, Auditor, OnFinding
+from lightning_freeze.trainer import seam
+from lightning_freeze.trainer.arguments import OnFinding
+from lightning_freeze.trainer.base import Auditor, CreatedBy
 from lightning_freeze.trainer.declarations import read_declarations
-from lightning_freeze.trainer.input_watch import InputWatch
-from lightning_freeze.trainer.seam import LightningModule, Trainer, log_directory, rank_zero_warn, say
 
-_FAULTS = ("unused", "dead")
-_RANKS: tuple[AskedBy, ...] = get_args(AskedBy)
+_STOPPING = ("unused", "dead")
+_SET_BY_TRAINER = ("_trainer", "_fabric")
+
+
+class InputWatch:
+    """An `InputsAudit` that is active in some batches of some epochs.
+
+    Args:
+        module: The root of the modules to watch.
+        every_n_epochs: Watches every so many epochs.
+        batches: Watches the first so many batches of an epoch, and of each validation in it.
+        options: As for `InputsAudit`.
+    """
+
+    def __init__(self, module: seam.LightningModule, every_n_epochs: int = 1, batches: int = 1, **options: Any) -> None:
+        self._every_n_epochs, self._batches = every_n_epochs, batches
+        self.audit = InputsAudit(module, transparent=seam.redirects, without=_SET_BY_TRAINER, yields=True, **options)
+        self._active = False
+        self._reported: set[tuple[str | None, ...]] = set()
+
+    def begin_batch(self, epoch: int, batch: int) -> None:
+        """Watch this batch if it is due."""
+        self.end_batch()
+        if batch < self._batches and epoch % self._every_n_epochs == 0 and Tracer.active is None:
+            self.audit.__enter__()
+            self._active = True
+
+    def end_batch(self) -> None:
+        """Stop watching; safe to call again."""
+        if self._active:
+            self._active = False
+            self.audit.__exit__()
+
+    def end_epoch(self, epoch: int) -> tuple[list[Finding], list[Finding]]:
+        """The findings of the epoch, and those of them that are new in this run."""
+        self.end_batch()
+        findings = [replace(finding, epoch=epoch) for finding in self.audit.findings]
+        fresh = [finding for finding in findings if self._key(finding) not in self._reported]
+        self._reported |= {self._key(finding) for finding in fresh}
+        self.audit.reset()
+        return findings, fresh
+
+    def end_run(self) -> list[Finding]:
+        """The declarations that covered nothing in the run."""
+        self.end_batch()
+        return self.audit.stale
+
+    @staticmethod
+    def _key(finding: Finding) -> tuple[str | None, ...]:
+        return finding.module, finding.module_class, finding.argument, finding.kind
 
 
 class InputAudit(Auditor):
     """Checks that no module of a run is handed a tensor that it never uses.
 
-    In a fit, the first batches of an epoch and of its validation are watched, so that what only one of them uses is
-    ``conditional``; in ``validate``, ``test`` and ``predict``, the first batches. Of several dataloaders, the first
-    batches of each. Everything else runs as without it. What is found is told at the epoch's end, a declaration that
-    covered nothing at the run's. Bit for bit the run stays the same; to confirm a finding, a copy of the module at
-    fault is run again, once. The idea is PaddlePaddle's ``UnusedVarCheck``, which checks the inputs of operators.
+    A fit watches the first batches of an epoch and of its validation: what only one of them uses is ``conditional``.
+    ``validate``, ``test`` and ``predict`` watch the first batches of each dataloader. Findings are reported at the epoch's
+    end, declarations that covered nothing at the run's. Training stays the same bit for bit; to confirm a finding, a copy
+    of the module is run again, once. The idea is PaddlePaddle's ``UnusedVarCheck``, which checks inputs of operators.
 
     Args:
-        every_n_epochs: Watch in every so many epochs.
-        batches: Watch so many batches from the beginning of such an epoch, and of each validation in it.
-        on_finding: Whether confirmed findings stop the run at the epoch's end, after saving it, or warn. Only what is
-            never used and what is computed and dropped stops it; inputs used for their shape alone, used in some calls
-            only, swallowed by ``**kwargs``, candidates that could not be confirmed, and declarations that cover
-            nothing, are told.
+        every_n_epochs: Watches every so many epochs.
+        batches: Watches the first so many batches of an epoch, and of each validation in it.
+        on_finding: Whether confirmed findings stop the run at the epoch's end, after saving it, or warn. Only unused inputs
+            and those computed and dropped stop it; inputs used for their shape alone, used in some calls only, swallowed
+            by ``**kwargs``, unconfirmed candidates, and declarations that cover nothing are reported.
         metadata_inputs: Inputs used for their shape, data type or device alone, as ``Class.argument``.
-        whitelist: Inputs known not to be used: ``Class.argument`` to the reason, or to ``{reason: …, when: {…}}``,
-            where ``when`` holds attributes of the module and the values under which the entry counts; or the path of a
-            YAML file with the keys ``whitelist`` and ``metadata_inputs``, as ``lightning-freeze inputs`` writes it. In
-            a configuration of ``lightning-freeze`` the file is found beside the one that names it.
-        replay: Whether to confirm by running copies of modules again. Without, only what the bytecode proves is
-            confirmed.
+        whitelist: Inputs known to be unused: ``Class.argument`` to the reason, or to ``{reason: …, when: {…}}``, where
+            ``when`` holds attributes of the module and the values under which the entry counts; or the path of a YAML file
+            with the keys ``whitelist`` and ``metadata_inputs``, as ``lightning-freeze inputs`` writes it. In a
+            configuration of ``lightning-freeze`` the path is relative to that file.
+        replay: Whether to confirm by running copies of modules again. Otherwise only the bytecode confirms.
 
     Raises:
-        ScheduleError: A number is none, or ``on_finding`` is neither word; in a run: there is another such callback.
-        ConfigError: The whitelist's file is not there, or cannot be read.
+        ScheduleError: A number or ``on_finding`` is invalid; in a run: there is another such callback.
+        ConfigError: The whitelist's file is missing, or cannot be read.
         DeclarationError: The whitelist, or ``metadata_inputs``, cannot be read; in a run: what a class declares.
         FreezeViolation: In a run: a confirmed finding, with ``on_finding="raise"``.
 
@@ -68,10 +116,11 @@ class InputAudit(Auditor):
         super().__init__(on_finding)
         whole_number(every_n_epochs, "every_n_epochs", "inputs are audited in every so many epochs")
         whole_number(batches, "batches", "so many batches of an epoch are audited")
-        self._every_n_epochs, self._batches = every_n_epochs, batches
         known, shapes = read_declarations(Path(whitelist)) if isinstance(whitelist, str) else (whitelist or {}, [])
         parse_whitelist(known)
         self._options: dict[str, Any] = {
+            "every_n_epochs": every_n_epochs,
+            "batches": batches,
             "whitelist": known,
             "metadata_inputs": sorted(parse_metadata(metadata_inputs) | parse_metadata(shapes)),
             "replay": replay,
@@ -84,21 +133,19 @@ class InputAudit(Auditor):
 
     @property
     def findings(self) -> list[Finding]:
-        """Everything that was found in the last run, each input once."""
+        """The findings of the last run, each input once."""
         return list(self._findings)
 
     @property
     def verdicts(self) -> dict[tuple[str, str], str]:
-        """(FQN of the module; leaf path of the argument) to the verdict of the last epoch that was watched."""
+        """(FQN of the module; leaf path of the argument) to the verdict of the last watched epoch."""
         return dict(self._verdicts)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A run begins."""
+    def setup(self, trainer: seam.Trainer, pl_module: seam.LightningModule, stage: str) -> None:
         self._close()
         self._watch = None
         audits = [c for c in trainer.callbacks if isinstance(c, InputAudit)]  # type: ignore[attr-defined]
-        first = max(audits, key=lambda audit: _RANKS.index(audit.created_by))
-        if self is not first:
+        if self is not max(audits, key=lambda audit: get_args(CreatedBy).index(audit.created_by)):
             if self.created_by == "user":
                 raise ScheduleError(
                     "the Trainer has two InputAudit callbacks, which would watch the same calls. Keep one."
@@ -106,90 +153,70 @@ class InputAudit(Auditor):
             return
         self._silent = any(audit.created_by == "command" for audit in audits)
         self._findings, self._verdicts = [], {}
-        self._watch = InputWatch(pl_module, self._every_n_epochs, self._batches, **self._options)
-        directory = log_directory(trainer)  # on every rank: it may be broadcast
+        self._watch = InputWatch(pl_module, **self._options)
+        directory = seam.log_directory(trainer)  # on every rank: it may be broadcast
         writes = stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None
 
-    def _begin(self, trainer: Trainer, batch: int) -> None:
-        if self._watch is not None and not trainer.sanity_checking:
-            self._watch.begin_batch(trainer.current_epoch if trainer.state.fn == "fit" else 0, batch)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Watch, if this batch is one of those."""
-        self._begin(trainer, batch_idx)
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Watch no more."""
-        self._close()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what was found in the epoch."""
-        self._tell(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what was declared in vain."""
-        self._tell_stale()
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_train_batch_start(
+        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Watch, if this batch is one of those."""
-        self._begin(trainer, batch_idx)
+        if self._watch is not None and not trainer.sanity_checking:
+            self._watch.begin_batch(trainer.current_epoch if trainer.state.fn == "fit" else 0, batch_idx)
 
-    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what was found, unless it is a fit's validation: then the epoch's end tells."""
-        if trainer.state.fn != "fit":
-            self._tell(trainer)
-            self._tell_stale()
-
-    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind."""
-        self._close()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave nothing behind."""
-        self._close()
-
-    def _close(self) -> None:
+    def _close(self, *_: Any, **__: Any) -> None:
         if self._watch is not None:
             self._watch.end_batch()
 
-    def _tell(self, trainer: Trainer) -> None:
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _close
+    on_exception = teardown = _close
+
+    def on_train_epoch_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
+        self._report(trainer)
+
+    def on_train_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
+        self._report_stale()
+
+    def on_validation_epoch_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._report(trainer)
+            self._report_stale()
+
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+
+    def _report(self, trainer: seam.Trainer) -> None:
+        """Report what was found in the epoch, and stop the run where that is asked for."""
         if self._watch is None:
             return
         self._verdicts = dict(self._watch.audit.verdicts) or self._verdicts
         findings, fresh = self._watch.end_epoch(trainer.current_epoch)
-        self._take(fresh)
+        self._record(fresh)
         if self._silent:
             return
-        errors = [finding for finding in fresh if self._raises_for(finding)]
+        errors = [finding for finding in fresh if self._stops_for(finding)]
         for finding in once_a_class([finding for finding in fresh if finding not in errors]):
             if finding.severity == "warning":
-                rank_zero_warn(finding.message)
+                seam.rank_zero_warn(finding.message)
             else:
-                say(trainer, finding.message)
+                seam.say(trainer, finding.message)
         if findings:
-            say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
+            seam.say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
         if self._on_finding == "raise":
             self._stop_for(Ranks(trainer.strategy.root_device).merged(errors), trainer, "inputs")
 
-    def _raises_for(self, finding: Finding) -> bool:
-        fault = finding.severity == "warning" and finding.confirmed and finding.kind in _FAULTS
-        return self._on_finding == "raise" and bool(fault)
+    def _stops_for(self, finding: Finding) -> bool:
+        confirmed = finding.severity == "warning" and bool(finding.confirmed)
+        return self._on_finding == "raise" and confirmed and finding.kind in _STOPPING
 
-    def _tell_stale(self) -> None:
+    def _report_stale(self) -> None:
         stale = self._watch.end_run() if self._watch is not None else []
-        self._take(stale)
+        self._record(stale)
         for finding in stale if not self._silent else ():
-            rank_zero_warn(finding.message)
+            seam.rank_zero_warn(finding.message)
 
-    def _take(self, findings: Sequence[Finding]) -> None:
+    def _record(self, findings: Sequence[Finding]) -> None:
         self._findings += findings
         for finding in findings:
             if self._recorder is not None:

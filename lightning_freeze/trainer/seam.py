@@ -1,51 +1,107 @@
-"""The one seam to Lightning, whose two packages (`pytorch_lightning`, `lightning.pytorch`) are served alike."""
+"""The seam to Lightning: its packages `pytorch_lightning` and `lightning.pytorch` are served alike, and named here only.
+
+Importing one package after the other moves Lightning's ``rank_zero_*`` messages to the other's logger and changes the
+class of its deprecation warnings. So this file imports neither: it uses what the project has imported.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from importlib.util import find_spec
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lightning_freeze.audit.ranks import Ranks
 from lightning_freeze.errors import UnsupportedError
-from lightning_freeze.trainer.fsdp2_checkpoints import LateLoading, loads_later
+from lightning_freeze.holds.run_context import RunContext
 
-__all__ = ["Callback", "LateLoading", "LightningModule", "Trainer", "loads_later"]
-__all__ += ["rank_zero_info", "rank_zero_only", "rank_zero_warn"]
+__all__ = ["Callback", "DummyLogger", "LightningArgumentParser", "LightningCLI", "LightningDataModule"]
+__all__ += ["LightningModule", "Trainer", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
 
-LightningModule = pl.LightningModule
-Trainer = pl.Trainer
+PACKAGES = ("pytorch_lightning", "lightning.pytorch")
+_MODULES = dict.fromkeys(("LightningModule", "LightningDataModule", "Trainer"), "")
+_MODULES |= {"LightningCLI": ".cli", "LightningArgumentParser": ".cli", "DummyLogger": ".loggers.logger"}
+_PREFIXES = tuple(f"{package}." for package in PACKAGES)
+_CLIPPING = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback
-else:
+    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+    from pytorch_lightning.loggers.logger import DummyLogger
 
-    def _callback_base() -> type:
-        """A callback that either package's Trainer and LightningCLI accept: it inherits from both."""
-        if find_spec("lightning") is None:
-            return pl.Callback
-        try:
-            from lightning.pytorch import Callback as UnifiedCallback
-        except ImportError:
-            return pl.Callback
-        return type("Callback", (pl.Callback, UnifiedCallback), {"__module__": __name__})
 
-    Callback = _callback_base()
+class _NoCallback:
+    """The base of `Callback` while no Lightning package is imported: `object` cannot be exchanged."""
+
+
+if not TYPE_CHECKING:
+
+    class Callback(_NoCallback):
+        """A callback of every Lightning package that is imported, now or later."""
+
+    def __getattr__(name: str) -> Any:
+        """A class of the package that the project uses; imports `pytorch_lightning` where it uses neither yet."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        package = next((package for package in PACKAGES if package in sys.modules), PACKAGES[0])
+        return getattr(import_module(package + _MODULES[name]), name)
+
+
+class _CallbackFinder:
+    """Makes `Callback` inherit from a Lightning package's own as soon as that package is imported.
+
+    A Trainer asks ``isinstance``, a LightningCLI ``issubclass``, and jsonargparse finds short names by
+    ``__subclasses__``: only real inheritance answers all three. In every order of imports, only the import itself comes
+    before them: the entry point of callbacks, for one, is called after the command line was parsed.
+    """
+
+    modules = [f"{package}.callbacks.callback" for package in PACKAGES]
+
+    @classmethod
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """What the other finders find, for those modules; executing it adds the base."""
+        if name not in cls.modules:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not cls)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                cls.add_base(module)
+
+            vars(spec.loader)["exec_module"] = exec_module
+        return spec
+
+    @staticmethod
+    def add_base(module: ModuleType) -> None:
+        """Add a package's callback to the bases of `Callback`."""
+        bases = [base for base in Callback.__bases__ if base is not _NoCallback]
+        Callback.__bases__ = (*bases, module.Callback)
+
+
+for _name in _CallbackFinder.modules:
+    if _name in sys.modules:
+        _CallbackFinder.add_base(sys.modules[_name])
+sys.meta_path.insert(0, _CallbackFinder)
 
 
 def log_directory(trainer: Trainer) -> Path:
-    """Where a run's files belong: the logger's directory, else ``default_root_dir``. Ranks must call it together."""
+    """The logger's directory, else ``default_root_dir``. All ranks must call it together."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def resumes(trainer: Trainer) -> bool:
-    """Whether a fit goes on from a checkpoint of the user's, and not from one that Lightning's tuners made in between."""
+    """Whether a fit resumes from a checkpoint of the user's, not from one of Lightning's tuners."""
     name = Path(str(trainer.ckpt_path)).name if trainer.ckpt_path is not None else ""
     return bool(name) and not name.startswith((".lr_find_", ".scale_batch_size_"))
 
@@ -56,19 +112,28 @@ def has_scaler(trainer: Trainer) -> bool:
     return scaler is not None and bool(scaler.is_enabled())
 
 
-def suspects(trainer: Trainer) -> list[str]:
-    """The callbacks of a run that, by their names, average or swap weights."""
+def averaging_callbacks(trainer: Trainer) -> list[str]:
+    """The callbacks that, by their names, average or swap weights."""
     names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
     return [name for name in names if any(word in name.lower() for word in ("averag", "ema", "swa"))]
 
 
-def local_sgd(trainer: Trainer) -> bool:
-    """Whether the strategy lets ranks go apart between averages of their weights, as post-local SGD does."""
-    return getattr(trainer.strategy, "_model_averager", None) is not None
+def run_context(trainer: Trainer, module: LightningModule) -> RunContext:
+    """What is known of a fit before its first step."""
+    return RunContext(
+        module,
+        trainer.strategy.model or module,
+        trainer.world_size,
+        manual_optimization=not module.automatic_optimization,
+        toggles=_method_that_names(module, {"toggle_optimizer", "toggled_optimizer"}),
+        strategy=type(trainer.strategy).__name__,
+        device=trainer.strategy.root_device,
+        local_sgd=getattr(trainer.strategy, "_model_averager", None) is not None,
+    )
 
 
 def windows_per_epoch(trainer: Trainer, module: LightningModule) -> int | None:
-    """Optimizer windows in an epoch; None where the data says no length."""
+    """The accumulation windows of an epoch; None where the data has no length."""
     batches = trainer.num_training_batches
     if not math.isfinite(batches):
         return None
@@ -76,12 +141,12 @@ def windows_per_epoch(trainer: Trainer, module: LightningModule) -> int | None:
 
 
 def batch_sizes_vary(trainer: Trainer) -> bool:
-    """Whether the training batches of an epoch may differ in size, as far as their loaders show."""
+    """Whether the training batches of an epoch may differ in size."""
     loaders: Any = trainer.train_dataloader
     for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
         try:
             samples, size = len(loader.sampler), int(loader.batch_size)
-        except Exception:  # an iterable dataset, a sampler of batches, or without a length; a loader of another kind
+        except Exception:  # an iterable dataset, a sampler of batches or without a length, another kind of loader
             return True
         last = samples % size and not loader.drop_last
         if last and trainer.num_training_batches > samples // size:
@@ -90,62 +155,55 @@ def batch_sizes_vary(trainer: Trainer) -> bool:
 
 
 def may_clip(trainer: Trainer, module: LightningModule) -> bool:
-    """Whether gradients may be clipped, or looked at, between the callbacks' part of a step and the step itself."""
+    """Whether gradients may be clipped or read between the callbacks' hook and the step."""
     hooks = {"configure_gradient_clipping", "on_before_optimizer_step"}
-    return trainer.gradient_clip_val is not None or any(not hooks.isdisjoint(vars(kind)) for kind in _own(module))
+    return trainer.gradient_clip_val is not None or any(not hooks.isdisjoint(vars(c)) for c in _user_classes(module))
 
 
-def clips_by_hand(module: LightningModule) -> str | None:
-    """The method of a module in manual optimization that clips gradients itself, as far as its code shows."""
-    return _names(module, _CLIPPERS)
+def clipping_method(module: LightningModule) -> str | None:
+    """The method of a module whose code clips gradients."""
+    return _method_that_names(module, _CLIPPING)
 
 
-def toggles_by_hand(module: LightningModule) -> str | None:
-    """The method of a module that toggles optimizers, as far as its code shows."""
-    return _names(module, {"toggle_optimizer", "toggled_optimizer"})
-
-
-def _names(module: LightningModule, functions: set[str]) -> str | None:
-    """The method of a module whose code names one of these functions."""
-    for kind in _own(module):
-        for name, method in vars(kind).items():
+def _method_that_names(module: LightningModule, functions: set[str]) -> str | None:
+    for user_class in _user_classes(module):
+        for name, method in vars(user_class).items():
             if isinstance(method, FunctionType) and functions.intersection(method.__code__.co_names):
-                return f"{kind.__name__}.{name}"
+                return f"{user_class.__name__}.{name}"
     return None
 
 
-def _own(module: LightningModule) -> list[type]:
+def _user_classes(module: LightningModule) -> list[type]:
     """The classes of a module that are neither Lightning's nor torch's."""
-    theirs = ("pytorch_lightning.", "lightning.", "torch.")
-    return [kind for kind in type(module).__mro__ if not kind.__module__.startswith(theirs)]
+    return [c for c in type(module).__mro__ if not c.__module__.startswith((*_PREFIXES, "torch."))]
 
 
-_CLIPPERS = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
+def logs_later(trainer: Trainer, module: LightningModule, callback: Callback) -> bool:
+    """Whether the model, or a later callback, may log at an epoch's end after a callback did."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    later = callbacks[callbacks.index(callback) + 1 :] if callback in callbacks else []
+    hooks = [type(each).on_train_epoch_end for each in (module, *later)]
+    return not all(hook.__module__.startswith(_PREFIXES) for hook in hooks)
 
 
 def redirects(module: object) -> bool:
-    """Whether a module's next call is one of its steps: under DDP and its like, Lightning sends them through ``forward``."""
+    """Whether a module's next call is one of its steps, which strategies send through ``forward``."""
     forward = vars(module).get("forward")
     return "_ForwardRedirection" in getattr(forward, "__qualname__", "")
 
 
-def save_before_stopping(trainer: Trainer, why: str) -> str | None:
-    """Save a run that is about to be stopped; where that fails, say so and return None.
-
-    Args:
-        trainer: The run's.
-        why: The beginning of the checkpoint's name.
-    """
+def save_before_stopping(trainer: Trainer, name: str) -> str | None:
+    """Save a run that is about to stop, under a name; returns the path, None where that failed."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    name = f"{why}-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
-    path = str(trainer.strategy.broadcast(str(log_directory(trainer) / name)))
+    file = f"{name}-epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
+    path = str(trainer.strategy.broadcast(str(log_directory(trainer) / file)))
     failed = ""
     try:
         trainer.save_checkpoint(path)
-    except Exception as error:  # why it stops is what must be told; that it could not be saved is said with it
+    except Exception as error:  # the reason for stopping comes first; that this failed is a warning beside it
         failed = f"{type(error).__name__}: {error}"
-        trainer.strategy.barrier()  # where the others wait who could save their part
+        trainer.strategy.barrier()  # where the ranks wait that could save their part
     failed = next((each.strip() for each in Ranks(trainer.strategy.root_device).texts(failed) if each.strip()), "")
     if failed:
         rank_zero_warn(f"the run could not be saved to {path!r} before it stops: {failed}")
@@ -161,52 +219,31 @@ def say(trainer: Trainer, text: str) -> None:
         rank_zero_info(text)
 
 
-class BarText:
-    """A text beside a progress bar's metrics, which hold numbers only; taken away again by `remove`.
+def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callable[[], object]:
+    """Show a text beside a progress bar's metrics, which hold numbers only; returns what removes it."""
+    bar: Any = trainer.progress_bar_callback
+    if bar is None:
+        return lambda: None
+    original = bar.get_metrics
 
-    Args:
-        trainer: Its progress bar is the one.
-        key: What the text is called there.
-        text: Gives the text of the moment.
-    """
+    def get_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**original(*args, **kwargs), key: text()}
 
-    def __init__(self, trainer: Trainer, key: str, text: Callable[[], str]) -> None:
-        self._bar: Any = trainer.progress_bar_callback
-        if self._bar is None:
-            return
-        original = self._bar.get_metrics
-
-        def get_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
-            return {**original(*args, **kwargs), key: text()}
-
-        vars(self._bar)["get_metrics"] = get_metrics
-
-    def remove(self) -> None:
-        """Take the text away."""
-        if self._bar is not None and "get_metrics" in vars(self._bar):
-            del vars(self._bar)["get_metrics"]
-        self._bar = None
+    vars(bar)["get_metrics"] = get_metrics
+    return lambda: vars(bar).pop("get_metrics", None)
 
 
 def refuse_strategy(strategy: object) -> None:
-    """Refuse Lightning strategies that keep gradients where they cannot be emptied.
-
-    Args:
-        strategy: The trainer's strategy, of either Lightning package.
-
-    Raises:
-        UnsupportedError: DeepSpeed, or FSDP without original parameters.
-    """
+    """Raise UnsupportedError for strategies whose gradients cannot be set to None."""
     names = {kind.__name__ for kind in type(strategy).__mro__}
     if "DeepSpeedStrategy" in names:
         raise UnsupportedError(
-            "the strategy is DeepSpeed, which keeps gradients of its own: neither an emptied gradient nor "
-            "requires_grad=False holds a parameter still in ZeRO 1, 2 or 3. Use strategy='ddp', or FSDP2 through "
-            "ModelParallelStrategy."
+            "the strategy is DeepSpeed, which keeps gradients of its own: in ZeRO 1, 2 or 3 a parameter moves even if its "
+            "gradient is None or requires_grad=False. Use strategy='ddp', or FSDP2 through ModelParallelStrategy."
         )
     options = getattr(strategy, "kwargs", None) or getattr(strategy, "_fsdp_kwargs", None) or {}
     if "FSDPStrategy" in names and not options.get("use_orig_params", True):
         raise UnsupportedError(
-            "the strategy is FSDP with use_orig_params=False, which shows only flattened parameters, so groups cannot "
-            "be told apart. Use FSDPStrategy(use_orig_params=True), or FSDP2 through ModelParallelStrategy."
+            "the strategy is FSDP with use_orig_params=False, which shows flattened parameters only, without groups. Use "
+            "FSDPStrategy(use_orig_params=True), or FSDP2 through ModelParallelStrategy."
         )

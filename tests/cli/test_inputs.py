@@ -99,7 +99,7 @@ def test_what_is_there_is_written_and_only_what_is_new_is_found(
     written = yaml.safe_load((project / "inputs.yaml").read_text())
     assert list(written["whitelist"]) == ["Block.mask"]
     assert "unused in 'block'" in written["whitelist"]["Block.mask"]
-    assert "not judged yet" in written["whitelist"]["Block.mask"]
+    assert "not reviewed yet" in written["whitelist"]["Block.mask"]
     assert written["metadata_inputs"] == ["Block.like"]
 
     config = str(strict(project))
@@ -275,7 +275,7 @@ BAD = [
         "line 1, whitelist: ['Block.mask'] is no mapping of `Class.argument` to a reason. Write",
     ),
     ("whitelist: {Block.mask: {reason: x, when: [1]}}", "is no mapping of the module's attributes to values"),
-    ("whitelst: {}", "line 1, whitelst: 'whitelst' is no key of a whitelist's file. Nearest: 'whitelist'"),
+    ("whitelst: {}", "line 1, whitelst: 'whitelst' is not a key of a whitelist's file. Did you mean 'whitelist'?"),
     ("metadata_inputs: Block.like", "metadata_inputs: 'Block.like' is no list. Write a list: [Block.like]."),
     ("whitelist: {Block.mask: a, Block.mask: b}", "stands twice"),
     ("- 1", "the file must be a mapping with the key `whitelist` or `metadata_inputs`"),

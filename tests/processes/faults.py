@@ -398,7 +398,7 @@ def looked_at(root: Path) -> dict[str, Any]:
     """FSDP2 leaves its outermost layer unsharded after each forward without a backward, and in the sanity check."""
     cell = Cell("FSDP2", "32-true", 1, "auto", "every")
     trainer, _, scheduler = made(root, cell, Looks(), num_sanity_val_steps=1)
-    scheduler._frozen_modules = "eval"
+    scheduler._options["frozen_modules"] = "eval"
     scheduler._groups = {"bottom": "blocks.0", "upper": ["blocks.1", "blocks.2"], "head": ["layer1", "layer2"]}
     scheduler._schedule = Phases([Phase(["head", "upper"])])
     model = Wide(cell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import save
 
-from lightning_freeze.trainer.fsdp2_checkpoints import _without_state
+from lightning_freeze.trainer.fsdp2_checkpoints import _without_state, load_without_state
 
 # torch warns that one process alone writes the shards.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -67,3 +68,45 @@ def test_entries_deeper_than_one_key_count(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     found = _without_state(tmp_path / "checkpoint", model, [torch.optim.Adam(model.parameters())], None)
     assert [tuple(parameter.shape) for parameter in found] == [(2,)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_parameters_without_state_need_no_gradient_while_it_loads(fails: bool, tmp_path: Path) -> None:
+    by_name(tmp_path / "checkpoint", [{"0.weight": {"exp_avg": torch.ones(2)}}])
+    model = nn.Sequential(nn.Linear(2, 2))
+    seen: list[list[bool]] = []
+
+    class Strategy:
+        restore_checkpoint_after_setup, device_mesh = True, None
+
+        def broadcast(self, path: Path) -> Path:
+            return path
+
+        def load_checkpoint(self, path: Path, weights_only: bool | None = None) -> str:
+            seen.append([parameter.requires_grad for parameter in model.parameters()])
+            if fails:
+                raise OSError("the disk is gone")
+            return "loaded"
+
+    strategy: Any = Strategy()
+    strategy.model = model
+    trainer: Any = SimpleNamespace(strategy=strategy, optimizers=[torch.optim.Adam(model.parameters())])
+    undo = load_without_state(trainer)
+    if fails:
+        with pytest.raises(OSError, match="the disk is gone"):
+            strategy.load_checkpoint(tmp_path / "checkpoint", True)
+    else:
+        assert strategy.load_checkpoint(tmp_path / "checkpoint", True) == "loaded"
+    assert seen == [[True, False]]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for _ in range(2):
+        undo()
+    assert "load_checkpoint" not in vars(strategy)
+
+
+@pytest.mark.parametrize("attributes", [{"restore_checkpoint_after_setup": False, "device_mesh": None},
+                                        {"restore_checkpoint_after_setup": True}])  # fmt: skip
+def test_other_strategies_are_left_as_they_are(attributes: dict[str, Any]) -> None:
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(**attributes))
+    load_without_state(trainer)()
+    assert vars(trainer.strategy) == attributes

@@ -30,8 +30,7 @@ from lightning_freeze.inputs.tracer import Tracer
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import read_records
 from lightning_freeze.trainer import switch
-from lightning_freeze.trainer.input_audit import once_a_class
-from lightning_freeze.trainer.input_watch import InputWatch
+from lightning_freeze.trainer.input_audit import InputWatch, once_a_class
 from lightning_freeze.yaml_file import ConfigError
 from tests.conftest import Net, batches
 
@@ -498,7 +497,7 @@ metadata_inputs: [Block.like]
 BAD_FILES: dict[str, tuple[str, list[str]]] = {
     "empty": ("", ["empty"]),
     "a list": ("- Block.mask\n", ["must be a mapping", "`whitelist`"]),
-    "a misspelt key": ("whitelst: {}\n", ["line 1, whitelst", "Nearest: 'whitelist'"]),
+    "a misspelt key": ("whitelst: {}\n", ["line 1, whitelst", "Did you mean 'whitelist'?"]),
     "no reason": ("whitelist:\n  A.x: fine\n  B.y:\n", ["line 3, whitelist.B.y", "is no reason"]),
     "a misspelt option": (
         "whitelist:\n  A.x: fine\n  B.y:\n    reason: why\n    wen: {a: 1}\n",
@@ -796,7 +795,7 @@ def test_the_switch_names_the_variable_of_a_whitelist_that_is_not_there(monkeypa
 
 
 def test_of_two_switched_audits_one_watches(trainer: Any) -> None:
-    pair, model = [InputAudit.for_the("switch"), InputAudit.for_the("switch")], Faulty()
+    pair, model = [InputAudit.create_for("switch"), InputAudit.create_for("switch")], Faulty()
     with pytest.warns(UserWarning, match="never uses it"):
         trainer(*pair).fit(model, batches(1))
     assert [keys(audit.findings) for audit in pair] == [FOUND, set()]

@@ -1,7 +1,13 @@
-"""What the seam to Lightning reads off a Trainer."""
+"""The seam to Lightning: which packages it imports, and what it reads off a Trainer."""
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
+from itertools import permutations
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +15,12 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
+import lightning_freeze
+from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.seam import batch_sizes_vary
+from tests.trainer.import_order import OURS
+
+ROOT = Path(lightning_freeze.__file__).parent
 
 TEN = TensorDataset(torch.zeros(10, 1))
 
@@ -39,3 +50,43 @@ def test_whether_batches_may_differ_in_size(loader: Any, batches: int, variable_
     """Where it cannot be seen, they may."""
     trainer: Any = SimpleNamespace(train_dataloader=loader, num_training_batches=batches)
     assert batch_sizes_vary(trainer) == variable_batch_size
+
+
+# --- both packages ---------------------------------------------------------------------------------------------------
+
+
+def imported_roots(text: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(text)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_seam_alone_imports_lightning() -> None:
+    lightning = {"pytorch_lightning", "lightning", "lightning_fabric"}
+    found = {str(f.relative_to(ROOT)) for f in ROOT.rglob("*.py") if imported_roots(f.read_text("utf-8")) & lightning}
+    assert found == {"trainer/seam.py"}
+
+
+def test_a_name_that_the_seam_does_not_have() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'LightningModul'"):
+        _ = seam.LightningModul  # type: ignore[attr-defined]
+
+
+ORDERS = [*permutations((*seam.PACKAGES, OURS)), *((package, OURS) for package in seam.PACKAGES)]
+IN_DEFAULT_SUITE = (("pytorch_lightning", OURS, "lightning.pytorch"), ("lightning.pytorch", OURS))
+
+
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param(o, id=" ".join(o), marks=() if o in IN_DEFAULT_SUITE else pytest.mark.slow) for o in ORDERS],
+)
+def test_each_order_of_imports(order: tuple[str, ...], tmp_path: Path) -> None:
+    """Both Trainers and LightningCLIs accept the callbacks; a project of one package never loads the other."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT.parent), os.environ.get("PYTHONPATH", "")))}
+    if len(order) == 2:
+        environment["LIGHTNING_FREEZE_AUDIT"] = "warn"
+    program = [sys.executable, "-W", "ignore", "-m", "tests.trainer.import_order", *order]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == " ".join(("accepted", *order))
