@@ -22,7 +22,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.progress import track
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_freeze import __version__
 from lightning_freeze.cli.command import at_least_one, check_picture
@@ -31,57 +31,33 @@ from lightning_freeze.cli.probe_table import STEPS, WARM_UP, WAYS, Cell, Recipe,
 from lightning_freeze.report.probe_report import Fate, draw_comparison, print_comparison
 from lightning_freeze.yaml_file import ConfigError
 
+# What is measured where nothing is named: the optimizers of `examples/drift.py`, and LBFGS.
 FOUNDING = (
-    Recipe(SGD),
-    Recipe(SGD, {"momentum": 0.9}),
-    Recipe(SGD, {"weight_decay": 0.01}),
-    Recipe(Adam),
-    Recipe(AdamW),
-    Recipe(RMSprop),
-    Recipe(Adagrad),
-    Recipe(torch.optim.LBFGS),
+    *(Recipe(SGD), Recipe(SGD, {"momentum": 0.9}), Recipe(SGD, {"weight_decay": 0.01})),
+    *map(Recipe, (Adam, AdamW, RMSprop, Adagrad, LBFGS)),
 )
-"""What is measured where nothing is named: the optimizers of ``examples/drift.py``, and LBFGS."""
-
+# Where `--all` looks, as far as they are installed.
 PACKAGES = (
-    "torch.optim",
-    "pytorch_optimizer",
-    "schedulefree",
-    "bitsandbytes.optim",
-    "torch_optimizer",
-    "optimi",
-    "lion_pytorch",
-    "prodigyopt",
-    "dadaptation",
-    "transformers.optimization",
+    *("torch.optim", "pytorch_optimizer", "schedulefree", "bitsandbytes.optim", "torch_optimizer", "optimi"),
+    *("lion_pytorch", "prodigyopt", "dadaptation", "transformers.optimization"),
 )
-"""Where ``--all`` looks, as far as they are installed."""
-
 _TORCH = "torch.optim"
 _TRAITS: dict[str, tuple[str, Any]] = {
     "skips_none": ("held without a gradient", True),
-    "holds_excluded": ("held when left out of its param group", True),
+    "holds_excluded": ("held when excluded from its param group", True),
     "all_none_ok": ("a step without any gradient is fine", True),
     "late_first_step_ok": ("can be frozen from the first step on", True),
-    "step_counters": ("clocks of param groups that run on", ()),
+    "step_counters": ("step counters of param groups that run on", ()),
     "steps_in_backward": ("steps within backward", False),
     "closure_reentrant": ("calls its closure more than once a step", False),
     "extra_state": ("state elsewhere", ()),
 }
-"""Trait to its name in words and what it is of torch's own; of many optimizers, only what differs is said."""
+"""Trait to its words and torch's own value; of several optimizers, only what differs is said."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command is to do.
-
-    Args:
-        recipes: The optimizers.
-        steps: Steps in which the layer is frozen.
-        data: Where the JSON goes, if anywhere; ``-``: to stdout, and nothing else.
-        picture: Where the picture goes, if anywhere.
-        named: Whether the user named the optimizer, so that one that cannot be built is an error of the command.
-    """
+    """What the command is to do; the JSON goes to `data`, ``-`` being stdout."""
 
     recipes: Sequence[Recipe]
     steps: int
@@ -91,14 +67,7 @@ class Asked:
 
 
 def probe(arguments: Sequence[str]) -> None:
-    """Run the command.
-
-    Args:
-        arguments: Those after ``lightning-freeze probe``.
-
-    Raises:
-        ConfigError: An argument is wrong, or the optimizer that was named cannot be built or stepped.
-    """
+    """Run the command."""
     asked = read_arguments(arguments)
     console, progress = Console(), Console(stderr=True)
     recipes = track(asked.recipes, "probing", console=progress, transient=True, disable=not progress.is_terminal)
@@ -128,12 +97,7 @@ _AT_HELP = "`lightning-freeze probe --optimizer CLASS --help` lists the argument
 
 
 def add_options(parser: ArgumentParser, without: Collection[str] = ("params",)) -> None:
-    """Add the options of the command.
-
-    Args:
-        parser: The parser.
-        without: The arguments of an optimizer that are not given on the command line.
-    """
+    """Add the options of the command; some arguments of an optimizer are not given on the command line."""
     names = ", ".join(recipe.name for recipe in FOUNDING)
     parser.add_argument("--all", action="store_true", help=f"every installed optimizer of {', '.join(PACKAGES)}")
     parser.add_argument("--steps", type=int, default=STEPS, help="frozen steps to measure")
@@ -166,13 +130,6 @@ def _parser(without: Collection[str] = ("params",)) -> ArgumentParser:
 
 def read_arguments(arguments: Sequence[str]) -> Asked:
     """What the arguments ask for; ``--lr`` is short for ``--optimizer.lr``.
-
-    Args:
-        arguments: Those after ``lightning-freeze probe``.
-
-    Raises:
-        ConfigError: One is wrong.
-        SystemExit: ``--help`` is among them.
 
     Example:
         >>> read_arguments(["--optimizer", "AdamW", "--lr", "0.1", "--optimizer.betas", "[0.9, 0.95]"]).recipes[0].arguments
@@ -243,13 +200,7 @@ def _taught(message: str, own: Collection[str]) -> str:
 
 
 def find_class(path: str) -> type[Optimizer]:
-    """The optimizer class of this name.
-
-    Args:
-        path: A name in torch.optim, or ``package.Class``.
-
-    Raises:
-        ConfigError: There is none.
+    """The optimizer class of a name in torch.optim, or of ``package.Class``.
 
     Example:
         >>> find_class("AdamW").__module__
@@ -328,11 +279,7 @@ def _title(steps: int) -> str:
 
 
 def shown(rows: Sequence[Row]) -> list[tuple[str, list[Fate]]]:
-    """Rows as they are drawn: of each optimizer its name, and for each way a word; or one word for all of it.
-
-    Args:
-        rows: What was measured.
-    """
+    """Rows as they are drawn: a name, and a word for each method, or one for all."""
     return [
         (row.name, [Fate("unknown", row.why)] if row.why else [_fate(row.cells[way]) for way in WAYS]) for row in rows
     ]
@@ -360,7 +307,7 @@ def _percent(share: float | None) -> str:
 
 
 def _said(row: Row, at_length: bool) -> list[str]:
-    """What is said beneath the table of an optimizer."""
+    """The sentences beneath the table of an optimizer."""
     said = [
         f"{way}: {cell.outcome}: {cell.says}"
         for way, cell in row.cells.items()
@@ -385,12 +332,7 @@ def _word(trait: bool | tuple[str, ...] | None) -> str:
 
 
 def as_data(rows: Sequence[Row], steps: int) -> dict[str, Any]:
-    """All that was measured, of builtins alone.
-
-    Args:
-        rows: What was measured.
-        steps: Through how many steps.
-    """
+    """All that was measured, as builtins."""
     return {
         "lightning_freeze": __version__,
         "torch": torch.__version__,

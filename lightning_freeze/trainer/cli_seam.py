@@ -27,7 +27,8 @@ class CommandsCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str], lines: Mapping[str, str], **options: Any) -> None:
         self._lines = lines
         first = arguments[0] if arguments else ""
-        self.filled = {first} if first in (*lines, "-h", "--help", "--version") else set(lines)
+        shows = first in ("-h", "--help", "--version")
+        self.filled = {first} & {*lines} if first in lines or shows else {*lines}
         super().__init__(LightningModule, None, subclass_mode_model=True, args=list(arguments), **options)
 
     def fill(self, name: str, parser: LightningArgumentParser) -> bool:

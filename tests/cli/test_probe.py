@@ -75,10 +75,10 @@ AdamW(lr=0.1): what a frozen weight does in 20 steps, after 3 in which everythin
   lightning-freeze      held: None          –
 a percentage: how far it moved, of how far the weight moved that trained
 - held without a gradient: yes
-- held when left out of its param group: yes
+- held when excluded from its param group: yes
 - a step without any gradient is fine: yes
 - can be frozen from the first step on: yes
-- clocks of param groups that run on: none
+- step counters of param groups that run on: none
 - steps within backward: no
 - calls its closure more than once a step: no
 - state elsewhere: none
