@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -279,7 +279,7 @@ def _on_callbacks(callbacks: Sequence[object]) -> Iterator[str]:
         yield f"{' and '.join(stops)} may end the run sooner."
 
 
-def _on_metrics(awaited: Sequence[str], given: Mapping[int, Mapping[str, float]]) -> Iterator[str]:
+def _on_metrics(awaited: Iterable[str], given: Mapping[int, Mapping[str, float]]) -> Iterator[str]:
     known = {name for logged in given.values() for name in logged}
     if missing := sorted(set(awaited) - known):
         names = ", ".join(map(repr, missing))

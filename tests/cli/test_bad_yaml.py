@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 import pytorch_lightning as pl
+from jsonargparse import get_loader
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError
 from lightning_freeze.cli.config import check_groups, explain, read_files
@@ -671,3 +672,26 @@ def test_a_schedules_file_that_repeats_its_key(tmp_path: Path) -> None:
     text = "trainer:\n  callbacks:\n    - class_path: lightning_freeze.FreezeScheduler\n      init_args: {schedule: in_turn.yaml}\n"
     with pytest.raises(ConfigError, match=r"in_turn.yaml, line 2, schedule: .*does not repeat the key `schedule:`"):
         check(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [1e-1, -2E+3, 1e5, 1.5e3, .5, 1_000, 0x1f, 1:30, on, ~, 1e, e1, '1e-1']",
+        "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [*a, {z: 4}], x: 5}\nd: [{<<: *a}]",
+    ],
+)
+def test_values_are_read_as_jsonargparse_reads_them(text: str, tmp_path: Path) -> None:
+    root = read(written(tmp_path, text))
+    assert root.plain() == get_loader("yaml")(text)
+    assert {key: place.plain() for key, place in root.items().items()} == root.plain()
+
+
+def test_a_merge_of_no_mapping(tmp_path: Path) -> None:
+    message = fault(written(tmp_path, "a: &a [1]\nb: {<<: 3}\n"))
+    assert "bad.yaml, line 2, b: `<<` takes a mapping, by an alias: `<<: *name`" in message
+
+
+def test_a_duplicate_key_beside_a_merge_key(tmp_path: Path) -> None:
+    assert "duplicate key 'y'" in fault(written(tmp_path, "a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n"))
+    assert read(written(tmp_path, "a: &a {x: 1}\nb: {<<: *a, x: 2}\n")).plain()["b"] == {"x": 2}
