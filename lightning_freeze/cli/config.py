@@ -136,11 +136,14 @@ def _build(place: Place, kind: Callable[..., Any], written: Path | None = None, 
     except DeclarationError as error:
         raise place_of(place, error).error(error.problem) from None
     except ValueError as error:
-        key = getattr(error, "key", None)
-        below = {each.key: each for each in place.walk()}
-        exact = below.get(f"{place.key}.{key}".strip("."), place)
-        ends = [each for path, each in below.items() if path.endswith(f".{key}")]
-        raise (ends[0] if exact is place and ends else exact).error(str(error)) from error
+        raise _at_fault(place, getattr(error, "key", None)).error(str(error)) from error
+
+
+def _at_fault(place: Place, key: str | None) -> Place:
+    """The value under the key of an error, which may begin with the place's own."""
+    below = {each.key: each for each in place.walk()}
+    ends = [each for path, each in below.items() if path.endswith(f".{key}")]
+    return below.get(f"{place.key}.{key}".strip("."), ends[0] if ends else place)
 
 
 def _argument(key: str, place: Place, written: Path | None) -> Any:
@@ -150,14 +153,18 @@ def _argument(key: str, place: Place, written: Path | None) -> Any:
     if key == "phases" and place.elements():
         return [_element(element) for element in place.elements()]
     if key in _PARTS and place.items():
-        if "class_path" not in place.items():
-            return _build(place, _PARTS[key])
-        _check_keys(place.items(), _SPEC)
-        return _build(place.items().get("init_args", place), _PARTS[key], None, _SPEC)
+        return _part(place, _PARTS[key])
     file = place.file() if key == "whitelist" else None
     if file is not None:
         return {} if to_be_written(file, written) else read_declarations(file, place)[0]
     return place.plain()
+
+
+def _part(place: Place, kind: type) -> Any:
+    if "class_path" not in place.items():
+        return _build(place, kind)
+    _check_keys(place.items(), _SPEC)
+    return _build(place.items().get("init_args", place), kind, None, _SPEC)
 
 
 def build_schedule(place: Place, above: tuple[Path, ...] = ()) -> Schedule:

@@ -41,18 +41,22 @@ def in_a_sentence(message: str) -> tuple[str, str]:
         return f"{key}.{name}".strip("."), f"{name!r} is not an argument of {of}.{did_you_mean(name, known)}{end}"
     if (missing := re.search(r"arguments are required: (.*)", branch)) and kind is not None:
         return f"{key}.{missing[1]}".strip("."), f"is missing: {kind.__name__} has no default for it."
+    return key, _wrong_class(message, branch) or _wrong_type(message, branch)
+
+
+def _wrong_class(message: str, branch: str) -> str:
+    """What is wrong with a class; nothing where another type was expected."""
     if absent := re.search(r"module '([^']+)' has no attribute '([^']+)'", branch):
         found = [value for value in vars(import_module(absent[1])).values() if isinstance(value, type)]
         own = [value.__name__ for value in found if not value.__module__.startswith(_LIGHTNING)]
-        return key, f"{absent[1]} has no {absent[2]!r}.{did_you_mean(absent[2], own)}"
+        return f"{absent[1]} has no {absent[2]!r}.{did_you_mean(absent[2], own)}"
     word = re.search(r"Expected a dot import path string: (.*)", branch)
     if word and not re.search("Expected an? <class '(?!NoneType)", branch):
         base = re.search(r"Subtypes: .*?([\w.]+\.[A-Z]\w+)", message)
         known = [each.__name__ for each in _subclasses(_imported(base[1]))] if base else []
-        return key, f"is {word[1]!r}, but must be a class: package.module.Class.{did_you_mean(word[1], known)}"
-    if problem := re.search(r"(No module named .*)", branch):
-        return key, f"{problem[1]}. Install it, or write the class as package.module.Class."
-    return key, _wrong_type(message, branch)
+        return f"is {word[1]!r}, but must be a class: package.module.Class.{did_you_mean(word[1], known)}"
+    problem = re.search(r"(No module named .*)", branch)
+    return f"{problem[1]}. Install it, or write the class as package.module.Class." if problem else ""
 
 
 def _first_branch(message: str, key: str = "", kind: Any = None) -> tuple[str, Any, str]:

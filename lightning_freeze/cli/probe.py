@@ -80,15 +80,17 @@ def probe(arguments: Sequence[str]) -> None:
         sys.stdout.write(text)
     else:
         print_comparison(console, _title(asked.steps), WAYS, shown(rows), [_said(row, asked.named) for row in rows])
-    files = {}
     if asked.data is not None and not quiet:
         asked.data.write_text(text, encoding="utf-8")
-        files["The numbers are"] = asked.data
+        _print_place(console, f"The numbers are in {asked.data}.")
     if asked.picture is not None:
         draw_comparison(asked.picture, WAYS, shown(rows), title=_title(asked.steps))
-        files["The picture is"] = asked.picture
-    for what, path in files.items() if not quiet else ():
-        console.print(f"{what} in {path}.", markup=False, highlight=False, soft_wrap=True)
+        _print_place(console, "" if quiet else f"The picture is in {asked.picture}.")
+
+
+def _print_place(console: Console, text: str) -> None:
+    if text:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
@@ -137,37 +139,49 @@ def read_arguments(arguments: Sequence[str]) -> Asked:
     """
     own = {option for action in _parser()._actions for option in action.option_strings}
     words = [word if word.partition("=")[0] in own else _long_form(word) for word in arguments]
-    named = next((i for i, word in enumerate(words) if word.partition("=")[0] == "--optimizer"), None)
-    written, kind, without = "", None, {"params"}
-    if named is not None:
-        _, equals, value = words[named].partition("=")
-        written = value if equals else " ".join(words[named + 1 : named + 2])
-        kind = find_class(written)
-        path = f"{kind.__module__}.{kind.__qualname__}"
-        words[named : named + 1 + (not equals)] = [f"--optimizer={path}"]
-        given = {word.partition("=")[0].removeprefix("--optimizer.") for word in words}
-        without |= {next(iter(inspect.signature(kind).parameters)), *Recipe(kind).put_in} - given
-        if {"-h", "--help"} & {*words}:
-            _parser().print_help()
-            print()
-            words = [f"--optimizer.help={path}"]
-    elif strays := [word for word in words if word.startswith("--optimizer.") and word not in own]:
-        flag = strays[0].partition("=")[0].replace("optimizer.", "")
-        raise ConfigError(
-            f"{flag} is not an option of the command.{did_you_mean(flag, own)} An argument of an optimizer goes with its "
-            "class: --optimizer AdamW --lr 0.1."
-        )
+    kind, title = _take_class(words, own)
     try:
-        asked = _parser(without).parse_args(words, defaults=False)
+        asked = _parser(_not_given(kind, words)).parse_args(words, defaults=False)
     except ArgumentError as error:
         raise ConfigError(_taught(str(error), own)) from error
     _check(asked, kind)
     recipes = every_recipe() if asked.get("all") else FOUNDING
     if kind is not None:
         init_args = asked.optimizer.get("init_args")
-        arguments_of = init_args.as_dict() if init_args else {}
-        recipes = (Recipe(kind, arguments_of, written.removeprefix(f"{_TORCH}.")),)
+        recipes = (Recipe(kind, init_args.as_dict() if init_args else {}, title),)
     return Asked(recipes, asked.get("steps", STEPS), asked.get("json"), asked.get("picture"), kind is not None)
+
+
+def _take_class(words: list[str], own: Collection[str]) -> tuple[type[Optimizer] | None, str]:
+    """The class that the words name, by its whole path from here on, and what to call it."""
+    at = next((i for i, word in enumerate(words) if word.partition("=")[0] == "--optimizer"), None)
+    if at is None:
+        for word in words:
+            if word.startswith("--optimizer.") and word not in own:
+                flag = word.partition("=")[0].replace("optimizer.", "")
+                raise ConfigError(
+                    f"{flag} is not an option of the command.{did_you_mean(flag, own)} An argument of an optimizer goes "
+                    "with its class: --optimizer AdamW --lr 0.1."
+                )
+        return None, ""
+    _, equals, value = words[at].partition("=")
+    written = value if equals else " ".join(words[at + 1 : at + 2])
+    kind = find_class(written)
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    words[at : at + 1 + (not equals)] = [f"--optimizer={path}"]
+    if {"-h", "--help"} & {*words}:
+        _parser().print_help()
+        print()
+        words[:] = [f"--optimizer.help={path}"]
+    return kind, written.removeprefix(f"{_TORCH}.")
+
+
+def _not_given(kind: type[Optimizer] | None, words: Sequence[str]) -> set[str]:
+    """The arguments of a class that are put in, or that are the parameters."""
+    if kind is None:
+        return {"params"}
+    given = {word.partition("=")[0].removeprefix("--optimizer.") for word in words}
+    return {"params", next(iter(inspect.signature(kind).parameters)), *({*Recipe(kind).put_in} - given)}
 
 
 def _long_form(word: str) -> str:
