@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 import pytorch_lightning as pl
 from jsonargparse import get_loader
+from pytorch_lightning.cli import LightningCLI
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError
 from lightning_freeze.cli.config import check_groups, explain, read_files
@@ -695,3 +696,35 @@ def test_a_merge_of_no_mapping(tmp_path: Path) -> None:
 def test_a_duplicate_key_beside_a_merge_key(tmp_path: Path) -> None:
     assert "duplicate key 'y'" in fault(written(tmp_path, "a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n"))
     assert read(written(tmp_path, "a: &a {x: 1}\nb: {<<: *a, x: 2}\n")).plain()["b"] == {"x": 2}
+
+
+# --- the same table under a stock LightningCLI ----------------------------------------------------------------------
+
+# It takes the last of duplicate keys, and reads selectors with the model alone.
+PASSES = {
+    name for name in FOUND_BY_US if name.startswith(("twice", "selector", "braces", "group called", "group with"))
+}
+PASSES |= {"name empty between dots", "no regular expression", "each mixed with others"}
+PASSES -= {"selector a number"}
+
+
+def test_the_same_table_under_a_stock_lightning_cli(tmp_path: Path) -> None:
+    """Nothing else passes; where jsonargparse accepts the type, the answer is ours, within its list of branches."""
+
+    class Parser(LightningCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
+            made.append(parser)
+            raise StopIteration
+
+    made: list[Any] = []
+    with pytest.raises(StopIteration):
+        Parser(run=False, parser_kwargs={"exit_on_error": False})
+    answers: dict[str, str] = {}
+    for name, (text, _) in FOUND_BY_US.items():
+        try:
+            made[0].instantiate(made[0].parse_args([f"--config={written(tmp_path, text)}"]))
+        except Exception as error:
+            answers[name] = str(error)
+    assert FOUND_BY_US.keys() - answers.keys() == PASSES
+    ours = [name for name, said in answers.items() if any(word in said for word in FOUND_BY_US[name][1][1:])]
+    assert len(ours) >= 57
