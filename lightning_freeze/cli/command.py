@@ -29,11 +29,7 @@ _PRECISIONS = {
 
 
 class Command(ABC):
-    """A command over the configuration of a fit.
-
-    Args:
-        given: Its options, as far as they are given.
-    """
+    """A command over the configuration of a fit, made of the options that are given."""
 
     options: dict[str, tuple[type, str]]
     """Option to its type and its line in ``--help``."""
@@ -93,14 +89,8 @@ def log_levels_restored() -> Iterator[None]:
 def on_one_cpu(trainer: Any) -> int | None:
     """Let a fit run in this process, on the CPU and without Lightning's messages.
 
-    Args:
-        trainer: The namespace of the Trainer's arguments.
-
     Returns:
         The processes that the configuration asks for; None where the machine decides.
-
-    Raises:
-        UnsupportedError: The run would refuse the strategy.
     """
     from lightning_freeze.trainer.seam import refuse_strategy
 

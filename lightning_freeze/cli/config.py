@@ -40,14 +40,7 @@ _SUB_CONFIG = re.compile(
 
 
 def read_files(arguments: Sequence[str]) -> list[Place]:
-    """Read every configuration file that the arguments name, and the files that those name.
-
-    Args:
-        arguments: Those of the command line.
-
-    Raises:
-        ConfigError: A file does not exist or is not strict YAML.
-    """
+    """Read every configuration file that the arguments name, and the files that those name."""
     roots: list[Place] = []
     waiting = [read(Path(value)) for value in _values(arguments, "--config", "-c") if value not in ("", ".")]
     while waiting:
@@ -73,11 +66,7 @@ def _on_command_line(arguments: Sequence[str], key: str) -> list[Place]:
 
 
 def check_groups(roots: Sequence[Place], arguments: Sequence[str] = ()) -> None:
-    """Check the selectors of our callbacks, which only a fit would read.
-
-    Raises:
-        ConfigError: One is not a selector.
-    """
+    """Check the selectors of our callbacks, which only a fit would read."""
     ours = [place.items() for place in _walk(roots) if _class_name(place) in _CALLBACKS]
     found = [items["init_args"].items().get("groups") for items in ours if "init_args" in items]
     for place in filter(None, [*found, *_on_command_line(arguments, "groups")]):
@@ -89,15 +78,9 @@ def check_groups(roots: Sequence[Place], arguments: Sequence[str] = ()) -> None:
 
 
 def explain(roots: Sequence[Place], arguments: Sequence[str] = (), written: Path | None = None) -> None:
-    """Build our own parts of a configuration that failed, to find the key at fault.
+    """Build our own parts of a configuration that failed, to raise a `ConfigError` at the key at fault.
 
-    Args:
-        roots: The configuration files.
-        arguments: The command line.
-        written: The whitelist that ``lightning-freeze inputs`` will write, which need not exist yet.
-
-    Raises:
-        ConfigError: With file, line and key, or the option. Nothing is raised where the fault is not ours.
+    Nothing is raised where the fault is not ours. The whitelist that ``inputs`` will write need not exist yet.
     """
     for place in _on_command_line(arguments, "schedule"):
         build_schedule(place)
@@ -168,15 +151,7 @@ def _part(place: Place, kind: type) -> Any:
 
 
 def build_schedule(place: Place, above: tuple[Path, ...] = ()) -> Schedule:
-    """The schedule that a value of a YAML file stands for.
-
-    Args:
-        place: The value.
-        above: The files that led to it.
-
-    Raises:
-        ConfigError: With file, line and key.
-    """
+    """The schedule of a value of a YAML file; the files above are those that led to it."""
     named = place.file()
     if named is not None:
         if named.resolve() in above:

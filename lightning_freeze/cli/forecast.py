@@ -78,12 +78,7 @@ class Horizon:
 
 
 def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None = None) -> Forecast:
-    """What a run will do from where it would begin, or go on.
-
-    Args:
-        trainer: The run's Trainer, with a `FreezeScheduler`. It is of no other use afterwards.
-        fit: Fits the model with it.
-        horizon: How far to look, and what to assume.
+    """What a run will do from where it would begin, or go on; its Trainer is of no other use afterwards.
 
     Raises:
         ScheduleError: There is no scheduler, or no end to what is to be foreseen.

@@ -48,12 +48,7 @@ class GroupsCommand(Command):
 
 
 def groups_yaml(model: LightningModule, groups: dict[str, Selector]) -> str:
-    """Groups as one writes them under ``init_args``, with the size of each.
-
-    Args:
-        model: The model.
-        groups: Group to selector.
-    """
+    """Groups as one writes them under ``init_args``, with the size of each."""
     found = group_parameters(model, groups)
     sizes = {group: sum(m.parameter.numel() for m in members) for group, members in found.members.items()}
     total = sum(sizes.values())

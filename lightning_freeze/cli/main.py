@@ -92,12 +92,7 @@ def _first_of(kinds: tuple[type[Exception], ...], error: BaseException | None) -
 
 
 class FreezeCLI(CommandsCLI):
-    """Lightning's command line over any model and data class.
-
-    Args:
-        arguments: Those of the command line.
-        roots: Filled with the configuration files.
-    """
+    """Lightning's command line over any model and data class; fills `roots` with the configuration files."""
 
     def __init__(self, arguments: Sequence[str], roots: list[Place]) -> None:
         self._arguments, self._roots = arguments, roots
