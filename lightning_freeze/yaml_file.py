@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,19 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class ConfigError(ValueError):
-    """A configuration file that cannot be used; the message begins with file, line and key."""
+    """A configuration that cannot be used; the message begins with file, line and key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-1` as a number, as YAML 1.2 and a LightningCLI do."""
+
+
+_EXPONENT = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
 @dataclass(frozen=True)
@@ -21,23 +32,25 @@ class Place:
     """A value in a YAML file.
 
     Args:
-        path: The file.
+        path: The file; None for a value on the command line.
         key: Its key from the root, such as ``trainer.callbacks[0].init_args``.
         node: The value as YAML's composer made it.
     """
 
-    path: Path
+    path: Path | None
     key: str
     node: Node
 
     @property
-    def line(self) -> int:
-        """The line it begins at, from 1."""
-        return int(self.node.start_mark.line) + 1
+    def where(self) -> str:
+        """File, line and key; on the command line the option."""
+        if self.path is None:
+            return f"--{self.key}"
+        return f"{self.path}, line {self.node.start_mark.line + 1}, {self.key or 'the whole file'}"
 
     def error(self, message: str) -> ConfigError:
         """An error about this value."""
-        return ConfigError(f"{self.path}, line {self.line}, {self.key or 'the whole file'}: {message}")
+        return ConfigError(f"{self.where}: {message}")
 
     def items(self) -> dict[str, Place]:
         """A mapping's values by key; empty for anything else."""
@@ -46,7 +59,7 @@ class Place:
         return {str(key.value): self.under(key, value) for key, value in self.node.value}
 
     def under(self, key: Node, node: Node) -> Place:
-        """A node of this mapping that stands under one of its keys, or the key itself."""
+        """A node of this mapping under one of its keys, or the key itself."""
         return Place(self.path, f"{self.key}.{key.value}" if self.key else str(key.value), node)
 
     def elements(self) -> list[Place]:
@@ -56,12 +69,12 @@ class Place:
         return [Place(self.path, f"{self.key}[{i}]", value) for i, value in enumerate(self.node.value)]
 
     def children(self) -> tuple[Place, ...]:
-        """What stands right below: a mapping's values, or a sequence's elements."""
+        """A mapping's values, or a sequence's elements."""
         return (*self.items().values(), *self.elements())
 
     def plain(self) -> Any:
         """The value as builtins."""
-        loader = yaml.SafeLoader("")
+        loader = _Loader("")
         try:
             return loader.construct_object(self.node, deep=True)
         except yaml.YAMLError as error:
@@ -69,75 +82,84 @@ class Place:
         finally:
             loader.dispose()
 
-    def walk(self) -> Iterator[Place]:
-        """This value and everything below it; what an alias names again is walked once."""
-        yield from self._walk(set())
-
-    def _walk(self, seen: set[int]) -> Iterator[Place]:
+    def walk(self, seen: set[int] | None = None) -> Iterator[Place]:
+        """This value and everything below it; what aliases share is walked once."""
+        seen = set() if seen is None else seen
         if id(self.node) in seen:
             return
         seen.add(id(self.node))
         yield self
         for child in self.children():
-            yield from child._walk(seen)
+            yield from child.walk(seen)
 
     def file(self) -> Path | None:
-        """The YAML file that a string value names, as from this file's own folder; None for anything else."""
+        """The YAML file that a string value names, relative to this file's folder; None for anything else."""
         value = self.node.value if isinstance(self.node, ScalarNode) else None
         if not isinstance(value, str) or not value.endswith((".yaml", ".yml")) or "\n" in value:
             return None
-        near = self.path.parent / value
+        near = self.path.parent / value if self.path is not None else Path(value)
         return near if near.exists() or not Path(value).exists() else Path(value)
 
 
-def read(path: Path, named_by: Place | None = None, mend: str = "") -> Place:
-    """The root of a YAML file, with every mapping checked for keys that stand twice.
+def read(path: Path, named_by: Place | None = None, fix: str = "") -> Place:
+    """The root of a YAML file without duplicate keys, its merge keys (``<<``) resolved.
 
     Args:
         path: The file.
         named_by: The value that names the file, if one does.
-        mend: What else to do where it is not there.
+        fix: What else to do where the file does not exist.
 
     Raises:
-        ConfigError: The file is not there, is no YAML, is empty, or holds a key twice.
+        ConfigError: The file does not exist, is not YAML, is empty, or has a duplicate key.
     """
     if not path.is_file():
         around = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, around, 3) or around[:3]
-        hint = f" Nearest in {str(path.parent)!r}: {', '.join(close)}." if close else " Check the path."
-        message = f"the file {str(path)!r} is not there.{hint}{mend}"
+        hint = f" Did you mean (in {str(path.parent)!r}): {', '.join(close)}?" if close else " Check the path."
+        message = f"the file {str(path)!r} does not exist.{hint}{fix}"
         raise named_by.error(message) if named_by is not None else ConfigError(message)
-    node = _compose(path)
+    try:
+        return compose(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not YAML in UTF-8: {error}.") from error
+
+
+def compose(text: str, path: Path | None = None, key: str = "") -> Place:
+    """The root of a YAML text, checked as `read` does.
+
+    Args:
+        text: The text.
+        path: The file that it is from; None for the command line.
+        key: The key of the root.
+    """
+    try:
+        node = yaml.compose(text, _Loader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        fix = 'Quote patterns that begin with * or hold braces: each: "layers.*".'
+        fix = "Indent with spaces." if "\\t" in str(problem) else fix
+        raise ConfigError(f"{f'{path}{line}' if path else f'--{key}'}: not YAML: {problem}. {fix}") from error
     if node is None:
-        raise ConfigError(f"{path}: the file is empty.")
-    root = Place(path, "", node)
+        raise ConfigError(f"{path or f'--{key}'}: the file is empty.")
+    root = Place(path, key, node)
     _refuse_endless(root, (), set())
+    merger = _Loader("")
     for place in root.walk():
-        _refuse_twice(place)
+        if isinstance(place.node, MappingNode):
+            _refuse_duplicates(place)
+            try:
+                merger.flatten_mapping(place.node)
+            except yaml.YAMLError as error:
+                raise place.error(f"`<<` takes a mapping, by an alias: `<<: *name` ({error}).") from error
     return root
 
 
-def _compose(path: Path) -> Node | None:
-    try:
-        return yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or error
-        mend = (
-            "Indent with spaces."
-            if "\\t" in str(problem)
-            else 'Patterns that begin with * or hold braces must be quoted: each: "layers.*".'
-        )
-        raise ConfigError(f"{path}{where}: this is no YAML: {problem}. {mend}") from error
-
-
 def _refuse_endless(place: Place, above: tuple[int, ...], fine: set[int]) -> None:
-    """Refuse a value that an alias puts inside itself."""
+    """Refuse a value that contains itself."""
     if id(place.node) in above:
         raise place.error(
-            "the value contains itself, by an alias (`*name`) of what it stands in, so it has no end. Write it out; phases "
-            "are repeated by `repeat: 10`."
+            "the value contains itself, by an alias (`*name`). Write it out; phases are repeated by `repeat: 10`."
         )
     if id(place.node) in fine:
         return
@@ -146,15 +168,13 @@ def _refuse_endless(place: Place, above: tuple[int, ...], fine: set[int]) -> Non
     fine.add(id(place.node))
 
 
-def _refuse_twice(place: Place) -> None:
-    if not isinstance(place.node, MappingNode):
-        return
+def _refuse_duplicates(place: Place) -> None:
     seen: dict[Any, int] = {}
     for key, value in place.node.value:
-        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+        if key.value in seen and key.tag != _MERGE:
             raise place.under(key, key).error(
-                f"the key {key.value!r} stands twice; it was given first in line {seen[key.value]}. YAML would silently "
-                f"take the last one ({value.value if isinstance(value, ScalarNode) else '…'}). Keep the one you mean."
+                f"duplicate key {key.value!r}, first in line {seen[key.value]}. YAML would silently take the last one "
+                f"({value.value if isinstance(value, ScalarNode) else '…'}). Keep the one you mean."
             )
         if not isinstance(key.value, list):
             seen[key.value] = int(key.start_mark.line) + 1

@@ -1,18 +1,22 @@
-"""What the commands of our own have in common: each goes over what ``fit`` would run, and all but one do not run it."""
+"""What our commands over the configuration of a fit have in common: most do not run it."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lightning_freeze.trainer.seam import LightningModule, Trainer, refuse_strategy
+from lightning_freeze.yaml_file import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_freeze.trainer.seam import LightningModule, Trainer
 
 _LOGGERS = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
-
 _ONE_CPU = {
     **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
     **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},
@@ -25,58 +29,55 @@ _PRECISIONS = {
 
 
 class Command(ABC):
-    """A command that takes the configuration of a fit."""
+    """A command over the configuration of a fit, made of the options that are given."""
 
-    name: ClassVar[str]
-    about: ClassVar[str]
-    """What it shows, for ``--help``."""
-    rest: list[str]
-    """The arguments of the fit."""
+    options: dict[str, tuple[type, str]]
+    """Option to its type and its line in ``--help``."""
 
     @classmethod
-    @abstractmethod
-    def parse(cls, arguments: Sequence[str]) -> Self:
-        """The command that these arguments ask for, those of the fit among them."""
+    def add_options(cls, parser: Any) -> None:
+        """Add its options; what is not given stays out of ``--print_config``, which is a fit's."""
+        for name, (kind, line) in cls.options.items():
+            parser.add_argument(f"--{name}", type=kind, default=SUPPRESS, help=line)
 
-    @property
-    def as_fit(self) -> list[str]:
-        """The arguments of the fit that it makes use of."""
-        return ["fit", *self.rest]
+    @abstractmethod
+    def __init__(self, given: Any) -> None: ...
+
+    def configure(self, trainer: Any) -> None:  # noqa: B027 - most are content with it
+        """Change the arguments of the Trainer, a namespace of jsonargparse."""
 
     @property
     def callbacks(self) -> list[Any]:
-        """Callbacks that it adds to those of the configuration."""
+        """Callbacks added to those of the configuration."""
         return []
-
-    def configure(self, trainer: Any) -> None:  # noqa: B027 - most are content with it
-        """Change how the Trainer is to be made.
-
-        Args:
-            trainer: jsonargparse's namespace of the Trainer's arguments.
-        """
 
     @abstractmethod
     def run(self, trainer: Trainer, model: LightningModule, fit: Callable[[], None]) -> None:
-        """Do it, once everything is made.
-
-        Args:
-            trainer: The Trainer.
-            model: The model.
-            fit: Fits the model.
-        """
+        """Run it; `fit` fits the model."""
 
 
-def at_least_one(parser: argparse.ArgumentParser, given: argparse.Namespace, *names: str) -> None:
+def at_least_one(given: Any, *names: str) -> None:
     """Refuse a number below 1."""
     for name in names:
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} is {value}, but must be at least 1.")
+        if given.get(name, 1) < 1:
+            raise ConfigError(f"--{name} is {given[name]}, but must be at least 1.")
+
+
+def check_picture(option: str, path: Path) -> None:
+    """Refuse a picture that cannot be drawn."""
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(
+            f"{option} is {str(path)!r}, but must end in .png, .svg or .pdf. Did you mean {path.stem}.png?"
+        )
+    if find_spec("matplotlib") is None:
+        raise ConfigError(
+            f"{option} needs matplotlib, the extra `plot`: pip install -c constraints.txt -e '.[plot]' in a checkout."
+        )
 
 
 @contextmanager
 def log_levels_restored() -> Iterator[None]:
-    """Undo what a command changes of the levels of Lightning's loggers."""
+    """Restore the levels of Lightning's loggers."""
     levels = [logger.level for logger in _LOGGERS]
     try:
         yield
@@ -86,17 +87,13 @@ def log_levels_restored() -> Iterator[None]:
 
 
 def on_one_cpu(trainer: Any) -> int | None:
-    """Let a fit that is only looked at run in this process, where Lightning keeps quiet about devices and itself.
-
-    Args:
-        trainer: The namespace of the Trainer's arguments.
+    """Let a fit run in this process, on the CPU and without Lightning's messages.
 
     Returns:
-        The processes that the configuration asks for; None where it leaves that to the machine.
-
-    Raises:
-        UnsupportedError: The run would refuse the strategy.
+        The processes that the configuration asks for; None where the machine decides.
     """
+    from lightning_freeze.trainer.seam import refuse_strategy
+
     for logger in _LOGGERS:
         logger.setLevel(logging.WARNING)
     if "deepspeed" in str(trainer.get("strategy")).lower():
@@ -110,7 +107,7 @@ def on_one_cpu(trainer: Any) -> int | None:
 
 
 def _processes(devices: Any, accelerator: Any) -> int | None:
-    """How many processes a node has by the Trainer's ``devices``, in any way of writing it."""
+    """How many processes a node has by the Trainer's ``devices``, in any notation."""
     if isinstance(devices, str) and devices.strip("-").replace(",", "").isdigit():
         devices = int(devices) if "," not in devices else [part for part in devices.split(",") if part]
     if isinstance(devices, list):

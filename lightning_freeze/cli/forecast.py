@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_freeze.cli.forecast_notes import on_backward, on_callbacks, on_metrics, on_state, on_steps
 from lightning_freeze.controller import FreezeController
-from lightning_freeze.errors import ScheduleError
+from lightning_freeze.errors import ScheduleError, nearest
 from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.plan.costs import Held, Size
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.plan.schedule import Position
+from lightning_freeze.report.table import folded, human_bytes
 from lightning_freeze.trainer.scheduler import FreezeScheduler
 from lightning_freeze.trainer.seam import Callback, DummyLogger, LightningModule, Trainer
 
@@ -23,7 +23,7 @@ _MOST = 1_000_000
 _WATCHED = 100  # batches in which some optimizer must step for its order to be known
 
 
-class _Seen(Exception):  # noqa: N818 - no error: the fit is ended because nothing more is wanted of it
+class _Seen(Exception):  # noqa: N818 - no error: the fit ends because nothing more is wanted of it
     """Enough was seen of a fit."""
 
 
@@ -33,10 +33,10 @@ class Forecast:
 
     Args:
         steps: Its optimizer steps in order, without those in which everything is frozen.
-        sizes: Group to what it asks of memory.
-        first: The updates that the run had before them.
+        sizes: Group to what it takes of memory.
+        first: The updates before them.
         held: Whose optimizer state takes up memory.
-        notes: What is assumed in it.
+        notes: What is assumed, and what the user may not have meant.
     """
 
     steps: Sequence[Step]
@@ -61,8 +61,8 @@ class Horizon:
     """How far to look, and what to assume.
 
     Args:
-        updates: How many updates to foresee; by default as many as the Trainer's limits allow.
-        epochs: How many epochs to foresee.
+        updates: Updates to foresee; by default as many as the Trainer's limits allow.
+        epochs: Epochs to foresee.
         batches: Training batches in an epoch of one process; by default as many as the data has.
         world: The processes that will share the data; None where that is not known.
         metrics: Epoch to the metrics logged in it, for phases that end by one.
@@ -75,20 +75,41 @@ class Horizon:
     metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
+def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None = None) -> Forecast:
+    """What a run will do from where it would begin, or go on; its Trainer is of no other use afterwards.
+
+    Raises:
+        ScheduleError: There is no scheduler, or no end to what is to be foreseen.
+    """
+    look = _Look(horizon or Horizon())
+    trainer.callbacks.insert(0, look)  # type: ignore[attr-defined]
+    trainer.loggers = [DummyLogger()]
+    with suppress(_Seen), warnings.catch_warnings():
+        # Lightning's advice on where checkpoints go is of no use to a fit that saves none.
+        for said in ("Checkpoint directory .* exists", "The dirpath has changed"):
+            warnings.filterwarnings("ignore", message=said)
+        fit()
+    if look.seen is None:
+        raise ScheduleError(
+            f"there is nothing to plan: the fit has no training batches, or no epochs left (max_epochs: "
+            f"{trainer.max_epochs}, epoch: {trainer.current_epoch})."
+        )
+    return look.seen
+
+
 class _Look(Callback):
     """Looks at a fit when everything is set up and restored, and ends it.
 
-    Where the model steps its optimizers by hand, batches are run until one of them has stepped, to see in which order.
+    In manual optimization, batches are run until an optimizer has stepped, to see in which order they do.
     """
 
     def __init__(self, horizon: Horizon) -> None:
         self._horizon = horizon
         self._scheduler: FreezeScheduler | None = None
         self._start: Position | None = None
-        self._epoch = 0
-        self._done = 0
-        self._steps = 0
+        self._epoch = self._done = self._steps = 0
         self._order: list[int] = []
+        self._notes: list[str] = []
         self.seen: Forecast | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -106,12 +127,12 @@ class _Look(Callback):
             scheduler.dry_run()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The optimizers are made: the run's own end is no end of what is to be foreseen, where that was said."""
+        """The optimizers are made: a horizon takes the place of the run's own end."""
         if self._horizon.epochs is not None or self._horizon.updates is not None:
             trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Everything is there, and Lightning has found out where a resumed run goes on."""
+        """Everything is there, and Lightning knows where a resumed run goes on."""
         if self._start is not None:
             return
         self._start = self._controller.preview.position()
@@ -125,6 +146,7 @@ class _Look(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """The order of the optimizers is known as soon as one has stepped."""
         if self._order:
+            self._notes = [f"In every batch the optimizers step in the order seen in the first: {self._order}."]
             self._foresee(trainer, pl_module)
         if args[-1] + 1 >= self._done + _WATCHED:
             raise ScheduleError(
@@ -143,11 +165,7 @@ class _Look(Callback):
         """Foresee the run, and end the fit."""
         controller, horizon, start = self._controller, self._horizon, self._start or Position()
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        notes: list[str] = []
-        batches, accumulated = self._batches(trainer, notes), _accumulation(trainer, module)
-        if not module.automatic_optimization:
-            notes.append(f"In every batch the optimizers step in the order seen in the first: {self._order}.")
-        notes += on_callbacks(callbacks) + on_metrics(controller.metrics.keys, horizon.metrics)
+        batches, accumulated = self._batches(trainer), _accumulation(trainer, module)
         coming = controller.preview(
             lambda epoch: math.ceil(batches / accumulated(epoch)),
             start=start,
@@ -156,40 +174,43 @@ class _Look(Callback):
             order=self._order,
             metrics=horizon.metrics,
         )
-        steps = self._until_the_end(coming, trainer, notes)
+        self._notes += [*_on_callbacks(callbacks), *_on_metrics(controller.metrics.keys, horizon.metrics)]
+        steps = self._until_the_end(coming, trainer)
         sizes, unknown = controller.preview.sizes()
-        notes += on_steps(steps, sizes, start.total)
-        notes += on_backward(steps, sizes, controller.backward.skips, controller.backward.why, horizon.world)
         mode = controller.options.optimizer_state
-        leaves = mode != "keep" and len(trainer.optimizers) == 1
-        notes += on_state(mode, leaves)
+        shrinks = mode != "keep" and len(trainer.optimizers) == 1
+        self._notes += [
+            *_on_steps(steps, sizes, start.total),
+            *_on_backward(steps, sizes, controller, horizon.world),
+            *_on_state(mode, shrinks),
+        ]
         if unknown:
-            notes.append(f"What state {', '.join(unknown)} will hold cannot be said; it is left out.")
+            self._notes.append(f"The size of the state of {', '.join(unknown)} is not known; it is not counted.")
         before = frozenset(group for group, count in start.updates.items() if count and group in sizes)
-        held = Held(before, leaves, SHORTEST if mode == "offload" else 0)
-        self.seen = Forecast(steps, sizes, start.total, held, notes)
+        held = Held(before, shrinks, SHORTEST if mode == "offload" else 0)
+        self.seen = Forecast(steps, sizes, start.total, held, self._notes)
+        # The other callbacks are not to see an exception that is no error.
         trainer.callbacks = [c for c in callbacks if c in (self, self._scheduler)]  # type: ignore[attr-defined]
-        raise _Seen  # of which the other callbacks need not hear
+        raise _Seen
 
-    def _batches(self, trainer: Trainer, notes: list[str]) -> int:
+    def _batches(self, trainer: Trainer) -> int:
         """Training batches of one process in an epoch."""
         if self._horizon.batches is not None:
             return self._horizon.batches
-        found = trainer.num_training_batches
+        found, world = trainer.num_training_batches, self._horizon.world
         if found == math.inf:
             raise ScheduleError(
-                "the training data says no length (an IterableDataset), so it cannot be known where epochs end. Say how "
-                "many batches an epoch has: --batches N."
+                "the training data has no length (an IterableDataset), so it cannot be known where epochs end. Say how many "
+                "batches an epoch has: --batches N."
             )
-        world = self._horizon.world
         if world is None:
-            notes.append("How many processes will share the data is not known here; it is counted for one.")
+            self._notes.append("How many processes will share the data is not known here; it is counted for one.")
         elif world > 1:
-            found = _shared(trainer, int(found), world)
-            notes.append(f"{world} processes share the data: {found} batches each in an epoch.")
+            found = _of_each(trainer, int(found), world)
+            self._notes.append(f"{world} processes share the data: {found} batches each in an epoch.")
         return int(found)
 
-    def _until_the_end(self, coming: Iterator[Step], trainer: Trainer, notes: list[str]) -> list[Step]:
+    def _until_the_end(self, coming: Iterator[Step], trainer: Trainer) -> list[Step]:
         """The steps that update something, up to the horizon, or to the run's own end."""
         updates, epochs, all_steps = _limit(self._horizon.updates), _limit(self._horizon.epochs), math.inf
         if updates == epochs == math.inf:
@@ -206,7 +227,7 @@ class _Look(Callback):
             if over or step.epoch >= self._epoch + epochs or len(steps) == updates:
                 break
             if number == _MOST:
-                notes.append(f"The plan is cut after {_MOST:,} optimizer steps.")
+                self._notes.append(f"The plan is cut after {_MOST:,} optimizer steps.")
                 break
             batch = step.batch
             if step.trained:
@@ -229,8 +250,8 @@ def _accumulation(trainer: Trainer, module: LightningModule) -> Callable[[int], 
     return lambda epoch: trainer.accumulate_grad_batches
 
 
-def _shared(trainer: Trainer, batches: int, world: int) -> int:
-    """The batches of each of several processes, by the rules of torch's DistributedSampler, within Lightning's limit."""
+def _of_each(trainer: Trainer, batches: int, world: int) -> int:
+    """The batches of each of several processes, by torch's DistributedSampler, within Lightning's limit."""
     loader: Any = trainer.train_dataloader
     limit = trainer.limit_train_batches
     try:
@@ -242,28 +263,56 @@ def _shared(trainer: Trainer, batches: int, world: int) -> int:
     return max(1, min(each, limit) if isinstance(limit, int) else int(each * limit))
 
 
-def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None = None) -> Forecast:
-    """What a run will do from where it would begin, or go on.
+# --- notes: each yields a sentence where there is something to say ----------------------------------------------------
 
-    Args:
-        trainer: The run's Trainer, with a `FreezeScheduler`. It is of no other use afterwards.
-        fit: Fits the model with it.
-        horizon: How far to look, and what to assume.
 
-    Raises:
-        ScheduleError: There is no scheduler, or no end to what is to be foreseen.
-    """
-    look = _Look(horizon or Horizon())
-    trainer.callbacks.insert(0, look)  # type: ignore[attr-defined]
-    trainer.loggers = [DummyLogger()]
-    with suppress(_Seen), warnings.catch_warnings():
-        # Lightning's advice on where checkpoints go is of no use to a fit that saves none.
-        for said in ("Checkpoint directory .* exists", "The dirpath has changed"):
-            warnings.filterwarnings("ignore", message=said)
-        fit()
-    if look.seen is None:
-        raise ScheduleError(
-            f"there is nothing to plan: the fit has no training batches, or no epochs left (max_epochs: "
-            f"{trainer.max_epochs}, epoch: {trainer.current_epoch})."
+def _on_callbacks(callbacks: Sequence[object]) -> Iterator[str]:
+    stops = [name for name in (type(each).__name__ for each in callbacks) if name in ("EarlyStopping", "Timer")]
+    if stops:
+        yield f"{' and '.join(stops)} may end the run sooner."
+
+
+def _on_metrics(awaited: Iterable[str], given: Mapping[int, Mapping[str, float]]) -> Iterator[str]:
+    known = {name for logged in given.values() for name in logged}
+    if missing := sorted(set(awaited) - known):
+        names = ", ".join(map(repr, missing))
+        said = f"The metrics given have no {names}" if known else f"No values of {names} are given (--metrics)"
+        hint = "".join(f" (did you mean {close!r}?)" for close in nearest(missing[0], sorted(known), 1))
+        yield f"{said}{hint}, so a phase that waits for them is taken to last its max_epochs, or to the end."
+
+
+def _on_steps(steps: Sequence[Step], sizes: Mapping[str, Size], first: int) -> Iterator[str]:
+    over = next((number for number, step in enumerate(steps) if step.over), None)
+    if over is not None:
+        yield (
+            f"The schedule runs out after update {first + over - 1}; its last set stays trainable. To begin again, write "
+            "`repeat: true`."
         )
-    return look.seen
+    trained = frozenset().union(*{step.trained for step in steps})
+    if steps and (idle := [group for group in sizes if group not in trained]):
+        yield f"Never trained in these updates: {folded(idle, sizes)}."
+
+
+def _on_backward(
+    steps: Sequence[Step], sizes: Mapping[str, Size], controller: FreezeController, world: int | None
+) -> Iterator[str]:
+    if all(len(step.trained) == len(sizes) for step in steps):
+        return
+    if not controller.backward.skips:
+        every = human_bytes(sum(size.gradient for size in sizes.values()))
+        yield (
+            f"Until each step, backward makes the gradients of all groups ({every}): its work for frozen ones is not skipped "
+            f"here: {controller.backward.why}."
+        )
+    elif world != 1:
+        yield "Whether backward is skipped for frozen groups, the run's own strategy says at its beginning."
+
+
+def _on_state(mode: str, shrinks: bool) -> Iterator[str]:
+    if mode != "keep" and not shrinks:
+        yield f"With several optimizers, optimizer state is counted as kept: `optimizer_state: {mode}` leaves less of it."
+    elif mode == "offload":
+        yield (
+            "Optimizer state is counted as on an accelerator: that of frozen groups is in host memory, unless they train "
+            f"again within {SHORTEST} updates."
+        )

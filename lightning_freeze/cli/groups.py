@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -18,63 +16,39 @@ from lightning_freeze.plan.selectors import Selector
 from lightning_freeze.plan.suggest import suggest_groups
 from lightning_freeze.report.table import print_line
 from lightning_freeze.trainer.seam import LightningModule, Trainer
+from lightning_freeze.yaml_file import ConfigError
 
 
-@dataclass(frozen=True)
 class GroupsCommand(Command):
-    """``lightning-freeze groups``: groups that a model's structure suggests, as YAML.
+    """Suggests groups for a model: embeddings, its blocks as a family, head, norms."""
 
-    Args:
-        rest: The arguments of the fit.
-        out: The file to write, if any.
-    """
+    options = {"out": (Path, "also write the groups to this new file")}
 
-    name = "groups"
-    about = "groups that a model's structure suggests"
-    rest: list[str]
-    out: Path | None
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Self:
-        """The command that these arguments ask for."""
-        parser = argparse.ArgumentParser(
-            "lightning-freeze groups",
-            description="Suggest groups for a model: embeddings, its blocks as a family, head, norms. Prints the YAML that "
-            "goes under the callback's `init_args`. Everything else is as for `lightning-freeze fit`.",
-        )
-        parser.add_argument("--out", type=Path, help="also write it to this file, which must not be there yet")
-        given, rest = parser.parse_known_args(arguments)
-        if given.out is not None and given.out.exists():
-            raise SystemExit(
-                f"lightning-freeze: error: --out is {str(given.out)!r}, which is there already. Give another name."
-            )
-        return cls(rest, given.out)
+    def __init__(self, given: Any) -> None:
+        self._out: Path | None = given.get("out")
+        if self._out is not None and self._out.exists():
+            raise ConfigError(f"--out is {str(self._out)!r}, which exists already. Give another name.")
 
     def configure(self, trainer: Any) -> None:
-        """Nothing of the Trainer is needed: least of all callbacks whose groups are still to be found."""
+        """Without callbacks, whose groups are still to be found."""
         on_one_cpu(trainer)
         trainer["callbacks"] = None
 
     def run(self, trainer: Trainer, model: LightningModule, fit: Callable[[], None]) -> None:
         """Print the groups, and write them."""
-        model.trainer = trainer  # which it may ask
-        model.configure_model()  # a model may make its layers there
+        model.trainer = trainer  # which its configure_model may need
+        model.configure_model()
         text = groups_yaml(model, suggest_groups(model))
         console = Console()
         print_line(console, text, end="")
-        if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(text, encoding="utf-8")
-            print_line(console, f"# Written to {self.out}.")
+        if self._out is not None:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            self._out.write_text(text, encoding="utf-8")
+            print_line(console, f"# Written to {self._out}.")
 
 
 def groups_yaml(model: LightningModule, groups: dict[str, Selector]) -> str:
-    """Groups as one writes them under ``init_args``, with the size of each.
-
-    Args:
-        model: The model.
-        groups: Group to selector.
-    """
+    """Groups as one writes them under ``init_args``, with the size of each."""
     found = group_parameters(model, groups)
     sizes = {group: sum(m.parameter.numel() for m in members) for group, members in found.members.items()}
     total = sum(sizes.values())

@@ -1,13 +1,11 @@
-"""``lightning-freeze inputs``: what modules are handed and never use, as a whitelist."""
+"""``lightning-freeze inputs``: the unused inputs of modules, as a whitelist."""
 
 from __future__ import annotations
 
-import argparse
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 
@@ -19,57 +17,40 @@ from lightning_freeze.trainer.input_audit import InputAudit
 from lightning_freeze.trainer.seam import LightningModule, Trainer
 
 
-@dataclass(frozen=True)
 class InputsCommand(Command):
-    """``lightning-freeze inputs``: a fit of a batch or a few under the input audit, and a whitelist of what it found.
+    """Fits a few batches under the input audit, prints what it found, and writes a whitelist of it.
 
-    Args:
-        rest: The arguments of the fit.
-        out: The whitelist's file.
-        batches: How many batches to run.
-        audit: The callback; it stands back where the configuration brings its own. Either is silent: the table tells.
+    An `InputAudit` of the configuration takes the place of the command's own.
     """
 
-    name = "inputs"
-    about = "what modules are handed and never use, as a whitelist"
-    rest: list[str]
-    out: Path
-    batches: int
-    audit: InputAudit
+    options = {
+        "out": (Path, "the whitelist to write, or to add to; by default inputs.yaml"),
+        "batches": (int, "batches to run, of training and then of validation; by default 1"),
+    }
 
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Self:
-        """The command that these arguments ask for."""
-        parser = argparse.ArgumentParser(
-            "lightning-freeze inputs",
-            description="Run a batch of training and one of validation under the input audit, print what modules are "
-            "handed and do not use, and write a whitelist of it, so that an old project starts clean and only what is "
-            "new is found. Everything else is as for `lightning-freeze fit`.",
-        )
-        parser.add_argument("--out", type=Path, default=Path("inputs.yaml"), help="the file to write, or to add to")
-        parser.add_argument(
-            "--batches", type=int, default=1, help="batches to run and to watch, of training and then of validation"
-        )
-        given, rest = parser.parse_known_args(arguments)
-        at_least_one(parser, given, "batches")
-        return cls(rest, given.out, given.batches, InputAudit.create_for("command", batches=given.batches))
+    def __init__(self, given: Any) -> None:
+        at_least_one(given, "batches")
+        self.out: Path = given.get("out", Path("inputs.yaml"))
+        self._batches = given.get("batches", 1)
+        self._audit = InputAudit.create_for("command", batches=self._batches)
 
-    @property
-    def as_fit(self) -> list[str]:
+    def configure(self, trainer: Any) -> None:
         """A fit of a few batches."""
-        return [*super().as_fit, f"--trainer.fast_dev_run={self.batches}"]
+        trainer["fast_dev_run"] = self._batches
 
     @property
     def callbacks(self) -> list[Any]:
         """The audit."""
-        return [self.audit]
+        return [self._audit]
 
     def run(self, trainer: Trainer, model: LightningModule, fit: Callable[[], None]) -> None:
-        """Fit; then print what was found, and write it down."""
+        """Fit; then print the findings, and write them."""
         fit()
+        if not trainer.is_global_zero:
+            return
         callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
         own = [c for c in callbacks if isinstance(c, InputAudit) and c.created_by == "user"]
-        findings = (own[0] if own else self.audit).findings
+        findings = (own[0] if own else self._audit).findings
         new = write_declarations(self.out, findings, datetime.date.today().isoformat())
         console = Console()
         if findings:
@@ -80,5 +61,4 @@ class InputsCommand(Command):
             said = f"Nothing new: {self.out} lists all of it already. To keep it so:"
         else:
             said = "Nothing was found: every input is used, or declared. To keep it so:"
-        keep = f"  InputAudit(on_finding='raise', whitelist={str(self.out)!r})"
-        print_line(console, f"{said}\n{keep}")
+        print_line(console, f"{said}\n  InputAudit(on_finding='raise', whitelist={str(self.out)!r})")

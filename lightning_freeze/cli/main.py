@@ -1,8 +1,7 @@
-"""``lightning-freeze``: a LightningCLI whose errors name file, line and key.
+"""``lightning-freeze``: a LightningCLI with four more commands, whose errors name file, line and key.
 
-``lightning-freeze fit --config configs/alternating.yaml`` runs any LightningModule and LightningDataModule that the
-file names. Parsing, types, ``--help`` and ``--print_config`` are jsonargparse's; what is checked here, before it, is
-what a stock LightningCLI lets pass (a key that stands twice) and what it cannot locate (an error in a schedule).
+Parsing, types, ``--help`` and ``--print_config`` are jsonargparse's. Configuration files are read strictly before it,
+and where it fails, `explain` looks for the key at fault.
 """
 
 from __future__ import annotations
@@ -10,36 +9,35 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from jsonargparse import ArgumentError
 
 from lightning_freeze import __version__
 from lightning_freeze.cli.command import Command, log_levels_restored
-from lightning_freeze.cli.config import check_files, locate, near, to_be_written
-from lightning_freeze.cli.groups import GroupsCommand
-from lightning_freeze.cli.inputs import InputsCommand
-from lightning_freeze.cli.plan import PlanCommand
-from lightning_freeze.cli.probe import probe
-from lightning_freeze.demos import MissingPackageError
-from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError, nearest
+from lightning_freeze.cli.parser_errors import did_you_mean, in_a_sentence
+from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError
 from lightning_freeze.inputs.declarations import DeclarationError
 from lightning_freeze.report.findings import FreezeViolation
-from lightning_freeze.trainer.input_audit import InputAudit
-from lightning_freeze.trainer.seam import LightningArgumentParser, LightningCLI, LightningModule
+from lightning_freeze.trainer.cli_seam import CommandsCLI
+from lightning_freeze.trainer.seam import MisconfigurationException
 from lightning_freeze.yaml_file import ConfigError, Place
 
-_OVER_A_FIT: dict[str, type[Command]] = {kind.name: kind for kind in (PlanCommand, GroupsCommand, InputsCommand)}
 COMMANDS = {
-    **{name: kind.about for name, kind in _OVER_A_FIT.items()},
-    "probe": "what any optimizer does to a frozen weight, by every way of freezing (needs no configuration)",
+    "fit": "train a model",
+    "validate": "evaluate a model on the validation data",
+    "test": "evaluate a model on the test data",
+    "predict": "run a model on the prediction data",
+    "plan": "show what a fit will train when, before it runs",
+    "groups": "suggest groups for a model, as YAML",
+    "inputs": "write a whitelist of unused inputs of modules",
+    "probe": "measure what optimizers do to a frozen weight",
 }
-_ABOUT = (
-    "Lightning's own commands over any model and data that a configuration names (--config FILE), and four more: "
-    + "; ".join(f"{name}: {meaning}" for name, meaning in COMMANDS.items())
-    + ". Each has a --help."
-)
-_WHITELIST = re.compile(r".*callbacks\[\d+\]\.init_args\.whitelist")
-_OTHERS = ("torch", "pytorch_lightning", "lightning.")
+_OVER_A_FIT = {"plan": "PlanCommand", "groups": "GroupsCommand", "inputs": "InputsCommand"}
+_ABOUT = "Run any model and data that a configuration names: lightning-freeze fit --config FILE."
+_SCHEDULES = (ScheduleError, SelectionError, UnsupportedError, DeclarationError)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -47,152 +45,180 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Args:
         args: The arguments; by default those of the process.
+
+    Raises:
+        SystemExit: 1 for findings, 2 for bad input.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a module in this folder can be named, as under `python -m`
-    if arguments[:1] == ["probe"]:  # the one that needs neither model nor Trainer
-        return probe(arguments[1:])
-    command = _command_of(arguments)
-    ours: dict[str, Any] = {}
-    if command is not None:
-        arguments = command.as_fit
-        ours = {"save_config_callback": None, "trainer_defaults": {"callbacks": command.callbacks}}
-    if args is None:
-        sys.argv = [sys.argv[0], *arguments]
-    FreezeCLI.roots = roots = []
-    FreezeCLI.command = command
+    roots: list[Place] = []
     try:
-        roots += check_files(arguments, _whitelist_of(command))
+        if arguments[:1] == ["probe"]:  # needs neither model nor Trainer
+            import_module("lightning_freeze.cli.probe").probe(arguments[1:])
+            return
         with log_levels_restored():
-            FreezeCLI(
-                LightningModule,
-                None,  # any LightningDataModule, or none where the model brings its own data
-                subclass_mode_model=True,
-                parser_class=_Parser,
-                parser_kwargs={"version": f"lightning-freeze {__version__}", "description": _ABOUT},
-                save_config_kwargs={"overwrite": True},
-                args=None if args is None else arguments,
-                **ours,
-            )
+            FreezeCLI(arguments, roots)
     except Exception as error:
-        message = _message(error, command, roots)
+        message = _message(error, roots, arguments)
         if message is None:
             raise
-        raise SystemExit(f"lightning-freeze: {message}") from error
+        print(f"lightning-freeze: {message}", file=sys.stderr)
+        raise SystemExit(1 if isinstance(error, FreezeViolation) else 2) from error
 
 
-def _command_of(arguments: Sequence[str]) -> Command | None:
-    """The command that the arguments give, if it is one of ours that takes the configuration of a fit."""
-    kind = _OVER_A_FIT.get(arguments[0]) if arguments else None
-    return kind.parse(arguments[1:]) if kind is not None else None
+def _message(error: Exception, roots: Sequence[Place], arguments: Sequence[str]) -> str | None:
+    """What to say of an error that is the user's to correct, with its place; None of any other."""
+    from lightning_freeze.cli.config import locate, where_class
+    from lightning_freeze.demos import MissingPackageError
 
-
-def _message(error: Exception, command: Command | None, roots: Sequence[Place]) -> str | None:
-    """What is said of an error that is the user's to correct, with where it comes from; None of any other."""
     if isinstance(error, FreezeViolation):
         return str(error)
-    if isinstance(error, ConfigError):
-        return f"error: {error}"
-    if isinstance(error, ScheduleError) and error.key is None:  # of no configuration's making
-        return f"error: {error}"
-    if isinstance(error, (ScheduleError, SelectionError, UnsupportedError, DeclarationError)):
-        # Found with the model, so where it stands is looked up again.
-        return f"error: {locate(str(error), roots) or _at_schedule(command, roots)}{error}"
-    missing = _missing_package(error)
-    return f"error: {_where_class(missing.kind, roots)}{missing}" if missing is not None else None
+    found = _first_of((ConfigError, *_SCHEDULES, MissingPackageError, MisconfigurationException), error)
+    if isinstance(found, MissingPackageError):
+        return f"error: {where_class(found.kind, roots)}{found}"
+    where = ""
+    if isinstance(found, _SCHEDULES) and getattr(found, "key", "") is not None:
+        # Found with the model; `groups` makes no schedule.
+        schedule = "" if arguments[0] == "groups" else locate("'schedule'", roots)
+        where = locate(str(found), roots, arguments) or schedule
+    return None if found is None else f"error: {where}{found}"
 
 
-def _at_schedule(command: Command | None, roots: Sequence[Place]) -> str:
-    """Where the schedule stands, for what is wrong between it and the model; `groups` makes none."""
-    return "" if isinstance(command, GroupsCommand) else locate("'schedule'", roots)
-
-
-def _missing_package(error: BaseException | None) -> MissingPackageError | None:
-    """What lies behind an error where a demo lacks a package: jsonargparse makes errors of its own of it."""
-    while error is not None and not isinstance(error, MissingPackageError):
+def _first_of(kinds: tuple[type[Exception], ...], error: BaseException | None) -> BaseException | None:
+    """The first of these kinds in a chain: jsonargparse makes errors of its own of those of a constructor."""
+    while error is not None and not isinstance(error, kinds):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _where_class(name: str, roots: Sequence[Place]) -> str:
-    """Where the configuration names a class, as `locate` writes it."""
-    for place in (place for root in roots for place in root.walk()):
-        if place.key.endswith("class_path") and str(place.plain()).rpartition(".")[2] == name:
-            return f"{place.path}, line {place.line}, {place.key}: "
-    return ""
+class FreezeCLI(CommandsCLI):
+    """Lightning's command line over any model and data class; fills `roots` with the configuration files."""
 
+    def __init__(self, arguments: Sequence[str], roots: list[Place]) -> None:
+        self._arguments, self._roots = arguments, roots
+        self._command: Command | None = None
+        options = {"prog": "lightning-freeze", "version": __version__, "description": _ABOUT, "exit_on_error": False}
+        super().__init__(arguments, COMMANDS, parser_kwargs=options, save_config_kwargs={"overwrite": True})
 
-class FreezeCLI(LightningCLI):
-    """Lightning's own command line over any model and data class."""
+    def fill(self, name: str, parser: Any) -> bool:
+        """Add the options of one of our commands."""
+        module = import_module(f"lightning_freeze.cli.{name}")
+        getattr(module, _OVER_A_FIT.get(name, ""), module).add_options(parser)
+        return name in _OVER_A_FIT
 
-    roots: Sequence[Place] = ()
-    command: Command | None = None
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Read the files strictly, then parse; where that fails, say where and why in a sentence."""
+        if self.filled:
+            from lightning_freeze.cli.config import (
+                check_groups,
+                read_files,
+            )  # loads the callbacks, whose names it knows
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run Lightning's subcommand, or our own, which fits only as far as it needs."""
-        if self.command is None:
-            return super()._run_subcommand(subcommand)
-        self.command.run(self.trainer, self.model, lambda: super(FreezeCLI, self)._run_subcommand(subcommand))
+            self._roots += read_files(args)
+            check_groups(self._roots, args)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise self._in_a_sentence(str(error)) from error
+
+    def _in_a_sentence(self, message: str) -> ConfigError:
+        from lightning_freeze.cli.config import explain, placed
+
+        explain(self._roots, self._arguments)
+        command = self._arguments[0] if self._arguments else ""
+        helped = f"\nlightning-freeze {command} --help lists the options." if command in COMMANDS else ""
+        every = f"The commands: {', '.join(COMMANDS)}."
+        if wrong := re.search(r"invalid choice: '([^']+)' \(choose from '?fit", message):
+            return ConfigError(f"{wrong[1]!r} is not a command.{did_you_mean(wrong[1], COMMANDS)} {every}")
+        if 'expected "subcommand"' in message:
+            return ConfigError(f"no command is given. {every}")
+        if missing := re.search(r"arguments are required: (?:\w+\.)?(.*)", message):
+            fix = f"Write --{missing[1]} package.module.Class, or name a file that says so: --config FILE"
+            return ConfigError(f"`{missing[1]}` is missing. {fix} (configs/alternating.yaml shows one).{helped}")
+        if empty := re.search(r"argument (?:-\w/)?(--[\w.]+).*: expected one argument", message):
+            return ConfigError(f"{empty[1]} has no value. Write {empty[1]} VALUE.{helped}")
+        if unknown := re.search(r"unrecognized arguments: (\S+)", message):
+            return ConfigError(self._unknown(unknown[1], command) + helped)
+        if unknown := re.search(r"does not accept option '([^']+)'", message):
+            near = did_you_mean(unknown[1], [name[2:] for name in self.option_names(command)])
+            problem = f"{unknown[1]!r} is not an option of {command}.{near}"
+            return ConfigError(placed(unknown[1], problem, self._roots, self._arguments) + helped)
+        key, problem = in_a_sentence(message)
+        return ConfigError(placed(key.removeprefix(f"{command}."), problem, self._roots, self._arguments) + helped)
+
+    def _unknown(self, word: str, command: str) -> str:
+        if command not in COMMANDS:
+            return f"{word}: an option goes after the command: lightning-freeze fit {word}."
+        if not word.startswith("-"):
+            config = f" Did you mean --config {word}?" if word.endswith((".yaml", ".yml")) else ""
+            return f"{word!r} is neither an option nor its value. Write --KEY VALUE.{config}"
+        flag = word.partition("=")[0]
+        return f"{flag} is not an option of {command}.{did_you_mean(flag, self.option_names(command))}"
 
     def before_instantiate_classes(self) -> None:
+        """Make the command, which may change the Trainer; find checkpoint and whitelists."""
+        given = self.config[self.subcommand]
+        if self.subcommand in _OVER_A_FIT:
+            kind = getattr(import_module(f"lightning_freeze.cli.{self.subcommand}"), _OVER_A_FIT[self.subcommand])
+            self._command = kind(given)
+            self._command.configure(given["trainer"])
+            self.save_config_callback, self.trainer_defaults = None, {"callbacks": self._command.callbacks}
+        _check_checkpoint(given.get("ckpt_path"))
+        self._find_whitelists(given["trainer"].get("callbacks") or [])
+
+    def _find_whitelists(self, callbacks: Any) -> None:
         """A whitelist's file is found beside the configuration that names it, as a schedule's is."""
-        if self.command is not None:
-            self.command.configure(self.config[self.subcommand]["trainer"])
-        found = {
-            str(at.plain()): at.file() for root in self.roots for at in root.walk() if _WHITELIST.fullmatch(at.key)
-        }
-        for callback in self.config[self.subcommand].get("trainer.callbacks") or []:
+        from lightning_freeze.cli.config import to_be_written
+
+        places = [place for root in self._roots for place in root.walk() if place.key.endswith(".whitelist")]
+        found = {str(place.plain()): place.file() for place in places}
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             arguments = callback.get("init_args") or {}
             path = found.get(str(arguments.get("whitelist")))
-            if path is not None and callback["class_path"].rpartition(".")[2] == InputAudit.__name__:
-                written = not to_be_written(path, _whitelist_of(self.command))
-                arguments["whitelist"] = str(path.resolve()) if written else None
+            if path is not None and callback["class_path"].rpartition(".")[2] == "InputAudit":
+                arguments["whitelist"] = None if to_be_written(path, self._written) else str(path.resolve())
+
+    @property
+    def _written(self) -> Path | None:
+        """The whitelist that `inputs` will write."""
+        return getattr(self._command, "out", None)
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and Trainer; an error of ours names its key."""
+        from lightning_freeze.cli.config import explain, placed
+
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            explain(self._roots, self._arguments, self._written)
+            taught = re.search(r"- (`([\w.]+)` .*)", str(error))  # one of ours in a union error of jsonargparse
+            if taught is None:
+                raise
+            raise ConfigError(placed(taught[2], taught[1], self._roots, self._arguments)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Make the Trainer, whose refusals name their argument."""
+        from lightning_freeze.cli.config import placed
+
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            text = str(error)
+            named = [key for key in vars(self.config[self.subcommand]["trainer"]) if re.search(rf"\b{key}\b", text)]
+            key = next((key for key in named if f"{key}=" in text), named[0] if named else "")
+            raise ConfigError(placed(f"trainer.{key}".strip("."), text, self._roots, self._arguments)) from error
+
+    def run(self, name: str) -> None:
+        """Run one of our commands."""
+        if self._command is not None:
+            self._command.run(self.trainer, self.model, self.fit_model)
 
 
-def _whitelist_of(command: Command | None) -> Path | None:
-    """The whitelist that a command will write."""
-    return command.out if isinstance(command, InputsCommand) else None
-
-
-class _Parser(LightningArgumentParser):
-    """Lightning's parser, whose errors name the file and the line of the key at fault where they can."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with the message, led by where in the configuration files it comes from."""
-        where = locate(message, FreezeCLI.roots)
-        for parser in (self, getattr(ex, "subcommand_parser", None)):
-            if FreezeCLI.command is not None and parser is not None:
-                parser.prog = parser.prog.replace(" fit", f" {FreezeCLI.command.name}")  # what was typed
-        super().error(f"{where}{message}{self._fix(message)}", ex)
-        raise AssertionError("the parser's own error does not return")
-
-    def print_usage(self, file: Any = None) -> None:
-        """One line instead of every option, so that an error stays on the screen."""
-        print("usage: lightning-freeze fit|validate|test|predict|plan|groups|inputs --config FILE [options]", file=file)
-        print("       lightning-freeze probe [options]", file=file)
-
-    def _fix(self, message: str) -> str:
-        """The names nearest to one that is not accepted."""
-        if "arguments are required" in message:
-            return "\nGive a file that says so: --config FILE. configs/alternating.yaml shows one."
-        absent = re.search(r"module '([^']+)' has no attribute '([^']+)'", message)
-        command = re.search(r"invalid choice: '([^']+)'", message)
-        wrong = re.search(r"not accept option '([^']+)'", message)
-        if absent is not None:
-            found = vars(sys.modules.get(absent[1], object)).items()
-            own = [name for name, value in found if not getattr(value, "__module__", "torch").startswith(_OTHERS)]
-            close = nearest(absent[2], own)
-        elif command is not None and "predict" in message:
-            every = [*("fit", "validate", "test", "predict"), *COMMANDS]
-            return f"\nNearest: {near(command[1], every)}. All: {', '.join(every)}."
-        elif wrong is not None:
-            subcommands = getattr(self, "_subcommands_action", None)
-            parsers = [self, *getattr(subcommands, "_name_parser_map", {}).values()]
-            close = nearest(wrong[1], [action.dest for parser in parsers for action in parser._actions])
-        else:
-            return ""
-        return f"\nNearest: {', '.join(map(repr, close))}." if close else ""
+def _check_checkpoint(path: Any) -> None:
+    if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).exists():
+        others = [str(other) for other in sorted(Path(path).parent.glob("*.ckpt"))]
+        raise ConfigError(f"--ckpt_path is {path!r}, which does not exist.{did_you_mean(path, others)} Check the path.")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,7 @@ from lightning_freeze.errors import ScheduleError
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Epoch to the last value of each metric logged in it, from the ``metrics.csv`` of Lightning's CSVLogger.
-
-    Args:
-        path: The file: a column ``epoch``, and one for each metric.
-
-    Raises:
-        ScheduleError: It is not there, or is no such file.
-    """
+    """Epoch to the last value of each metric logged in it, from the ``metrics.csv`` of Lightning's CSVLogger."""
     found: dict[int, dict[str, float]] = {}
     for number, row in enumerate(_rows(path), start=2):
         epoch = int(_number(path, number, "epoch", row["epoch"]))

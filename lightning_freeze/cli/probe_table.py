@@ -1,4 +1,4 @@
-"""The founding table: what becomes of a weight that is to stand still, for any optimizer and way of freezing, measured."""
+"""The comparison of methods of freezing: what becomes of a frozen weight, measured for any optimizer."""
 
 from __future__ import annotations
 
@@ -27,12 +27,8 @@ from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.trial import GRADIENTS, distance, error_line, states_of, step
 from lightning_freeze.probe.verdict import hold_method
 
-WARM_UP = 3
-"""Steps in which everything trains, before something is frozen."""
-
-STEPS = 20
-"""Steps through which it is frozen, by default."""
-
+WARM_UP = 3  # steps in which everything trains, before a layer is frozen
+STEPS = 20  # steps in which it is frozen, by default
 ZEROS, NONE, OFF, STALE, RATE, OURS = WAYS = (
     "zero gradients",
     "None",
@@ -41,11 +37,10 @@ ZEROS, NONE, OFF, STALE, RATE, OURS = WAYS = (
     "lr=0",
     "lightning-freeze",
 )
-"""The ways of freezing."""
+"""The methods of freezing."""
 
+# `state moved`: only its optimizer state; `unknown`: the method does not apply to this optimizer.
 Outcome = Literal["held", "state moved", "moved", "refused", "raised", "unknown"]
-"""``state moved``: of the weight, no bit; of its optimizer state, some. ``unknown``: the way says nothing of this optimizer."""
-
 _LR = 0.01  # of a class that has no default
 _MODELS = ("model", "module")
 _BY_WAY = {"none": "None", "excluded": "left out", "unknown": "None, unproved"}
@@ -53,11 +48,11 @@ _BY_WAY = {"none": "None", "excluded": "left out", "unknown": "None, unproved"}
 
 @dataclass(frozen=True)
 class Cell:
-    """What became of the frozen weight, by one optimizer and one way.
+    """What became of the frozen weight, by one optimizer and one method.
 
     Args:
         outcome: In a word.
-        share: How far the weight moved (L2), as a share of how far the trained weight moved in the same steps.
+        share: How far it moved (L2), as a share of how far the trained weight moved in the same steps.
         state: The entries of its optimizer state that changed.
         says: How lightning-freeze held it, why it refused, what was raised, or why nothing is known.
     """
@@ -70,14 +65,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What one optimizer does.
-
-    Args:
-        name: The optimizer, with the arguments that it was given.
-        cells: Way to what came of it; empty where there is a ``why``.
-        traits: What `probe_optimizer` learnt; None where there was nothing to probe.
-        why: Why nothing could be measured.
-    """
+    """What one optimizer does: method to cell, or why nothing could be measured."""
 
     name: str
     cells: Mapping[str, Cell] = field(default_factory=dict)
@@ -89,13 +77,8 @@ class Row:
 class Recipe:
     """How an optimizer is made, over any parameters.
 
-    What its constructor asks for beside the parameters, and is not given, is put in where it is plain what that must be: a
-    learning rate of 0.01, the model, AdamW where it wraps an optimizer.
-
-    Args:
-        kind: Its class.
-        arguments: Those of its constructor, beside the first.
-        title: What to call it.
+    Required arguments that are not given are put in where they are plain: a learning rate of 0.01, the model, AdamW where
+    it wraps an optimizer.
 
     Example:
         >>> Recipe(torch.optim.SGD, {"momentum": 0.9}).name
@@ -108,14 +91,14 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The class, with the arguments that were given or put in."""
+        """The class, with the arguments given or put in."""
         every = {**self.arguments, **{key: value for key, value in self.put_in.items() if key not in _MODELS}}
         given = ", ".join(f"{key}={_written(value)}" for key, value in every.items())
         return f"{self.title or self.kind.__name__}{f'({given})' if given else ''}"
 
     @property
     def put_in(self) -> dict[str, Any]:
-        """What the constructor asks for and was not given, by its name; of the model, only the name is known yet."""
+        """The required arguments that were not given; of the model, only the name is known yet."""
         arguments = inspect.signature(self.kind).parameters
         known: dict[str, Any] = {**dict.fromkeys(_MODELS), "base_optimizer": AdamW, "lr": _LR}
         if [*arguments][:1] == ["optimizer"]:
@@ -124,12 +107,7 @@ class Recipe:
         return {name: known[name] for name in asked if name in known}
 
     def make(self, model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
-        """The optimizer, ready to train.
-
-        Args:
-            model: The model, for one that asks for it.
-            groups: Its param groups.
-        """
+        """The optimizer over these param groups, ready to train."""
         try:
             optimizer = self._made(model, groups)
         except Exception as error:
@@ -158,14 +136,9 @@ def _written(value: object) -> str:
 
 
 def measure(recipe: Recipe, steps: int = STEPS) -> Row:
-    """What an optimizer does to a frozen weight: a network of two layers trains, then one layer is frozen by each way.
+    """What an optimizer does to a frozen weight: two layers train, then one is frozen by each method for some steps.
 
-    Nothing that the optimizer raises is raised from here. Every global random state is left as it was, and what it
-    prints is kept back.
-
-    Args:
-        recipe: The optimizer.
-        steps: Through how many steps the layer is frozen.
+    Nothing that the optimizer raises is raised from here. Random states are restored, and what it prints is dropped.
 
     Example:
         >>> row = measure(Recipe(torch.optim.AdamW))
@@ -184,7 +157,7 @@ def measure(recipe: Recipe, steps: int = STEPS) -> Row:
             traits = probe_optimizer(made.optimizer)
         except Exception as error:
             traits = OptimizerTraits(type(made.optimizer).__qualname__, why=_named(error))
-        how, why = _way_of_stepping(recipe)
+        how, why = _how_to_step(recipe)
         if how is None and traits.steps_in_backward:
             return Row(recipe.name, traits=traits, why="updates parameters within backward, so a run refuses it")
         if how is None:
@@ -209,7 +182,7 @@ class _Layers(nn.Module):
         self._sparse = sparse
 
     def loss(self, batch: int, cut: bool) -> Tensor:
-        """The loss of a batch, which says nothing to the first layer where that is cut off."""
+        """The loss of a batch, without a gradient of the first layer where that is cut off."""
         at = batch % len(self._batches)
         rows = self._rows[at]
         features = self.frozen(rows) if self._sparse else torch.tanh(self.frozen(self._batches[at]))
@@ -220,27 +193,20 @@ class _Layers(nn.Module):
 
 
 class _Run:
-    """Training of the two layers, one of them to be frozen.
+    """Training of the two layers; `gradients` and `closure` are those of `trial.step`."""
 
-    Args:
-        recipe: The optimizer.
-        gradients: One of `GRADIENTS`.
-        closure: Whether its step is handed a closure, see `step`.
-        apart: Whether the layer to be frozen has a param group of its own.
-    """
-
-    def __init__(self, recipe: Recipe, gradients: str = "dense", closure: str = "no", apart: bool = False) -> None:
+    def __init__(self, recipe: Recipe, gradients: str = "dense", closure: str = "no", own_group: bool = False) -> None:
         self.model = _Layers(gradients == "sparse")
         self.frozen, self.trained = self.model.parameters()
         both = [self.frozen, self.trained]
-        self.optimizer = recipe.make(self.model, [{"params": [p]} for p in both] if apart else [{"params": both}])
+        self.optimizer = recipe.make(self.model, [{"params": [p]} for p in both] if own_group else [{"params": both}])
         self.controller: FreezeController | None = None
         self.by: str | None = None
         self._gradients, self._closure = gradients, closure
         self._count = 0
 
     def run(self, times: int) -> None:
-        """Steps, in whatever way the layer is frozen by now."""
+        """Make steps."""
         for _ in range(times):
             self._count += 1
             if self.controller is not None:
@@ -280,8 +246,8 @@ class _Run:
         return found
 
 
-def _way_of_stepping(recipe: Recipe) -> tuple[tuple[str, str] | None, str]:
-    """By which gradients and closure an optimizer's steps go through, best so that something moves; or None, and why not."""
+def _how_to_step(recipe: Recipe) -> tuple[tuple[str, str] | None, str]:
+    """The gradients and closure by which an optimizer steps, best so that something moves; or None, and why not."""
     still, why = None, ""
     for how in product(GRADIENTS, ("no", "yes", "after backward")):
         try:
@@ -299,7 +265,7 @@ def _way_of_stepping(recipe: Recipe) -> tuple[tuple[str, str] | None, str]:
 
 def _cell(recipe: Recipe, how: tuple[str, str], way: str, steps: int) -> Cell:
     try:
-        run = _Run(recipe, *how, apart=way == RATE)
+        run = _Run(recipe, *how, own_group=way == RATE)
         if way == RATE and not all("lr" in group for group in run.optimizer.param_groups):
             return Cell("unknown", says="its param groups have no `lr`")
         if way != OURS:
@@ -327,7 +293,7 @@ def _outcome(run: _Run, way: str, steps: int, held: str = "") -> Cell:
     entries = tuple(sorted(changed(state, run.state())))
     if same(before, run.frozen):
         if same(trained, run.trained):
-            return Cell("unknown", None, entries, "the trained weight stood still as well")
+            return Cell("unknown", None, entries, "the trained weight did not move either")
         return Cell("state moved" if entries else "held", 0.0, entries, held)
     share = distance(run.frozen - before) / (distance(run.trained - trained) or math.nan)
     if not math.isfinite(share):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .calls import AUTOCAST
-
-if TYPE_CHECKING:
-    from .thread import Thread
 
 _FLAGS = [name for name in vars(_python_dispatch) if name.startswith("_is_in_")]  # not the same ones in every torch
 _LOCK = threading.Lock()
@@ -51,7 +48,7 @@ class Mode(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, thread: Thread) -> None:
+    def __init__(self, thread: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._thread = thread
 

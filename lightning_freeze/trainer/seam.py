@@ -22,15 +22,24 @@ from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.run_context import RunContext
 
 __all__ = ["Callback", "DummyLogger", "LightningArgumentParser", "LightningCLI", "LightningDataModule"]
-__all__ += ["LightningModule", "Trainer", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
+__all__ += [
+    "LightningModule",
+    "MisconfigurationException",
+    "Trainer",
+    "rank_zero_info",
+    "rank_zero_only",
+    "rank_zero_warn",
+]
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 _MODULES = dict.fromkeys(("LightningModule", "LightningDataModule", "Trainer"), "")
 _MODULES |= {"LightningCLI": ".cli", "LightningArgumentParser": ".cli", "DummyLogger": ".loggers.logger"}
+_MODULES |= {"MisconfigurationException": ".utilities.exceptions"}
 _PREFIXES = tuple(f"{package}." for package in PACKAGES)
 _CLIPPING = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
 
 if TYPE_CHECKING:
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
     from pytorch_lightning.loggers.logger import DummyLogger

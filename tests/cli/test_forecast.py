@@ -198,7 +198,7 @@ class Endless(IterableDataset[Any]):
 def test_data_without_a_length_needs_one(tmp_path: Path) -> None:
     loader: Any = DataLoader(Endless(), batch_size=2)
     for horizon in (None, Horizon(updates=3)):
-        with pytest.raises(ScheduleError, match=r"says no length \(an IterableDataset\).*: --batches N\."):
+        with pytest.raises(ScheduleError, match=r"has no length \(an IterableDataset\).*: --batches N\."):
             foresee(tmp_path, horizon, loader=loader)
     assert in_epochs(foresee(tmp_path, Horizon(batches=5), loader=loader, max_epochs=2)) == [5, 5]
     assert in_epochs(foresee(tmp_path, loader=loader, max_epochs=2, limit_train_batches=3)) == [3, 3]
@@ -506,7 +506,7 @@ def test_an_optimizer_that_cannot_be_foretold_is_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"optimizer 0 \(Odd\) could not be probed: NotImplementedError"):
         found = foresee(tmp_path, model=Still(optimizer(Odd)))
     assert [size.state for size in found.sizes.values()] == [0, 0]
-    assert "What state Odd will hold cannot be said; it is left out." in found.notes
+    assert "The size of the state of Odd is not known; it is not counted." in found.notes
 
 
 def test_an_optimizer_that_the_run_refuses_is_refused(tmp_path: Path) -> None:

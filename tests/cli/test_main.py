@@ -346,14 +346,6 @@ def test_schedules_arrive_as_typed_values(tmp_path: Path) -> None:
     assert ours._schedule != Every({"layer": 3})
 
 
-@pytest.mark.parametrize(("arguments", "shown"), [([], "usage: "), (["fit"], "Give a file"), (["--version"], "0.1.0")])
-def test_without_a_configuration_it_says_how_to_give_one(arguments: list[str], shown: str, capsys: Any) -> None:
-    with pytest.raises(SystemExit):
-        main(arguments)
-    out = capsys.readouterr()
-    assert shown in out.out + out.err
-
-
 def test_a_module_in_the_current_folder_that_brings_its_own_data(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "own_module.py").write_text(
         "from lightning_freeze.demos import DigitsData, TwoLayerNet\n"

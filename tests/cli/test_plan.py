@@ -54,13 +54,6 @@ def plan(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def refused(*arguments: str) -> str:
-    """What the command ends with."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    return str(ended.value)
-
-
 def updates(printed: str) -> dict[str, int]:
     """Group to updates, from the first table."""
     rows = [line.split() for line in printed.partition("trains")[0].splitlines()[4:] if line.strip()]
@@ -167,7 +160,7 @@ def test_half_precision_halves_the_gradients(
     assert f"need up to {2368 * bytes_an_element / 1024:.3g} KiB" in printed
 
 
-def test_a_strategy_that_the_run_refuses_is_refused() -> None:
+def test_a_strategy_that_the_run_refuses_is_refused(refused: Any) -> None:
     config = changed("alternating", ("accelerator: cpu", "accelerator: cpu\n  strategy: deepspeed"))
     assert "DeepSpeed" in refused("plan", "--config", config, "--updates=1")
 
@@ -233,13 +226,12 @@ def test_state_from_before_the_checkpoint_is_held(capsys: pytest.CaptureFixture[
         (["--updates", "0"], "--updates is 0, but must be at least 1."),
         (["--epochs=-1"], "--epochs is -1, but must be at least 1."),
         (["--batches", "0"], "--batches is 0, but must be at least 1."),
-        (["--out", "a/plan.jpg"], "--out is 'a/plan.jpg', but must end in .png, .svg or .pdf. Nearest: plan.png."),
-        (["--updates", "many"], "argument --updates: invalid int value: 'many'"),
+        (["--out", "a/plan.jpg"], "--out is 'a/plan.jpg', but must end in .png, .svg or .pdf. Did you mean plan.png?"),
+        (["--updates", "many"], "--updates is 'many', but must be int."),
     ],
 )
-def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused("plan", "--config", ALTERNATING, *arguments) == "2"
-    assert capsys.readouterr().err.rstrip().endswith(f"lightning-freeze plan: error: {said}")
+def test_bad_arguments(arguments: list[str], said: str, refused: Any) -> None:
+    assert refused("plan", "--config", ALTERNATING, *arguments).startswith(f"lightning-freeze: error: {said}\n")
 
 
 def line_of(path: str, text: str) -> int:
@@ -260,7 +252,9 @@ def line_of(path: str, text: str) -> int:
     ],
     ids=["count", "family"],
 )
-def test_what_only_the_model_tells_is_located(name: str, changes: tuple[str, str], key: str, said: str) -> None:
+def test_what_only_the_model_tells_is_located(
+    name: str, changes: tuple[str, str], key: str, said: str, refused: Any
+) -> None:
     config = changed(name, changes)
     error = refused("plan", "--config", config)
     where = f"{config}, line {line_of(config, 'phases:')}, trainer.callbacks[0].init_args.schedule.{key}: "
@@ -268,7 +262,7 @@ def test_what_only_the_model_tells_is_located(name: str, changes: tuple[str, str
     assert said in error
 
 
-def test_a_wrong_group_is_told_as_by_fit() -> None:
+def test_a_wrong_group_is_told_as_by_fit(refused: Any) -> None:
     config = changed("alternating", ("weight1: layer1", "weight1: layer3"))
     planned = refused("plan", "--config", config)
     assert planned == refused(
@@ -278,22 +272,24 @@ def test_a_wrong_group_is_told_as_by_fit() -> None:
     assert "Did you mean " in planned
 
 
-def test_without_a_scheduler_there_is_nothing_to_plan() -> None:
+def test_without_a_scheduler_there_is_nothing_to_plan(refused: Any) -> None:
     said = refused("plan", "--config", ALTERNATING, "--trainer.callbacks=null")
-    assert said.endswith(
+    assert said.rstrip().endswith(
         "the Trainer has no freeze scheduler (callbacks: ModelCheckpoint), so there is nothing to plan. Add "
         "lightning_freeze.FreezeScheduler under `trainer.callbacks`."
     )
 
 
-def test_a_run_without_an_end_says_how_to_ask() -> None:
+def test_a_run_without_an_end_says_how_to_ask(refused: Any) -> None:
     said = refused("plan", "--config", ALTERNATING, "--trainer.max_epochs=-1")
-    assert said.endswith("the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N.")
+    assert said.rstrip().endswith(
+        "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N."
+    )
 
 
-def test_what_is_not_the_schedules_fault_is_not_located_there() -> None:
+def test_what_is_not_the_schedules_fault_is_not_located_there(refused: Any) -> None:
     said = refused("plan", "--config", ALTERNATING, "--metrics=none.csv")
-    assert said == (
+    assert said.rstrip() == (
         "lightning-freeze: error: the file of metrics 'none.csv' is not there. It is what Lightning's CSVLogger writes."
     )
 
@@ -305,33 +301,18 @@ def test_what_is_not_the_schedules_fault_is_not_located_there() -> None:
     ("command", "options"), [("plan", "updates epochs batches metrics out".split()), ("groups", ["out"])]
 )
 def test_help(command: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(command, "--help") == "0"
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: lightning-freeze {command} ")
     assert [option for option in options if f"--{option}" not in shown] == []
-    assert "Everything else" in shown
+    assert "--trainer.max_epochs" in shown
 
 
-def test_the_usage_line_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused() == "2"
-    usage = "usage: lightning-freeze fit|validate|test|predict|plan|groups|inputs --config FILE [options]"
-    assert capsys.readouterr().err.splitlines()[0] == usage
-
-
-def test_an_unknown_option_is_told_as_the_plans(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused("plan", "--config", ALTERNATING, "--updatse=5") == "2"
-    shown = capsys.readouterr().err
+def test_an_unknown_option_is_told_as_the_plans(refused: Any) -> None:
+    shown = refused("plan", "--config", ALTERNATING, "--updatse=5")
+    assert "--updatse is not an option of plan. Did you mean '--updates'?" in shown
     assert "lightning-freeze plan --help" in shown
-    assert "--updatse=5" in shown
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["plna", "--config", ALTERNATING]])
-def test_the_commands_are_listed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    refused(*arguments)
-    shown = capsys.readouterr()
-    listed = (shown.out + shown.err).split("usage:")[1].partition("\n")[2]  # what stands below the usage line
-    assert "plan" in listed.replace("plna", "")
-    assert "groups" in listed
 
 
 # --- stock command lines --------------------------------------------------------------------------------------------
@@ -392,7 +373,8 @@ def test_stock_lightning_cli_takes_a_whole_schedule_and_prints_it(
 
 
 def test_plan_prints_the_configuration_of_the_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused("plan", "--config", str(CONFIGS / "lisa.yaml"), "--print_config") in ("0", "None")
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", "--config", str(CONFIGS / "lisa.yaml"), "--updates=5", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["class_path"].endswith(DigitsMixer.__name__)
     (callback,) = printed["trainer"]["callbacks"]

@@ -6,15 +6,15 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from lightning_freeze.cli import command
 from lightning_freeze.cli import probe as probe_command
 from lightning_freeze.cli import probe_table as founding
 from lightning_freeze.cli.main import COMMANDS, main
-from lightning_freeze.cli.probe import arguments_of, every_recipe, find_class, read_arguments, shown
+from lightning_freeze.cli.probe import every_recipe, find_class, read_arguments, shown
 from lightning_freeze.cli.probe_table import WAYS, Cell, Recipe, Row
 
 ZOO = """
@@ -25,6 +25,11 @@ print("welcome")
 class Slow(torch.optim.SGD):
     def __init__(self, params, rate: float, decays: bool = False, lr: float = 0.1):
         super().__init__(params, lr=lr)
+
+
+class Stepper(torch.optim.SGD):
+    def __init__(self, params, steps: int = 1):
+        super().__init__(params)
 
 
 class Breaks(torch.optim.SGD):
@@ -70,10 +75,10 @@ AdamW(lr=0.1): what a frozen weight does in 20 steps, after 3 in which everythin
   lightning-freeze      held: None          –
 a percentage: how far it moved, of how far the weight moved that trained
 - held without a gradient: yes
-- held when left out of its param group: yes
+- held when excluded from its param group: yes
 - a step without any gradient is fine: yes
 - can be frozen from the first step on: yes
-- clocks of param groups that run on: none
+- step counters of param groups that run on: none
 - steps within backward: no
 - calls its closure more than once a step: no
 - state elsewhere: none
@@ -115,8 +120,8 @@ def test_numbers_and_picture_go_into_files(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--json", "new/a.json"], "--json is 'new/a.json', which lies in 'new', which is no folder."),
-        (["--picture", "new/a.png"], "--picture is 'new/a.png', which lies in 'new', which is no folder."),
+        (["--json", "new/a.json"], "--json is 'new/a.json', which lies in 'new', which is not a folder."),
+        (["--picture", "new/a.png"], "--picture is 'new/a.png', which lies in 'new', which is not a folder."),
         (["--json", "."], "--json is '.', which is a folder."),
     ],
 )
@@ -168,7 +173,7 @@ def test_all_looks_into_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.syspath_prepend(str(Path.cwd()))
     monkeypatch.setattr(probe_command, "PACKAGES", ("torch.optim", "own_optimizers", "not_installed"))
     titles = [recipe.title for recipe in every_recipe()]
-    assert titles[-2:] == ["own_optimizers.Breaks", "own_optimizers.Slow"]
+    assert titles[-3:] == [f"own_optimizers.{name}" for name in ("Breaks", "Slow", "Stepper")]
     assert titles[0] == "ASGD"
 
 
@@ -182,16 +187,15 @@ def test_ways_to_write_an_argument(written: list[str]) -> None:
 
 
 def test_arguments_have_the_types_of_the_constructor() -> None:
-    given = ["--betas", "[0.9, 0.95]", "--foreach", "true", "--eps", "1e-6"]
-    assert arguments_of(torch.optim.AdamW, given) == {"betas": (0.9, 0.95), "foreach": True, "eps": 1e-6}
+    given = ["--optimizer=AdamW", "--betas", "[0.9, 0.95]", "--foreach", "true", "--eps", "1e-6"]
+    (recipe,) = read_arguments(given).recipes
+    assert recipe.arguments == {"betas": (0.9, 0.95), "foreach": True, "eps": 1e-6}
 
 
-def test_an_argument_of_the_commands_own_name_goes_by_the_long_one() -> None:
-    class Stepper(torch.optim.SGD):
-        def __init__(self, params: Any, steps: int = 1) -> None:
-            super().__init__(params)
-
-    assert arguments_of(Stepper, ["--optimizer.steps", "7"]) == {"steps": 7}
+def test_an_argument_of_the_commands_own_name_goes_by_the_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    asked = read_arguments(["--optimizer", "own_optimizers.Stepper", "--optimizer.steps", "7", "--steps", "3"])
+    assert (asked.steps, asked.recipes[0].arguments) == (3, {"steps": 7})
 
 
 def test_a_class_by_its_path_is_the_same() -> None:
@@ -200,26 +204,28 @@ def test_a_class_by_its_path_is_the_same() -> None:
 
 
 WRONG = {
-    "case": (["--optimizer", "adamw"], "--optimizer is 'adamw', but torch.optim has no such optimizer. Nearest: 'AdamW'"),
-    "case of all": (["--optimizer", "sgd"], "Nearest: 'SGD'"),
-    "path": (["--optimizer", "own_optimizers.Slaw"], "own_optimizers has no such optimizer. Nearest: 'Slow'. Any other"),
-    "no optimizer": (["--optimizer", "own_optimizers.Other"], "own_optimizers has it as no optimizer class: Other, a class"),
-    "a number": (["--optimizer", "own_optimizers.number"], "has it as no optimizer class: a value of type int"),
+    "case": (["--optimizer", "adamw"], "--optimizer is 'adamw', but torch.optim has no such optimizer. Did you mean 'AdamW'"),
+    "case of all": (["--optimizer", "sgd"], "Did you mean 'SGD'"),
+    "path": (["--optimizer", "own_optimizers.Slaw"], "own_optimizers has no such optimizer. Did you mean 'Slow'? Any other"),
+    "no optimizer": (["--optimizer", "own_optimizers.Other"], "own_optimizers has it as the class Other, not as an optimizer"),
+    "a number": (["--optimizer", "own_optimizers.number"], "has it as a value of type int, not as an optimizer class"),
     "module": (["--optimizer", "torch.optin.AdamW"], "'torch.optin' cannot be imported (ModuleNotFoundError: No module"),
-    "nearest module": (["--optimizer", "torch.optin.AdamW"], "Nearest: 'torch.optim'"),
-    "key": (["--optimizer", "AdamW", "--lrr", "1"], "AdamW has no argument 'lrr'. Nearest: 'lr'. Known: lr, betas, eps,"),
-    "long key": (["--optimizer", "AdamW", "--optimizer.beta=1"], "AdamW has no argument 'beta'. Nearest: 'betas'"),
-    "our option": (["--optimizer", "AdamW", "--pictur", "a.png"], "AdamW has no argument 'pictur'. Nearest: '--picture'"),
-    "type": (["--optimizer", "AdamW", "--lr", "abc"], "--lr is 'abc', but must be of type float"),
-    "bool": (["--optimizer", "SGD", "--nesterov", "maybe"], "--nesterov is 'maybe', but must be of type bool."),
+    "nearest module": (["--optimizer", "torch.optin.AdamW"], "Did you mean 'torch.optim'?"),
+    "key": (["--optimizer", "AdamW", "--lrr", "1"], "--lrr: 'lrr' is not an argument of AdamW. Did you mean 'lr'? Its arguments:"),
+    "long key": (["--optimizer", "AdamW", "--optimizer.beta=1"], "'beta' is not an argument of AdamW. Did you mean 'betas'"),
+    "our option": (["--optimizer", "AdamW", "--pictur", "a.png"], "not an argument of AdamW. Did you mean the option --picture?"),
+    "type": (["--optimizer", "AdamW", "--lr", "abc"], "--lr is 'abc', but must be float"),
+    "tuple": (["--optimizer", "AdamW", "--betas", "3"], "--betas is '3', but must be tuple. A sequence is written \"[0.9, 0.95]\"."),
+    "bool": (["--optimizer", "SGD", "--nesterov", "maybe"], "--nesterov is 'maybe', but must be bool."),
     "where to look": (["--optimizer", "SGD", "--nesterov", "maybe"], "`lightning-freeze probe --optimizer CLASS --help`"),
-    "stray": (["--optimizer", "AdamW", "stray"], "'stray' stands alone. An argument of AdamW is written --key value."),
-    "asked for": (["--optimizer", "own_optimizers.Slow"], "Slow asks for rate. Give --rate VALUE."),
-    "no class": (["--lr", "0.1"], "'--lr' is no option of the command"),
-    "mistyped": (["--al"], "'--al' is no option of the command. Nearest: '--all'"),
+    "stray": (["--optimizer", "AdamW", "stray"], "'stray' is neither an option nor its value. An argument of an optimizer is"),
+    "asked for": (["--optimizer", "own_optimizers.Slow"], "--rate is missing: Slow has no default for it."),
+    "no class": (["--lr", "0.1"], "--lr is not an option of the command"),
+    "mistyped": (["--al"], "--al is not an option of the command. Did you mean '--all'"),
     "both": (["--optimizer", "AdamW", "--all"], "--optimizer AdamW and --all were both given. Leave out one of them."),
     "steps": (["--steps", "0"], "--steps is 0, but must be at least 1."),
-    "suffix": (["--picture", "a.txt"], "--picture is 'a.txt', but must end in .png, .svg or .pdf. Nearest: a.png."),
+    "no number": (["--steps", "few"], "--steps is 'few', but must be int."),
+    "suffix": (["--picture", "a.txt"], "--picture is 'a.txt', but must end in .png, .svg or .pdf. Did you mean a.png?"),
     "value": (["--optimizer", "SGD", "--lr", "-1"], "SGD(lr=-1.0) could not be built: ValueError: Invalid learning rate: -1"),
     "step": (["--optimizer", "own_optimizers.Breaks"], "Breaks could not be stepped: KeyError: 'exp_avg'."),
 }  # fmt: skip
@@ -232,8 +238,8 @@ def test_errors_teach(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = probe_command.find_spec
-    monkeypatch.setattr(probe_command, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    found = command.find_spec
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "matplotlib" else found(name))
     said = "--picture needs matplotlib, the extra `plot`: pip install -c constraints.txt -e '.[plot]' in a checkout."
     assert said in refused(capsys, "--picture", "a.png")
 
@@ -244,9 +250,9 @@ def test_a_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--help"], [f"{name}: {meaning}" for name, meaning in COMMANDS.items()]),
-        (["probe", "--help"], ["--optimizer CLASS", "--all", "--json", "--picture", "--steps", "pytorch_optimizer"]),
-        (["probe", "--optimizer", "SGD", "--help"], ["--all", "--momentum", "--nesterov"]),
+        (["--help"], [f"{name} {meaning}" for name, meaning in COMMANDS.items()]),
+        (["probe", "--help"], ["--optimizer", "--all", "--json", "--picture", "--steps", "pytorch_optimizer"]),
+        (["probe", "--optimizer", "SGD", "--help"], ["--all", "--optimizer.momentum", "--optimizer.nesterov"]),
     ],
 )
 def test_help(arguments: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +266,7 @@ def test_help(arguments: list[str], expected: list[str], capsys: pytest.CaptureF
 def test_a_mistyped_command_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["prob"])
-    assert "Nearest: 'probe'" in capsys.readouterr().err
+    assert "Did you mean 'probe'?" in capsys.readouterr().err
 
 
 # --- words ----------------------------------------------------------------------------------------------------------

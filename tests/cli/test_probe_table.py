@@ -200,7 +200,7 @@ def test_one_that_cannot_be_built() -> None:
 def test_where_nothing_trains_nothing_is_said_to_hold() -> None:
     row = measure(Recipe(Still))
     assert set(outcomes(row).values()) == {"unknown"}
-    assert row.cells[NONE].says == "the trained weight stood still as well"
+    assert row.cells[NONE].says == "the trained weight did not move either"
 
 
 def test_no_trace_is_left(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_freeze import UnsupportedError
 from lightning_freeze.holds.optimizer_state import OffloadState, ResetState
 from lightning_freeze.plan.groups import Member
-from lightning_freeze.plan.membership import ParamSet, Split, Step, Unit
+from lightning_freeze.plan.membership import HeldGroup, ParamSet, Split, Step
 from lightning_freeze.setup import refuse_state
 from tests.observer import same
 
@@ -28,7 +28,7 @@ def stepped(kind: Any = torch.optim.Adam, **options: Any) -> tuple[Any, list[nn.
 
 def params_of(optimizer: Any, *parameters: nn.Parameter) -> ParamSet:
     members = tuple(Member(str(number), parameter, "group") for number, parameter in enumerate(parameters))
-    return ParamSet([Unit("group", (0,), members)], [Step(0, optimizer, {"group": parameters})])
+    return ParamSet([HeldGroup("group", (Step(0, optimizer, {"group": parameters}),), members)])
 
 
 def offload(*optimizers: Any) -> OffloadState:

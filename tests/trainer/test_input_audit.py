@@ -505,11 +505,11 @@ BAD_FILES: dict[str, tuple[str, list[str]]] = {
     ),
     "a bad condition": ("whitelist:\n  B.y:\n    reason: why\n    when: [a]\n", ["line 4, whitelist.B.y.when", "no mapping"]),
     "no class": ("whitelist:\n  A.x: fine\n  mask: why\n", ["line 3, whitelist.mask", "no `Class.argument`"]),
-    "a key twice": ("whitelist:\n  A.x: one\n  A.x: two\n", ["line 3, whitelist.A.x", "stands twice"]),
+    "a key twice": ("whitelist:\n  A.x: one\n  A.x: two\n", ["line 3, whitelist.A.x", "duplicate key"]),
     "whitelist is a list": ("whitelist: [A.x]\n", ["line 1, whitelist", "no mapping"]),
     "metadata is a string": ("metadata_inputs: A.x\n", ["line 1, metadata_inputs", "Write a list"]),
     "metadata without a class": ("metadata_inputs:\n  - A.x\n  - like\n", ["line 3, metadata_inputs[1]", "'like' is no `Class.argument`"]),
-    "no YAML": ("whitelist: {A.x: why\n", ["line 2", "no YAML"]),
+    "no YAML": ("whitelist: {A.x: why\n", ["line 2", "not YAML"]),
 }  # fmt: skip
 
 
@@ -526,7 +526,7 @@ def test_a_bad_file_is_named_with_line_and_key(name: str, tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"nowhere.yaml' is not there") as raised:
+    with pytest.raises(ConfigError, match=r"nowhere.yaml' does not exist") as raised:
         InputAudit(whitelist="nowhere.yaml")
     assert str(raised.value).endswith(
         "To write it, run `lightning-freeze inputs --config <config without this line> --out nowhere.yaml`."
@@ -790,7 +790,7 @@ def test_the_switch_saves_only_where_the_trainer_keeps_checkpoints(
 def test_the_switch_names_the_variable_of_a_whitelist_that_is_not_there(monkeypatch: Any, trainer: Any) -> None:
     monkeypatch.setenv("LIGHTNING_FREEZE_AUDIT", "raise")
     monkeypatch.setenv("LIGHTNING_FREEZE_WHITELIST", "nowhere.yaml")
-    with pytest.raises(ConfigError, match=r"LIGHTNING_FREEZE_WHITELIST is 'nowhere.yaml': the file .* is not there"):
+    with pytest.raises(ConfigError, match=r"LIGHTNING_FREEZE_WHITELIST is 'nowhere.yaml': the file .* does not exist"):
         trainer()
 
 
