@@ -117,7 +117,8 @@ def test_a_checkpoint_without_our_state_starts_anew_with_a_warning(tmp_path: Pat
     fit.fit(model, batches(4))
     fit.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.warns(
-        UserWarning, match=r"plain.ckpt' holds no state of a freeze scheduler, so the schedule begins anew"
+        UserWarning,
+        match=r"plain.ckpt' holds no state of a freeze scheduler, so the schedule starts from its first step",
     ):
         _, trace, scheduler = run(tmp_path, SCHEDULES["every"](), str(tmp_path / "plain.ckpt"))
     assert scheduler.updates == {"layer1": 4, "layer2": 10}

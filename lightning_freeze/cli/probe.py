@@ -32,7 +32,7 @@ from lightning_freeze.report.probe_report import Fate, draw_comparison, print_co
 from lightning_freeze.yaml_file import ConfigError
 
 # What is measured where nothing is named: the optimizers of `examples/drift.py`, and LBFGS.
-FOUNDING = (
+DEFAULT_RECIPES = (
     *(Recipe(SGD), Recipe(SGD, {"momentum": 0.9}), Recipe(SGD, {"weight_decay": 0.01})),
     *map(Recipe, (Adam, AdamW, RMSprop, Adagrad, LBFGS)),
 )
@@ -100,7 +100,7 @@ _AT_HELP = "`lightning-freeze probe --optimizer CLASS --help` lists the argument
 
 def add_options(parser: ArgumentParser, without: Collection[str] = ("params",)) -> None:
     """Add the options of the command; some arguments of an optimizer are not given on the command line."""
-    names = ", ".join(recipe.name for recipe in FOUNDING)
+    names = ", ".join(recipe.name for recipe in DEFAULT_RECIPES)
     parser.add_argument("--all", action="store_true", help=f"every installed optimizer of {', '.join(PACKAGES)}")
     parser.add_argument("--steps", type=int, default=STEPS, help="frozen steps to measure")
     parser.add_argument("--json", type=Path, help="write all that was measured to this file; - for stdout alone")
@@ -145,7 +145,7 @@ def read_arguments(arguments: Sequence[str]) -> Asked:
     except ArgumentError as error:
         raise ConfigError(_taught(str(error), own)) from error
     _check(asked, kind)
-    recipes = every_recipe() if asked.get("all") else FOUNDING
+    recipes = every_recipe() if asked.get("all") else DEFAULT_RECIPES
     if kind is not None:
         init_args = asked.optimizer.get("init_args")
         recipes = (Recipe(kind, init_args.as_dict() if init_args else {}, title),)

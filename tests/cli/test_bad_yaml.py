@@ -700,12 +700,8 @@ def test_a_duplicate_key_beside_a_merge_key(tmp_path: Path) -> None:
 
 # --- the same table under a stock LightningCLI ----------------------------------------------------------------------
 
-# It takes the last of duplicate keys, and reads selectors with the model alone.
-PASSES = {
-    name for name in FOUND_BY_US if name.startswith(("twice", "selector", "braces", "group called", "group with"))
-}
-PASSES |= {"name empty between dots", "no regular expression", "each mixed with others"}
-PASSES -= {"selector a number"}
+# It takes the last of duplicate keys, and leaves the names of groups to the fit.
+PASSES = {name for name in FOUND_BY_US if name.startswith(("twice", "group called", "group with"))}
 
 
 def test_the_same_table_under_a_stock_lightning_cli(tmp_path: Path) -> None:
@@ -727,4 +723,4 @@ def test_the_same_table_under_a_stock_lightning_cli(tmp_path: Path) -> None:
             answers[name] = str(error)
     assert FOUND_BY_US.keys() - answers.keys() == PASSES
     ours = [name for name, said in answers.items() if any(word in said for word in FOUND_BY_US[name][1][1:])]
-    assert len(ours) >= 57
+    assert len(ours) >= 83

@@ -100,7 +100,7 @@ def test_what_is_there_is_written_and_only_what_is_new_is_found(
     written = yaml.safe_load((project / "inputs.yaml").read_text())
     assert list(written["whitelist"]) == ["Block.mask"]
     assert "unused in 'block'" in written["whitelist"]["Block.mask"]
-    assert "not judged yet" in written["whitelist"]["Block.mask"]
+    assert "not reviewed yet" in written["whitelist"]["Block.mask"]
     assert written["metadata_inputs"] == ["Block.like"]
 
     config = str(strict(project))

@@ -65,11 +65,11 @@ def test_of_one_that_cannot_be_run_nothing_is_known() -> None:
 def test_a_run_is_warned_with_the_group_the_interval_and_the_effect(trainer: Any) -> None:
     model = Net(lambda m: GroupCounter(m.parameters(), lr=0.01))
     expected = first_update(GroupCounter(Net().parameters(), lr=0.01), 1, 9, closure=True)
-    with pytest.warns(UserWarning, match=r"keeps step for a whole param group") as caught:
+    with pytest.warns(UserWarning, match=r"counts step for a whole param group") as caught:
         trainer(AlternatingFreeze("layer1", "layer2", every=10), limit_train_batches=12).fit(model, batches(12))
     (said,) = [str(w.message) for w in caught if "param group" in str(w.message)]
     assert "optimizer 0 (GroupCounter)" in said
-    assert "(`slow` is frozen for 9 updates, after 1 of its own)" in said
+    assert "(`slow`, frozen for 9 updates after 1 of its own)" in said
     assert f"the first update is {expected:.2f} times as large" in said
     assert "`ramp`" in said
 
@@ -92,7 +92,7 @@ def test_epochs_count_where_their_length_is_known() -> None:
     model = Net()
     controller = FreezeController(model, Phases([Phase(["layer2"], epochs=2), Phase(["layer1", "layer2"])]))
     controller.attach(GroupCounter(model.parameters()))
-    with pytest.warns(UserWarning, match=r"`layer1` is frozen for 14 updates, after 0 of its own"):
+    with pytest.warns(UserWarning, match=r"`layer1`, frozen for 14 updates after 0 of its own"):
         controller.begin(windows_per_epoch=7)
     controller.detach()
 

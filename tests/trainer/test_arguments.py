@@ -22,7 +22,7 @@ REFUSED_IN_PARSING: dict[str, tuple[str, str, int]] = {
     "frozen_modules": (f"{EVERY}, frozen_modules: evl", "`frozen_modules` is 'evl', but must be one of 'train', 'eval'. Nearest: 'eval'.", 1),
     "on_finding": (f"{EVERY}, on_finding: rise", "`on_finding` is 'rise', but must be one of 'raise', 'warn'. Nearest: 'raise'.", 1),
     "on_schedule_change": (f"{EVERY}, on_schedule_change: go", "`on_schedule_change` is 'go', but must be one of 'raise', 'continue'.", 1),
-    "groups: a number": (f"{EVERY}, groups: {{layer: 5}}", "a group in `groups` has the selector 5; write a name such as", 1),
+    "groups: a number": (f"{EVERY}, groups: {{layer: 5}}", "a group in `groups` has the selector 5; write a name, a list of names", 1),
     "groups: a key": (f"{EVERY}, groups: {{layer: {{eech: b}}}}", "a group in `groups` has the unknown key 'eech'", 1),
     "groups: a pattern": (f"{EVERY}, groups: {{layer: 're:(a'}}", "the selector 're:(a' is no", 1),
     "schedule: a phase's key": ("schedule: {phases: [{trian: [head]}]}", "'trian' is not a key of Phase. Did you mean 'train'?", 1),

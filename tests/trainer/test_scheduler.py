@@ -71,7 +71,7 @@ def test_will_train_tells_a_training_step_what_comes(trainer: Any) -> None:
     scheduler = AlternatingFreeze("layer1", "layer2", every=3)
     trainer(scheduler).fit(model, batches(7))
     assert model.asked == [True, False, False, True, False, False, True]
-    with pytest.raises(SelectionError, match="no group 'slwo'. Nearest: 'slow'"):
+    with pytest.raises(SelectionError, match="no group 'slwo'. Did you mean 'slow'"):
         scheduler.will_train("slwo")
 
 
