@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
 
-from lightning_freeze.errors import ScheduleError
+from lightning_freeze.errors import ScheduleError, is_number
 from lightning_freeze.plan.groups import Groups
-from lightning_freeze.plan.schedule import Plan, Position, Schedule
+from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
 
 VERSION = 1
 OnScheduleChange = Literal["raise", "continue"]
@@ -37,6 +37,115 @@ class Identity:
         }
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What a value must be, in words, and the test of it."""
+
+    valid: str
+    holds: Callable[[Any], bool]
+
+    def in_list(self, valid: str = "") -> _Kind:
+        return _Kind(valid, lambda value: isinstance(value, list) and all(map(self.holds, value)))
+
+    def by_name(self, valid: str) -> _Kind:
+        names = _NAME.in_list()
+        return _Kind(
+            valid,
+            lambda value: isinstance(value, dict) and names.holds([*value]) and all(map(self.holds, value.values())),
+        )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return _NAME.in_list().holds([*value]) and all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, (str, int, float, type(None)))
+
+
+_NAME = _Kind("a text", lambda value: isinstance(value, str))
+_NAMES = _NAME.in_list("a list of names")
+_COUNT = _Kind("a whole number of at least 0", lambda value: type(value) is int and value >= 0)
+_COUNTS = _COUNT.by_name("counts of at least 0 by group")
+_FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
+_NUMBER = _Kind("a number", is_number)
+
+_Schema = Mapping[str, "_Kind | _Schema"]
+_SCHEMA: _Schema = {
+    "schedule": _Kind("a mapping of plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
+    "groups": _NAMES.by_name("lists of parameters by group"),
+    "rest": _Kind("train, freeze or error", lambda value: value in ("train", "freeze", "error")),
+    "optimizers": _NAMES.in_list("a list of groups for each optimizer"),
+    "position": {
+        "updates": _COUNTS,
+        "total": _COUNT,
+        "epoch": _COUNT,
+        "phase": _COUNT,
+        "entered": _FLAG,
+        "done": _COUNT.in_list().in_list("a list of [optimizer, updates]"),
+        "epochs": _COUNT,
+        "begun": _FLAG,
+        "judged": _NAME,
+        "best": _Kind("a number or null", lambda value: value is None or is_number(value)),
+        "wait": _COUNT,
+        "heard": _NUMBER.by_name("numbers by metric"),
+        "unheard": _Kind("a metric or null", lambda value: value is None or isinstance(value, str)),
+        "thawed": _COUNTS,
+    },
+    "steps": {
+        "first": _COUNT,
+        "sets": _NAMES.in_list("a list of sets of groups"),
+        "steps": _COUNT.in_list().in_list("a list of [optimizer, set, count]"),
+    },
+    "epoch_updates": _COUNTS,
+    "logged": _NAMES,
+}
+_LATER = {"logged", "begun", "judged", "best", "wait", "heard", "unheard", "thawed"}
+"""Keys that the first release did not write."""
+
+
+def _check(value: object, schema: _Kind | _Schema, key: str) -> None:
+    """Refuse a saved value that is not as the schema says."""
+    if isinstance(schema, _Kind):
+        if not schema.holds(value):
+            raise _altered(key, value, schema.valid)
+        return
+    if not isinstance(value, Mapping):
+        raise _altered(key, value, "a mapping")
+    prefix = f"{key}." if key else ""
+    for name in schema.keys() - value.keys() - _LATER:
+        raise _altered(f"{prefix}{name}", "missing", "there")
+    for name, each in value.items():
+        if name not in schema:
+            raise _altered(f"{prefix}{name}", "an unknown key", f"one of {', '.join(schema)}")
+        _check(each, schema[name], f"{prefix}{name}")
+
+
+def _check_references(state: Mapping[str, Any]) -> None:
+    """Refuse names and numbers that refer to nothing."""
+    position, steps = state["position"], state["steps"]
+    optimizers, sets = len(state["optimizers"]), len(steps["sets"])
+    if set(position["updates"]) - {REST} != set(state["groups"]) - {REST}:
+        raise _altered("position.updates", position["updates"], f"a count for each of {', '.join(state['groups'])}")
+    least = max(position["updates"].values(), default=0)
+    if position["total"] < least:
+        raise _altered("position.total", position["total"], f"at least {least}, the updates of a group")
+    if steps["first"] > position["total"]:
+        raise _altered("steps.first", steps["first"], f"at most {position['total']}, the total")
+    for run in position["done"]:
+        if len(run) != 2 or run[0] >= optimizers:
+            raise _altered("position.done", run, f"[optimizer, updates], with an optimizer below {optimizers}")
+    for run in steps["steps"]:
+        if len(run) != 3 or run[0] >= optimizers or run[1] >= sets:
+            raise _altered("steps.steps", run, f"[optimizer below {optimizers}, set below {sets}, count]")
+
+
+def _altered(key: str, value: object, valid: str) -> ScheduleError:
+    return ScheduleError(
+        f"the checkpoint's freeze state has `{key}`: {value!r:.80}, but it must be {valid}. Was the file edited? Load another "
+        "checkpoint, or begin a new run from its weights alone (load_from_checkpoint, then fit without ckpt_path).",
+        key=key,
+    )
+
+
 _SAID = {
     "schedule": "another schedule",
     "groups": "other groups",
@@ -56,6 +165,10 @@ def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) 
             f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads "
             f"{VERSION}. Resume with the release of lightning-freeze that wrote it."
         )
+    _check(
+        {key: value for key, value in state.items() if key in _SCHEMA}, _SCHEMA, ""
+    )  # callbacks add keys of their own
+    _check_references(state)
     found = [
         f"{_SAID[what]}:\n{_difference(state[what], value)}"
         for what, value in mine.as_dict().items()

@@ -1,0 +1,169 @@
+"""A saved state is read whole or refused: whatever was altered in it is an error that names key, value and what is valid."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze import Every, FreezeController, Phase, Phases, Schedule, ScheduleError
+
+SCHEDULES: dict[str, Schedule] = {
+    "every": Every({"0": 2}, of="1"),
+    "phases": Phases([Phase(["0"], updates=2), Phase(["1"], updates=3, ramp=2)], repeat=True),
+}
+VALUES: tuple[Any, ...] = (
+    None,
+    "x",
+    -1,
+    10**12,
+    1.5,
+    True,
+    [],
+    {},
+    [[0, 7, 1]],
+    [["x"]],
+    {"a": "b"},
+    {"0": -1},
+    {"2": 1},
+)
+
+
+class Run:
+    """A small run in a plain loop."""
+
+    def __init__(self, schedule: str) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.controller = FreezeController(self.model, SCHEDULES[schedule])
+        self.controller.attach(self.optimizer)
+
+    def steps(self, count: int) -> list[Tensor]:
+        for _ in range(count):
+            self.controller.begin_step()
+            self.optimizer.zero_grad()
+            self.model(torch.ones(3, 2)).sum().backward()
+            self.optimizer.step()
+        return [p.detach().clone() for p in self.model.parameters()]
+
+
+def saved(schedule: str) -> dict[str, Any]:
+    run = Run(schedule)
+    run.controller.begin()
+    run.steps(3)
+    state: dict[str, Any] = json.loads(json.dumps(run.controller.state_dict()))
+    run.controller.detach()
+    return state
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value below, but for what the schedule says of itself."""
+    if path:
+        yield path
+    if isinstance(value, dict) and path != ("schedule",):
+        for key, below in value.items():
+            yield from paths(below, (*path, key))
+
+
+def changed(state: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """A state with another value at a path, or without it where the value is KeyError."""
+    state = copy.deepcopy(state)
+    holder = state
+    for key in path[:-1]:
+        holder = holder[key]
+    if value is KeyError:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    return state
+
+
+@pytest.fixture
+def _limit() -> Iterator[None]:
+    """Fails a run that never ends."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError("a state was read without end")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.usefixtures("_limit")
+def test_an_altered_state_is_refused_before_anything_changes_or_can_be_trained_from(schedule: str) -> None:
+    run, state = Run(schedule), saved(schedule)
+    fresh, refused = run.controller.state_dict(), 0
+    for path in paths(state):
+        for value in (KeyError, *VALUES):
+            try:
+                run.controller.load_state_dict(changed(state, path, value))
+            except ScheduleError:
+                assert run.controller.state_dict() == fresh, (path, value)
+                refused += 1
+            else:
+                run.steps(6)
+                assert run.controller.end_epoch() == [], (path, value)
+                run.controller.detach()
+                run = Run(schedule)
+    assert refused >= 200
+    run.controller.detach()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_saved_state_is_gone_on_from(schedule: str) -> None:
+    run, straight = Run(schedule), Run(schedule)
+    straight.controller.begin()
+    expected = straight.steps(9)
+    run.controller.begin()
+    run.steps(3)
+    state = json.loads(json.dumps(run.controller.state_dict()))
+    run.controller.attach(run.optimizer)
+    run.controller.begin(state=state)
+    for ours, theirs in zip(run.steps(6), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert run.controller.updates == straight.controller.updates
+    run.controller.detach()
+    straight.controller.detach()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("rest", KeyError, "`rest`: 'missing', but it must be there"),
+        ("rest", "fry", "`rest`: 'fry', but it must be train, freeze or error"),
+        ("position", None, "`position`: None, but it must be a mapping"),
+        ("position.phase", "x", "`position.phase`: 'x', but it must be a whole number of at least 0"),
+        ("position.epoch", -(10**12), "`position.epoch`: -1000000000000, but it must be a whole number of at least 0"),
+        ("position.zeal", 1, "`position.zeal`: 'an unknown key', but it must be one of updates, total"),
+        ("position.updates", {"a": 1}, r"`position.updates`: \{'a': 1\}, but it must be a count for each of 0, 1"),
+        ("position.total", 1, "`position.total`: 1, but it must be at least 3, the updates of a group"),
+        (
+            "position.done",
+            [[7, 1]],
+            r"`position.done`: \[7, 1\], but it must be \[optimizer, updates\], with an optimizer",
+        ),
+        ("epoch_updates", {"a": "b"}, r"`epoch_updates`: \{'a': 'b'\}, but it must be counts of at least 0 by group"),
+        ("steps.first", 9, "`steps.first`: 9, but it must be at most 3, the total"),
+        (
+            "steps.steps",
+            [[0, 7, 1]],
+            r"`steps.steps`: \[0, 7, 1\], but it must be \[optimizer below 1, set below 2, count\]",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(path: str, value: Any, message: str) -> None:
+    run = Run("every")
+    with pytest.raises(ScheduleError, match=f"the checkpoint's freeze state has {message}.*begin a new run"):
+        run.controller.begin(state=changed(saved("every"), tuple(path.split(".")), value))
+    run.controller.detach()
