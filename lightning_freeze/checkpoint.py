@@ -29,12 +29,14 @@ class Identity:
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins alone."""
-        return {
-            "schedule": self.schedule.describe(),
-            "groups": self.groups.names(),
-            "rest": self.groups.rest,
-            "optimizers": [list(groups) for groups in self.optimizers],
-        }
+        return to_builtins(  # type: ignore[no-any-return]
+            {
+                "schedule": self.schedule.describe(),
+                "groups": self.groups.names(),
+                "rest": self.groups.rest,
+                "optimizers": self.optimizers,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class _Kind:
             valid,
             lambda value: isinstance(value, dict) and names.holds([*value]) and all(map(self.holds, value.values())),
         )
+
+
+def to_builtins(value: Any) -> Any:
+    """A state of builtins alone, which ``torch.load(weights_only=True)`` reads: a name may be NumPy's string."""
+    if isinstance(value, Mapping):
+        return {to_builtins(key): to_builtins(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [*map(to_builtins, value)]
+    return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
 
 
 def _is_plain(value: object) -> bool:

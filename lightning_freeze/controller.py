@@ -421,14 +421,13 @@ class FreezeController:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as builtins alone."""
-        return {
-            "version": checkpoint.VERSION,
-            **self._identity.as_dict(),
+        rest = {
             "position": self._place.at.as_dict(),
             "steps": self._place.steps.as_dict(),
-            "epoch_updates": dict(self.audit.updates_before),
+            "epoch_updates": self.audit.updates_before,
             "logged": sorted(self.metrics.logged),
         }
+        return {"version": checkpoint.VERSION, **self._identity.as_dict(), **checkpoint.to_builtins(rest)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was made.

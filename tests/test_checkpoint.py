@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import signal
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,6 +137,19 @@ def test_a_saved_state_is_gone_on_from(schedule: str) -> None:
     assert run.controller.updates == straight.controller.updates
     run.controller.detach()
     straight.controller.detach()
+
+
+def test_names_that_are_numpys_strings_are_saved_as_text() -> None:
+    slow, fast = numpy.array(["0", "1"])
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = FreezeController(model, Every({slow: 2}, of=fast), {slow: "0", fast: "1"})
+    controller.attach(optimizer)
+    file = io.BytesIO()
+    torch.save(controller.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == controller.state_dict()
+    controller.detach()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 
 import torch
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from lightning_freeze.errors import SelectionError, did_you_mean, is_list, nearest
 from lightning_freeze.plan.schedule import ALL, REST
@@ -126,15 +126,34 @@ def _segment(segment: str, body: str) -> str:
         if part == "*":
             out += r"([^.]+)" if segment == "*" else r"([^.]*)"
         elif part.startswith("{"):
-            numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
+            numbers = re.fullmatch(r"\{(\d{1,18})\.\.(\d{1,18})\}", part)
             if numbers is None or int(numbers[1]) > int(numbers[2]):
                 raise SelectionError(
                     f"the selector {body!r} holds {part!r}; braces hold a range of whole numbers, low to high: {{0..5}}."
                 )
-            out += "(" + "|".join(str(n) for n in range(int(numbers[1]), int(numbers[2]) + 1)) + ")"
+            low, high = int(numbers[1]), int(numbers[2])
+            lengths = range(len(str(low)), len(str(high)) + 1)
+            bounds = [(max(low, 10 ** (n - 1) if n > 1 else 0), min(high, 10**n - 1)) for n in lengths]
+            out += "(" + "|".join(_between(str(first), str(last)) for first, last in bounds) + ")"
         else:
             out += re.escape(part)
     return out
+
+
+def _between(low: str, high: str) -> str:
+    """A regular expression of the numbers from low to high, which have the same length."""
+    if not low:
+        return ""
+    if low[0] == high[0]:
+        return low[0] + _between(low[1:], high[1:])
+    zeros, nines = "0" * len(low[1:]), "9" * len(low[1:])
+    least, most = low[1:] == zeros, high[1:] == nines
+    parts = [] if least else [low[0] + _between(low[1:], nines)]
+    first, last = int(low[0]) + (not least), int(high[0]) - (not most)
+    if first <= last:
+        parts.append(f"[{first}-{last}]" + "[0-9]" * len(zeros))
+    parts += [] if most else [high[0] + _between(zeros, high[1:])]
+    return f"(?:{'|'.join(parts)})"
 
 
 @cache
@@ -165,7 +184,16 @@ class ParamNames:
     """A model's parameters under all their names, and which names a pattern finds."""
 
     def __init__(self, module: Module) -> None:
-        self.parameters = {clean_name(n): p for n, p in module.named_parameters(remove_duplicate=False)}
+        self.parameters: dict[str, Parameter] = {}
+        written: dict[str, str] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            clean = clean_name(name)
+            if self.parameters.setdefault(clean, parameter) is not parameter:
+                raise SelectionError(
+                    f"{written[clean]!r} and {name!r} are both called {clean!r} without the segments that torch's wrappers add "
+                    f"({', '.join(sorted(_WRAPPERS))}). Rename the module or the parameter of yours that has that name."
+                )
+            written[clean] = name
         self.modules = {clean_name(n): m for n, m in module.named_modules(remove_duplicate=False) if clean_name(n)}
         flat = [name for name in self.parameters if name.rpartition(".")[2].startswith("_flat_param")]
         if flat:

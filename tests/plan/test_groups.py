@@ -18,7 +18,7 @@ from lightning_freeze.plan.groups import frozen_modules, group_parameters, resol
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.plan.schedule import REST
-from lightning_freeze.plan.selectors import check_selector, clean_name
+from lightning_freeze.plan.selectors import check_selector, clean_name, parse
 
 
 class Block(nn.Module):
@@ -534,3 +534,31 @@ def test_a_selector_in_a_schedule_that_a_group_holds_already(name: str, said: st
     with pytest.raises(ScheduleError) as caught:
         selectors_for(model, {"layers": {"each": "layers.*"}, "top": "head"}, Phases([Phase([name])]))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 0), (0, 5), (3, 11), (0, 10), (9, 101), (17, 2345), (100, 199), (0, 10**6), (5, 10**15)]
+)
+def test_a_range_is_the_numbers_from_low_to_high_whatever_its_size(low: int, high: int) -> None:
+    (pattern,) = parse("g", f"a{{{low}..{high}}}").include
+    beyond = [0, 1, 9, 10, 11, 99, 100, 101, 999, 1000, low - 1, low, low + 1, high - 1, high, high + 1, 10 * high]
+    for number in {number for number in (*range(3000), *beyond) if number >= 0}:
+        assert bool(pattern.regex.fullmatch(f"a{number}.")) == (low <= number <= high), number
+    assert not pattern.regex.fullmatch(f"a0{high}.")
+    assert len(pattern.regex.pattern) < 3000
+
+
+class Scaled(nn.Module):
+    """Holds a layer under torch's own name for it, beside a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self._orig_mod = nn.Linear(2, 2)
+
+
+def test_two_parameters_of_one_name_without_wrappers_are_refused_by_both_names() -> None:
+    with pytest.raises(
+        SelectionError, match=r"'0.weight' and '0._orig_mod.weight' are both called '0.weight' .*Rename the module"
+    ):
+        resolve_groups(nn.Sequential(Scaled(), nn.Linear(2, 2)), {"g": "1"})
