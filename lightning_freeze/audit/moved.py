@@ -41,7 +41,8 @@ class MovedAudit:
         self._split = split
         self._before: dict[int, Digest | None] = {}  # by the identity of a parameter
         self._planned: set[str] = set()
-        self._max_grads: dict[str, list[_MaxGrad]] = {}  # at the group's first update of the epoch
+        self._max_grads: dict[str, list[_MaxGrad]] = {}  # at a parameter's first gradient of the epoch
+        self._sampled: set[str] = set()  # the groups of which every parameter had one
 
     def last_digest(self, parameter: Tensor) -> Digest | None:
         """The digest with which the epoch began of what may train; None for anything else."""
@@ -53,13 +54,18 @@ class MovedAudit:
         self._before = {id(parameter): self._known(parameter) for parameter in parameters}
         missing = [parameter for parameter in parameters if self._before[id(parameter)] is None]
         self._before.update(zip(map(id, missing), digests(missing), strict=True))
-        self._planned, self._max_grads = set(), {}
+        self._planned, self._max_grads, self._sampled = set(), {}, set()
 
     def stepped(self, planned: frozenset[str], updated: frozenset[str]) -> None:
         """An optimizer has stepped: which groups were to train, and which had a gradient (it is still there)."""
         self._planned |= planned
-        for group in updated.difference(self._max_grads):
-            self._max_grads[group] = [self._max_grad(parameter) for _, parameter in self._groups.get(group, ())]
+        for group in updated.difference(self._sampled):
+            members = self._groups.get(group, ())
+            known = self._max_grads.get(group) or [None] * len(members)
+            found = [self._max_grad(p) if old is None else old for old, (_, p) in zip(known, members, strict=True)]
+            self._max_grads[group] = found
+            if all(each is not None for each in found):  # else the others may get theirs from another optimizer
+                self._sampled.add(group)
 
     def end_epoch(self, epoch: int) -> list[Finding]:
         """What was planned to train and did not in the epoch that has ended. Begins the next."""

@@ -73,9 +73,11 @@ class RequiresGradWatch:
             need_not_move=lambda parameter: not parameter.requires_grad,
             split=self.audit.split,
         )
-        steps = [Step(index, o, {_TRAINED: tuple(m.parameter for m in held)}) for index, o in enumerate(optimizers)]
-        for step in steps:
-            step.train(_PLANNED)
+        steps = []
+        for index, optimizer in enumerate(optimizers):
+            own = tuple(m.parameter for m in held if index in holders.indices(m.parameter))
+            steps.append(Step(index, optimizer, {_TRAINED: own} if own else {}))
+            steps[-1].train(_PLANNED)
         self._hooks = StepHooks(steps, self.holds, lambda step: self._read_flags(), self._stepped)
         self._hooks.attach()
 

@@ -233,13 +233,18 @@ def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callabl
     bar: Any = trainer.progress_bar_callback
     if bar is None:
         return lambda: None
-    original = bar.get_metrics
+    original, own = bar.get_metrics, vars(bar).get("get_metrics")
 
     def get_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return {**original(*args, **kwargs), key: text()}
 
+    def remove() -> None:
+        if vars(bar).get("get_metrics") is get_metrics:
+            del vars(bar)["get_metrics"]
+            vars(bar).update({"get_metrics": own} if own is not None else {})
+
     vars(bar)["get_metrics"] = get_metrics
-    return lambda: vars(bar).pop("get_metrics", None)
+    return remove
 
 
 def refuse_strategy(strategy: object) -> None:

@@ -74,3 +74,21 @@ def test_stalled_names_the_optimizer_and_what_it_holds() -> None:
     (found,) = stalled({1: "Adam"}, 2, {1: ["generator"]})
     assert (found.kind, found.severity, found.group) == ("stalled", "warning", "generator")
     assert found.message.startswith("optimizer 1 (Adam), which holds 'generator', was never stepped in epoch 2")
+
+
+@pytest.mark.parametrize(
+    ("gradient", "kinds"), [(torch.zeros(1), []), (torch.ones(1), ["unmoved"]), (None, ["no_gradient"])]
+)
+def test_a_gradient_of_a_later_step_counts(gradient: torch.Tensor | None, kinds: list[str]) -> None:
+    """Of a group over two optimizers, the second's parameters have none when the first steps."""
+    first, second = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    audit = MovedAudit({"g": [("first", first), ("second", second)]}, lambda p: 0.1)
+    audit.begin_epoch()
+    first.grad = torch.ones(1)
+    audit.stepped(G, G)
+    first.data.add_(1)
+    first.grad, second.grad = None, gradient
+    audit.stepped(G, G)
+    found = audit.end_epoch(0)
+    assert [f.kind for f in found] == kinds
+    assert {f.parameter for f in found} <= {"second"}

@@ -127,3 +127,50 @@ def test_honest_toggling_is_no_finding(where: str, trainer: Any) -> None:
 def test_and_a_write_between_two_turns_is_caught(where: str, trainer: Any) -> None:
     with pytest.raises(FreezeViolation, match="layer1.weight"):
         trainer(FreezeAudit(), Writes(in_place, at=3)).fit(Toggles(where), batches(7))
+
+
+def elsewhere(_: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+
+
+@pytest.mark.parametrize("make", [lambda _: None, elsewhere], ids=["none", "of other parameters"])
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+def test_a_run_without_an_optimizer_of_its_parameters_goes_through(make: Any, trainer: Any) -> None:
+    audit = FreezeAudit()
+    trainer(audit).fit(half_frozen(make), batches(4))
+    assert audit.findings == []
+
+
+class Critic(Net):
+    """Toggles two optimizers, the second over a bias whose gradient is truly zero: plus one and minus one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        generator, critic = self.optimizers()  # type: ignore[misc,attr-defined]
+        self.toggle_optimizer(generator)
+        loss = self.layer2(self.layer1(batch[0])).mean()
+        generator.zero_grad()
+        self.manual_backward(loss)
+        generator.step()
+        self.untoggle_optimizer(generator)
+        self.toggle_optimizer(critic)
+        loss = (
+            self.layer2(self.layer1(batch[0]).detach()).mean() - self.layer2(2 * self.layer1(batch[0]).detach()).mean()
+        )
+        critic.zero_grad()
+        self.manual_backward(loss)
+        critic.step()
+        self.untoggle_optimizer(critic)
+
+    def configure_optimizers(self) -> Any:
+        kind = torch.optim.SGD
+        return kind(self.layer1.parameters(), lr=0.1), kind(self.layer2.parameters(), lr=0.1)
+
+
+def test_a_true_zero_under_the_second_optimizer_is_no_finding(trainer: Any) -> None:
+    audit = FreezeAudit()
+    trainer(audit).fit(Critic(), batches(4))
+    assert audit.findings == []

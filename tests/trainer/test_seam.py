@@ -90,3 +90,19 @@ def test_each_order_of_imports(order: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(program, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == " ".join(("accepted", *order))
+
+
+def test_a_bars_own_metrics_are_there_again() -> None:
+    bar = pl.callbacks.TQDMProgressBar()
+    own = vars(bar)["get_metrics"] = lambda *_: {"mine": 1}
+    remove = seam.add_bar_text(SimpleNamespace(progress_bar_callback=bar), "train", lambda: "head")  # type: ignore[arg-type]
+    assert bar.get_metrics(None, None) == {"mine": 1, "train": "head"}  # type: ignore[arg-type]
+    remove()
+    assert bar.get_metrics is own
+    remove = seam.add_bar_text(SimpleNamespace(progress_bar_callback=bar), "train", lambda: "head")  # type: ignore[arg-type]
+    later = vars(bar)["get_metrics"] = lambda *_: {"later": 1}
+    remove()
+    assert bar.get_metrics is later
+    del vars(bar)["get_metrics"]
+    seam.add_bar_text(SimpleNamespace(progress_bar_callback=bar), "train", lambda: "head")()  # type: ignore[arg-type]
+    assert "get_metrics" not in vars(bar)
