@@ -147,6 +147,7 @@ class Critic(Net):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.bias = nn.Parameter(torch.zeros(1))
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         generator, critic = self.optimizers()  # type: ignore[misc,attr-defined]
@@ -157,9 +158,8 @@ class Critic(Net):
         generator.step()
         self.untoggle_optimizer(generator)
         self.toggle_optimizer(critic)
-        loss = (
-            self.layer2(self.layer1(batch[0]).detach()).mean() - self.layer2(2 * self.layer1(batch[0]).detach()).mean()
-        )
+        hidden = self.layer1(batch[0]).detach()
+        loss = (self.layer2(hidden) + self.bias).mean() - (self.layer2(2 * hidden) + self.bias).mean()
         critic.zero_grad()
         self.manual_backward(loss)
         critic.step()
@@ -167,7 +167,7 @@ class Critic(Net):
 
     def configure_optimizers(self) -> Any:
         kind = torch.optim.SGD
-        return kind(self.layer1.parameters(), lr=0.1), kind(self.layer2.parameters(), lr=0.1)
+        return kind(self.layer1.parameters(), lr=0.1), kind([*self.layer2.parameters(), self.bias], lr=0.1)
 
 
 def test_a_true_zero_under_the_second_optimizer_is_no_finding(trainer: Any) -> None:

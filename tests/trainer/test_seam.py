@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 import lightning_freeze
@@ -93,7 +94,7 @@ def test_each_order_of_imports(order: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_a_bars_own_metrics_are_there_again() -> None:
-    bar = pl.callbacks.TQDMProgressBar()
+    bar = TQDMProgressBar()
     own = vars(bar)["get_metrics"] = lambda *_: {"mine": 1}
     remove = seam.add_bar_text(SimpleNamespace(progress_bar_callback=bar), "train", lambda: "head")  # type: ignore[arg-type]
     assert bar.get_metrics(None, None) == {"mine": 1, "train": "head"}  # type: ignore[arg-type]
