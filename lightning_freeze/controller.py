@@ -17,7 +17,7 @@ from lightning_freeze import checkpoint, setup
 from lightning_freeze.audit.ranks import place_mismatch, refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import OnScheduleChange
-from lightning_freeze.errors import NOT_ATTACHED, SelectionError, nearest, one_of
+from lightning_freeze.errors import NOT_ATTACHED, SelectionError, did_you_mean, one_of
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
 from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer, refuse_flattened, unwrapped
@@ -206,8 +206,7 @@ class FreezeController:
         names = self.groups.families.get(group, (group,))
         known = [*self.groups.members, *self.groups.families]
         if group not in known:
-            close = nearest(group, known) or known
-            raise SelectionError(f"there is no group {group!r}. Did you mean {' or '.join(map(repr, close))}?")
+            raise SelectionError(f"there is no group {group!r}.{did_you_mean(group, known, 3)}")
         return not self.trainable.isdisjoint(names)
 
     # --- a run
@@ -475,7 +474,7 @@ class FreezeController:
         return self.audit.ranks.disagreement(
             {
                 **self._identity.as_dict(),
-                "left out": [step.excludes for step in members.steps],
+                "excluded": [step.excludes for step in members.steps],
                 "skip_backward": self.backward.skips,
                 "optimizer_state": self.options.optimizer_state,
                 "frozen_modules": "eval" if self.options.eval_modules else "train",

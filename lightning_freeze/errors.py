@@ -36,10 +36,17 @@ def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(dict.fromkeys(among)), n=count, cutoff=0.4)
 
 
-def did_you_mean(names: Iterable[str]) -> str:
+def offer(names: Iterable[str]) -> str:
     """The end of an error that offers names; nothing without any."""
-    listed = ", ".join(map(repr, names))
-    return f" Did you mean {listed}?" if listed else ""
+    *others, last = [*map(repr, names)] or [""]
+    return f" Did you mean {', '.join(others)}{' or ' * bool(others)}{last}?" if last else ""
+
+
+def did_you_mean(name: str, among: Iterable[str], otherwise: int = 0) -> str:
+    """The question that offers the nearest names, whatever their case; without one, the first few or nothing."""
+    folded = {each.casefold(): each for each in among}
+    similar = difflib.get_close_matches(name.casefold(), folded, 3, 0.7) or nearest(name.casefold(), folded)
+    return offer([folded[each] for each in similar] or [*folded.values()][:otherwise])
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -78,12 +85,8 @@ def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
         ScheduleError: It is another.
     """
     if not any(value is each or (isinstance(each, str) and value == each) for each in valid):
-        by_text = {str(each): each for each in valid}
-        close = [*(by_text[text] for text in nearest(str(value), by_text, 1)), *valid]
-        raise ScheduleError(
-            f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}. Nearest: {close[0]!r}.",
-            key=key,
-        )
+        near = did_you_mean(str(value), map(str, valid))
+        raise ScheduleError(f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}.{near}", key=key)
 
 
 def _nearest_count(value: object, least: int) -> int:

@@ -382,7 +382,7 @@ def run_record(schedule: Schedule, groups: Groups, members: Membership, at: Posi
         "type": "run",
         "schedule": schedule.describe(),
         "groups": {group: size_of(m.parameter for m in found) for group, found in groups.members.items()},
-        "frozen_by_user": list(groups.frozen_by_user),
+        "users_own": list(groups.frozen_by_user),  # a key in files since the first version
         "rest": groups.rest,
         "optimizers": [type(step.optimizer).__qualname__ for step in members.steps],
         "updates_before": at.total,

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from lightning_freeze import FreezeController
 from lightning_freeze.report.records import read_records, steps_of
 from lightning_freeze.report.run_table import summary_table
+from tests.loop import fit
+from tests.recipes import arguments_of, model_of
 from tests.test_recipes import BATCHES, EPOCHS, Loop
 
 FORMER: dict[str, Any] = json.loads((Path(__file__).parent / "former.json").read_text(encoding="utf-8"))
@@ -50,3 +53,15 @@ def test_its_records_are_read_and_its_report_is_made(name: str, tmp_path: Path) 
     table = summary_table(records)
     assert table.row_count == len(records[0]["groups"])
     assert "every bit held" in str(table.caption)
+
+
+def test_its_records_have_the_keys_that_are_written_now() -> None:
+    model, records = model_of("phases"), list[Any]()
+    optimizer = model.configure_optimizers()
+    with FreezeController(model, **arguments_of("phases"), record=records.append) as controller:
+        controller.attach(optimizer, closures=True)
+        controller.begin()
+        fit(model, optimizer, controller, [None] * 2)
+        controller.finish()
+    keys = {record["type"]: record.keys() | {"version"} for record in records}
+    assert keys == {record["type"]: record.keys() for record in FORMER["phases"]["records"]}

@@ -195,7 +195,7 @@ def test_on_the_cpu_offload_says_that_there_is_nothing_to_do(trainer: Any, caplo
 
 
 def test_another_word_is_refused() -> None:
-    with pytest.raises(ValueError, match="`optimizer_state` is 'ofload', but must be one of .*Nearest: 'offload'"):
+    with pytest.raises(ValueError, match="`optimizer_state` is 'ofload', but must be one of .*Did you mean 'offload'"):
         FreezeScheduler(in_turn(), optimizer_state="ofload")  # type: ignore[arg-type]
 
 

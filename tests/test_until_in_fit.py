@@ -313,7 +313,7 @@ def test_a_metric_that_is_not_logged_stops_the_run_with_what_is(kind: Any, tmp_p
     assert text.startswith(
         "`phases[0].until.metric` is 'xx', but by the end of epoch 0 (update 2) nothing of that name"
     )
-    assert "Nearest: 'x' (3)." in text or kind is OnStepToo
+    assert "Did you mean 'x' (3)?" in text or kind is OnStepToo
     assert "'x'" in text
     assert "freeze/" not in text
     assert "log it: `self.log('xx', …, on_epoch=True)` in the model's training_step or validation_step." in text

@@ -11,12 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_freeze.trainer.seam import PACKAGES
 from lightning_freeze.yaml_file import ConfigError
 
 if TYPE_CHECKING:
     from lightning_freeze.trainer.seam import LightningModule, Trainer
 
-_LOGGERS = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
+_LOGGERS = [logging.getLogger(name) for name in PACKAGES]
 _ONE_CPU = {
     **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
     **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},

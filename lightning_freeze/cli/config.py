@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_freeze import __all__ as public_names
-from lightning_freeze.cli.parser_errors import did_you_mean
-from lightning_freeze.errors import SelectionError
+from lightning_freeze.errors import SelectionError, did_you_mean
 from lightning_freeze.inputs.declarations import DeclarationError
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phase import Phase

@@ -17,8 +17,8 @@ from jsonargparse import ArgumentError
 
 from lightning_freeze import __version__
 from lightning_freeze.cli.command import Command, log_levels_restored
-from lightning_freeze.cli.parser_errors import did_you_mean, in_a_sentence
-from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError
+from lightning_freeze.cli.parser_errors import in_a_sentence
+from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError, did_you_mean
 from lightning_freeze.inputs.declarations import DeclarationError
 from lightning_freeze.report.findings import FreezeViolation
 from lightning_freeze.trainer.cli_seam import CommandsCLI
@@ -131,6 +131,8 @@ class FreezeCLI(CommandsCLI):
         every = f"The commands: {', '.join(COMMANDS)}."
         if wrong := re.search(r"invalid choice: '([^']+)' \(choose from '?fit", message):
             return ConfigError(f"{wrong[1]!r} is not a command.{did_you_mean(wrong[1], COMMANDS)} {every}")
+        if early := re.search(r"is not accepted before subcommand '(\w+)'", message):
+            return ConfigError(f"--config goes after the command: lightning-freeze {early[1]} --config FILE.")
         if 'expected "subcommand"' in message:
             return ConfigError(f"no command is given. {every}")
         if missing := re.search(r"arguments are required: (?:\w+\.)?(.*)", message):

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from lightning_freeze.errors import nearest
+from lightning_freeze.errors import did_you_mean
 
 _LIGHTNING = ("torch", "pytorch_lightning", "lightning.")
-
-
-def did_you_mean(name: str, among: Iterable[str], otherwise: int = 0) -> str:
-    """The question that offers the nearest names, whatever their case; without one, the first few or nothing."""
-    folded = {each.casefold(): each for each in among}
-    similar = get_close_matches(name.casefold(), folded, 3, 0.7) or nearest(name.casefold(), folded)
-    close = [folded[each] for each in similar] or [*folded.values()][:otherwise]
-    return f" Did you mean {', '.join(map(repr, close[:-1]))}{' or ' * (len(close) > 1)}{close[-1]!r}?" if close else ""
 
 
 def in_a_sentence(message: str) -> tuple[str, str]:
@@ -41,6 +31,8 @@ def in_a_sentence(message: str) -> tuple[str, str]:
         return f"{key}.{name}".strip("."), f"{name!r} is not an argument of {of}.{did_you_mean(name, known)}{end}"
     if (missing := re.search(r"arguments are required: (.*)", branch)) and kind is not None:
         return f"{key}.{missing[1]}".strip("."), f"is missing: {kind.__name__} has no default for it."
+    if taught := re.search(r"^\s*(?:- )?(`[\w.]+` (?:is|has|names) .*)", branch, re.M):  # an error of ours
+        return key, taught[1]
     return key, _wrong_class(message, branch) or _wrong_type(message, branch)
 
 

@@ -26,8 +26,9 @@ from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_freeze import __version__
 from lightning_freeze.cli.command import at_least_one, check_picture
-from lightning_freeze.cli.parser_errors import did_you_mean, in_a_sentence
+from lightning_freeze.cli.parser_errors import in_a_sentence
 from lightning_freeze.cli.probe_table import STEPS, WARM_UP, WAYS, Cell, Recipe, Row, measure
+from lightning_freeze.errors import did_you_mean
 from lightning_freeze.report.probe_report import Fate, draw_comparison, print_comparison
 from lightning_freeze.yaml_file import ConfigError
 

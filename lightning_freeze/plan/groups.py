@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from lightning_freeze.errors import ScheduleError, SelectionError, did_you_mean, nearest
+from lightning_freeze.errors import ScheduleError, SelectionError, nearest, offer
 from lightning_freeze.plan.schedule import ALL, REST, Layout, Schedule
 from lightning_freeze.plan.selectors import ParamNames, ParsedSelector, Selector, check_group_name, clean_name, parse
 
@@ -162,7 +162,7 @@ def _selected(key: str, name: str, groups: Mapping[str, Selector], names: ParamN
         raise ScheduleError(f"`{key}` names {name!r}, which is not a group; as a selector, {error}", key=key) from error
     if not matched:
         known = f" (groups: {', '.join(map(repr, groups))})" if groups else ""
-        hint = did_you_mean(dict.fromkeys([*nearest(name, [*groups, ALL]), *nearest(name, names.below)]))
+        hint = offer(dict.fromkeys([*nearest(name, [*groups, ALL]), *nearest(name, names.below)]))
         raise ScheduleError(
             f"`{key}` names {name!r}, which is not a group{known} and, read as a selector, matches no parameter"
             f"{names.why_nothing(pattern)}.{hint}",

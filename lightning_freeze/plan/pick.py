@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lightning_freeze.errors import ScheduleError, did_you_mean, is_list, is_number, one_of, whole_number
+from lightning_freeze.errors import ScheduleError, is_list, is_number, offer, one_of, whole_number
 from lightning_freeze.plan.schedule import Layout, Part
 
 ORDERS = ("forward", "backward", "shuffle", "random")
@@ -105,7 +105,7 @@ class Pick(Part):
         listed = f"({', '.join(groups[:4])}{', …' if len(groups) > 4 else ''})"
         if self.family in layout.groups:
             example = f' `each:` makes a family: `groups: {{{self.family}: {{each: "model.layers.*"}}}}`.'
-            hint = did_you_mean(list(layout.families)[:3]) or example
+            hint = offer(list(layout.families)[:3]) or example
             raise ScheduleError(
                 f"`{key}.family` is {self.family!r}, which is one group and not a family: there is nothing to draw.{hint}",
                 key=f"{key}.family",

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, ClassVar
 
-from lightning_freeze.errors import ScheduleError, did_you_mean, nearest
+from lightning_freeze.errors import ScheduleError, did_you_mean
 
 REST = "rest"
 """The reserved group of all parameters that no other group names."""
@@ -44,7 +44,7 @@ class Layout:
         found = self._named(name)
         if not found and name != ALL:
             known = [*self.groups, *self.families, ALL]
-            hint = did_you_mean(nearest(name, known)) or f" Known: {', '.join(map(repr, known[:5]))}."
+            hint = did_you_mean(name, known) or f" Known: {', '.join(map(repr, known[:5]))}."
             raise ScheduleError(f"`{key}` names {name!r}, which is not a group.{hint}", key=key)
         return found
 

@@ -11,7 +11,7 @@ from importlib import import_module
 import torch
 from torch.nn import Module, Parameter
 
-from lightning_freeze.errors import SelectionError, did_you_mean, is_list, nearest
+from lightning_freeze.errors import SelectionError, did_you_mean, is_list, nearest, offer
 from lightning_freeze.plan.schedule import ALL, REST
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -83,7 +83,7 @@ def _texts(group: str, item: object) -> Iterator[tuple[str, str]]:
         )
     for key, value in ({"select": item} if isinstance(item, str) else item).items():
         if key not in _KEYS:
-            hint = did_you_mean(nearest(str(key), _KEYS, 1) or _KEYS[:1])
+            hint = did_you_mean(str(key), _KEYS, 1)
             raise SelectionError(
                 f"group {group!r} has the unknown key {key!r}; the keys of a selector are {', '.join(_KEYS)}.{hint}"
             )
@@ -173,7 +173,7 @@ def _class(path: str) -> type[Module]:
         close = [f"torch.nn.{c}" for c in nearest(name, (n for n in dir(torch.nn) if n[0].isupper()), 1)]
         raise SelectionError(
             f"`type: {path}` names no class that can be imported ({error}). Write the full path, such as "
-            f"`type: torch.nn.LayerNorm`.{did_you_mean(close)}"
+            f"`type: torch.nn.LayerNorm`.{offer(close)}"
         ) from error
     if not isinstance(found, type) or not issubclass(found, torch.nn.Module):
         raise SelectionError(f"`type: {path}` names {found!r}, which is not a torch.nn.Module class.")
@@ -250,10 +250,7 @@ class ParamNames:
             known = list(self.below)
         raise SelectionError(
             f"group {group!r}: the selector {key + pattern.text!r} matches no parameter{self.why_nothing(pattern)}."
-            + (
-                did_you_mean(nearest(pattern.body, known))
-                or f" Known: {', '.join(map(repr, known[:3])) or 'no parameters'}."
-            )
+            + (did_you_mean(pattern.body, known) or f" Known: {', '.join(map(repr, known[:3])) or 'no parameters'}.")
             + (
                 " A `re:` must match a parameter's whole name: `re:.*norm.*`."
                 if pattern.kind == "re"

@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
 from lightning_freeze.checkpoint import OnScheduleChange
-from lightning_freeze.errors import ScheduleError, SelectionError, nearest, one_of
+from lightning_freeze.errors import ScheduleError, SelectionError, did_you_mean, one_of
 from lightning_freeze.holds.optimizer_state import OptimizerState
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, SkipBackward
 from lightning_freeze.plan.groups import Rest
@@ -97,8 +97,8 @@ def _check_keys(kind: type, given: Mapping[str, Any]) -> None:
     known = inspect.signature(kind).parameters
     for key in given:
         if key not in known:
-            close = " or ".join(map(repr, nearest(key, known, 1) or known))
-            raise ScheduleError(f"{key!r} is not a key of {kind.__name__}. Did you mean {close}?", key=key)
+            hint = did_you_mean(key, known, len(known))
+            raise ScheduleError(f"{key!r} is not a key of {kind.__name__}.{hint}", key=key)
     for key, each in known.items():
         if each.default is each.empty and key not in given:
             raise ScheduleError(f"{kind.__name__} has no {key!r}. Add the key.", key=key)

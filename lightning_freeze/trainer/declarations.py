@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightning_freeze.errors import nearest
+from lightning_freeze.errors import did_you_mean
 from lightning_freeze.inputs.declarations import DeclarationError, parse_metadata, parse_whitelist
 from lightning_freeze.report.findings import Finding, some_modules
 from lightning_freeze.yaml_file import Place, read
@@ -36,8 +36,7 @@ def read_declarations(path: Path, named_by: Place | None = None) -> tuple[dict[s
     items = root.items()
     for key, place in items.items():
         if key not in _KEYS:
-            close = " or ".join(map(repr, nearest(key, _KEYS) or _KEYS))
-            raise place.error(f"{key!r} is not a key of a whitelist's file. Did you mean {close}?")
+            raise place.error(f"{key!r} is not a key of a whitelist's file.{did_you_mean(key, _KEYS, 2)}")
     if not items:
         raise root.error("the file must be a mapping with the key `whitelist` or `metadata_inputs`.")
     plain = {key: place.plain() for key, place in items.items()}

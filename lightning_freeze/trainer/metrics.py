@@ -74,7 +74,7 @@ def _unlogged(metric: str, key: str, epoch: int, trainer: seam.Trainer) -> str:
     return (
         f"`{key}` is {metric!r}, but by the end of epoch {epoch} (update {trainer.global_step}) nothing of "
         f"that name was logged. Logged: {', '.join(map(repr, logged)) or 'nothing'}."
-        + (f" Nearest: {close[0]!r}{f' ({float(value):.4g})' if value is not None else ''}." if close else "")
+        + (f" Did you mean {close[0]!r}{f' ({float(value):.4g})' if value is not None else ''}?" if close else "")
         + f" Write one of these, or log it: `self.log({metric!r}, …, on_epoch=True)` in the model's training_step or "
         "validation_step."
     )

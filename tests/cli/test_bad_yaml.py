@@ -105,11 +105,11 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     "key missing": (callback("groups: {head: layer2}"), [ARGS, "'schedule'", "Add the key"]),
     "misspelt rest": (
         callback("schedule: {phases: [{train: [all]}]}\nrest: trainn"),
-        [f"line 7, {ARGS}.rest", "'trainn'", "'train', 'freeze', 'error'", "Nearest: 'train'"],
+        [f"line 7, {ARGS}.rest", "'trainn'", "'train', 'freeze', 'error'", "Did you mean 'train'"],
     ),
     "on_finding: rise": (
         callback("schedule: {phases: [{train: [all]}]}\non_finding: rise"),
-        [f"line 7, {ARGS}.on_finding", "'rise'", "Nearest: 'raise'"],
+        [f"line 7, {ARGS}.on_finding", "'rise'", "Did you mean 'raise'"],
     ),
     "on_schedule_change: go on": (
         callback("schedule: {phases: [{train: [all]}]}\non_schedule_change: go on"),
@@ -117,7 +117,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     ),
     "frozen_modules: evaluate": (
         callback("schedule: {phases: [{train: [all]}]}\nfrozen_modules: evaluate"),
-        [f"line 7, {ARGS}.frozen_modules", "'evaluate'", "Nearest: 'eval'"],
+        [f"line 7, {ARGS}.frozen_modules", "'evaluate'", "Did you mean 'eval'"],
     ),
     "skip_backward: maybe": (
         callback("schedule: {phases: [{train: [all]}]}\nskip_backward: maybe"),
@@ -125,7 +125,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     ),
     "optimizer_state: ofload": (
         callback("schedule: {phases: [{train: [all]}]}\noptimizer_state: ofload"),
-        [f"line 7, {ARGS}.optimizer_state", "'ofload'", "Nearest: 'offload'"],
+        [f"line 7, {ARGS}.optimizer_state", "'ofload'", "Did you mean 'offload'"],
     ),
     "misspelt key of audit": (
         callback("schedule: {phases: [{train: [all]}]}\naudit: {every_n_update: 5}"),
@@ -280,7 +280,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     # --- picks
     "an order that is none": (
         phases("{train: [all], pick: {family: layers, order: forwards}}"),
-        [".phases[0].pick.order", "'forwards'", "'shuffle'", "Nearest: 'forward'"],
+        [".phases[0].pick.order", "'forwards'", "'shuffle'", "Did you mean 'forward'"],
     ),
     "pick of none": (
         phases("{train: [all], pick: {family: layers, count: 0}}"),
@@ -346,7 +346,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     ),
     "until in a mode that is none": (
         phases("{train: [all], until: {metric: loss, mode: minimum}}"),
-        [".phases[0].until.mode", "'minimum'", "'min', 'max'", "Nearest: 'min'"],
+        [".phases[0].until.mode", "'minimum'", "'min', 'max'", "Did you mean 'min'"],
     ),
     "until with a misspelt key": (
         phases("{train: [all], until: {metric: loss, patients: 3}}"),

@@ -172,6 +172,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["--trainer.max_epochs=3", "fit"],
         ["--trainer.max_epochs=3: an option goes after the command: lightning-freeze fit --trainer.max_epochs=3."],
     ),
+    "a file before the command": (
+        ["--config", ALTERNATING, "fit"],
+        ["--config goes after the command: lightning-freeze fit --config FILE."],
+    ),
+    "a word of the schedule's callback beside a file": (
+        ["fit", "--config", ALTERNATING, "--trainer.callbacks.init_args.rest", "trainn"],
+        ["--trainer.callbacks.init_args.rest: `rest` is 'trainn', but must be one of", "Did you mean 'train'?"],
+    ),
     "no model": (["fit"], ["`model` is missing. Write --model package.module.Class", "--config FILE"]),
     "a file without --config": (["fit", ALTERNATING], [f"'{ALTERNATING}' is neither", f"Did you mean --config {ALTERNATING}?"]),
     "--config without a file": (["fit", "--config"], ["--config has no value. Write --config VALUE."]),

@@ -283,7 +283,7 @@ BAD = [
         "line 1, whitelist: ['Block.mask'] is no mapping of `Class.argument` to a reason. Write",
     ),
     ("whitelist: {Block.mask: {reason: x, when: [1]}}", "is no mapping of the module's attributes to values"),
-    ("whitelst: {}", "line 1, whitelst: 'whitelst' is no key of a whitelist's file. Nearest: 'whitelist'"),
+    ("whitelst: {}", "line 1, whitelst: 'whitelst' is no key of a whitelist's file. Did you mean 'whitelist'"),
     ("metadata_inputs: Block.like", "metadata_inputs: 'Block.like' is no list. Write a list: [Block.like]."),
     ("whitelist: {Block.mask: a, Block.mask: b}", "duplicate key"),
     ("- 1", "the file must be a mapping with the key `whitelist` or `metadata_inputs`"),

@@ -220,7 +220,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"g": "layr.1"},
         "train",
-        "group 'g': the selector 'layr.1' matches no parameter. Did you mean 'layer.1', 'layer.11', 'layer.10'? "
+        "group 'g': the selector 'layr.1' matches no parameter. Did you mean 'layer.1', 'layer.11' or 'layer.10'? "
         "Selectors name whole segments between dots; `**.` before a name finds it at any depth.",
     ),
     (
@@ -500,9 +500,9 @@ def test_only_names_that_match_parameters_are_offered(selector: str, said: str) 
     [
         (
             "backbone.1",
-            "parameter: 'backbone.1' is a ReLU without parameters. Did you mean 'backbone.2', 'backbone.0', 'backbone'?",
+            "parameter: 'backbone.1' is a ReLU without parameters. Did you mean 'backbone.2', 'backbone.0' or 'backbone'?",
         ),
-        ("haed", "matches no parameter. Did you mean 'head', 'head.bias', 'head.weight'?"),
+        ("haed", "matches no parameter. Did you mean 'head', 'head.bias' or 'head.weight'?"),
     ],
 )
 def test_a_name_in_a_schedule_is_offered_once(name: str, offered: str) -> None:

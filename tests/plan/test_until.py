@@ -342,7 +342,11 @@ def test_it_describes_itself_as_one_would_write_it() -> None:
     [
         ({"metric": ""}, "until.metric", "`metric` is '', but must be the name of a logged metric: 'val_loss'."),
         ({"metric": 3}, "until.metric", "`metric` is 3, but must be the name"),
-        ({"mode": "maxx"}, "until.mode", "`until.mode` is 'maxx', but must be one of 'min', 'max'. Nearest: 'max'."),
+        (
+            {"mode": "maxx"},
+            "until.mode",
+            "`until.mode` is 'maxx', but must be one of 'min', 'max'. Did you mean 'max'?",
+        ),
         ({"patience": -1}, "until.patience", "`until.patience` is -1, but must be a whole number of at least 0"),
         ({"patience": 2.6}, "until.patience", "The nearest valid value is 3."),
         ({"patience": None}, "until.patience", "`until.patience` is None"),

@@ -16,11 +16,11 @@ EVERY = "schedule: {class_path: Every, init_args: {periods: {layer: 3}, of: head
 
 # What is wrong: (the arguments of FreezeScheduler, what is shown, how often)
 REFUSED_IN_PARSING: dict[str, tuple[str, str, int]] = {
-    "rest": (f"{EVERY}, rest: frozen", "`rest` is 'frozen', but must be one of 'train', 'freeze', 'error'. Nearest: 'freeze'.", 1),
+    "rest": (f"{EVERY}, rest: frozen", "`rest` is 'frozen', but must be one of 'train', 'freeze', 'error'. Did you mean 'freeze'?", 1),
     "rest is a switch": (f"{EVERY}, rest: true", "`rest` is True, but must be one of 'train', 'freeze', 'error'.", 1),
-    "optimizer_state": (f"{EVERY}, optimizer_state: offloaded", "`optimizer_state` is 'offloaded', but must be one of 'keep', 'offload', 'reset'. Nearest: 'offload'.", 1),
-    "frozen_modules": (f"{EVERY}, frozen_modules: evl", "`frozen_modules` is 'evl', but must be one of 'train', 'eval'. Nearest: 'eval'.", 1),
-    "on_finding": (f"{EVERY}, on_finding: rise", "`on_finding` is 'rise', but must be one of 'raise', 'warn'. Nearest: 'raise'.", 1),
+    "optimizer_state": (f"{EVERY}, optimizer_state: offloaded", "`optimizer_state` is 'offloaded', but must be one of 'keep', 'offload', 'reset'. Did you mean 'offload'?", 1),
+    "frozen_modules": (f"{EVERY}, frozen_modules: evl", "`frozen_modules` is 'evl', but must be one of 'train', 'eval'. Did you mean 'eval'?", 1),
+    "on_finding": (f"{EVERY}, on_finding: rise", "`on_finding` is 'rise', but must be one of 'raise', 'warn'. Did you mean 'raise'?", 1),
     "on_schedule_change": (f"{EVERY}, on_schedule_change: go", "`on_schedule_change` is 'go', but must be one of 'raise', 'continue'.", 1),
     "groups: a number": (f"{EVERY}, groups: {{layer: 5}}", "a group in `groups` has the selector 5; write a name, a list of names", 1),
     "groups: a key": (f"{EVERY}, groups: {{layer: {{eech: b}}}}", "a group in `groups` has the unknown key 'eech'", 1),

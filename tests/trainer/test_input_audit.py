@@ -213,7 +213,7 @@ def test_watched_batches(options: Any, watched: list[int], trainer: Any) -> None
         ({"every_n_epochs": 0}, ScheduleError, "every_n_epochs"),
         ({"batches": -1}, ScheduleError, "batches"),
         ({"batches": True}, ScheduleError, "batches"),
-        ({"on_finding": "warm"}, ScheduleError, "`on_finding` is 'warm', but must be one of .*Nearest: 'warn'"),
+        ({"on_finding": "warm"}, ScheduleError, "`on_finding` is 'warm', but must be one of .*Did you mean 'warn'"),
         ({"whitelist": ["Block.mask"]}, DeclarationError, r"Write: whitelist: \{Block.mask: <why it is not used>\}"),
         ({"whitelist": {"mask": "why"}}, DeclarationError, "no `Class.argument`"),
         ({"whitelist": {"Block.mask": ""}}, DeclarationError, "is no reason"),

@@ -178,10 +178,13 @@ BAD_ARGUMENTS = [
     (lambda: AlternatingFreeze("a", "b", every=0), "`every` is 0, but must be a whole number of at least 1"),
     (lambda: AlternatingFreeze("a", "b", every=2.5), "`every` is 2.5.*nearest valid value is 2"),  # type: ignore[arg-type]
     (lambda: FreezeScheduler("Every"), "`schedule` is 'Every', but must be a schedule"),  # type: ignore[arg-type]
-    (lambda: FreezeScheduler(Every({"a": 2}), rest="trian"), "`rest` is 'trian'.*Nearest: 'train'"),  # type: ignore[arg-type]
+    (lambda: FreezeScheduler(Every({"a": 2}), rest="trian"), "`rest` is 'trian'.*Did you mean 'train'"),  # type: ignore[arg-type]
     (lambda: FreezeScheduler(Every({"a": 2}), groups=["a"]), "`groups` is .'a'., but must map"),  # type: ignore[arg-type]
-    (lambda: FreezeScheduler(Every({"a": 2}), on_finding="rise"), "`on_finding` is 'rise'.*Nearest: 'raise'"),  # type: ignore[arg-type]
-    (lambda: FreezeScheduler(Every({"a": 2}), frozen_modules="evla"), "`frozen_modules` is 'evla'.*Nearest: 'eval'"),  # type: ignore[arg-type]
+    (lambda: FreezeScheduler(Every({"a": 2}), on_finding="rise"), "`on_finding` is 'rise'.*Did you mean 'raise'"),  # type: ignore[arg-type]
+    (
+        lambda: FreezeScheduler(Every({"a": 2}), frozen_modules="evla"),
+        "`frozen_modules` is 'evla'.*Did you mean 'eval'",
+    ),  # type: ignore[arg-type]
     (lambda: FreezeAudit(every_n_updates=0), "`every_n_updates` is 0"),
 ]
 
