@@ -54,6 +54,7 @@ _ODD = re.compile(
 KEPT = {
     "lightning_freeze/checkpoint.py": {"heard", "unheard"},
     "lightning_freeze/plan/schedule.py": {"heard", "unheard"},  # keys in checkpoints
+    "CHANGELOG.md": {"clocks", "uneven"},  # former names
     "lightning_freeze/plan/phases.py": {"heard", "unheard"},
     "lightning_freeze/plan/metric_log.py": {"unheard"},
     "lightning_freeze/controller.py": {"unheard", "hears_backward"},  # former names
@@ -63,7 +64,14 @@ KEPT = {
 
 FILES = [
     path.relative_to(ROOT).as_posix()
-    for pattern in ("lightning_freeze/**/*.py", "configs/*.yaml", "examples/*.py", "README.md", "CONTRIBUTING.md")
+    for pattern in (
+        "lightning_freeze/**/*.py",
+        "configs/*.yaml",
+        "examples/*.py",
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    )
     for path in sorted(ROOT.glob(pattern))
 ]
 

@@ -226,7 +226,7 @@ def locate(message: str, roots: Sequence[Place], arguments: Sequence[str] = ()) 
     for word in re.findall(r"""["'`]([\w.\[\]]+)["'`]""", message):
         ends = [where for key, where in places.items() if key.endswith(f".{word}")]
         if word in places or ends:
-            return places.get(word) or ends[-1 if f"{ends[-1]}".startswith("--") else 0]
+            return places.get(word) or (ends[-1] if ends[-1].startswith("--") else ends[0])
     return ""
 
 
@@ -236,7 +236,7 @@ def placed(key: str, problem: str, roots: Sequence[Place], arguments: Sequence[s
     words = [key, parts[-1], *(".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))]
     where = locate(" ".join(f"'{word}'" for word in words), roots, arguments)
     if not problem.startswith("is "):
-        return (where or f"{key}: ".removeprefix(": ")) + problem
+        return (where or (f"{key}: " if key else "")) + problem
     return f"{where.removesuffix(': ')} {problem}" if where.startswith("--") else f"{where}`{key}` {problem}"
 
 

@@ -30,6 +30,7 @@ from lightning_freeze.cli.parser_errors import in_a_sentence
 from lightning_freeze.cli.probe_table import STEPS, WARM_UP, WAYS, Cell, Recipe, Row, measure
 from lightning_freeze.errors import did_you_mean
 from lightning_freeze.report.probe_report import Fate, draw_comparison, print_comparison
+from lightning_freeze.report.table import print_line
 from lightning_freeze.yaml_file import ConfigError
 
 # What is measured where nothing is named: the optimizers of `examples/drift.py`, and LBFGS.
@@ -83,15 +84,11 @@ def probe(arguments: Sequence[str]) -> None:
         print_comparison(console, _title(asked.steps), WAYS, shown(rows), [_said(row, asked.named) for row in rows])
     if asked.data is not None and not quiet:
         asked.data.write_text(text, encoding="utf-8")
-        _print_place(console, f"The numbers are in {asked.data}.")
+        print_line(console, f"The numbers are in {asked.data}.")
     if asked.picture is not None:
         draw_comparison(asked.picture, WAYS, shown(rows), title=_title(asked.steps))
-        _print_place(console, "" if quiet else f"The picture is in {asked.picture}.")
-
-
-def _print_place(console: Console, text: str) -> None:
-    if text:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if not quiet:
+            print_line(console, f"The picture is in {asked.picture}.")
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ class CommandsCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str], lines: Mapping[str, str], **options: Any) -> None:
         self._lines = lines
         first = arguments[0] if arguments else ""
-        shows = first in ("-h", "--help", "--version")
-        self.filled = {first} & {*lines} if first in lines or shows else {*lines}
+        self.filled = {first} if first in lines else {*lines}
+        if first in ("-h", "--help", "--version"):
+            self.filled = set()
         super().__init__(LightningModule, None, subclass_mode_model=True, args=list(arguments), **options)
 
     def fill(self, name: str, parser: LightningArgumentParser) -> bool:
