@@ -90,4 +90,6 @@ def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
 
 
 def _nearest_count(value: object, least: int) -> int:
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value[:18])  # written in quotes
     return max(least, round(value)) if is_number(value) and abs(value) < 1e15 else least

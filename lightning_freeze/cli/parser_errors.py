@@ -42,6 +42,10 @@ def _wrong_class(message: str, branch: str) -> str:
         found = [value for value in vars(import_module(absent[1])).values() if isinstance(value, type)]
         own = [value.__name__ for value in found if not value.__module__.startswith(_LIGHTNING)]
         return f"{absent[1]} has no {absent[2]!r}.{did_you_mean(absent[2], own)}"
+    if other := re.search(r"Import path (?:\S+ )?does not correspond to a subclass of (\w+)", branch):
+        base = re.search(rf"<class '([\w.]+\.{other[1]})'>", message)
+        path = re.search(r"Given value: (?:\{'class_path': ')?([\w.]+)", message)
+        return f"is {path[1] if path else ''!r}, which is not a subclass of {base[1] if base else other[1]}."
     word = re.search(r"Expected a dot import path string: (.*)", branch)
     if word and not re.search("Expected an? <class '(?!NoneType)", branch):
         base = re.search(r"Subtypes: .*?([\w.]+\.[A-Z]\w+)", message)

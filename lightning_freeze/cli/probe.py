@@ -205,7 +205,8 @@ def _taught(message: str, own: Collection[str]) -> str:
     key, problem = in_a_sentence(message)
     flag = f"--{key.removeprefix('optimizer.')}"
     if stray := re.search("unrecognized arguments: (.*)", message):
-        return f"{stray[1]!r} is neither an option nor its value. An argument of an optimizer is written --KEY VALUE."
+        meant = f" Did you mean --optimizer {stray[1]}?" if stray[1] in vars(torch.optim) else ""
+        return f"{stray[1]!r} is neither an option nor its value. An argument of an optimizer is written --KEY VALUE.{meant}"
     if "is not an argument" in problem and (near := get_close_matches(flag, own, 1, 0.8)):
         problem = problem.partition(".")[0] + f". Did you mean the option {near[0]}?"
     return f"{flag}{' ' if problem.startswith('is ') else ': '}{problem} {_AT_HELP}"

@@ -207,6 +207,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["fit", *MODEL, "--trainer.callbacks+=FreezeSchedular"],
         ["--trainer.callbacks is 'FreezeSchedular', but must be a class: package.module.Class.", "'FreezeScheduler'"],
     ),
+    "a class that is no model": (
+        ["fit", "--model=torch.optim.SGD"],
+        ["--model is 'torch.optim.SGD', which is not a subclass of pytorch_lightning", ".LightningModule."],
+    ),
     "a mistyped argument of the model": (
         ["fit", "--config", ALTERNATING, "--model.hiden=3"],
         ["--model.hiden: 'hiden' is not an argument of TwoLayerNet. Did you mean 'hidden'?"],

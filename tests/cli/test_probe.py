@@ -218,6 +218,7 @@ WRONG = {
     "tuple": (["--optimizer", "AdamW", "--betas", "3"], "--betas is '3', but must be tuple. A sequence is written \"[0.9, 0.95]\"."),
     "bool": (["--optimizer", "SGD", "--nesterov", "maybe"], "--nesterov is 'maybe', but must be bool."),
     "where to look": (["--optimizer", "SGD", "--nesterov", "maybe"], "`lightning-freeze probe --optimizer CLASS --help`"),
+    "a bare class": (["AdamW"], "'AdamW' is neither an option nor its value. An argument of an optimizer is written --KEY VALUE. Did you mean --optimizer AdamW?"),
     "stray": (["--optimizer", "AdamW", "stray"], "'stray' is neither an option nor its value. An argument of an optimizer is"),
     "asked for": (["--optimizer", "own_optimizers.Slow"], "--rate is missing: Slow has no default for it."),
     "no class": (["--lr", "0.1"], "--lr is not an option of the command"),
