@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NoReturn
 
 from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
@@ -88,7 +89,8 @@ class Loop:
         context: RunContext,
         say: Callable[[str], None],
     ) -> None:
-        place.plan, place.loop = plan, self
+        self.plan = plan
+        """The schedule, bound to the optimizers as they are now."""
         self.members = members
         self.context = context
         self.say = say
@@ -114,17 +116,18 @@ class Loop:
         """
         self.built = built
         self.hooks = StepHooks(self.members.steps, built.holds, self._arrives, self._ran)
+        self._place.plan, self._place.loop = self.plan, self  # now that it can be detached
         self.decide()
         if attach:
             self.hooks.attach()
         built.holds.attach()
         self.begin_epoch()
 
-    @property
-    def plan(self) -> Plan:
-        """The schedule, bound to the optimizers as they are now."""
-        assert self._place.plan is not None
-        return self._place.plan
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a FreezeController that is attached to optimizers cannot be copied or pickled: the copy would hold and undo what "
+            "this one holds. Call `detach()` before, or copy the model alone."
+        )
 
     def updates(self) -> int:
         """The updates made so far."""
@@ -288,7 +291,7 @@ class Loop:
         """An optimizer was given other parameters during the run: sort them in, where the run is."""
         self.built.holds.thaw(self.members.everything(), self._split)
         self.members.refresh()
-        self._place.plan = self._schedule.bind(self.members.layout)
+        self.plan = self._place.plan = self._schedule.bind(self.members.layout)
         self.built.holds.rebind(self.members)
         self.sets = self._announced = self._applied = ()
         self._lr_factors = None

@@ -335,3 +335,38 @@ def test_traits_are_those_of_the_last_attachment_also_of_an_optimizer_that_was_r
     with pytest.raises(UnsupportedError):
         controller.attach(torch.optim.LBFGS(model.parameters()))
     assert controller.traits == {}
+
+
+def test_an_attachment_that_is_refused_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ranks that were given different schedules are, late, when most is set up."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = FreezeController(model, Every({"0": 2}, of="1"))
+
+    def refuse(*_: Any) -> None:
+        raise ScheduleError("the ranks do not agree")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_freeze.controller.refuse_mismatch", refuse)
+        for _ in range(2):
+            with pytest.raises(ScheduleError, match="the ranks do not agree"), controller:
+                controller.attach(optimizer)
+    assert controller.trainable == frozenset()
+    controller.pause()
+    with pytest.raises(RuntimeError, match="the controller is not attached"):
+        controller.begin_step()
+    with controller:
+        controller.attach(optimizer)
+        assert controller.trainable == {"0", "1"}
+
+
+def test_a_controller_is_copied_when_it_is_detached() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    controller = FreezeController(model, Every({"0": 2}, of="1"))
+    with controller:
+        controller.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+        with pytest.raises(
+            TypeError, match=r"attached to optimizers cannot be copied or pickled.*Call `detach\(\)` before"
+        ):
+            copy.deepcopy(controller)
+    assert copy.deepcopy(controller).updates == {"0": 0, "1": 0}

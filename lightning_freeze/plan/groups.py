@@ -201,7 +201,10 @@ def _matches(group: str, selector: ParsedSelector, names: ParamNames) -> list[tu
             chosen.setdefault(name, (pattern.text, part if selector.each else ""))
     left = [(name, text, part) for name, (text, part) in chosen.items() if name not in gone]
     if not left:
-        raise SelectionError(f"group {group!r} is empty: `except:` takes away all its {len(chosen)} parameter(s).")
+        patterns = ", ".join(pattern.text for pattern in selector.exclude)
+        raise SelectionError(
+            f"group {group!r} is empty: `except: {patterns}` takes away all its {len(chosen)} parameter(s)."
+        )
     return left
 
 

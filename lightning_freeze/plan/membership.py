@@ -199,7 +199,7 @@ class Membership:
             step.rebind(self._held(step.index))
         by_user = set(self._groups.frozen_by_user)
         self._by_user = {id(p) for name, p in self._module.named_parameters() if clean_name(name) in by_user}
-        self._held_groups = {group: list(self._by_holders(group)) for group in self.freezable}
+        self._held_groups = {group: list(self._by_holders(group, each)) for group, each in self.freezable.items()}
         self.changes = lru_cache(_CACHED)(self._changes)
         """What freezes and what thaws between two trainable sets; before the first, everything is one or the other."""
         self.split = lru_cache(_CACHED)(self._split)
@@ -269,10 +269,10 @@ class Membership:
         }
         return {group: parameters for group, parameters in held.items() if parameters}
 
-    def _by_holders(self, group: str) -> Iterator[HeldGroup]:
+    def _by_holders(self, group: str, members: Sequence[Member]) -> Iterator[HeldGroup]:
         """A group's parameters, sorted by the optimizers that hold them."""
         alike: dict[tuple[int, ...], list[Member]] = {}
-        for member in self.freezable[group]:
+        for member in members:
             alike.setdefault(self.holders.indices(member.parameter), []).append(member)
-        for indices, members in alike.items():
-            yield HeldGroup(group, tuple(self.steps[index] for index in indices), tuple(members))
+        for indices, found in alike.items():
+            yield HeldGroup(group, tuple(self.steps[index] for index in indices), tuple(found))

@@ -56,7 +56,10 @@ def parse(group: str, selector: object) -> ParsedSelector:
     if each and include:
         raise SelectionError(f"group {group!r} mixes `each:` with other selectors. Make it two groups.")
     if len(each) > 1:
-        raise SelectionError(f"group {group!r} has {len(each)} patterns under `each:`. Make each a family of its own.")
+        patterns = ", ".join(repr(pattern.text) for pattern in each)
+        raise SelectionError(
+            f"group {group!r} has {len(each)} patterns under `each:` ({patterns}). Make each a family."
+        )
     if not each and not include:
         raise SelectionError(f"group {group!r} selects nothing: {selector!r}. Name a module, such as 'encoder'.")
     return ParsedSelector(each or include, exclude, bool(each))

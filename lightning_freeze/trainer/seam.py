@@ -79,7 +79,7 @@ class _CallbackFinder:
         """What the other finders find, for those modules; executing it adds the base."""
         if name not in cls.modules:
             return None
-        others = (finder for finder in sys.meta_path if finder is not cls)
+        others = sys.meta_path[sys.meta_path.index(cls) + 1 :]  # one of this file's, executed before, is among them
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module

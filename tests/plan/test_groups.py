@@ -302,7 +302,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"g": {"select": "layer.1", "except": "layer.*"}},
         "train",
-        "group 'g' is empty: `except:` takes away all its 3 parameter(s).",
+        "group 'g' is empty: `except: layer.*` takes away all its 3 parameter(s).",
     ),
     (
         {"g": "layer", "h": "attention"},

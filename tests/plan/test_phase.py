@@ -325,7 +325,7 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
         (
             Phase(["all"], lr={"l": [0.1, 0.2]}),
             "phases[0].lr.l",
-            "`phases[0].lr.l` has 2 factor(s) for 3 group(s) (l/0, l/1, l/2). Give each one, or one for all.",
+            "`phases[0].lr.l` has 2 factor(s) for 3 group(s) (l/0, l/1, l/2). Give one for each, in that order, or one for all.",
         ),
         (Phase(["all"], lr={"head": []}), "phases[0].lr.head", "`phases[0].lr.head` has 0 factor(s) for 1 group(s)"),
         (

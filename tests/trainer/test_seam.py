@@ -107,3 +107,18 @@ def test_a_bars_own_metrics_are_there_again() -> None:
     del vars(bar)["get_metrics"]
     seam.add_bar_text(SimpleNamespace(progress_bar_callback=bar), "train", lambda: "head")()  # type: ignore[arg-type]
     assert "get_metrics" not in vars(bar)
+
+
+def test_a_seam_that_was_executed_twice_lets_lightning_be_imported() -> None:
+    """As after ``%autoreload``, or where a test forgets modules; classes of before inherit from what comes later, too."""
+    code = """
+import sys
+from lightning_freeze import FreezeScheduler as before
+for name in [name for name in sys.modules if name.split(".")[0] == "lightning_freeze"]:
+    del sys.modules[name]
+from lightning_freeze import FreezeScheduler as after
+import pytorch_lightning
+assert before is not after
+assert issubclass(before, pytorch_lightning.Callback) and issubclass(after, pytorch_lightning.Callback)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=os.environ, timeout=120)
