@@ -26,7 +26,7 @@ _NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Cal
 
 
 class RunState(Enum):
-    """Where a run is."""
+    """Where an attached run is; a run that is detached has no loop."""
 
     ATTACHED = auto()
     """The optimizers are hooked; no batch has begun."""

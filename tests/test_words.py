@@ -47,8 +47,9 @@ ODD = {
 }
 """Each word and what to say instead."""
 
+_BETWEEN = r"[\s#\"]+"  # a line may end between two words, within a comment or a text
 _ODD = re.compile(
-    rf"(?<![\w-])({'|'.join(sorted(map(re.escape, ODD), key=len, reverse=True))})(?![\w-])", re.IGNORECASE
+    rf"(?<![\w-])({'|'.join(sorted(ODD, key=len, reverse=True)).replace(' ', _BETWEEN)})(?![\w-])", re.IGNORECASE
 )
 
 KEPT = {
@@ -79,10 +80,11 @@ FILES = [
 def odd_words(text: str) -> list[str]:
     """The odd words in a text, each with its line; parts of names that `_` or a capital letter sets off count."""
     parts = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", text)
-    found = []
-    for number, line in enumerate(parts.splitlines(), start=1):
-        found += [f"{number}: {word!r} → {ODD[word.lower()]}" for word in _ODD.findall(line)]
-    return found
+    found = [
+        (parts.count("\n", 0, match.start()) + 1, " ".join(re.findall(r"[\w-]+", match[0])))
+        for match in _ODD.finditer(parts)
+    ]
+    return [f"{number}: {word!r} → {ODD[word.lower()]}" for number, word in found]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -112,6 +114,7 @@ def test_no_odd_word_stands_in_the_help(command: list[str]) -> None:
         ("the mend", ["1: 'mend' → fix"]),
         ("fine\ndef _begins_anew", ["2: 'begins anew' → supports a state reset"]),
         ("class TwinMaker", ["1: 'Twin' → clone"]),
+        ("all in\n    # vain", ["1: 'in vain' → without effect"]),
         ("recommended, clockwise, soldered, a planed lane-keeping row", []),
     ],
 )

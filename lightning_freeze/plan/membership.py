@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -39,6 +39,18 @@ class OptimizerIndex:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     self._found.setdefault(id(parameter), []).append((index, group))
+        self._parameters = [*self._now()]
+
+    def changed(self) -> bool:
+        """Whether an optimizer holds other parameters now, compared by identity."""
+        return any(mine is not theirs for mine, theirs in zip_longest(self._parameters, self._now()))
+
+    def _now(self) -> Iterator[Tensor | None]:
+        """The parameters of each param group, with None at its end."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                yield from group["params"]
+                yield None
 
     def indices(self, parameter: Tensor) -> tuple[int, ...]:
         """The indices of the optimizers that hold a parameter, in order."""
@@ -204,6 +216,10 @@ class Membership:
         """What freezes and what thaws between two trainable sets; before the first, everything is one or the other."""
         self.split = lru_cache(_CACHED)(self._split)
         """What is frozen under a trainable set."""
+
+    def changed(self) -> bool:
+        """Whether it is out of date: an optimizer holds other parameters than when they were sorted in."""
+        return self.holders.changed()
 
     def step_of(self, optimizer: object) -> Step | None:
         """The step of an optimizer, or of a wrapper around it."""

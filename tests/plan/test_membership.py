@@ -80,12 +80,32 @@ def test_a_split_knows_what_is_frozen_and_its_modules() -> None:
     assert names(split.frozen.without(frozenset({"shared"}))) == set()
 
 
+@pytest.mark.parametrize("change", ["swapped", "added", "another group", "moved to the next group"])
+def test_it_sees_that_an_optimizer_holds_other_parameters(change: str) -> None:
+    _, index = membership()
+    optimizer = index.holders.optimizers[0]
+    assert not index.changed()
+    parameters = optimizer.param_groups[0]["params"]
+    if change == "swapped":
+        parameters[0] = nn.Parameter(torch.zeros(2, 2))
+    elif change == "added":
+        parameters.append(nn.Parameter(torch.zeros(1)))
+    elif change == "another group":
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    else:
+        last = parameters.pop()
+        optimizer.add_param_group({"params": [last]})
+    assert index.changed()
+
+
 def test_what_an_optimizer_is_given_later_is_sorted_in() -> None:
     model = model_of("a", "b")
     first, second = sgd(model["a"]), torch.optim.SGD([model["b"].weight, model["b"].bias], lr=0.3)
     index = Membership(model, group_parameters(model, {"a": "a", "b": "b"}), [first, second])
     first.add_param_group({"params": [model["b"].weight], "lr": 0.2})
+    assert index.changed()
     index.refresh()
+    assert not index.changed()
     assert index.layout.optimizers["b"] == {0, 1}
     assert index.steps[0].members["b"] == (model["b"].weight,)
 
