@@ -28,7 +28,7 @@ class SelectionError(ValueError):
 
 
 class UnsupportedError(RuntimeError):
-    """Something under which frozen parameters cannot be held still; refused before training starts."""
+    """Something under which frozen parameters cannot be held; refused before training starts."""
 
 
 def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
@@ -63,7 +63,7 @@ def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
     """A count from a schedule, or an error that teaches.
 
     Raises:
-        ScheduleError: It is no whole number of at least ``least``.
+        ScheduleError: It is not a whole number of at least ``least``.
     """
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]

@@ -162,7 +162,7 @@ def learn(
         members: The index of the run.
         plan: The schedule, bound.
         rest: What becomes of the rest.
-        closures: Whether steps are handed a closure; None where that is not known.
+        closures: Whether steps are given a closure; None where that is not known.
         say: Logs a line.
         audited: Whether the audit would report an optimizer that cannot be probed.
 

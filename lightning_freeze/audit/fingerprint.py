@@ -1,7 +1,7 @@
 """A 128-bit digest of a tensor's bits: 0.0 and -0.0 differ, and a NaN equals itself.
 
 It depends on positions, as `torch.hash_tensor` (an XOR) does not, where any even number of equal elements hashes to 0.
-``Tensor._version`` tells nothing: fused optimizers and ``.data`` writes leave it as it is. On the CPU xxh3 reads pieces of
+``Tensor._version`` proves nothing: fused optimizers and ``.data`` writes leave it as it is. On the CPU xxh3 reads pieces of
 a fixed size, on as many threads as torch computes with; on CUDA one Triton kernel reads each word once.
 """
 

@@ -123,7 +123,7 @@ _NO_STEP = (
 )
 _NOT_IN_LOSS = (
     "They were not in the loss (a branch not taken, a `detach`), requires_grad was set to False, or an autograd function "
-    "between them and a frozen bottom passes on no gradient (`skip_backward: false` tells). Use them in the loss, or take "
+    "between them and a frozen bottom passes on no gradient (`skip_backward: false` shows it). Use them in the loss, or take "
     "them out of what is to train (`except:` in a group, requires_grad=False without one)."
 )
 _UNDONE = (

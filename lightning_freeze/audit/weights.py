@@ -1,4 +1,4 @@
-"""The audit of weights as a hold: what it watches, and the context from which it tells causes."""
+"""The audit of weights as a hold: what it watches, and the context from which causes follow."""
 
 from __future__ import annotations
 

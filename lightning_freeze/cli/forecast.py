@@ -189,7 +189,7 @@ class _Look(Callback):
         before = frozenset(group for group, count in start.updates.items() if count and group in sizes)
         held = Held(before, shrinks, SHORTEST if mode == "offload" else 0)
         self.seen = Forecast(steps, sizes, start.total, held, self._notes)
-        # The other callbacks are not to see an exception that is no error.
+        # The other callbacks are not to see an exception that is not an error.
         trainer.callbacks = [c for c in callbacks if c in (self, self._scheduler)]  # type: ignore[attr-defined]
         raise _Seen
 

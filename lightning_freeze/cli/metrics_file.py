@@ -44,4 +44,4 @@ def _number(path: Path, line: int, name: str, value: str) -> float:
     try:
         return float(value)
     except ValueError as error:
-        raise ScheduleError(f"{str(path)!r}, line {line}: {name} is {value!r}, which is no number.") from error
+        raise ScheduleError(f"{str(path)!r}, line {line}: {name} is {value!r}, which is not a number.") from error

@@ -43,7 +43,7 @@ ZEROS, NONE, OFF, STALE, RATE, OURS = WAYS = (
 Outcome = Literal["held", "state moved", "moved", "refused", "raised", "unknown"]
 _LR = 0.01  # of a class that has no default
 _MODELS = ("model", "module")
-_BY_WAY = {"none": "None", "excluded": "left out", "unknown": "None, unproved"}
+_BY_WAY = {"none": "None", "excluded": "excluded", "unknown": "None, unproved"}
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def _outcome(run: _Run, way: str, steps: int, held: str = "") -> Cell:
         return Cell("state moved" if entries else "held", 0.0, entries, held)
     share = distance(run.frozen - before) / (distance(run.trained - trained) or math.nan)
     if not math.isfinite(share):
-        return Cell("moved", None, entries, "by a distance that is no finite share of the trained weight's")
+        return Cell("moved", None, entries, "by a distance that is not a finite share of the trained weight's")
     return Cell("moved", share, entries, held)
 
 

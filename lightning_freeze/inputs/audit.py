@@ -52,7 +52,7 @@ def audit_inputs(
 
     Raises:
         lightning_freeze.inputs.declarations.DeclarationError: A declaration cannot be read.
-        TypeError: The root is no module.
+        TypeError: The root is not a module.
         RuntimeError: On entering, when another audit runs in this process.
 
     Example:
@@ -93,7 +93,7 @@ class InputsAudit:
         yields: bool = False,
     ) -> None:
         if not isinstance(module, nn.Module):
-            raise TypeError(f"audit_inputs watches the modules of a tree: {module!r} is no torch.nn.Module.")
+            raise TypeError(f"audit_inputs watches the modules of a tree: {module!r} is not a torch.nn.Module.")
         self.module = module
         self._tree = Tree(module, transparent)
         self._declared = Declared(metadata_inputs, whitelist)

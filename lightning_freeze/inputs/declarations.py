@@ -91,7 +91,7 @@ def parse_whitelist(entries: Mapping[str, Any] | None) -> list[Known]:
             listed = entries if isinstance(entries, (list, tuple)) else [entries]
             key = next((key for key in listed if isinstance(key, str) and "." in key), "Block.mask")
             fix = f"Write: whitelist: {{{key}: <why it is not used>}}."
-        raise DeclarationError("whitelist", f"{entries!r} is no mapping of `Class.argument` to a reason. {fix}")
+        raise DeclarationError("whitelist", f"{entries!r} is not a mapping of `Class.argument` to a reason. {fix}")
     return [_entry(key, value) for key, value in entries.items()]
 
 
@@ -102,10 +102,10 @@ def _entry(key: Any, value: Any) -> Known:
     _check_options(where, given)
     reason, when = given.get("reason"), given.get("when")
     if not isinstance(reason, str) or not reason.strip():
-        problem = f"{reason!r} is no reason. Say in a sentence why the input is not used: by it others decide later "
+        problem = f"{reason!r} is not a reason. Say in a sentence why the input is not used: by it others decide later "
         raise DeclarationError(f"{where}.reason", problem + "whether the entry is still right.")
     if when is not None and not (isinstance(when, Mapping) and all(isinstance(path, str) for path in when)):
-        problem = f"{when!r} is no mapping of the module's attributes to values, as {{training: false}} or "
+        problem = f"{when!r} is not a mapping of the module's attributes to values, as {{training: false}} or "
         raise DeclarationError(f"{where}.when", problem + "{config.use_cache: true}.")
     return Known(key, reason, tuple((when or {}).items()))
 
@@ -120,7 +120,7 @@ def _check_options(where: str, given: Iterable[Any]) -> None:
 def parse_metadata(keys: Iterable[Any] | None) -> frozenset[str]:
     """The keys of inputs declared to be used for their shape, data type or device alone."""
     if keys is not None and not isinstance(keys, (list, tuple, set, frozenset)):
-        raise DeclarationError("metadata_inputs", f"{keys!r} is no list. Write a list: [{keys}].")
+        raise DeclarationError("metadata_inputs", f"{keys!r} is not a list. Write a list: [{keys}].")
     return frozenset(_check_key(f"metadata_inputs[{i}]", key) for i, key in enumerate(keys or ()))
 
 
@@ -152,7 +152,7 @@ class Declared:
         for written in sorted(declared):
             name = _parameter(written)
             if name not in takes:
-                problem = f"{written!r} is no argument of forward.{nearest(name, takes)}"
+                problem = f"{written!r} is not an argument of forward.{nearest(name, takes)}"
                 raise DeclarationError(f"{kind.__name__}.metadata_inputs", problem)
 
     def excuses(self, frame: Frame, verdicts: list[Verdict]) -> list[str | None]:

@@ -78,7 +78,7 @@ def _message(tally: Tally, confirmed: bool) -> str:
     module = f"{tally.module!r} ({tally.module_class})" if tally.module else f"the root ({tally.module_class})"
     where = f", {PurePath(tally.source[0]).name}:{tally.source[1]}" if tally.source else ""
     calls = f"(used in {tally.used} of {tally.calls} calls)" if tally.calls > 1 else "(one call)"
-    parts = [f"{module}{where} is handed `{tally.argument}` {_WHAT[tally.verdict]} {calls}."]
+    parts = [f"{module}{where} is passed `{tally.argument}` {_WHAT[tally.verdict]} {calls}."]
     if tally.handed_by:
         parts.append(f"It comes down from {_path(tally.handed_by)}.")
     sizes = [f"{_bytes(tally.bytes_passed)} a call"]

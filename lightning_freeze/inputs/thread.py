@@ -171,7 +171,16 @@ class Thread:
             outputs.update(id(part) for leaf in frame.leaves for part in self.labels.made_of(plain(leaf.tensor)))
             marks.kept |= self.labels.survivors(frame, unknown, outputs)
             self._held(frame, unknown & ~same, counts)
-        seen = (computed, same, marks.left, marks.kept, marks.read, marks.metadata, marks.handed, marks.handed_computed)
+        seen = (
+            computed,
+            same,
+            marks.left,
+            marks.kept,
+            marks.read,
+            marks.metadata,
+            marks.handed,
+            marks.handed_computed,
+        )
         for index in range(count):
             bit = 1 << (frame.base + index)
             frame.fates.append(Fate(*[bits & bit != 0 for bits in seen]))

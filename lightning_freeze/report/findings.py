@@ -125,13 +125,13 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
     def _what_and_way_out(self) -> tuple[str, str]:
         audits = {finding.audit for finding in self.findings}
         if audits == {"ranks"}:
-            return "the processes of the run have gone apart", ", resume from a checkpoint that was made before that."
+            return "the processes of the run differ", ", resume from a checkpoint that was made before that."
         mode = "set LIGHTNING_FREEZE_AUDIT=warn" if self._switched else "set on_finding='warn'"
         if audits != {"inputs"}:
             return "what was planned frozen moved", f" all the same, {mode}."
         known = "name a whitelist in LIGHTNING_FREEZE_WHITELIST" if self._switched else "whitelist what is known"
         listed = "`lightning-freeze inputs --config <yours>` writes the list."
-        return "modules are handed what they never use", f" all the same, {mode}, or {known}: {listed}"
+        return "modules are passed what they never use", f" all the same, {mode}, or {known}: {listed}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.findings, self.checkpoint, self._switched, self._unsaved)

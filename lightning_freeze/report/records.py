@@ -110,14 +110,14 @@ def read_records(path: Path) -> Iterator[Record]:
     """The records of a file, without the unfinished last line of a killed run.
 
     Raises:
-        ValueError: A line is no record, or was written by a newer version; the message names file and line.
+        ValueError: A line is not a record, or was written by a newer version; the message names file and line.
     """
     lines = path.read_bytes().split(b"\n")  # the last is empty, or unfinished
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
-                raise ValueError(f"{record!r} is no mapping")
+                raise ValueError(f"{record!r} is not a mapping")
         except ValueError as error:  # as JSON, or already as UTF-8
             if number == len(lines):
                 return

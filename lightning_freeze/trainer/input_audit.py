@@ -73,7 +73,7 @@ class InputWatch:
 
 
 class InputAudit(Auditor):
-    """Checks that no module of a run is handed a tensor that it never uses.
+    """Checks that no module of a run is passed a tensor that it never uses.
 
     A fit watches the first batches of an epoch and of its validation: what only one of them uses is ``conditional``.
     ``validate``, ``test`` and ``predict`` watch the first batches of each dataloader. Findings are reported at the epoch's

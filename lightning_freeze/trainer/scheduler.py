@@ -47,7 +47,7 @@ class FreezeScheduler(_Audited):
 
     Args:
         schedule: `Every` or `Phases`; in YAML also the path of a file that holds one.
-        groups: Group to selector (see `resolve_groups`). A name in the schedule that is no group is read as a selector.
+        groups: Group to selector (see `resolve_groups`). A name in the schedule that is not a group is read as a selector.
         rest: Parameters outside the groups: ``train`` (always), ``freeze`` (never) or ``error``.
         skip_backward: Whether to skip the backward work of frozen groups, by ``requires_grad=False`` while they are
             frozen: ``auto`` where that is safe, and says in a line why or why not; ``True``, or an error where it is not;
@@ -134,7 +134,7 @@ class FreezeScheduler(_Audited):
         return self._controller.trainable if self._controller is not None else frozenset()
 
     def will_train(self, group: str) -> bool:
-        """Whether the coming step may train a group; otherwise a ``training_step`` can leave out its forward.
+        """Whether the coming step may train a group; otherwise a ``training_step`` can skip its forward.
 
         Raises:
             lightning_freeze.SelectionError: There is no such group.

@@ -53,7 +53,7 @@ class Model(LightningModule):
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*`mask` and never uses it.*"),
-    pytest.mark.filterwarnings("ignore:.*is handed `new`.*"),
+    pytest.mark.filterwarnings("ignore:.*is passed `new`.*"),
 ]
 
 
@@ -106,7 +106,7 @@ def test_what_is_there_is_written_and_only_what_is_new_is_found(
     config = str(strict(project))
     main(["fit", "--config", config])  # starts clean
     assert re.search(
-        r"is handed `new` and never uses it",
+        r"is passed `new` and never uses it",
         refused("fit", "--config", config, "--model.init_args.new", "true", status=1),
     )
 
@@ -114,8 +114,8 @@ def test_what_is_there_is_written_and_only_what_is_new_is_found(
 def test_a_run_without_the_whitelist_does_fail(project: Path, refused: Any) -> None:
     (project / "inputs.yaml").write_text("whitelist: {}\n", encoding="utf-8")
     said = refused("fit", "--config", str(strict(project)), status=1)
-    assert "is handed `mask` and never uses it" in said
-    assert "modules are handed what they never use" in said
+    assert "is passed `mask` and never uses it" in said
+    assert "modules are passed what they never use" in said
 
 
 def test_a_file_that_is_there_keeps_its_reasons(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +163,7 @@ def test_the_table_tells_and_nothing_warns(
         main(["inputs", "--config", config])
     printed = capsys.readouterr().out
     assert ("3 findings over 3 inputs" if own else "2 findings over 2 inputs") in printed
-    assert printed.count("is handed `mask` and never uses it") == 1
+    assert printed.count("is passed `mask` and never uses it") == 1
     assert ("'Block.x' (unused, they say) is listed as not used" in printed) is own
 
 
@@ -181,12 +181,12 @@ def test_a_relative_whitelist_is_found_beside_the_config(
     monkeypatch.chdir(project / "elsewhere")
     main(["fit", "--config", config])
     assert re.search(
-        r"is handed `new` and never uses it",
+        r"is passed `new` and never uses it",
         refused("fit", "--config", config, "--model.init_args.new", "true", status=1),
     )
     (home / "known.yaml").write_text("whitelist: {Block.mask: ''}\n")
     assert re.search(
-        r"home/known.yaml, line 1, whitelist.Block.mask: '' is no reason", refused("fit", "--config", config)
+        r"home/known.yaml, line 1, whitelist.Block.mask: '' is not a reason", refused("fit", "--config", config)
     )
 
 
@@ -217,7 +217,7 @@ def test_a_bad_whitelist_in_the_config_itself_is_named_with_its_line(project: Pa
     config = strict(project, {"Block.mask": ""})
     line = next(i for i, text in enumerate(config.read_text().splitlines(), 1) if "Block.mask" in text)
     said = refused("fit", "--config", str(config))
-    where = f"{config}, line {line}, trainer.callbacks[0].init_args.whitelist.Block.mask: '' is no reason"
+    where = f"{config}, line {line}, trainer.callbacks[0].init_args.whitelist.Block.mask: '' is not a reason"
     assert where in said
 
 
@@ -272,7 +272,7 @@ def test_a_misspelt_class_is_told_with_the_nearest(subcommand: str, project: Pat
 
 
 BAD = [
-    ("whitelist: {Block.mask: ''}", "line 1, whitelist.Block.mask: '' is no reason"),
+    ("whitelist: {Block.mask: ''}", "line 1, whitelist.Block.mask: '' is not a reason"),
     ("whitelist: {mask: why}", "line 1, whitelist.mask: 'mask' is no `Class.argument`"),
     (
         "whitelist:\n  Block.mask: {reason: x, wen: {a: 1}}",
@@ -280,11 +280,11 @@ BAD = [
     ),
     (
         "whitelist: [Block.mask]",
-        "line 1, whitelist: ['Block.mask'] is no mapping of `Class.argument` to a reason. Write",
+        "line 1, whitelist: ['Block.mask'] is not a mapping of `Class.argument` to a reason. Write",
     ),
-    ("whitelist: {Block.mask: {reason: x, when: [1]}}", "is no mapping of the module's attributes to values"),
+    ("whitelist: {Block.mask: {reason: x, when: [1]}}", "is not a mapping of the module's attributes to values"),
     ("whitelst: {}", "line 1, whitelst: 'whitelst' is no key of a whitelist's file. Did you mean 'whitelist'"),
-    ("metadata_inputs: Block.like", "metadata_inputs: 'Block.like' is no list. Write a list: [Block.like]."),
+    ("metadata_inputs: Block.like", "metadata_inputs: 'Block.like' is not a list. Write a list: [Block.like]."),
     ("whitelist: {Block.mask: a, Block.mask: b}", "duplicate key"),
     ("- 1", "the file must be a mapping with the key `whitelist` or `metadata_inputs`"),
 ]

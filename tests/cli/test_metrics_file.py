@@ -33,7 +33,7 @@ def test_metrics_are_read(text: str, expected: Any, tmp_path: Path) -> None:
         (None, "the file of metrics '{path}' is not there. It is what Lightning's CSVLogger writes."),
         ("a,b\n1,2\n", "'{path}' has no column `epoch` (columns: a, b). Give the metrics.csv of Lightning's CSVLogger"),
         ("", "'{path}' has no column `epoch` (columns: none)."),
-        ("epoch,step,val_loss\n0,0,1\n1,1,low\n", "'{path}', line 3: val_loss is 'low', which is no number."),
+        ("epoch,step,val_loss\n0,0,1\n1,1,low\n", "'{path}', line 3: val_loss is 'low', which is not a number."),
         pytest.param("epoch,val_loss\n,0.5\n", "epoch is ''"),
         pytest.param("epoch,val_loss\n0,1,7\n", "line 2"),
         pytest.param("val_loss,epoch\n1\n", "line 2"),

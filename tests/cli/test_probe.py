@@ -280,7 +280,7 @@ def test_a_mistyped_command_is_offered(capsys: pytest.CaptureFixture[str]) -> No
         (Cell("moved", 0.0042), "moved 0.4%", ""),
         (Cell("moved", 1e-9), "moved <0.1%", ""),
         (Cell("moved", None, (), "by what is no number"), "moved", ""),
-        (Cell("held", 0.0, (), "left out"), "held: left out", ""),
+        (Cell("held", 0.0, (), "excluded"), "held: excluded", ""),
         (Cell("state moved", 0.0, ("step",)), "held; state moved", "step"),
         (Cell("raised", says="KeyError: 'x'"), "raised KeyError", "'x'"),
         (Cell("raised", says="NotImplementedError"), "raised NotImplementedError", ""),

@@ -175,7 +175,7 @@ def test_zeros_for_none_are_seen_and_left_out() -> None:
     row = measure(Recipe(ZerosForNone))
     assert row.cells[NONE].outcome == "moved"
     assert row.cells[NONE].state == ("momentum_buffer",)
-    assert row.cells[OURS] == Cell("held", 0.0, (), "left out")
+    assert row.cells[OURS] == Cell("held", 0.0, (), "excluded")
     assert row.traits.skips_none is False
 
 
@@ -183,7 +183,7 @@ def test_a_crash_is_a_cell() -> None:
     row = measure(Recipe(Crashes))
     assert row.cells[NONE] == Cell("raised", says="KeyError: 'exp_avg'")
     assert row.cells[ZEROS].outcome == "held"
-    assert row.cells[OURS] == Cell("held", 0.0, (), "left out")
+    assert row.cells[OURS] == Cell("held", 0.0, (), "excluded")
 
 
 def test_one_that_never_steps() -> None:

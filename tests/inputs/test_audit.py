@@ -441,12 +441,12 @@ def test_a_class_that_declares_what_it_does_not_take_is_told_so() -> None:
             return x.expand(like.shape)
 
     audit = audit_inputs(Declares())
-    with pytest.raises(DeclarationError, match=r"'lik' is no argument of forward\. Did you mean 'like'"), audit:
+    with pytest.raises(DeclarationError, match=r"'lik' is not an argument of forward\. Did you mean 'like'"), audit:
         pass
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"'net' is no torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"'net' is not a torch\.nn\.Module"):
         audit_inputs("net")  # type: ignore[arg-type]
 
 

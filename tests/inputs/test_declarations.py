@@ -41,18 +41,18 @@ def test_entries_are_read(name: str) -> None:
 
 # name: (whitelist, the key that the error names, what it says)
 BAD: dict[str, tuple[Any, str, str]] = {
-    "a list": (["A.x", "B.y"], "whitelist", r"no mapping of `Class.argument` to a reason. Write: whitelist: \{A.x: <why"),
-    "a string": ("Block.mask", "whitelist", r"no mapping.*Write: whitelist: \{Block.mask: <why it is not used>\}"),
-    "a number alone": (5, "whitelist", r"5 is no mapping.*Write: whitelist: \{Block.mask: <why it is not used>\}"),
+    "a list": (["A.x", "B.y"], "whitelist", r"not a mapping of `Class.argument` to a reason. Write: whitelist: \{A.x: <why"),
+    "a string": ("Block.mask", "whitelist", r"not a mapping.*Write: whitelist: \{Block.mask: <why it is not used>\}"),
+    "a number alone": (5, "whitelist", r"5 is not a mapping.*Write: whitelist: \{Block.mask: <why it is not used>\}"),
     "a file": ("known.yaml", "whitelist", r"load the file yourself: whitelist=yaml.safe_load\(open\('known.yaml'\)\)\['whitelist'\]"),
-    "no reason": ({"Block.mask": None}, "whitelist['Block.mask'].reason", "None is no reason.*Say in a sentence why"),
-    "an empty reason": ({"Block.mask": "  "}, "whitelist['Block.mask'].reason", "is no reason"),
-    "yes": ({"Block.mask": True}, "whitelist['Block.mask'].reason", "True is no reason"),
-    "a condition alone": ({"Block.mask": {"when": {"a": 1}}}, "whitelist['Block.mask'].reason", "no reason"),
+    "not a reason": ({"Block.mask": None}, "whitelist['Block.mask'].reason", "None is not a reason.*Say in a sentence why"),
+    "an empty reason": ({"Block.mask": "  "}, "whitelist['Block.mask'].reason", "is not a reason"),
+    "yes": ({"Block.mask": True}, "whitelist['Block.mask'].reason", "True is not a reason"),
+    "a condition alone": ({"Block.mask": {"when": {"a": 1}}}, "whitelist['Block.mask'].reason", "not a reason"),
     "a misspelt key": ({"Block.mask": {"reson": "x"}}, "whitelist['Block.mask'].reson", "Did you mean 'reason'"),
     "a misspelt condition": ({"B.m": {"reason": "x", "wen": {}}}, "whitelist['B.m'].wen", "Did you mean 'when'"),
-    "a condition that is a list": ({"B.m": {"reason": "x", "when": ["a"]}}, "whitelist['B.m'].when", "no mapping of the"),
-    "a condition on a number": ({"B.m": {"reason": "x", "when": {1: 2}}}, "whitelist['B.m'].when", "no mapping of the"),
+    "a condition that is a list": ({"B.m": {"reason": "x", "when": ["a"]}}, "whitelist['B.m'].when", "not a mapping of the"),
+    "a condition on a number": ({"B.m": {"reason": "x", "when": {1: 2}}}, "whitelist['B.m'].when", "not a mapping of the"),
     "no class": ({"mask": "why"}, "whitelist['mask']", "no `Class.argument`.*BertLayer.head_mask"),
     "a class alone": ({"Block.": "why"}, "whitelist['Block.']", "no `Class.argument`"),
     "an argument alone": ({".mask": "why"}, "whitelist['.mask']", "no `Class.argument`"),
@@ -81,7 +81,7 @@ def test_metadata_inputs_are_read(given: Any, expected: set[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "key", "text"),
     [
-        ("A.x", "metadata_inputs", r"is no list. Write a list: \[A.x\]"),
+        ("A.x", "metadata_inputs", r"is not a list. Write a list: \[A.x\]"),
         (["A.x", "like"], "metadata_inputs[1]", "'like' is no `Class.argument`"),
         ([None], "metadata_inputs[0]", "None is no `Class.argument`"),
         (5, "metadata_inputs", "Write a list"),

@@ -90,7 +90,7 @@ def test_bytes_are_read_by_people(size: int, words: str) -> None:
 
 def test_the_root_has_no_name() -> None:
     root = Tally("", "Net", "x", "x", verdicts=Counter(unused=1), confirmed=Counter(bytecode=1))
-    assert describe(root).message.startswith("the root (Net) is handed `x`")
+    assert describe(root).message.startswith("the root (Net) is passed `x`")
     assert describe(root).module == ""
 
 

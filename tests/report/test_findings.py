@@ -48,7 +48,7 @@ def test_a_violation_survives_being_sent_between_processes() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-INPUT = Finding("inputs", "unused", "warning", "'a' is handed `b`", module="a", argument="b", module_class="A")
+INPUT = Finding("inputs", "unused", "warning", "'a' is passed `b`", module="a", argument="b", module_class="A")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_verdicts_hold_every_leaf(trainer: Any) -> None:
 
 def test_raise_saves_the_run_and_says_where(trainer: Any, tmp_path: Path) -> None:
     model = Faulty()
-    with pytest.raises(FreezeViolation, match=r"modules are handed what they never use") as raised:
+    with pytest.raises(FreezeViolation, match=r"modules are passed what they never use") as raised:
         trainer(InputAudit(on_finding="raise"), max_epochs=3).fit(model, batches(2))
     assert keys(raised.value.findings) == FOUND
     saved = raised.value.checkpoint
@@ -216,9 +216,9 @@ def test_watched_batches(options: Any, watched: list[int], trainer: Any) -> None
         ({"on_finding": "warm"}, ScheduleError, "`on_finding` is 'warm', but must be one of .*Did you mean 'warn'"),
         ({"whitelist": ["Block.mask"]}, DeclarationError, r"Write: whitelist: \{Block.mask: <why it is not used>\}"),
         ({"whitelist": {"mask": "why"}}, DeclarationError, "no `Class.argument`"),
-        ({"whitelist": {"Block.mask": ""}}, DeclarationError, "is no reason"),
+        ({"whitelist": {"Block.mask": ""}}, DeclarationError, "is not a reason"),
         ({"metadata_inputs": ["like"]}, DeclarationError, "no `Class.argument`"),
-        ({"metadata_inputs": "Block.like"}, DeclarationError, r"is no list. Write a list"),
+        ({"metadata_inputs": "Block.like"}, DeclarationError, r"is not a list. Write a list"),
     ],
 )
 def test_a_wrong_argument_is_refused_at_once(options: Any, error: Any, text: str) -> None:
@@ -498,15 +498,15 @@ BAD_FILES: dict[str, tuple[str, list[str]]] = {
     "empty": ("", ["empty"]),
     "a list": ("- Block.mask\n", ["must be a mapping", "`whitelist`"]),
     "a misspelt key": ("whitelst: {}\n", ["line 1, whitelst", "Did you mean 'whitelist'?"]),
-    "no reason": ("whitelist:\n  A.x: fine\n  B.y:\n", ["line 3, whitelist.B.y", "is no reason"]),
+    "not a reason": ("whitelist:\n  A.x: fine\n  B.y:\n", ["line 3, whitelist.B.y", "is not a reason"]),
     "a misspelt option": (
         "whitelist:\n  A.x: fine\n  B.y:\n    reason: why\n    wen: {a: 1}\n",
         ["line 5, whitelist.B.y.wen", "Did you mean 'when'"],
     ),
-    "a bad condition": ("whitelist:\n  B.y:\n    reason: why\n    when: [a]\n", ["line 4, whitelist.B.y.when", "no mapping"]),
+    "a bad condition": ("whitelist:\n  B.y:\n    reason: why\n    when: [a]\n", ["line 4, whitelist.B.y.when", "not a mapping"]),
     "no class": ("whitelist:\n  A.x: fine\n  mask: why\n", ["line 3, whitelist.mask", "no `Class.argument`"]),
     "a key twice": ("whitelist:\n  A.x: one\n  A.x: two\n", ["line 3, whitelist.A.x", "duplicate key"]),
-    "whitelist is a list": ("whitelist: [A.x]\n", ["line 1, whitelist", "no mapping"]),
+    "whitelist is a list": ("whitelist: [A.x]\n", ["line 1, whitelist", "not a mapping"]),
     "metadata is a string": ("metadata_inputs: A.x\n", ["line 1, metadata_inputs", "Write a list"]),
     "metadata without a class": ("metadata_inputs:\n  - A.x\n  - like\n", ["line 3, metadata_inputs[1]", "'like' is no `Class.argument`"]),
     "no YAML": ("whitelist: {A.x: why\n", ["line 2", "not YAML"]),
@@ -764,7 +764,7 @@ def test_warn_warns_and_writes_nothing(monkeypatch: Any, trainer: Any, tmp_path:
 
 def test_raise_raises_and_says_how_to_go_on(monkeypatch: Any, trainer: Any) -> None:
     monkeypatch.setenv("LIGHTNING_FREEZE_AUDIT", "raise")
-    with pytest.raises(FreezeViolation, match="modules are handed what they never use") as raised:
+    with pytest.raises(FreezeViolation, match="modules are passed what they never use") as raised:
         trainer().fit(Faulty(), batches(2))
     assert str(raised.value).endswith(
         "To go on all the same, set LIGHTNING_FREEZE_AUDIT=warn, or name a whitelist in LIGHTNING_FREEZE_WHITELIST: "
