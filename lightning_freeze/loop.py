@@ -22,7 +22,14 @@ from lightning_freeze.report.table import folded
 from lightning_freeze.setup import Built
 
 _NO_END = 1 << 62
-_NOT_BEGUN = "`begin_step()` was not called before the forward of this step. Call it at the beginning of every batch: "
+_BEFORE_A_BATCH = (
+    "it steps before a batch has begun, with which phases that count epochs and skipped backward work begin. Under a Trainer, step "
+    "in `training_step`, not in a hook before it; in a loop of your own, call `begin_step()` before each forward."
+)
+_SECOND_STEP = (
+    "it steps again within a batch, and what trains now has no gradient, since its backward work was skipped. Set "
+    "`skip_backward: false`; or, in a loop of your own, call `begin_step()` before each forward."
+)
 
 
 class RunState(Enum):
@@ -268,13 +275,14 @@ class Loop:
         if len(step.optimizer.param_groups) != step.param_groups:
             self._rebind()
         if self.state is RunState.ATTACHED and step.has_gradients:
-            raise RuntimeError(_NOT_BEGUN + "phases that count epochs, and skipped backward work, begin with it.")
+            raise RuntimeError(self._at_step(step) + _BEFORE_A_BATCH)
         if self.sets is not self._applied:
             if self.built.skip.active and not self.context.manual_optimization and self._applied:
-                raise RuntimeError(
-                    _NOT_BEGUN + "what trains now has no gradient of a backward that was skipped for others."
-                )
+                raise RuntimeError(self._at_step(step) + _SECOND_STEP)
             self._apply()
+
+    def _at_step(self, step: Step) -> str:
+        return f"optimizer {step.index} ({type(step.optimizer).__qualname__}), after {self.updates()} updates: "
 
     def _ran(self, step: Step) -> None:
         """A step ran: neither skipped nor raised."""

@@ -301,7 +301,8 @@ def test_a_loop_that_never_calls_begin_step_is_told() -> None:
         controller.begin()
         derive(model, 0)
         with pytest.raises(
-            RuntimeError, match=r"`begin_step\(\)` was not called before the forward of this step. .*epochs"
+            RuntimeError,
+            match=r"optimizer 0 \(\w+\), after 0 updates: it steps before a batch has begun, .*epochs.*`training_step`",
         ):
             optimizer.step()
 
@@ -330,7 +331,8 @@ def test_a_loop_that_forgets_begin_step_in_a_batch_is_told_before_an_update_is_l
         optimizer.zero_grad()
         derive(model, 2)
         with pytest.raises(
-            RuntimeError, match=r"`begin_step\(\)` was not called .*a backward that was skipped for others"
+            RuntimeError,
+            match=r"optimizer 0 \(\w+\), after \d+ updates: it steps again within a batch.*`skip_backward: false`",
         ):
             optimizer.step()
     assert controller.updates == {"a": 2, "b": 0}
