@@ -468,12 +468,12 @@ def _until(model: nn.Module, groups: int, costs: Costs, skip_backward: SkipBackw
             mean = Ranks().means({"loss": value})[0]["loss"]
         if mean != value:
             raise RuntimeError(f"all ranks have {value}, and their mean is {mean}")
-        with costs.of("a metric is heard"):
+        with costs.of("a metric is logged"):
             run.controller.metrics.log({"loss": mean})
         run.end_epoch(costs)
-        with costs.of("the comparison after a metric that was heard late"):
+        with costs.of("the comparison after a metric that was logged late"):
             run.controller.compare_ranks()
-        with costs.of("the comparison after a metric that was heard late", "time"):
+        with costs.of("the comparison after a metric that was logged late", "time"):
             run.controller.compare_ranks()
     if run.controller.trainable == before:
         raise RuntimeError("the metric was to end the phase, and did not")

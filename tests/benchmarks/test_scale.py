@@ -51,7 +51,7 @@ def test_what_is_sent_grows_with_the_number_of_ranks_only_as_rows_do() -> None:
 @pytest.mark.parametrize("size", [TENS, THOUSANDS, LAYERS])
 def test_a_step_and_a_change_send_nothing_whatever_the_size(size: Size) -> None:
     costs = simulated(size, 8).costs
-    for what in ("the rest of a step", change_at(1), *CHANGES, "a metric is heard"):
+    for what in ("the rest of a step", change_at(1), *CHANGES, "a metric is logged"):
         assert costs[what].traffic == ({}, 0, 0), what
     assert all(costs[what].read.total() > 0 == costs[change_at(1)].read.total() for what in CHANGES)
 
@@ -129,7 +129,7 @@ def test_what_moved_is_told_to_all_ranks() -> None:
     cost, found = scale.found_on_every_rank(TENS, 8, 2, 2)
     clean = simulated(TENS, 8).costs["epoch's end"]
     assert found == 2
-    assert cost.messages > clean.messages
+    assert cost.messages == clean.messages  # what moved goes with the gather of its number
     assert cost.handed > clean.handed
 
 

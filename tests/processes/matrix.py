@@ -54,7 +54,7 @@ class OnCPU(FSDPStrategy):
         )
 
 
-ALONE = ("one process", "one process, GAN by hand")
+ALONE = ("one process", "one process, GAN in manual optimization")
 
 
 class OnCPUPrecision(FSDPPrecision):
@@ -79,7 +79,7 @@ STRATEGIES: dict[str, Any] = {
     "DDP, unused parameters": lambda: DDPStrategy(find_unused_parameters=True),
     "DDP, static graph": lambda: DDPStrategy(static_graph=True),
     "DDP, compiled": lambda: DDPStrategy(),
-    "DDP, GAN by hand": lambda: DDPStrategy(find_unused_parameters=True),
+    "DDP, GAN in manual optimization": lambda: DDPStrategy(find_unused_parameters=True),
     "FSDP1": lambda: OnCPU(use_orig_params=True, auto_wrap_policy={nn.Linear}),
     "FSDP1, flat parameters": lambda: OnCPU(use_orig_params=False, auto_wrap_policy={nn.Linear}),
     "FSDP2": lambda: ModelParallelStrategy(2, 1),
@@ -140,7 +140,7 @@ class Cell:
     @property
     def manual_optimization(self) -> bool:
         """Whether the model steps its optimizers itself."""
-        return self.strategy.endswith("by hand")
+        return self.strategy.endswith("manual optimization")
 
     @property
     def world(self) -> int:
