@@ -21,6 +21,7 @@ from tests.test_recipes import BATCHES, EPOCHS, Loop
 
 FORMER: dict[str, Any] = json.loads((Path(__file__).parent / "former.json").read_text(encoding="utf-8"))
 SAVED = (1, 2)
+IN_DEFAULT_SUITE = ("alternating", "lisa", "gradual_unfreezing", "unfreezing_on_plateau")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*and did not move.*")
 
@@ -29,7 +30,9 @@ def seen(loop: Loop) -> list[Any]:
     return [[groups, updates] for groups, updates in loop.seen.values()]
 
 
-@pytest.mark.parametrize("name", FORMER)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in IN_DEFAULT_SUITE else pytest.mark.slow) for name in FORMER]
+)
 def test_its_plan_is_the_same_update_for_update_and_its_state_is_gone_on_from(name: str) -> None:
     straight = Loop(name)
     straight.run(saves=True)
