@@ -84,7 +84,12 @@ IN_DEFAULT_SUITE = ("pytorch_lightning", OURS, "lightning.pytorch")
 )
 def test_each_order_of_imports(order: tuple[str, ...], tmp_path: Path) -> None:
     """Both Trainers and LightningCLIs accept the callbacks; a project of one package never loads the other."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT.parent), os.environ.get("PYTHONPATH", "")))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            (str(ROOT.parent), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
+        ),
+    }
     if len(order) == 2:
         environment["LIGHTNING_FREEZE_AUDIT"] = "warn"
     program = [sys.executable, "-W", "ignore", "-m", "tests.trainer.import_order", *order]
