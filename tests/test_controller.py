@@ -370,3 +370,24 @@ def test_a_controller_is_copied_when_it_is_detached() -> None:
         ):
             copy.deepcopy(controller)
     assert copy.deepcopy(controller).updates == {"0": 0, "1": 0}
+
+
+def test_a_true_zero_under_the_second_optimizer_of_a_group_is_no_finding() -> None:
+    model: Any = model_of("a", "b", "c")
+    model.register_parameter("bias", nn.Parameter(torch.zeros(1)))
+    first = torch.optim.SGD([*model["a"].parameters(), *model["c"].parameters()], lr=0.1)
+    second = torch.optim.SGD([*model["b"].parameters(), model.bias], lr=0.1)
+    with FreezeController(model, Phases([Phase(["net"])]), {"net": ["a", "b", "bias"]}, rest="freeze") as controller:
+        controller.attach(first, second)
+        controller.begin()
+        for _ in range(3):
+            controller.begin_step()
+            for optimizer, loss in (
+                (first, lambda: model["a"](torch.ones(1, 3)).sum()),
+                (second, lambda: model["b"](torch.ones(1, 3)).sum() + (model.bias - model.bias).sum()),
+            ):
+                first.zero_grad()
+                second.zero_grad()
+                loss().backward()
+                optimizer.step()
+        assert controller.end_epoch() == []

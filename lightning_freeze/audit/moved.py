@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 
@@ -41,8 +42,10 @@ class MovedAudit:
         self._split = split
         self._before: dict[int, Digest | None] = {}  # by the identity of a parameter
         self._planned: set[str] = set()
-        self._max_grads: dict[str, list[_MaxGrad]] = {}  # at a parameter's first gradient of the epoch
-        self._sampled: set[str] = set()  # the groups of which every parameter had one
+        self._max_grads: dict[str, list[_MaxGrad]] = {}  # at the first update of the epoch by an optimizer
+        self._sampled: dict[int, set[str]] = defaultdict(
+            set
+        )  # optimizer to the groups that it has updated in the epoch
 
     def last_digest(self, parameter: Tensor) -> Digest | None:
         """The digest with which the epoch began of what may train; None for anything else."""
@@ -54,18 +57,18 @@ class MovedAudit:
         self._before = {id(parameter): self._known(parameter) for parameter in parameters}
         missing = [parameter for parameter in parameters if self._before[id(parameter)] is None]
         self._before.update(zip(map(id, missing), digests(missing), strict=True))
-        self._planned, self._max_grads, self._sampled = set(), {}, set()
+        self._planned, self._max_grads, self._sampled = set(), {}, defaultdict(set)
 
-    def stepped(self, planned: frozenset[str], updated: frozenset[str]) -> None:
+    def stepped(self, planned: frozenset[str], updated: frozenset[str], optimizer: int = 0) -> None:
         """An optimizer has stepped: which groups were to train, and which had a gradient (it is still there)."""
         self._planned |= planned
-        for group in updated.difference(self._sampled):
+        sampled = self._sampled[optimizer]
+        for group in updated.difference(sampled):
+            sampled.add(group)
             members = self._groups.get(group, ())
             known = self._max_grads.get(group) or [None] * len(members)
-            found = [self._max_grad(p) if old is None else old for old, (_, p) in zip(known, members, strict=True)]
-            self._max_grads[group] = found
-            if all(each is not None for each in found):  # else the others may get theirs from another optimizer
-                self._sampled.add(group)
+            found = zip(known, members, strict=True)  # what has none yet may belong to this optimizer
+            self._max_grads[group] = [self._max_grad(p) if old is None else old for old, (_, p) in found]
 
     def end_epoch(self, epoch: int) -> list[Finding]:
         """What was planned to train and did not in the epoch that has ended. Begins the next."""

@@ -143,7 +143,7 @@ class RequiresGradWatch:
 
     def _stepped(self, step: Step) -> None:
         leaked = [p for _, p in self._parameters if not p.requires_grad and p.grad is not None]
-        self._weights.stepped(_PLANNED, step.updated, leaked)
+        self._weights.stepped(_PLANNED, step.updated, leaked, step.index)
         self._at.total += bool(step.updated)
         self._at.updates[_TRAINED] = self._at.total
 

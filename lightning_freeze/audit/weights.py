@@ -59,7 +59,7 @@ class WeightAudit(Hold):
         )
         self._begun = False
         self._reported: set[tuple[str, str | None]] = set()
-        self._last_step: tuple[frozenset[str], frozenset[str]] | None = None
+        self._last_step: tuple[int, frozenset[str], frozenset[str]] | None = None
         self._buffers: Mapping[tuple[int, str], Watched] = {}  # of frozen modules, by module and name
         self._has_buffers = True
         self._split: Split | None = None
@@ -95,10 +95,10 @@ class WeightAudit(Hold):
             self.watch_buffers(split)
 
     def after_step(self, step: Step) -> None:
-        made = (step.trainable, step.updated)
+        made = (step.index, step.trainable, step.updated)
         if step.leaked or made != self._last_step:  # most steps are like the one before
             self._last_step = made
-            self.stepped(step.trainable, step.updated, step.leaked)
+            self.stepped(step.trainable, step.updated, step.leaked, step.index)
 
     def detach(self, bring_back: bool = True) -> None:
         self._split = None
@@ -133,9 +133,11 @@ class WeightAudit(Hold):
         self.frozen.open({key: buffer for key, buffer in now.items() if key not in before}, self._updates())
         self._buffers = now
 
-    def stepped(self, planned: frozenset[str], updated: frozenset[str], leaked: Sequence[Tensor]) -> None:
+    def stepped(
+        self, planned: frozenset[str], updated: frozenset[str], leaked: Sequence[Tensor], optimizer: int = 0
+    ) -> None:
         """An optimizer has stepped: what was to train, which groups had a gradient, and frozen parameters that did."""
-        self.moved.stepped(planned, updated)
+        self.moved.stepped(planned, updated, optimizer)
         if leaked:
             self.frozen.saw_gradient(map(id, leaked), self._updates())
 

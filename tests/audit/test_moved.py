@@ -88,7 +88,7 @@ def test_a_gradient_of_a_later_step_counts(gradient: torch.Tensor | None, kinds:
     audit.stepped(G, G)
     first.data.add_(1)
     first.grad, second.grad = None, gradient
-    audit.stepped(G, G)
+    audit.stepped(G, G, optimizer=1)
     found = audit.end_epoch(0)
     assert [f.kind for f in found] == kinds
     assert {f.parameter for f in found} <= {"second"}
