@@ -12,7 +12,7 @@ import yaml
 
 from lightning_freeze.errors import ScheduleError, is_number
 from lightning_freeze.plan.groups import Groups
-from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
+from lightning_freeze.plan.schedule import REST, SINCE_METRICS, Plan, Position, Schedule
 
 VERSION = 1
 OnScheduleChange = Literal["raise", "continue"]
@@ -109,7 +109,7 @@ _SCHEMA: _Schema = {
     "epoch_updates": _COUNTS,
     "logged": _NAMES,
 }
-_LATER = {"logged", "begun", "judged", "best", "wait", "heard", "unheard", "thawed"}
+_LATER = {"logged", *SINCE_METRICS}
 """Keys that the first release did not write."""
 
 

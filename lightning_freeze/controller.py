@@ -27,7 +27,7 @@ from lightning_freeze.plan.groups import Rest, group_parameters, selectors_for
 from lightning_freeze.plan.membership import Membership
 from lightning_freeze.plan.metric_log import MetricLog
 from lightning_freeze.plan.outlook import Outlook
-from lightning_freeze.plan.schedule import Schedule
+from lightning_freeze.plan.schedule import NO_END, Schedule
 from lightning_freeze.plan.selectors import Selector
 from lightning_freeze.probe.probe import OptimizerTraits
 from lightning_freeze.probe.state_size import state_bytes
@@ -35,7 +35,6 @@ from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Log, Record, Steps
 
 _LOG = logging.getLogger("lightning_freeze")
-_NO_END = 1 << 62
 _FORESEEN = 3000  # windows in which the longest frozen interval is looked for
 
 _MOVED = {
@@ -245,7 +244,8 @@ class FreezeController:
         context = run or replace(self._context, manual_optimization=len(optimizers) > 1)
         self.audit.meet(context)
         refuse_flattened(context.module)
-        setup.refuse_optimizers(optimizers, setup.scheduled(self.groups))
+        freezable = (member.parameter for members in self.groups.freezable.values() for member in members)
+        setup.refuse_optimizers(optimizers, freezable)
         members = Membership(context.module, self.groups, optimizers)
         plan = self.schedule.bind(members.layout)
         setup.check_optimizers(members, plan, self.groups, self.options)
@@ -312,7 +312,7 @@ class FreezeController:
         setup.warn_of_step_counters(
             loop.members,
             self.traits,
-            lambda: self.preview(windows_per_epoch or _NO_END, windows=_FORESEEN),
+            lambda: self.preview(windows_per_epoch or NO_END, windows=_FORESEEN),
             at.updates,
             self._closures,
         )

@@ -15,13 +15,12 @@ from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, Sets, Split, Step
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
+from lightning_freeze.plan.schedule import NO_END, REST, Plan, Position, Schedule
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Steps
 from lightning_freeze.report.table import folded
 from lightning_freeze.setup import Built
 
-_NO_END = 1 << 62
 _BEFORE_A_BATCH = (
     "it steps before a batch has begun, with which phases that count epochs and skipped backward work begin. Under a Trainer, step "
     "in `training_step`, not in a hook before it; in a loop of your own, call `begin_step()` before each forward."
@@ -224,7 +223,7 @@ class Loop:
     def soon(self) -> frozenset[str]:
         """The groups that train again within a few updates, if every group finds its gradients."""
         at, optimizers = self._place.at, len(self.members.steps)
-        length, made = self._place.epoch_length or _NO_END, at.total - self._place.steps.first
+        length, made = self._place.epoch_length or NO_END, at.total - self._place.steps.first
         coming = preview(
             self.plan,
             -(-SHORTEST // optimizers),

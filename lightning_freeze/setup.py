@@ -128,11 +128,6 @@ def _refuses_state(mode: OptimizerState, optimizer: Optimizer, wanted: Mapping[i
     return None
 
 
-def scheduled(groups: Groups) -> list[nn.Parameter]:
-    """The parameters that can be frozen."""
-    return [m.parameter for g, found in groups.members.items() if g != REST or groups.rest == "freeze" for m in found]
-
-
 # --- what each optimizer needs ----------------------------------------------------------------------------------------
 
 

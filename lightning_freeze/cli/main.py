@@ -104,16 +104,15 @@ class FreezeCLI(CommandsCLI):
     def fill(self, name: str, parser: Any) -> bool:
         """Add the options of one of our commands."""
         module = import_module(f"lightning_freeze.cli.{name}")
-        getattr(module, _OVER_A_FIT.get(name, ""), module).add_options(parser)
+        owner = getattr(module, _OVER_A_FIT[name]) if name in _OVER_A_FIT else module
+        owner.add_options(parser)
         return name in _OVER_A_FIT
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Read the files strictly, then parse; where that fails, say where and why in a sentence."""
         if self.filled:
-            from lightning_freeze.cli.config import (
-                check_groups,
-                read_files,
-            )  # loads the callbacks, whose names it knows
+            # It loads the callbacks, whose names it knows.
+            from lightning_freeze.cli.config import check_groups, read_files
 
             self._roots += read_files(args)
             check_groups(self._roots, args)

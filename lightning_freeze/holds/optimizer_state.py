@@ -21,9 +21,8 @@ SHORTEST = 10
 
 _SMALL = 4096  # bytes; what is smaller is not worth a copy of its own (Adam's step counters)
 
-_Place = tuple[
-    Any, Any, torch.device
-]  # of a tensor of state: the dict or list that holds it, its key there, its device
+_Place = tuple[Any, Any, torch.device]
+"""Of a tensor of state: the dict or list that holds it, its key there, its device."""
 
 
 class _StateHold(Hold):

@@ -50,7 +50,7 @@ class Known:
             holder = _attribute(module, owner) if owner else module
             held = getattr(holder, name, _MISSING)
             if held is _MISSING:
-                return f"{type(module).__name__} has no attribute {path!r}.{nearest(name, dir(holder))}"
+                return f"{type(module).__name__} has no attribute {path!r}.{_did_you_mean(name, dir(holder))}"
             if isinstance(value, str) and isinstance(held, (bool, int, float)):
                 return f"{path!r} is {held!r}, and {value!r} is a string. Write {path}: {value} without quotes."
         return None
@@ -63,7 +63,7 @@ def _attribute(module: object, path: str) -> Any:
     return functools.reduce(lambda held, name: getattr(held, name, _MISSING), path.split("."), module)
 
 
-def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+def _did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """A sentence that proposes the most similar name; empty where none is similar."""
     near = difflib.get_close_matches(name, names, 1, cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
@@ -113,7 +113,7 @@ def _entry(key: Any, value: Any) -> Known:
 def _check_options(where: str, given: Iterable[Any]) -> None:
     for option in given:
         if option not in ("reason", "when"):
-            near = nearest(str(option), ["reason", "when"]) or " Did you mean 'reason'?"
+            near = _did_you_mean(str(option), ["reason", "when"]) or " Did you mean 'reason'?"
             raise DeclarationError(f"{where}.{option}", f"no such key.{near}")
 
 
@@ -152,7 +152,7 @@ class Declared:
         for written in sorted(declared):
             name = _parameter(written)
             if name not in takes:
-                problem = f"{written!r} is not an argument of forward.{nearest(name, takes)}"
+                problem = f"{written!r} is not an argument of forward.{_did_you_mean(name, takes)}"
                 raise DeclarationError(f"{kind.__name__}.metadata_inputs", problem)
 
     def excuses(self, frame: Frame, verdicts: list[Verdict]) -> list[str | None]:
@@ -206,14 +206,14 @@ class Declared:
             takes, name = self._takes[kind], _parameter(argument)
             if takes is None or name in takes:
                 return ""  # not passed, this time
-            return f"{kind}.forward takes no `{name}`.{nearest(name, takes)}"
+            return f"{kind}.forward takes no `{name}`.{_did_you_mean(name, takes)}"
         for name, module in sorted(tree.named(), key=lambda found: -len(found[0])):
             if name and key.startswith(f"{name}."):
                 return f"{name!r} is a module; entries are by class: `{type(module).__name__}.{key[len(name) + 1 :]}`."
         for known in self._takes:
             if f".{known}." in key:
                 return f"entries are by the class's name alone: `{key[key.index(f'.{known}.') + 1 :]}`."
-        near = nearest(kind, self._takes, 0.75)
+        near = _did_you_mean(kind, self._takes, 0.75)
         return f"no module of a class {kind!r} was called.{near}" if near else ""
 
 

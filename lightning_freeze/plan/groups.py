@@ -41,6 +41,11 @@ class Groups:
         """The groups that a schedule may name."""
         return tuple(group for group in self.members if group != REST)
 
+    @property
+    def freezable(self) -> dict[str, tuple[Member, ...]]:
+        """The groups that can be frozen, with ``rest`` where it is."""
+        return {group: self.members[group] for group in self.members if group != REST or self.rest == "freeze"}
+
     def names(self) -> dict[str, list[str]]:
         """Group to the FQNs of its parameters."""
         return {group: [member.name for member in members] for group, members in self.members.items()}

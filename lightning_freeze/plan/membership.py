@@ -229,8 +229,7 @@ class Membership:
     @property
     def freezable(self) -> dict[str, tuple[Member, ...]]:
         """The groups that can be frozen, with ``rest`` where it is."""
-        members = self._groups.members
-        return {group: members[group] for group in members if group != REST or self._groups.rest == "freeze"}
+        return self._groups.freezable
 
     @property
     def scheduled(self) -> list[Parameter]:

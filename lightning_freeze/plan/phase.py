@@ -236,7 +236,8 @@ def _factors(factor: LRFactor, groups: tuple[str, ...], key: str) -> list[float]
     if len(factor) != len(groups):
         listed = ", ".join(groups[:4]) + (", …" if len(groups) > 4 else "")
         raise ScheduleError(
-            f"`{key}` has {len(factor)} factor(s) for {len(groups)} group(s) ({listed}). Give one for each, in that order, or one for all.",
+            f"`{key}` has {len(factor)} factor(s) for {len(groups)} group(s) ({listed}). Give one for each, in that order, or "
+            "one for all.",
             key=key,
         )
     return factor

@@ -13,9 +13,7 @@ from typing import Any
 
 from lightning_freeze.errors import ScheduleError, is_list, whole_number
 from lightning_freeze.plan.phase import BoundPhase, Phase
-from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule
-
-_LONG = 1 << 62
+from lightning_freeze.plan.schedule import NO_END, REST, Layout, Plan, Position, Schedule
 
 
 class Phases(Schedule):
@@ -228,7 +226,7 @@ class _PhasesPlan(Plan):
         if any(at.updates.get(group, 0) - thawed <= (now.phase.ramp or 0) for group, thawed in at.thawed.items()):
             return 0
         if now.phase.updates is None or self.ran_out(at):
-            return _LONG
+            return NO_END
         return min(now.phase.updates - at.done.get(optimizer, 0) for optimizer in self.pending(at)) - 1
 
     def ran_out(self, at: Position) -> bool:

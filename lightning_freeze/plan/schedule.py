@@ -79,9 +79,12 @@ class Layout:
         return frozenset().union(*map(self.holders, groups or {REST}))
 
 
+NO_END = 1 << 62
+"""A count that no run comes to."""
+
 _NOT_SAVED = {"window", "why"}
 # The fields since phases can end by metrics and have ramps; positions that were saved before have none of them.
-_SINCE_METRICS = {"begun", "judged", "best", "wait", "heard", "unheard", "thawed"}
+SINCE_METRICS = {"begun", "judged", "best", "wait", "heard", "unheard", "thawed"}
 
 
 @dataclass
@@ -115,7 +118,7 @@ class Position:
     def from_dict(cls, plain: Mapping[str, Any]) -> Position:
         """The position that `as_dict` wrote, in this version or an earlier one."""
         known = {f.name for f in fields(cls)} - _NOT_SAVED
-        if plain.keys() - known or known - plain.keys() - _SINCE_METRICS:
+        if plain.keys() - known or known - plain.keys() - SINCE_METRICS:
             odd = ", ".join(sorted(plain.keys() ^ known))
             raise ScheduleError(f"a saved position has other keys than this version writes: {odd}")
         values = copy.deepcopy(dict(plain))

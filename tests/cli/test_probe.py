@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_freeze.cli import command
+from lightning_freeze.cli import command, probe_table
 from lightning_freeze.cli import probe as probe_command
-from lightning_freeze.cli import probe_table as founding
 from lightning_freeze.cli.main import COMMANDS, main
 from lightning_freeze.cli.probe import every_recipe, find_class, read_arguments, shown
 from lightning_freeze.cli.probe_table import WAYS, Cell, Recipe, Row
@@ -148,7 +147,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     return asked
 
 
-def test_without_a_name_the_founding_ones(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_name_the_default_ones(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = measured(monkeypatch)
     main(["probe"])
     names = "SGD, SGD(momentum=0.9), SGD(weight_decay=0.01), Adam, AdamW, RMSprop, Adagrad, LBFGS".split(", ")
@@ -297,7 +296,7 @@ def test_the_command_prints_what_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A measurement that is spoilt is seen in what is printed: nothing of it is known beforehand."""
-    monkeypatch.setattr(founding, "same", lambda one, other: True)
-    monkeypatch.setattr(founding, "changed", lambda one, other: [])
+    monkeypatch.setattr(probe_table, "same", lambda one, other: True)
+    monkeypatch.setattr(probe_table, "changed", lambda one, other: [])
     main(["probe", "--optimizer", "AdamW", "--steps", "2"])
     assert "moved" not in capsys.readouterr().out.partition("frozen by")[2].partition("a percentage")[0]

@@ -1,4 +1,4 @@
-"""The founding table is measured: it says of torch's optimizers what ``examples/drift.py`` found, and of planted ones what they do."""
+"""The table of the probe is measured: it says of torch's optimizers what ``examples/drift.py`` found, and of planted ones what they do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, SparseAdam
 
-from lightning_freeze.cli import probe_table as founding
+from lightning_freeze.cli import probe_table
 from lightning_freeze.cli.probe_table import NONE, OFF, OURS, RATE, STALE, WAYS, ZEROS, Cell, Recipe, Row, measure
 from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.plan.membership import Step
@@ -57,8 +57,8 @@ def test_how_far_is_a_share_of_what_trained() -> None:
     """Weight decay alone, of zero gradients: each step takes the weight by 1 - lr * decay; the rest is the oracle's."""
     lr, decay, steps = 0.1, 0.5, 4
     recipe = Recipe(SGD, {"lr": lr, "weight_decay": decay})
-    run = founding._Run(recipe)
-    run.run(founding.WARM_UP)
+    run = probe_table._Run(recipe)
+    run.run(probe_table.WARM_UP)
     run.freeze(ZEROS)
     before, trained = run.frozen.detach().clone(), run.trained.detach().clone()
     run.run(steps)
@@ -243,14 +243,14 @@ def test_a_gate_that_does_not_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
             parameter.grad = torch.zeros_like(parameter)
 
     monkeypatch.setattr(SetGradsToNone, "before_step", zeros)
-    monkeypatch.setattr(founding, "probe_optimizer", lambda optimizer: None)  # which would find out, too
+    monkeypatch.setattr(probe_table, "probe_optimizer", lambda optimizer: None)  # which would find out, too
     monkeypatch.setattr("lightning_freeze.setup.probe_optimizer", lambda *_: TRUSTED)
     cell = measure(Recipe(AdamW)).cells[OURS]
     assert (cell.outcome, cell.state) == ("moved", ADAM)
 
 
-TRUSTED = founding.OptimizerTraits("AdamW", True, True, True, True, steps_in_backward=False)
+TRUSTED = probe_table.OptimizerTraits("AdamW", True, True, True, True, steps_in_backward=False)
 
 
 def test_the_measuring_knows_no_lightning() -> None:
-    assert knows_torch_or_lightning(Path(founding.__file__)) == {"torch"}
+    assert knows_torch_or_lightning(Path(probe_table.__file__)) == {"torch"}

@@ -117,7 +117,7 @@ def _optimizers(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(merged(rows), key=lambda row: (row.package != "torch", row.package, row.version, row.name)):
-        step_counters = ", ".join(f"`{clock}`" for clock in row.step_counters)
+        step_counters = ", ".join(f"`{entry}`" for entry in row.step_counters)
         remarks = "; ".join([*(f"**{each}**" for each in row.broken), *row.remarks])
         cells = [f"{row.package} {row.version}".strip(), row.name, row.way, *row.turns.values(), step_counters, remarks]
         lines.append("| " + " | ".join(_cell(each) for each in cells) + " |")
