@@ -254,7 +254,7 @@ class FreezeController:
         context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if scaler else None)
         self.backward = setup.decide_skipping(self.options.skip_backward, context, plan, members)
         self._compiled, self._closures = frozenset(compiled(context.module)), closures
-        loop = Loop(self._place, self.schedule, plan, self.groups, members, self.audit, context, self._say)
+        loop = Loop(self._place, self.schedule, self.groups, members, self.audit, context, self._say)
         built = setup.build_holds(
             loop, self.audit, members, self.options, context, self.backward, rated=bool(plan.rated), scaler=scaler
         )
@@ -264,7 +264,7 @@ class FreezeController:
         given = "the schedule, the groups and the optimizers that the ranks were given"
         refuse_mismatch("before training", given, self._given(members))
         self._place.at = plan.start(epoch)
-        loop.hold(built, attach=not waits)
+        loop.hold(plan, built, attach=not waits)
         setup.say_what_is_held(plan, self.groups, self.options, self.backward, members, self._say)
 
     def begin(

@@ -88,15 +88,12 @@ class Loop:
         self,
         place: Place,
         schedule: Schedule,
-        plan: Plan,
         groups: Groups,
         members: Membership,
         audit: RunAudit,
         context: RunContext,
         say: Callable[[str], None],
     ) -> None:
-        self.plan = plan
-        """The schedule, bound to the optimizers as they are now."""
         self.members = members
         self.context = context
         self.say = say
@@ -113,21 +110,28 @@ class Loop:
         self._lr_factors: dict[str, float] | None = None
         self._stable_until = 0
 
-    def hold(self, built: Built, attach: bool) -> None:
-        """Take the holds, decide what trains, and hook into the optimizers.
+    def hold(self, plan: Plan, built: Built, attach: bool) -> None:
+        """Take plan and holds, decide what trains, and hook into the optimizers.
 
         Args:
+            plan: The schedule, bound to the optimizers.
             built: The holds.
             attach: Whether steps are the run's from now on.
         """
         self.built = built
         self.hooks = StepHooks(self.members.steps, built.holds, self._arrives, self._ran)
-        self._place.plan, self._place.loop = self.plan, self  # now that it can be detached
+        self._place.plan, self._place.loop = plan, self  # now that it can be detached
         self.decide()
         if attach:
             self.hooks.attach()
         built.holds.attach()
         self.begin_epoch()
+
+    @property
+    def plan(self) -> Plan:
+        """The schedule, bound to the optimizers as they are now."""
+        assert self._place.plan is not None
+        return self._place.plan
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -298,7 +302,7 @@ class Loop:
         """An optimizer was given other parameters during the run: sort them in, where the run is."""
         self.built.holds.thaw(self.members.everything(), self._split)
         self.members.refresh()
-        self.plan = self._place.plan = self._schedule.bind(self.members.layout)
+        self._place.plan = self._schedule.bind(self.members.layout)
         self.built.holds.rebind(self.members)
         self.sets = self._announced = self._applied = ()
         self._lr_factors = None
