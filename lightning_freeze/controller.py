@@ -6,7 +6,8 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
+from functools import partial
+from operator import attrgetter, is_
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerSta
 from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Decision, SkipBackward
 from lightning_freeze.loop import Loop, Place, RunState
-from lightning_freeze.plan.groups import Rest, group_parameters, selectors_for
+from lightning_freeze.plan.groups import Groups, Rest, group_parameters, selectors_for
 from lightning_freeze.plan.membership import Membership
 from lightning_freeze.plan.metric_log import MetricLog
 from lightning_freeze.plan.outlook import Outlook
@@ -147,10 +148,9 @@ class FreezeController:
         self._context = RunContext(model, wrapper, compiled=is_compiled)
         self._on_change = on_schedule_change
         self._say = say
-        self.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
+        self._place.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
         self.metrics = MetricLog(schedule, self._place.planned, self._place.logged)
-        self.preview = Outlook(self._place.planned, self._place.optimizers, self.groups, state_bytes)
-        self._held_groups: list[list[str]] = []
+        self.preview = Outlook(self._place.planned, self._place.optimizers, lambda: self.groups, state_bytes)
         self._compiled: frozenset[str] = frozenset()
         self._variable_batch_size = False
         self._closures: bool | None = None
@@ -169,6 +169,11 @@ class FreezeController:
     def findings(self) -> list[Finding]:
         """Everything that the audits have found."""
         return self.log.findings
+
+    @property
+    def groups(self) -> Groups:
+        """The groups and their parameters, as they are now."""
+        return self._place.groups
 
     @property
     def updates(self) -> dict[str, int]:
@@ -239,33 +244,12 @@ class FreezeController:
                 true, or optimizer state cannot be reset or offloaded.
         """
         self.detach()
-        self.traits = {}
-        optimizers = tuple(map(plain_optimizer, optimizers))
-        context = run or replace(self._context, manual_optimization=len(optimizers) > 1)
-        self.audit.meet(context)
-        refuse_flattened(context.module)
-        freezable = (member.parameter for members in self.groups.freezable.values() for member in members)
-        setup.refuse_optimizers(optimizers, freezable)
-        members = Membership(context.module, self.groups, optimizers)
-        plan = self.schedule.bind(members.layout)
-        setup.check_optimizers(members, plan, self.groups, self.options)
-        for index, found in setup.learn(members, plan, self.groups.rest, closures, self._say, self.options.audit):
-            self.traits[index] = found
-        context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if scaler else None)
-        self.backward = setup.decide_skipping(self.options.skip_backward, context, plan, members)
-        self._compiled, self._closures = frozenset(compiled(context.module)), closures
-        loop = Loop(self._place, self.schedule, self.groups, members, self.audit, context, self._say)
-        built = setup.build_holds(
-            loop, self.audit, members, self.options, context, self.backward, rated=bool(plan.rated), scaler=scaler
-        )
-        self.audit.weights, self.needs_backward = built.weights, built.needs_backward
-        self._held_groups = [sorted(step.members) for step in members.steps]
+        self._hold_again = partial(self._hold, run=run, scaler=scaler, closures=closures)
+        self._hold_again(optimizers, attach=not waits, epoch=epoch)
+        loop = self._loop
         setup.say_frozen_by_user(self.groups, self._say)
-        given = "the schedule, the groups and the optimizers that the ranks were given"
-        refuse_mismatch("before training", given, self._given(members))
-        self._place.at = plan.start(epoch)
-        loop.hold(plan, built, attach=not waits)
-        setup.say_what_is_held(plan, self.groups, self.options, self.backward, members, self._say)
+        setup.say_foreign(loop.members, self._say)
+        setup.say_what_is_held(loop.plan, self.groups, self.options, self.backward, loop.members, self._say)
 
     def begin(
         self,
@@ -318,13 +302,21 @@ class FreezeController:
         )
         self.log.record(setup.run_record(self.schedule, self.groups, loop.members, at, state is not None))
 
-    def begin_step(self, epoch: int | None = None) -> None:
+    def begin_step(self, epoch: int | None = None, optimizers: Sequence[Optimizer] | None = None) -> None:
         """A batch begins.
 
         Args:
             epoch: The epoch it belongs to, from 0; by default the one after the last `end_epoch`.
+            optimizers: The run's optimizers now; where others were given to `attach`, the schedule goes on with these.
+
+        Raises:
+            SelectionError: The model or an optimizer was given a parameter that cannot be grouped.
         """
         loop = self._place.loop or self._loop
+        if optimizers is not None and not (
+            len(optimizers) == len(loop.given) and all(map(is_, optimizers, loop.given))
+        ):
+            loop = self._rebuilt(optimizers)
         if loop.state is RunState.ATTACHED:
             self._decide_again(loop)
             loop.built.holds.begin()
@@ -449,6 +441,60 @@ class FreezeController:
 
     # --- inside
 
+    def _hold(
+        self,
+        given: Sequence[Optimizer],
+        *,
+        run: RunContext | None,
+        scaler: bool,
+        closures: bool | None,
+        attach: bool = True,
+        epoch: int | None = None,  # the epoch to begin in; None where the run goes on
+    ) -> None:
+        self.traits = {}
+        optimizers = tuple(map(plain_optimizer, given))
+        context = run or replace(self._context, manual_optimization=len(optimizers) > 1)
+        self.audit.meet(context)
+        refuse_flattened(context.module)
+        freezable = (member.parameter for members in self.groups.freezable.values() for member in members)
+        setup.refuse_optimizers(optimizers, freezable)
+        members = Membership(context.module, self.groups, optimizers)
+        plan = self.schedule.bind(members.layout)
+        setup.check_optimizers(members, plan, self.groups, self.options)
+        for index, found in setup.learn(members, plan, self.groups.rest, closures, self._say, self.options.audit):
+            self.traits[index] = found
+        context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if scaler else None)
+        self.backward = setup.decide_skipping(self.options.skip_backward, context, plan, members)
+        self._compiled, self._closures = frozenset(compiled(context.module)), closures
+        loop = Loop(self._place, self.schedule, members, self.audit, context, self._say)
+        loop.given = tuple(given)
+        built = setup.build_holds(
+            loop, self.audit, members, self.options, context, self.backward, rated=bool(plan.rated), scaler=scaler
+        )
+        self.audit.weights, self.needs_backward = built.weights, built.needs_backward
+        what = "the schedule, the groups and the optimizers that the ranks were given"
+        refuse_mismatch("before training", what, self._mismatch(members))
+        if epoch is None:
+            checkpoint.carry_over(self._place.at, plan, len(optimizers))
+        else:
+            self._place.at = plan.start(epoch)
+        loop.hold(plan, built, attach=attach, fresh=epoch is not None)
+
+    def _rebuilt(self, optimizers: Sequence[Optimizer]) -> Loop:
+        """Go on with other optimizers, where the run is."""
+        self.audit.check()
+        checked = self.audit.checked
+        self.detach(bring_back=False)
+        self._hold_again(optimizers)
+        if self.audit.weights is not None:
+            self.audit.weights.frozen.checked = checked
+        names = ", ".join(type(step.optimizer).__qualname__ for step in self._loop.members.steps)
+        at = self._place.at
+        self._say(
+            f"freeze, epoch {at.epoch}, after {at.total} updates: the optimizers were rebuilt ({names}); the schedule goes on."
+        )
+        return self._loop
+
     @property
     def _loop(self) -> Loop:
         if self._place.loop is None:
@@ -457,7 +503,7 @@ class FreezeController:
 
     @property
     def _identity(self) -> checkpoint.Identity:
-        return checkpoint.Identity(self.schedule, self.groups, self._held_groups)
+        return checkpoint.Identity(self.schedule, self.groups, self._place.held_groups)
 
     def _decide_again(self, loop: Loop) -> None:
         """Before the first step: code that was compiled since counts too, and batches of several sizes."""
@@ -469,11 +515,11 @@ class FreezeController:
                 loop.built.skip.allowed = False
                 self._say(f"freeze: the backward work of frozen groups is not skipped after all: {self.backward.why}.")
 
-    def _given(self, members: Membership) -> str | None:
+    def _mismatch(self, members: Membership) -> str | None:
         """What differs between what the ranks were given."""
         return self.audit.ranks.disagreement(
             {
-                **self._identity.as_dict(),
+                **checkpoint.Identity(self.schedule, self.groups, members.held_groups).as_dict(),
                 "excluded": [step.excludes for step in members.steps],
                 "skip_backward": self.backward.skips,
                 "optimizer_state": self.options.optimizer_state,

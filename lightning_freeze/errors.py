@@ -49,6 +49,11 @@ def did_you_mean(name: str, among: Iterable[str], otherwise: int = 0) -> str:
     return offer([folded[each] for each in similar] or [*folded.values()][:otherwise])
 
 
+def listed(names: Sequence[str], shown: int = 5) -> str:
+    """Names in quotes, the first few of many."""
+    return ", ".join(map(repr, names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

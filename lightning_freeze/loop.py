@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NoReturn
 
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
 from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
+from lightning_freeze.errors import SelectionError
 from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, Sets, Split, Step
+from lightning_freeze.plan.named_parameters import what_changed
 from lightning_freeze.plan.preview import preview
 from lightning_freeze.plan.schedule import NO_END, REST, Plan, Position, Schedule
 from lightning_freeze.report.findings import Finding
@@ -51,6 +56,9 @@ class Place:
     plan: Plan | None = None
     """The schedule, as it was bound last."""
     loop: Loop | None = None
+    groups: Groups = field(default_factory=lambda: Groups({}, {}, (), "train"))
+    held_groups: list[list[str]] = field(default_factory=list)
+    """The groups that each optimizer holds."""
     epoch_length: int = 0
     """The updates of the last epoch."""
     said: set[str] = field(default_factory=set)
@@ -83,12 +91,13 @@ class Loop:
     """What trains, decided from the plan and applied through the holds."""
 
     built: Built
+    given: tuple[Optimizer, ...] = ()
+    """The optimizers as they were given, with what wraps them."""
 
     def __init__(
         self,
         place: Place,
         schedule: Schedule,
-        groups: Groups,
         members: Membership,
         audit: RunAudit,
         context: RunContext,
@@ -102,7 +111,6 @@ class Loop:
         self.sets: Sets = ()
         """What each optimizer trains, as decided."""
         self._schedule = schedule
-        self._groups = groups.members
         self._audit = audit
         self._place = place
         self._announced: Sets = ()
@@ -110,22 +118,26 @@ class Loop:
         self._lr_factors: dict[str, float] | None = None
         self._stable_until = 0
 
-    def hold(self, plan: Plan, built: Built, attach: bool) -> None:
+    def hold(self, plan: Plan, built: Built, attach: bool, fresh: bool) -> None:
         """Take plan and holds, decide what trains, and hook into the optimizers.
 
         Args:
             plan: The schedule, bound to the optimizers.
             built: The holds.
             attach: Whether steps are the run's from now on.
+            fresh: Whether an epoch begins.
         """
         self.built = built
         self.hooks = StepHooks(self.members.steps, built.holds, self._arrives, self._ran)
         self._place.plan, self._place.loop = plan, self  # now that it can be detached
+        self._remember()
+        self.members.names.attach()
         self.decide()
         if attach:
             self.hooks.attach()
         built.holds.attach()
-        self.begin_epoch()
+        if fresh:
+            self.begin_epoch()
 
     @property
     def plan(self) -> Plan:
@@ -154,6 +166,8 @@ class Loop:
         self._audit.shards.close()  # before anything walks over parameters, or changes what requires a gradient
         for step in self.members.steps:
             self.hooks.restore(step)  # after a step that failed, and that the model has survived
+        if self.members.names.changed(walk=not at.begun):
+            self._rebind()
         self.state = RunState.TRAINING
         if self.plan.begin_window(at, at.epoch if epoch is None else epoch):
             self.decide()
@@ -209,7 +223,7 @@ class Loop:
         """Say once why a metric has ended a phase."""
         at = self._place.at
         if at.why:
-            now = folded(self.plan.trainable(at), self._groups)
+            now = folded(self.plan.trainable(at), self.members.groups.members)
             self.say(f"freeze, epoch {max(0, at.epoch - 1)}: {at.why}. Now training: {now}.")
             at.why = ""
 
@@ -218,8 +232,8 @@ class Loop:
         at = self._place.at
         place, trainable = self.plan.where(at), self.plan.trainable(at)
         return (
-            folded(trainable, self._groups),
-            folded(sorted(self.members.freezable.keys() - trainable), self._groups),
+            folded(trainable, self.members.groups.members),
+            folded(sorted(self.members.freezable.keys() - trainable), self.members.groups.members),
             f"after {at.total} updates in epoch {at.epoch}",
             f" ({place})" if place else "",
         )
@@ -253,6 +267,7 @@ class Loop:
     def detach(self, bring_back: bool) -> None:
         """Undo everything."""
         self._place.loop = None
+        self.members.names.detach()
         try:
             self.hooks.detach()
         finally:
@@ -268,6 +283,7 @@ class Loop:
             self.built.holds.decided(self._split)
 
     def _apply(self) -> None:
+        self._audit.shards.close()  # within a step, modules may show other parameters
         freezes, thaws = self.members.changes(self._applied, self.sets)
         self._applied = self.sets
         self.built.holds.thaw(thaws, self._split)
@@ -275,8 +291,10 @@ class Loop:
 
     def _arrives(self, step: Step) -> None:
         """The last moment before a step."""
-        if len(step.optimizer.param_groups) != step.param_groups:
+        if self.members.names.changed() or self.members.holders.changed(step.index):
             self._rebind()
+        if self.members.lost:
+            self._refuse_lost()
         if self.state is RunState.ATTACHED and step.has_gradients:
             raise RuntimeError(self._at_step(step) + _BEFORE_A_BATCH)
         if self.sets is not self._applied:
@@ -299,12 +317,63 @@ class Loop:
             self._announce()
 
     def _rebind(self) -> None:
-        """An optimizer was given other parameters during the run: sort them in, where the run is."""
-        self.built.holds.thaw(self.members.everything(), self._split)
-        self.members.refresh()
-        self._place.plan = self._schedule.bind(self.members.layout)
-        self.built.holds.rebind(self.members)
+        """The model or an optimizer has other parameters: sort them in, where the run is."""
+        members, holds = self.members, self.built.holds
+        self._audit.shards.close()
+        replaced, before = members.names.replaced(), members.groups
+        holds.replaced(replaced)
+        holds.thaw(members.everything(), self._split)
+        try:
+            members.refresh()
+            plan = self._schedule.bind(members.layout)
+        except SelectionError as error:
+            raise SelectionError(f"the model has other parameters, {self._when}: {error}") from None
+        self._place.plan = plan
+        self._remember()
+        holds.rebind(members)
         self.sets = self._announced = self._applied = ()
         self._lr_factors = None
         self.decide()
         self._announce()
+        self._say_what_changed(replaced, before)
+
+    def _remember(self) -> None:
+        """Keep what outlives the attachment."""
+        place = self._place
+        place.groups, place.held_groups = self.members.groups, self.members.held_groups
+        for group in self.plan.start().updates:
+            place.at.updates.setdefault(group, 0)
+
+    def _say_what_changed(self, replaced: Mapping[int, Parameter], before: Groups) -> None:
+        """Say what was replaced and what was added."""
+        known = {m.name for found in before.members.values() for m in found}
+        new = set(map(id, replaced.values()))
+        now = [m for found in self.members.groups.members.values() for m in found]
+        names = [m.name for m in now if id(m.parameter) in new]
+        added = [m for m in now if m.name not in known]
+        for line in what_changed(names, [m.name for m in added]):
+            self.say(f"freeze, {self._when}: {line}")
+        if added:
+            groups = folded({m.group for m in added}, self.members.groups.members)
+            self.say(f"freeze: what was added is in {groups}.")
+
+    def _refuse_lost(self) -> None:
+        """Refuse to go on where a group trains and no optimizer holds a parameter of it.
+
+        Raises:
+            SelectionError: It names the parameter.
+        """
+        trains = frozenset().union(*self.sets)
+        for group, names in self.members.lost.items():
+            if group in trains:
+                what = f"{names[0]!r} of group {group!r}" if names else f"any parameter of group {group!r}"
+                raise SelectionError(
+                    f"no optimizer holds {what}, {self._when}, so it cannot train: it was replaced, or added, and its "
+                    "optimizer has the old one or none. Give it to one, `optimizer.add_param_group({'params': [...]})`, or "
+                    "copy into the old parameter (`with torch.no_grad(): old.copy_(new)`)."
+                )
+
+    @property
+    def _when(self) -> str:
+        at = self._place.at
+        return f"epoch {at.epoch}, after {at.total} updates"

@@ -123,6 +123,7 @@ def test_a_group_over_two_optimizers_waits_part_by_part() -> None:
         second.step()
     assert controller.updates == {"both": 4}
     assert controller.audit.check() == []
+    controller.detach()
 
 
 def test_a_parameter_in_two_optimizers_is_frozen_only_where_neither_trains_it() -> None:
@@ -137,6 +138,7 @@ def test_a_parameter_in_two_optimizers_is_frozen_only_where_neither_trains_it() 
         optimizer.step()
         optimizer.zero_grad()
     assert controller.end_epoch() == []
+    controller.detach()
 
 
 def test_before_attach_it_says_what_to_do() -> None:
@@ -157,6 +159,7 @@ def test_may_train_knows_groups_and_families() -> None:
     assert not controller.may_train("head")
     with pytest.raises(SelectionError, match="no group 'haed'. Did you mean 'head'"):
         controller.may_train("haed")
+    controller.detach()
 
 
 @pytest.mark.parametrize(

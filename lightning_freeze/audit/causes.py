@@ -52,6 +52,11 @@ def explain(change: Change, context: AuditContext, epoch: int, later: int = 0) -
 def _of_parameter(change: Change, context: AuditContext) -> tuple[str, str]:
     """The first cause that applies, and why that moves a frozen parameter and what to change."""
     tensor, owner = change.watched.read(), context.owner(change.watched.name)
+    if change.watched.first is not None and tensor is not change.watched.first:
+        return "replaced", (
+            f"another parameter took its place, with other bits or another shape (it was {_kind(change.watched.first)}, now it "
+            f"is {_kind(tensor)}). Replace it where its group trains, or by a copy of its bits (`nn.Parameter(old.detach().clone())`)."
+        )
     if change.gradient_at is not None:
         return "gradient", f"it had a gradient when its optimizer stepped after update {change.gradient_at}" + (
             ", so something filled `.grad` after it was set to None: a hook of an optimizer, or a `step()` that runs "
@@ -80,6 +85,10 @@ def _of_parameter(change: Change, context: AuditContext) -> tuple[str, str]:
         f"`load_state_dict`, a callback that averages or swaps weights.{suspects} Let it leave frozen parameters alone, or "
         "do it where the group trains. `FreezeAudit(every_n_updates=1)` narrows down when."
     )
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "gone" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}".replace("torch.", "")
 
 
 def _of_buffer(change: Change, context: AuditContext) -> tuple[str, str]:

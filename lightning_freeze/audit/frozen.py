@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,7 @@ class Watched:
     group: str | None  # None for a buffer
     read: Callable[[], Tensor | None]  # gives the tensor as it is now, None if it is gone
     state: Callable[[], object] | None = None  # gives the optimizer state for it now, None while that is offloaded
+    first: Tensor | None = None  # the parameter that the interval began with, where another may take its place
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ class FrozenAudit:
             new = self._open[key] = _Interval(old.watched, update, bits[0], bits[1], update)
             if new.state is None:  # offloaded: compared with what it was when it comes back
                 new.state, new.state_since = old.state, old.state_since
+
+    def follow(self, key: object, watched: Watched) -> None:
+        """Something else took the place of what froze, without its state; the key stays."""
+        if key in self._open:
+            interval = self._open[key]
+            interval.watched, interval.state = replace(watched, first=interval.watched.first), None
 
     def saw_gradient(self, keys: Iterable[object], update: int) -> None:
         """These had a gradient when their optimizer stepped, though frozen."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.audit.fingerprint import Digest, differ, digests, to_builtins
+from lightning_freeze.errors import listed
 from lightning_freeze.report.findings import Finding
 
-_SHOWN = 5
 _MaxGrad = Tensor | float | None  # the largest entry of a gradient, 0 at a learning rate of 0, None without a gradient
 
 
@@ -42,7 +42,7 @@ class MovedAudit:
         self._split = split
         self._before: dict[int, Digest | None] = {}  # by the identity of a parameter
         self._planned: set[str] = set()
-        self._max_grads: dict[str, list[_MaxGrad]] = {}  # at the first update of the epoch by an optimizer
+        self._max_grads: dict[int, _MaxGrad] = {}  # of a parameter, at the first update of the epoch by an optimizer
         self._sampled: dict[int, set[str]] = defaultdict(
             set
         )  # optimizer to the groups that it has updated in the epoch
@@ -50,6 +50,13 @@ class MovedAudit:
     def last_digest(self, parameter: Tensor) -> Digest | None:
         """The digest with which the epoch began of what may train; None for anything else."""
         return self._before.get(id(parameter))
+
+    def use(self, groups: Mapping[str, Sequence[tuple[str, Tensor]]]) -> None:
+        """From here on the groups have these members; of what is new, this epoch says nothing."""
+        self._groups = groups
+        kept = {id(parameter) for members in groups.values() for _, parameter in members}
+        self._before = {key: digest for key, digest in self._before.items() if key in kept}
+        self._max_grads = {key: found for key, found in self._max_grads.items() if key in kept}
 
     def begin_epoch(self) -> None:
         """Remember the bits of everything that may train."""
@@ -65,22 +72,21 @@ class MovedAudit:
         sampled = self._sampled[optimizer]
         for group in updated.difference(sampled):
             sampled.add(group)
-            members = self._groups.get(group, ())
-            known = self._max_grads.get(group) or [None] * len(members)
-            found = zip(known, members, strict=True)  # what has none yet may belong to this optimizer
-            self._max_grads[group] = [self._max_grad(p) if old is None else old for old, (_, p) in found]
+            for _, parameter in self._groups.get(group, ()):
+                if self._max_grads.get(id(parameter)) is None:  # what has none yet may belong to this optimizer
+                    self._max_grads[id(parameter)] = self._max_grad(parameter)
 
     def end_epoch(self, epoch: int) -> list[Finding]:
         """What was planned to train and did not in the epoch that has ended. Begins the next."""
         groups = [group for group in self._groups if group in self._planned]
-        max_grads, before = self._max_grads, self._before
+        max_grads, before, updated = self._max_grads, self._before, set().union(*self._sampled.values())
         self.begin_epoch()
         members = [member for group in groups for member in self._groups[group]]
-        ends = [(before[id(parameter)], self._before[id(parameter)]) for _, parameter in members]
-        # What had no bits at the beginning, a lazy parameter, cannot have kept them.
+        ends = [(before.get(id(parameter)), self._before[id(parameter)]) for _, parameter in members]
+        # What had no bits at the beginning, a lazy parameter or one that was added, cannot have kept them.
         flags = to_builtins([old is None or differ(old, new) for old, new in ends])
         self.last_moved = frozenset(compress((name for name, _ in members), flags))
-        return [finding for group in groups for finding in self._findings(group, max_grads.get(group), epoch)]
+        return [finding for group in groups for finding in self._findings(group, max_grads, group in updated, epoch)]
 
     def _max_grad(self, parameter: Tensor) -> _MaxGrad:
         gradient = parameter.grad
@@ -92,30 +98,27 @@ class MovedAudit:
         can_move = gradient.numel() and self._rate(parameter) > 0
         return torch.linalg.vector_norm(gradient, ord=math.inf) if can_move else 0.0
 
-    def _kept(self, group: str, max_grads: Sequence[_MaxGrad] | None) -> list[tuple[str, _MaxGrad]]:
+    def _kept(self, group: str, max_grads: Mapping[int, _MaxGrad]) -> list[tuple[str, _MaxGrad]]:
         """What should have moved and did not; without what has no elements, since FSDP1 keeps them on other ranks."""
-        members = self._groups[group]
         return [
-            (name, max_grad)
-            for (name, parameter), max_grad in zip(members, max_grads or [None] * len(members), strict=True)
+            (name, max_grads.get(id(parameter)))
+            for name, parameter in self._groups[group]
             if name not in self.last_moved and parameter.numel() and not self._need_not_move(parameter)
         ]
 
-    def _findings(self, group: str, max_grads: Sequence[_MaxGrad] | None, epoch: int) -> Iterator[Finding]:
+    def _findings(self, group: str, max_grads: Mapping[int, _MaxGrad], updated: bool, epoch: int) -> Iterator[Finding]:
         kept = self._kept(group, max_grads)
         idle = [name for name, max_grad in kept if max_grad is None]
         unmoved = [name for name, max_grad in kept if max_grad]
         of_group = f"of {len(self._groups[group])} parameters of group {group!r}"
         if idle:
-            text = f"{len(idle)} {of_group} got no gradient in epoch {epoch}, though the group was to train: {_listed(idle)}. "
-            yield _finding(
-                "no_gradient", text + (_NO_STEP if max_grads is None else _NOT_IN_LOSS), epoch, group, idle[0]
-            )
+            text = f"{len(idle)} {of_group} got no gradient in epoch {epoch}, though the group was to train: {listed(idle)}. "
+            yield _finding("no_gradient", text + (_NOT_IN_LOSS if updated else _NO_STEP), epoch, group, idle[0])
         for names in [[name] for name in unmoved] if self._split else [unmoved]:
             if names:
                 text = (
                     f"{len(names)} {of_group} kept every bit in epoch {epoch}, though they had a gradient that was not zero and "
-                    f"a learning rate above zero: {_listed(names)}. {_UNDONE}"
+                    f"a learning rate above zero: {listed(names)}. {_UNDONE}"
                 )
                 yield _finding("unmoved", text, epoch, group, names[0])
 
@@ -140,7 +143,7 @@ def stalled(optimizers: Mapping[int, str], epoch: int, groups: Mapping[int, Sequ
     return [
         _finding(
             "stalled",
-            f"optimizer {index} ({name}), which holds {_listed(groups[index])}, was never stepped in epoch {epoch}, and the "
+            f"optimizer {index} ({name}), which holds {listed(groups[index])}, was never stepped in epoch {epoch}, and the "
             "schedule waits for its updates. Call its `step()` in `training_step`, or take its groups out of the schedule.",
             epoch,
             groups[index][0] if groups[index] else None,
@@ -151,7 +154,3 @@ def stalled(optimizers: Mapping[int, str], epoch: int, groups: Mapping[int, Sequ
 
 def _finding(kind: str, message: str, epoch: int, group: str | None, parameter: str | None = None) -> Finding:
     return Finding("moved", kind, "warning", message, cause=kind, epoch=epoch, parameter=parameter, group=group)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

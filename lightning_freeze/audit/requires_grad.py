@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import is_
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,8 +15,8 @@ from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Member, frozen_modules
 from lightning_freeze.plan.membership import OptimizerIndex, Step
+from lightning_freeze.plan.named_parameters import NamedParameters, what_changed
 from lightning_freeze.plan.schedule import Position
-from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Log, Record
 
@@ -31,14 +32,26 @@ class RequiresGradWatch:
     from the first of these at which it is off to the first at which it is on again.
     """
 
-    def __init__(self, module: nn.Module, *, suspects: Sequence[str], record: Callable[[Record], None]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        suspects: Sequence[str],
+        record: Callable[[Record], None],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.holds = Hold()  # nothing is held
         self.log = Log(record)
         self.audit = RunAudit(module, self.log, lambda: self._at, suspects)
         self._module = module
+        self._say = say
         self._at = Position(updates={_TRAINED: 0})
-        self._parameters = [(clean_name(name), p) for name, p in module.named_parameters()]
+        self._names = NamedParameters(module)
+        self._parameters: list[tuple[str, nn.Parameter]] = []
+        self._frozen_first: frozenset[str] = frozenset()  # the names of what is frozen when training begins
         self._flags: list[bool] = []
+        self._steps: list[Step] = []
+        self._given: tuple[Optimizer, ...] = ()
         self._hooks: StepHooks | None = None
 
     @property
@@ -60,25 +73,24 @@ class RequiresGradWatch:
         """Watch these optimizers' steps, in a run of which this is known; nothing is held."""
         self.detach()
         self.audit.meet(run)
-        self._flags = []
-        holders = OptimizerIndex(optimizers)
-        held = [Member(name, p, _TRAINED) for name, p in self._parameters if holders.indices(p)]
+        self._run, self._given = run, optimizers
+        self._names.refresh()
+        self._names.attach()
+        self._steps = [Step(index, optimizer, {}) for index, optimizer in enumerate(optimizers)]
+        self._holders = OptimizerIndex(optimizers)
         self.audit.weights = WeightAudit(
             self._module,
-            holders,
-            {_TRAINED: held},
+            self._names,
+            self._holders,
+            {},
             lambda: self._at.total,
             suspects=self.audit.suspects,
             sets_to_none=False,
             need_not_move=lambda parameter: not parameter.requires_grad,
             split=self.audit.split,
         )
-        steps = []
-        for index, optimizer in enumerate(optimizers):
-            own = tuple(m.parameter for m in held if index in holders.indices(m.parameter))
-            steps.append(Step(index, optimizer, {_TRAINED: own} if own else {}))
-            steps[-1].train(_PLANNED)
-        self._hooks = StepHooks(steps, self.holds, lambda step: self._read_flags(), self._stepped)
+        self._sort()
+        self._hooks = StepHooks(self._steps, self.holds, self._arrives, self._stepped)
         self._hooks.attach()
 
     def begin(self, epoch: int) -> None:
@@ -86,6 +98,9 @@ class RequiresGradWatch:
         self._at.epoch = epoch
         self._weights.begin()
         self.audit.begin_epoch()
+        self._frozen_first = frozenset(name for name, p in self._parameters if not p.requires_grad)
+        if self._frozen_first:
+            self._at.updates.setdefault(_FROZEN, 0)
         self.log.record(
             {
                 "type": "run",
@@ -100,11 +115,17 @@ class RequiresGradWatch:
             }
         )
 
-    def begin_step(self, epoch: int) -> None:
-        """A batch begins: see what is frozen now."""
+    def begin_step(self, epoch: int, optimizers: Sequence[Optimizer] | None = None) -> None:
+        """A batch begins: see what is frozen now, and by whom it is held."""
         self._at.epoch = epoch
-        self.audit.begun = True
         self.audit.shards.close()
+        if optimizers is not None and not (
+            len(optimizers) == len(self._given) and all(map(is_, optimizers, self._given))
+        ):
+            self._rebuilt(optimizers)
+        if self._names.changed(walk=not self.audit.begun):
+            self._rebind()
+        self.audit.begun = True
         self._read_flags()
 
     def end_epoch(self) -> list[Finding]:
@@ -129,7 +150,9 @@ class RequiresGradWatch:
         """Remove every hook; idempotent."""
         if self._hooks is not None:
             self._hooks.detach()
+        self._names.detach()
         self._hooks = self.audit.weights = None
+        self._given, self._steps, self._holders = (), [], OptimizerIndex(())
 
     def _read_flags(self) -> None:
         """Follow what is frozen now, if that has changed."""
@@ -141,11 +164,55 @@ class RequiresGradWatch:
         self._weights.open(Member(name, p, _FROZEN) for name, p in self._parameters if not p.requires_grad)
         self._weights.hold_buffers(frozen_modules(self._module, lambda p: not p.requires_grad))
 
+    def _arrives(self, step: Step) -> None:
+        """The last moment before a step."""
+        if self._names.changed() or self._holders.changed(step.index):
+            self._rebind()
+        self._read_flags()
+
     def _stepped(self, step: Step) -> None:
         leaked = [p for _, p in self._parameters if not p.requires_grad and p.grad is not None]
         self._weights.stepped(_PLANNED, step.updated, leaked, step.index)
-        self._at.total += bool(step.updated)
+        if not step.updated:
+            return
+        self._at.total += 1
         self._at.updates[_TRAINED] = self._at.total
+        first = (p for name, p in self._parameters if name in self._frozen_first) if self._frozen_first else ()
+        if any(p.requires_grad and p.grad is not None and step.index in self._holders.indices(p) for p in first):
+            self._at.updates[_FROZEN] += 1
+
+    def _sort(self) -> None:
+        """Sort in the parameters that the model and the optimizers have now."""
+        self._parameters = [*{id(p): (name, p) for name, p in reversed(self._names.by_name.items())}.values()][::-1]
+        self._flags = []
+        held = [Member(name, p, _TRAINED) for name, p in self._parameters if self._holders.indices(p)]
+        self._weights.use(self._holders, {_TRAINED: held})
+        for step in self._steps:
+            own = tuple(m.parameter for m in held if step.index in self._holders.indices(m.parameter))
+            step.rebind({_TRAINED: own} if own else {})
+            step.train(_PLANNED)
+
+    def _rebind(self) -> None:
+        """The model or an optimizer has other parameters."""
+        replaced, before = self._names.replaced(), {name for name, _ in self._parameters}
+        self._weights.replaced(replaced)
+        self._weights.close(p for _, p in self._parameters)
+        self._names.refresh()
+        self._holders = OptimizerIndex(self._given)
+        self._sort()
+        new = set(map(id, replaced.values()))
+        names = [name for name, p in self._parameters if id(p) in new]
+        for line in what_changed(names, [name for name, _ in self._parameters if name not in before]):
+            self._say(f"freeze, epoch {self.epoch}, after {self.total} updates: {line}")
+
+    def _rebuilt(self, optimizers: Sequence[Optimizer]) -> None:
+        """Go on with other optimizers."""
+        self.audit.check()
+        checked = self.audit.checked
+        self.attach(*optimizers, run=self._run)
+        self._weights.begin()
+        self._weights.frozen.checked = checked
+        self._say(f"freeze, epoch {self.epoch}, after {self.total} updates: the optimizers were rebuilt.")
 
     @property
     def _weights(self) -> WeightAudit:

@@ -56,7 +56,7 @@ class RunAudit:
     def begin_epoch(self) -> None:
         """An epoch begins."""
         self.updates_before = dict(self._place().updates)
-        self._checked_before = self._checked
+        self._checked_before = self.checked
         self.begun = False
         if self.weights is not None:
             self.weights.begin_epoch()
@@ -101,13 +101,14 @@ class RunAudit:
             "updates": dict(place.updates),
             "updates_before_epoch": dict(self.updates_before),
             "total": place.total,
-            "intervals": self._checked,
-            "intervals_in_epoch": self._checked - self._checked_before,
+            "intervals": self.checked,
+            "intervals_in_epoch": self.checked - self._checked_before,
             "findings": self.log.severities(place.epoch),
         }
 
     @property
-    def _checked(self) -> int:
+    def checked(self) -> int:
+        """The intervals compared so far."""
         return self.weights.frozen.checked if self.weights is not None else 0
 
     def _compare(self) -> list[Finding]:

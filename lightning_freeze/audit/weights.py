@@ -16,7 +16,7 @@ from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.optimizer_state import OffloadState
 from lightning_freeze.plan.groups import Member
 from lightning_freeze.plan.membership import Membership, OptimizerIndex, ParamSet, Split, Step
-from lightning_freeze.plan.selectors import clean_name
+from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.proxies import nested_optimizers
 from lightning_freeze.report.findings import Finding
@@ -31,6 +31,7 @@ class WeightAudit(Hold):
     def __init__(
         self,
         module: nn.Module,
+        names: NamedParameters,
         holders: OptimizerIndex,
         trained: Mapping[str, Sequence[Member]],  # group to what of it is to move
         updates: Callable[[], int],  # gives the updates made so far
@@ -44,30 +45,29 @@ class WeightAudit(Hold):
         split: bool = False,  # whether this process holds parts of parameters
     ) -> None:
         self._module = module
+        self._names = names
         self._updates = updates
         self._offload = offload
         self._training_weights = training_weights
-        self._trained = {group: [(m.name, m.parameter) for m in members] for group, members in trained.items()}
-        self._use(holders)
         self.frozen = FrozenAudit()
         self.moved = MovedAudit(
-            self._trained,
+            {},
             lambda parameter: self._holders.rate(parameter),
             need_not_move,
             lambda parameter: self.frozen.last_digest(id(parameter)),
             split,
         )
+        self.use(holders, trained)
         self._begun = False
         self._reported: set[tuple[str, str | None]] = set()
         self._last_step: tuple[int, frozenset[str], frozenset[str]] | None = None
         self._buffers: Mapping[tuple[int, str], Watched] = {}  # of frozen modules, by module and name
         self._has_buffers = True
         self._split: Split | None = None
-        modules = {clean_name(name): each for name, each in module.named_modules(remove_duplicate=False)}
         self._context = AuditContext(
             mover=self._mover,
             tied=self._tied,
-            owner=lambda name: modules.get(name.rpartition(".")[0]),
+            owner=lambda name: self._names.names.modules.get(name.rpartition(".")[0]),
             suspects=suspects,
             buffers_held=buffers_held,
             sets_to_none=sets_to_none,
@@ -78,11 +78,16 @@ class WeightAudit(Hold):
     def begin(self) -> None:
         if not self._begun:
             self._begun = True
-            self._use(OptimizerIndex(self._holders.optimizers))
+            self._read(OptimizerIndex(self._holders.optimizers))
             self.moved.begin_epoch()
 
     def rebind(self, members: Membership) -> None:
-        self._use(members.holders)
+        self.use(members.holders, members.trained())
+
+    def replaced(self, pairs: Mapping[int, nn.Parameter]) -> None:
+        for old, new in pairs.items():
+            if (watched := self._known.get(old)) is not None:
+                self.frozen.follow(old, Watched(watched.name, watched.group, lambda new=new: new))  # type: ignore[misc]
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         with self._training_weights():
@@ -199,7 +204,13 @@ class WeightAudit(Hold):
 
     # --- what optimizers hold
 
-    def _use(self, holders: OptimizerIndex) -> None:
+    def use(self, holders: OptimizerIndex, trained: Mapping[str, Sequence[Member]]) -> None:
+        """From here on the optimizers hold these, of which this is to move."""
+        self._trained = {group: [(m.name, m.parameter) for m in members] for group, members in trained.items()}
+        self.moved.use(self._trained)
+        self._read(holders)
+
+    def _read(self, holders: OptimizerIndex) -> None:
         self._holders = holders
         self._known: dict[int, Watched] = {}  # by the identity of a parameter, which it keeps alive
         self._traits: dict[int, OptimizerTraits] = {}
@@ -217,7 +228,8 @@ class WeightAudit(Hold):
             found = [each.get(parameter) or {} for each in kept.values()]
             return found[0] if len(found) == 1 else found
 
-        return Watched(member.name, member.group, lambda: parameter, state)
+        now = self._names.owner(member.name)
+        return Watched(member.name, member.group, lambda: parameter if (p := now()) is None else p, state, parameter)
 
     def _mover(self, parameter: Tensor) -> str | None:
         for optimizer in self._holders.of(parameter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,11 @@ class SkipBackward(Hold):
         if self.active and self._manual:
             self._frozen = split.frozen
             self._hold()
+
+    def replaced(self, pairs: Mapping[int, nn.Parameter]) -> None:
+        for old, new in pairs.items():
+            if old in self.held:  # it may have been made with `requires_grad` of the old one
+                new.requires_grad = True
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         if self.active:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from lightning_freeze.plan.membership import Membership, ParamSet, Split, Step
 
@@ -38,6 +39,9 @@ class Hold:
 
     def decided(self, split: Split) -> None:
         """What is to train is known: right after the step that ended a set, or when a batch begins."""
+
+    def replaced(self, pairs: Mapping[int, Parameter]) -> None:
+        """Other parameters have taken the place of these, by identity; everything is thawed next, and `rebind` follows."""
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         """(R) These train from here on; always before `freeze`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from lightning_freeze.errors import ScheduleError, SelectionError, nearest, offer
+from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import ALL, REST, Layout, Schedule
 from lightning_freeze.plan.selectors import ParamNames, ParsedSelector, Selector, check_group_name, clean_name, parse
 
@@ -35,6 +36,7 @@ class Groups:
     families: Mapping[str, tuple[str, ...]]  # family to its groups, in order
     frozen_by_user: tuple[str, ...]  # FQNs found with `requires_grad=False`, in no group
     rest: Rest
+    selectors: Mapping[str, Selector] = field(default_factory=dict, repr=False)
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -94,8 +96,49 @@ def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest 
         elif parameter.requires_grad and id(parameter) not in taken:
             members.setdefault(REST, {}).setdefault(id(parameter), Member(name, parameter, REST))
     frozen_by_user = tuple(name for name, parameter in names.parameters.items() if not parameter.requires_grad)
-    found = Groups({group: tuple(each.values()) for group, each in members.items()}, families, frozen_by_user, rest)
+    found = Groups(
+        {group: tuple(each.values()) for group, each in members.items()}, families, frozen_by_user, rest, groups
+    )
     _check(found, groups)
+    return found
+
+
+def regroup(groups: Groups, before: NamedParameters, held: Container[int]) -> Groups:
+    """The groups of a model that has got other parameters: each takes the group of its name.
+
+    Args:
+        groups: The groups until now.
+        before: The model's parameters until now.
+        held: The identities of what optimizers hold, from which a module may have been taken away.
+
+    Raises:
+        SelectionError: A parameter that was added is in no group under ``rest: error``, or in two.
+    """
+    names = ParamNames(before.module)
+    group_of = {id(m.parameter): m.group for members in groups.members.values() for m in members}
+    was = {name: group_of.get(id(parameter)) for name, parameter in before.by_name.items()}
+    added = {
+        name
+        for name, p in names.parameters.items()
+        if was.get(name) is None and id(p) not in group_of and p is not before.by_name.get(name) and p.requires_grad
+    }
+    chosen, families = _choose(groups.selectors, names) if added else ({}, groups.families)
+    members: dict[str, dict[int, Member]] = {group: {} for group in groups.named}
+    for name, parameter in names.parameters.items():
+        group = group_of.get(id(parameter)) or was.get(name) or (chosen.get(name, REST) if name in added else None)
+        if group is not None:
+            members.setdefault(group, {}).setdefault(id(parameter), Member(name, parameter, group))
+    present = {name for group in members.values() for name in (m.name for m in group.values())}
+    for member in (m for each in groups.members.values() for m in each):
+        if member.name not in present and id(member.parameter) in held:
+            members.setdefault(member.group, {}).setdefault(id(member.parameter), member)
+    if REST in members:
+        members[REST] = members.pop(REST)  # the last, as before
+    grouped = {group: tuple(each.values()) for group, each in members.items()}
+    taken = {id(m.parameter) for each in grouped.values() for m in each}
+    by_user = tuple(name for name, p in names.parameters.items() if id(p) not in taken and not p.requires_grad)
+    found = replace(groups, members=grouped, families=families, frozen_by_user=by_user)
+    _check(found, {})
     return found
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from itertools import chain, zip_longest
-from typing import Any
+from itertools import chain
+from operator import is_
 
 from torch import Tensor
 from torch.nn import Module, Parameter
@@ -14,8 +14,9 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import SelectionError
-from lightning_freeze.plan.groups import Groups, Member, frozen_modules
-from lightning_freeze.plan.schedule import REST, Layout
+from lightning_freeze.plan.groups import Groups, Member, frozen_modules, regroup
+from lightning_freeze.plan.named_parameters import NamedParameters
+from lightning_freeze.plan.schedule import NO_END, REST, Layout
 from lightning_freeze.plan.selectors import clean_name
 
 _CACHED = 64
@@ -34,23 +35,27 @@ class OptimizerIndex:
 
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self.optimizers = tuple(optimizers)
-        self._found: dict[int, list[tuple[int, dict[str, Any]]]] = {}
-        for index, optimizer in enumerate(self.optimizers):
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    self._found.setdefault(id(parameter), []).append((index, group))
-        self._parameters = [*self._now()]
+        self._held = [[tuple(group["params"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self._found: dict[int, list[tuple[int, int]]] = {}  # to optimizer and param group
+        for index, groups in enumerate(self._held):
+            for number, held in enumerate(groups):
+                for parameter in held:
+                    self._found.setdefault(id(parameter), []).append((index, number))
 
-    def changed(self) -> bool:
+    def changed(self, index: int) -> bool:
         """Whether an optimizer holds other parameters now, compared by identity."""
-        return any(mine is not theirs for mine, theirs in zip_longest(self._parameters, self._now()))
+        groups, held = self.optimizers[index].param_groups, self._held[index]
+        if len(groups) != len(held):
+            return True
+        for group, before in zip(groups, held):  # noqa: B905 - compared above
+            now = group["params"]
+            if len(now) != len(before) or not all(map(is_, now, before)):
+                return True
+        return False
 
-    def _now(self) -> Iterator[Tensor | None]:
-        """The parameters of each param group, with None at its end."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                yield from group["params"]
-                yield None
+    def held(self) -> Iterator[Iterator[Tensor]]:
+        """What each optimizer held when it was read."""
+        return map(chain.from_iterable, self._held)
 
     def indices(self, parameter: Tensor) -> tuple[int, ...]:
         """The indices of the optimizers that hold a parameter, in order."""
@@ -63,7 +68,9 @@ class OptimizerIndex:
     def rate(self, parameter: Tensor) -> float:
         """The learning rate of a parameter now; 1 where its param group has none."""
         found = self._found.get(id(parameter), ())
-        rate = found[-1][1].get("lr", 1.0) if found else 1.0
+        index, number = found[-1] if found else (0, NO_END)
+        groups = self.optimizers[index].param_groups if found else []  # other dicts after each `load_state_dict`
+        rate = groups[number].get("lr", 1.0) if number < len(groups) else 1.0
         return float(rate) if isinstance(rate, (int, float, Tensor)) else 1.0
 
 
@@ -97,7 +104,6 @@ class Step:
     updated: frozenset[str] = frozenset()  # the groups that the step updates; known right before it
     leaked: Sequence[Parameter] = ()  # frozen parameters that had a gradient at the step all the same
     depth: int = 0  # of calls of `step` within each other
-    param_groups: int = field(init=False)
     trainable: frozenset[str] = field(default=frozenset(), init=False)  # the groups that train now
     frozen: tuple[Parameter, ...] = field(default=(), init=False)
     samples: tuple[Parameter, ...] = field(default=(), init=False)  # one parameter of each frozen group
@@ -109,7 +115,6 @@ class Step:
     def rebind(self, members: Mapping[str, tuple[Parameter, ...]]) -> None:
         """The optimizer holds other parameters now; `train` is to be called again."""
         self.members = members
-        self.param_groups = len(self.optimizer.param_groups)
         self._split_under = lru_cache(_CACHED)(partial(_StepSplit, members))
 
     def train(self, groups: frozenset[str]) -> None:
@@ -198,18 +203,33 @@ class Membership:
 
     def __init__(self, module: Module, groups: Groups, optimizers: Iterable[Optimizer]) -> None:
         self._module = module
-        self._groups = groups
+        self.groups = groups
+        self.names = NamedParameters(module)
         self.steps = [Step(index, optimizer, {}) for index, optimizer in enumerate(optimizers)]
         self._by_optimizer = {id(step.optimizer): step for step in self.steps}
-        self.refresh()
+        self.lost: dict[str, list[str]] = {}
+        """Group to the names of its parameters that no optimizer holds any more."""
+        self._once_held: set[str] = set()
+        self._sort({})
 
     def refresh(self) -> None:
-        """Sort in what the optimizers hold now."""
+        """Sort in the parameters that the model and the optimizers have now.
+
+        Raises:
+            SelectionError: A parameter that was added cannot be grouped.
+        """
+        before = self.layout.optimizers
+        self.groups = regroup(self.groups, self.names, held_by(*self.holders.optimizers))
+        self.names.refresh()
+        self._sort(before)
+
+    def _sort(self, before: Mapping[str, frozenset[int]]) -> None:
         self.holders = OptimizerIndex(step.optimizer for step in self.steps)
-        self.layout = self._layout()
+        self.layout = self._layout(before)
+        self._once_held.update(m.name for each in self.trained().values() for m in each)
         for step in self.steps:
             step.rebind(self._held(step.index))
-        by_user = set(self._groups.frozen_by_user)
+        by_user = set(self.groups.frozen_by_user)
         self._by_user = {id(p) for name, p in self._module.named_parameters() if clean_name(name) in by_user}
         self._held_groups = {group: list(self._by_holders(group, each)) for group, each in self.freezable.items()}
         self.changes = lru_cache(_CACHED)(self._changes)
@@ -217,19 +237,20 @@ class Membership:
         self.split = lru_cache(_CACHED)(self._split)
         """What is frozen under a trainable set."""
 
-    def changed(self) -> bool:
-        """Whether it is out of date: an optimizer holds other parameters than when they were sorted in."""
-        return self.holders.changed()
-
     def step_of(self, optimizer: object) -> Step | None:
         """The step of an optimizer, or of a wrapper around it."""
         found = self._by_optimizer.get(id(optimizer))
         return found if found is not None else self._by_optimizer.get(id(getattr(optimizer, "optimizer", None)))
 
     @property
+    def held_groups(self) -> list[list[str]]:
+        """The groups that each optimizer holds."""
+        return [sorted(step.members) for step in self.steps]
+
+    @property
     def freezable(self) -> dict[str, tuple[Member, ...]]:
         """The groups that can be frozen, with ``rest`` where it is."""
-        return self._groups.freezable
+        return self.groups.freezable
 
     @property
     def scheduled(self) -> list[Parameter]:
@@ -240,7 +261,7 @@ class Membership:
         """Group to the members that are to move; of the rest, those that an optimizer holds."""
         return {
             group: [m for m in members if self.holders.indices(m.parameter)]
-            for group, members in self._groups.members.items()
+            for group, members in self.groups.members.items()
             if group != REST or self.layout.rest_trains
         }
 
@@ -260,27 +281,32 @@ class Membership:
         frozen = [held for held in self.everything().groups if held.frozen(sets)]
         return Split(ParamSet(frozen), self._module, self._by_user)
 
-    def _layout(self) -> Layout:
+    def _layout(self, before: Mapping[str, frozenset[int]]) -> Layout:
+        """The groups with their optimizers; a group that has lost its parameters keeps those of ``before``."""
         held: dict[str, frozenset[int]] = {}
-        for group, members in self._groups.members.items():
+        self.lost = {}
+        for group, members in self.groups.members.items():
             indices = {m.name: self.holders.indices(m.parameter) for m in members}
             missing = [name for name, found in indices.items() if not found]
-            if missing and group != REST:
+            if missing and group != REST and group not in before:
                 raise SelectionError(
                     f"{missing[0]!r} of group {group!r} is in no optimizer"
                     + (f" (and {len(missing) - 1} more of the group)" if len(missing) > 1 else "")
                     + ", so no schedule can train it. Give it to an optimizer in `configure_optimizers` (every parameter "
                     "of a group, also those that are frozen at first), or take it out of the group with `except:`."
                 )
-            held[group] = frozenset(chain.from_iterable(indices.values()))
-        rest_trains = self._groups.rest == "train" and bool(held.get(REST))
-        return Layout(self._groups.named, self._groups.families, held, rest_trains)
+            lost = [name for name in missing if group != REST or name in self._once_held]
+            if lost or not members:
+                self.lost[group] = lost
+            held[group] = frozenset(chain.from_iterable(indices.values())) or before.get(group, frozenset())
+        rest_trains = self.groups.rest == "train" and bool(held.get(REST))
+        return Layout(self.groups.named, self.groups.families, held, rest_trains)
 
     def _held(self, index: int) -> dict[str, tuple[Parameter, ...]]:
         """Group to the parameters of it that one optimizer holds."""
         held = {
             group: tuple(m.parameter for m in members if index in self.holders.indices(m.parameter))
-            for group, members in self._groups.members.items()
+            for group, members in self.groups.members.items()
         }
         return {group: parameters for group, parameters in held.items() if parameters}
 

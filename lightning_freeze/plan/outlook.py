@@ -27,7 +27,7 @@ class Outlook:
         self,
         planned: Callable[[], tuple[Plan | None, Position]],
         optimizers: Callable[[], Sequence[Step]],
-        groups: Groups,
+        groups: Callable[[], Groups],
         state_bytes: StateBytes,
     ) -> None:
         self._planned = planned
@@ -85,7 +85,7 @@ class Outlook:
                 else:
                     state[id(parameter)] += found
         sizes = {}
-        for group, members in self._groups.members.items():
+        for group, members in self._groups().members.items():
             parameters = [member.parameter for member in members]
             elements = sum(p.numel() for p in parameters)
             gradient = sum(p.numel() * p.element_size() for p in parameters)

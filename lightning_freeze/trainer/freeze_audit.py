@@ -54,7 +54,7 @@ class _Audited(Auditor):
     ) -> None:
         if self._engine is None:
             return
-        self._engine.begin_step(trainer.current_epoch)
+        self._engine.begin_step(trainer.current_epoch, trainer.optimizers)
         if self._inputs is not None:
             self._inputs.begin_batch(trainer.current_epoch, batch_idx)
         if self._every_n_updates is None:
@@ -235,7 +235,9 @@ class FreezeAudit(_Audited):
             return
         self._begin_report(trainer, pl_module)
         suspects = seam.averaging_callbacks(trainer)
-        self._watch = self._engine = RequiresGradWatch(pl_module, suspects=suspects, record=self._record)
+        self._watch = self._engine = RequiresGradWatch(
+            pl_module, suspects=suspects, record=self._record, say=lambda line: seam.say(trainer, line)
+        )
         self._watch.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
 
     def on_train_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:

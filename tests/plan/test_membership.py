@@ -84,7 +84,7 @@ def test_a_split_knows_what_is_frozen_and_its_modules() -> None:
 def test_it_sees_that_an_optimizer_holds_other_parameters(change: str) -> None:
     _, index = membership()
     optimizer = index.holders.optimizers[0]
-    assert not index.changed()
+    assert not index.holders.changed(0)
     parameters = optimizer.param_groups[0]["params"]
     if change == "swapped":
         parameters[0] = nn.Parameter(torch.zeros(2, 2))
@@ -95,7 +95,7 @@ def test_it_sees_that_an_optimizer_holds_other_parameters(change: str) -> None:
     else:
         last = parameters.pop()
         optimizer.add_param_group({"params": [last]})
-    assert index.changed()
+    assert index.holders.changed(0)
 
 
 def test_what_an_optimizer_is_given_later_is_sorted_in() -> None:
@@ -103,9 +103,9 @@ def test_what_an_optimizer_is_given_later_is_sorted_in() -> None:
     first, second = sgd(model["a"]), torch.optim.SGD([model["b"].weight, model["b"].bias], lr=0.3)
     index = Membership(model, group_parameters(model, {"a": "a", "b": "b"}), [first, second])
     first.add_param_group({"params": [model["b"].weight], "lr": 0.2})
-    assert index.changed()
+    assert index.holders.changed(0)
     index.refresh()
-    assert not index.changed()
+    assert not index.holders.changed(0)
     assert index.layout.optimizers["b"] == {0, 1}
     assert index.steps[0].members["b"] == (model["b"].weight,)
 
