@@ -24,8 +24,8 @@ from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerSta
 from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer, refuse_flattened, unwrapped
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Decision, SkipBackward
 from lightning_freeze.loop import Loop, Place, RunState
-from lightning_freeze.plan.groups import Groups, Rest, group_parameters, selectors_for
-from lightning_freeze.plan.membership import Membership
+from lightning_freeze.plan.groups import Groups, Rest, group_parameters, regroup, selectors_for
+from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.metric_log import MetricLog
 from lightning_freeze.plan.outlook import Outlook
 from lightning_freeze.plan.schedule import NO_END, Schedule
@@ -363,6 +363,7 @@ class FreezeController:
         """A training epoch ended: the audits' findings of it."""
         loop, at = self._loop, self._place.at
         epoch = at.epoch
+        loop.verify(walk=True)
         found = self.audit.end_epoch(loop.stalled() if self.audit.weights is not None else ())
         found += self.compare_ranks(epoch)
         self._place.epoch_length = at.total - self._place.steps.first
@@ -482,9 +483,12 @@ class FreezeController:
 
     def _rebuilt(self, optimizers: Sequence[Optimizer]) -> Loop:
         """Go on with other optimizers, where the run is."""
+        names, holds = self._loop.members.names, self.holds
+        holds.replaced(names.replaced())
         self.audit.check()
         checked = self.audit.checked
         self.detach(bring_back=False)
+        self._place.groups = regroup(self.groups, names, held_by(*map(plain_optimizer, optimizers)))
         self._hold_again(optimizers)
         if self.audit.weights is not None:
             self.audit.weights.frozen.checked = checked

@@ -166,8 +166,7 @@ class Loop:
         self._audit.shards.close()  # before anything walks over parameters, or changes what requires a gradient
         for step in self.members.steps:
             self.hooks.restore(step)  # after a step that failed, and that the model has survived
-        if self.members.names.changed(walk=not at.begun):
-            self._rebind()
+        self.verify(walk=not at.begun)
         self.state = RunState.TRAINING
         if self.plan.begin_window(at, at.epoch if epoch is None else epoch):
             self.decide()
@@ -179,9 +178,17 @@ class Loop:
 
     def pause(self) -> None:
         """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
+        self.verify()
         self.built.holds.pause()
         if self.state is RunState.TRAINING:
             self.state = RunState.PAUSED
+
+    def verify(self, walk: bool = False) -> None:
+        """Sort in parameters that the model has got; with ``walk``, also those that torch does not tell of."""
+        if walk:
+            self._audit.shards.close()
+        if self.members.names.changed(walk):
+            self._rebind()
 
     def decide(self, again: bool = False) -> None:
         """Decide what trains; with `again`, the position is another, so that learning-rate factors are set again."""
@@ -267,11 +274,14 @@ class Loop:
     def detach(self, bring_back: bool) -> None:
         """Undo everything."""
         self._place.loop = None
-        self.members.names.detach()
+        names, holds = self.members.names, self.built.holds
+        names.detach()
         try:
+            if names.changed():
+                holds.replaced(names.replaced())
             self.hooks.detach()
         finally:
-            self.built.holds.detach(bring_back)
+            holds.detach(bring_back)
 
     @property
     def _split(self) -> Split:

@@ -130,6 +130,9 @@ class RequiresGradWatch:
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
+        self.audit.shards.close()
+        if self._names.changed(walk=True):
+            self._rebind()
         found = self.audit.end_epoch()
         self.audit.record_counts()
         self._at.epoch += 1
