@@ -5,27 +5,26 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from operator import attrgetter, is_
+from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze import checkpoint, setup
+from lightning_freeze.attachment import Attachment
 from lightning_freeze.audit.ranks import place_mismatch, refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import OnScheduleChange
 from lightning_freeze.errors import NOT_ATTACHED, SelectionError, did_you_mean, one_of
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
-from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.holds.run_context import RunContext, unwrapped
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Decision, SkipBackward
 from lightning_freeze.loop import Loop, Place, RunState
-from lightning_freeze.plan.groups import Groups, Rest, group_parameters, regroup, selectors_for
-from lightning_freeze.plan.membership import Membership, held_by
+from lightning_freeze.plan.groups import Groups, Rest, group_parameters, selectors_for
+from lightning_freeze.plan.membership import same_objects
 from lightning_freeze.plan.metric_log import MetricLog
 from lightning_freeze.plan.outlook import Outlook
 from lightning_freeze.plan.schedule import NO_END, Schedule
@@ -56,7 +55,7 @@ _MOVED = {
 """Former names, and where they are now."""
 
 
-class FreezeController:
+class FreezeController(AbstractContextManager["FreezeController", None]):
     """Runs a schedule over a model and its optimizers: plans who trains, holds the others, and proves it.
 
     Call `attach` and `begin`, then for every batch `begin_step` before the usual backward and ``optimizer.step()``,
@@ -137,23 +136,15 @@ class FreezeController:
         self.schedule = schedule
         self.options = setup.Options(skip_backward, optimizer_state, frozen_modules == "eval", audit)
         self.log = Log(record)
-        self.backward = Decision(False, "the controller is not attached")
-        """Whether the backward work of frozen groups is skipped, and why."""
-        self.needs_backward = False
-        """Whether `after_backward` has something to do: under a GradScaler, and under plain DDP where backward is skipped."""
-        self.traits: dict[int, OptimizerTraits] = {}
-        """The traits of each optimizer that holds something which freezes, by its index."""
         self._place = Place()
         self.audit = RunAudit(model, self.log, self._place.position, suspects)
-        self._context = RunContext(model, wrapper, compiled=is_compiled)
+        context = RunContext(model, wrapper, compiled=is_compiled)
+        self._attachment = Attachment(self._place, schedule, self.options, self.audit, context, say)
         self._on_change = on_schedule_change
         self._say = say
         self._place.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
         self.metrics = MetricLog(schedule, self._place.planned, self._place.logged)
         self.preview = Outlook(self._place.planned, self._place.optimizers, lambda: self.groups, state_bytes)
-        self._compiled: frozenset[str] = frozenset()
-        self._variable_batch_size = False
-        self._closures: bool | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Former names are found where they are now, with a warning."""
@@ -174,6 +165,21 @@ class FreezeController:
     def groups(self) -> Groups:
         """The groups and their parameters, as they are now."""
         return self._place.groups
+
+    @property
+    def backward(self) -> Decision:
+        """Whether the backward work of frozen groups is skipped, and why."""
+        return self._attachment.backward
+
+    @property
+    def needs_backward(self) -> bool:
+        """Whether `after_backward` has something to do: under a GradScaler, and under plain DDP where backward is skipped."""
+        return self._attachment.needs_backward
+
+    @property
+    def traits(self) -> dict[int, OptimizerTraits]:
+        """The traits of each optimizer that holds something which freezes, by its index."""
+        return self._attachment.traits
 
     @property
     def updates(self) -> dict[str, int]:
@@ -244,8 +250,8 @@ class FreezeController:
                 true, or optimizer state cannot be reset or offloaded.
         """
         self.detach()
-        self._hold_again = partial(self._hold, run=run, scaler=scaler, closures=closures)
-        self._hold_again(optimizers, attach=not waits, epoch=epoch)
+        self._attachment.meet(run, scaler, closures)
+        self._attachment.hold(optimizers, attach=not waits, epoch=epoch)
         loop = self._loop
         setup.say_frozen_by_user(self.groups, self._say)
         setup.say_foreign(loop.members, self._say)
@@ -272,10 +278,7 @@ class FreezeController:
             ScheduleError: The state was saved under another schedule or other groups, or ranks go on from different places.
         """
         loop, at = self._loop, self._place.at
-        self._variable_batch_size = variable_batch_size
-        if self._compiled:  # all ranks must decide alike
-            rows = self.audit.ranks.gathered(torch.tensor([variable_batch_size]))
-            self._variable_batch_size = any(bool(row[0]) for row in rows)
+        self._attachment.begin(variable_batch_size)
         refused: Exception | None = None
         if state is not None:
             try:
@@ -298,7 +301,7 @@ class FreezeController:
             self.traits,
             lambda: self.preview(windows_per_epoch or NO_END, windows=_FORESEEN),
             at.updates,
-            self._closures,
+            self._attachment.closures,
         )
         self.log.record(setup.run_record(self.schedule, self.groups, loop.members, at, state is not None))
 
@@ -313,12 +316,10 @@ class FreezeController:
             SelectionError: The model or an optimizer was given a parameter that cannot be grouped.
         """
         loop = self._place.loop or self._loop
-        if optimizers is not None and not (
-            len(optimizers) == len(loop.given) and all(map(is_, optimizers, loop.given))
-        ):
-            loop = self._rebuilt(optimizers)
+        if optimizers is not None and not same_objects(optimizers, loop.given):
+            loop = self._attachment.hold_others(optimizers)
         if loop.state is RunState.ATTACHED:
-            self._decide_again(loop)
+            self._attachment.decide_again()
             loop.built.holds.begin()
         self.audit.begun = True
         loop.begin_step(epoch)
@@ -402,11 +403,8 @@ class FreezeController:
         if loop is not None:
             loop.detach(bring_back)
 
-    def __enter__(self) -> FreezeController:
-        """For ``with controller:``, which undoes everything at the block's end, also after an exception."""
-        return self
-
     def __exit__(self, *error: object) -> None:
+        """``with controller:`` undoes everything at the block's end, also after an exception."""
         self.detach()
 
     # --- checkpoints
@@ -419,7 +417,11 @@ class FreezeController:
             "epoch_updates": self.audit.updates_before,
             "logged": sorted(self.metrics.logged),
         }
-        return {"version": checkpoint.VERSION, **self._identity.as_dict(), **checkpoint.to_builtins(rest)}
+        return {
+            "version": checkpoint.VERSION,
+            **self._place.identity(self.schedule).as_dict(),
+            **checkpoint.to_builtins(rest),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was made.
@@ -428,7 +430,7 @@ class FreezeController:
             ScheduleError: It was made under another schedule or with other groups; the message shows the difference.
         """
         loop = self._loop
-        position, differences = checkpoint.read(state, self._identity, self._on_change)
+        position, differences = checkpoint.read(state, self._place.identity(self.schedule), self._on_change)
         self.metrics.logged = set(state.get("logged", ()))
         if differences:
             checkpoint.carry_over(position, loop.plan, len(loop.members.steps))
@@ -442,92 +444,8 @@ class FreezeController:
 
     # --- inside
 
-    def _hold(
-        self,
-        given: Sequence[Optimizer],
-        *,
-        run: RunContext | None,
-        scaler: bool,
-        closures: bool | None,
-        attach: bool = True,
-        epoch: int | None = None,  # the epoch to begin in; None where the run goes on
-    ) -> None:
-        self.traits = {}
-        optimizers = tuple(map(plain_optimizer, given))
-        context = run or replace(self._context, manual_optimization=len(optimizers) > 1)
-        self.audit.meet(context)
-        refuse_flattened(context.module)
-        freezable = (member.parameter for members in self.groups.freezable.values() for member in members)
-        setup.refuse_optimizers(optimizers, freezable)
-        members = Membership(context.module, self.groups, optimizers)
-        plan = self.schedule.bind(members.layout)
-        setup.check_optimizers(members, plan, self.groups, self.options)
-        for index, found in setup.learn(members, plan, self.groups.rest, closures, self._say, self.options.audit):
-            self.traits[index] = found
-        context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if scaler else None)
-        self.backward = setup.decide_skipping(self.options.skip_backward, context, plan, members)
-        self._compiled, self._closures = frozenset(compiled(context.module)), closures
-        loop = Loop(self._place, self.schedule, members, self.audit, context, self._say)
-        loop.given = tuple(given)
-        built = setup.build_holds(
-            loop, self.audit, members, self.options, context, self.backward, rated=bool(plan.rated), scaler=scaler
-        )
-        self.audit.weights, self.needs_backward = built.weights, built.needs_backward
-        what = "the schedule, the groups and the optimizers that the ranks were given"
-        refuse_mismatch("before training", what, self._mismatch(members))
-        if epoch is None:
-            checkpoint.carry_over(self._place.at, plan, len(optimizers))
-        else:
-            self._place.at = plan.start(epoch)
-        loop.hold(plan, built, attach=attach, fresh=epoch is not None)
-
-    def _rebuilt(self, optimizers: Sequence[Optimizer]) -> Loop:
-        """Go on with other optimizers, where the run is."""
-        names, holds = self._loop.members.names, self.holds
-        holds.replaced(names.replaced())
-        self.audit.check()
-        checked = self.audit.checked
-        self.detach(bring_back=False)
-        self._place.groups = regroup(self.groups, names, held_by(*map(plain_optimizer, optimizers)))
-        self._hold_again(optimizers)
-        if self.audit.weights is not None:
-            self.audit.weights.frozen.checked = checked
-        names = ", ".join(type(step.optimizer).__qualname__ for step in self._loop.members.steps)
-        at = self._place.at
-        self._say(
-            f"freeze, epoch {at.epoch}, after {at.total} updates: the optimizers were rebuilt ({names}); the schedule goes on."
-        )
-        return self._loop
-
     @property
     def _loop(self) -> Loop:
         if self._place.loop is None:
             raise RuntimeError(NOT_ATTACHED)
         return self._place.loop
-
-    @property
-    def _identity(self) -> checkpoint.Identity:
-        return checkpoint.Identity(self.schedule, self.groups, self._place.held_groups)
-
-    def _decide_again(self, loop: Loop) -> None:
-        """Before the first step: code that was compiled since counts too, and batches of several sizes."""
-        now = frozenset(compiled(loop.context.module)) if self.backward.skips else frozenset()
-        if self.backward.skips and (now != self._compiled or (now and self._variable_batch_size)):
-            context = replace(loop.context, variable_batch_size=self._variable_batch_size)
-            self.backward = setup.decide_skipping(self.options.skip_backward, context, loop.plan, loop.members)
-            if not self.backward.skips:
-                loop.built.skip.allowed = False
-                self._say(f"freeze: the backward work of frozen groups is not skipped after all: {self.backward.why}.")
-
-    def _mismatch(self, members: Membership) -> str | None:
-        """What differs between what the ranks were given."""
-        return self.audit.ranks.disagreement(
-            {
-                **checkpoint.Identity(self.schedule, self.groups, members.held_groups).as_dict(),
-                "excluded": [step.excludes for step in members.steps],
-                "skip_backward": self.backward.skips,
-                "optimizer_state": self.options.optimizer_state,
-                "frozen_modules": "eval" if self.options.eval_modules else "train",
-                "audit": self.options.audit,
-            }
-        )

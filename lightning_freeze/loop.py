@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NoReturn
 
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
+from lightning_freeze.checkpoint import Identity
 from lightning_freeze.errors import SelectionError
 from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, Sets, Split, Step
-from lightning_freeze.plan.named_parameters import what_changed
 from lightning_freeze.plan.preview import preview
 from lightning_freeze.plan.schedule import NO_END, REST, Plan, Position, Schedule
 from lightning_freeze.report.findings import Finding
@@ -63,6 +62,15 @@ class Place:
     """The updates of the last epoch."""
     said: set[str] = field(default_factory=set)
     """What is logged once, and was."""
+
+    @property
+    def when(self) -> str:
+        """The epoch and the updates so far, for messages."""
+        return f"epoch {self.at.epoch}, after {self.at.total} updates"
+
+    def identity(self, schedule: Schedule) -> Identity:
+        """What a checkpoint must agree with."""
+        return Identity(schedule, self.groups, self.held_groups)
 
     def position(self) -> Position:
         """The position in the schedule."""
@@ -330,14 +338,13 @@ class Loop:
         """The model or an optimizer has other parameters: sort them in, where the run is."""
         members, holds = self.members, self.built.holds
         self._audit.shards.close()
-        replaced, before = members.names.replaced(), members.groups
-        holds.replaced(replaced)
+        holds.replaced(members.names.replaced())
         holds.thaw(members.everything(), self._split)
         try:
-            members.refresh()
+            lines = members.refresh()
             plan = self._schedule.bind(members.layout)
         except SelectionError as error:
-            raise SelectionError(f"the model has other parameters, {self._when}: {error}") from None
+            raise SelectionError(f"the model has other parameters, {self._place.when}: {error}") from None
         self._place.plan = plan
         self._remember()
         holds.rebind(members)
@@ -345,7 +352,8 @@ class Loop:
         self._lr_factors = None
         self.decide()
         self._announce()
-        self._say_what_changed(replaced, before)
+        for line in lines:
+            self.say(f"freeze, {self._place.when}: {line}")
 
     def _remember(self) -> None:
         """Keep what outlives the attachment."""
@@ -353,19 +361,6 @@ class Loop:
         place.groups, place.held_groups = self.members.groups, self.members.held_groups
         for group in self.plan.start().updates:
             place.at.updates.setdefault(group, 0)
-
-    def _say_what_changed(self, replaced: Mapping[int, Parameter], before: Groups) -> None:
-        """Say what was replaced and what was added."""
-        known = {m.name for found in before.members.values() for m in found}
-        new = set(map(id, replaced.values()))
-        now = [m for found in self.members.groups.members.values() for m in found]
-        names = [m.name for m in now if id(m.parameter) in new]
-        added = [m for m in now if m.name not in known]
-        for line in what_changed(names, [m.name for m in added]):
-            self.say(f"freeze, {self._when}: {line}")
-        if added:
-            groups = folded({m.group for m in added}, self.members.groups.members)
-            self.say(f"freeze: what was added is in {groups}.")
 
     def _refuse_lost(self) -> None:
         """Refuse to go on where a group trains and no optimizer holds a parameter of it.
@@ -378,12 +373,7 @@ class Loop:
             if group in trains:
                 what = f"{names[0]!r} of group {group!r}" if names else f"any parameter of group {group!r}"
                 raise SelectionError(
-                    f"no optimizer holds {what}, {self._when}, so it cannot train: it was replaced, or added, and its "
+                    f"no optimizer holds {what}, {self._place.when}, so it cannot train: it was replaced, or added, and its "
                     "optimizer has the old one or none. Give it to one, `optimizer.add_param_group({'params': [...]})`, or "
                     "copy into the old parameter (`with torch.no_grad(): old.copy_(new)`)."
                 )
-
-    @property
-    def _when(self) -> str:
-        at = self._place.at
-        return f"epoch {at.epoch}, after {at.total} updates"

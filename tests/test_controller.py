@@ -320,7 +320,7 @@ def test_what_a_controller_says_of_itself_stays_readable_after_its_run() -> None
     assert list(controller.metrics) == []
     assert controller.audit.counts()["updates"] == {"a": 1, "b": 0}
     again = copy.deepcopy(controller)
-    again.attach(torch.optim.SGD(again._context.module.parameters(), lr=0.1))
+    again.attach(torch.optim.SGD(again._attachment._context.module.parameters(), lr=0.1))
     assert again.updates == {"a": 0, "b": 0}
     assert controller.updates == {"a": 1, "b": 0}
     assert next(again.preview(1)).trained == {"a"}
@@ -350,7 +350,7 @@ def test_an_attachment_that_is_refused_leaves_nothing_behind(monkeypatch: pytest
         raise ScheduleError("the ranks do not agree")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_freeze.controller.refuse_mismatch", refuse)
+        patch.setattr("lightning_freeze.attachment.refuse_mismatch", refuse)
         for _ in range(2):
             with pytest.raises(ScheduleError, match="the ranks do not agree"), controller:
                 controller.attach(optimizer)

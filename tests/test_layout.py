@@ -14,7 +14,7 @@ import lightning_freeze
 ROOT = Path(lightning_freeze.__file__).parent
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py"))}
 ORDER = ["errors.py", "yaml_file.py", "plan", "holds", "probe", "audit", "setup.py", "checkpoint.py", "loop.py"]
-ORDER += ["controller.py", "trainer", "cli"]
+ORDER += ["attachment.py", "controller.py", "trainer", "cli"]
 """Each imports what stands before it, and itself."""
 BESIDE = {"report": {"errors.py", "yaml_file.py", "plan", "report"}, "inputs": {"inputs"}}
 """What stands beside that row: `report` from `audit` upwards may be imported, `inputs` from `trainer` upwards."""

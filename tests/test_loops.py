@@ -130,7 +130,7 @@ def write_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def written(self: FreezeController, optimizer: object, clipped: bool = True) -> None:
         if next(steps) == number:
-            dict(self._context.module.named_parameters())["weight1.weight"].data.mul_(1.01)
+            dict(self._attachment._context.module.named_parameters())["weight1.weight"].data.mul_(1.01)
         usual(self, optimizer, clipped)
 
     monkeypatch.setattr(FreezeController, "before_optimizer_step", written)

@@ -34,7 +34,7 @@ def explain(change: Change, context: AuditContext, epoch: int, later: int = 0) -
     if change.since == change.until:
         when = f"after update {change.until} and before the next"
     when += f", in epoch {epoch}" + (f" (and in {later} later frozen interval{'s' * (later > 1)})" if later else "")
-    cause, why = _of_buffer(change, context) if buffer else _of_parameter(change, context)
+    cause, why = _of_buffer(change, context) if buffer else _replaced(change) or _of_parameter(change, context)
     return Finding(
         "buffers" if buffer else "frozen",
         change.kind,
@@ -52,11 +52,6 @@ def explain(change: Change, context: AuditContext, epoch: int, later: int = 0) -
 def _of_parameter(change: Change, context: AuditContext) -> tuple[str, str]:
     """The first cause that applies, and why that moves a frozen parameter and what to change."""
     tensor, owner = change.watched.read(), context.owner(change.watched.name)
-    if change.watched.first is not None and tensor is not change.watched.first:
-        return "replaced", (
-            f"another parameter took its place, with other bits or another shape (it was {_kind(change.watched.first)}, now it "
-            f"is {_kind(tensor)}). Replace it where its group trains, or by a copy of its bits (`nn.Parameter(old.detach().clone())`)."
-        )
     if change.gradient_at is not None:
         return "gradient", f"it had a gradient when its optimizer stepped after update {change.gradient_at}" + (
             ", so something filled `.grad` after it was set to None: a hook of an optimizer, or a `step()` that runs "
@@ -84,6 +79,17 @@ def _of_parameter(change: Change, context: AuditContext) -> tuple[str, str]:
         "neither a gradient nor its optimizer moved it, so something else wrote to it: a `.data` or in-place write, a "
         f"`load_state_dict`, a callback that averages or swaps weights.{suspects} Let it leave frozen parameters alone, or "
         "do it where the group trains. `FreezeAudit(every_n_updates=1)` narrows down when."
+    )
+
+
+def _replaced(change: Change) -> tuple[str, str] | None:
+    """The same for a parameter whose place another has taken."""
+    now, first = change.watched.read(), change.watched.first
+    if first is None or now is first:
+        return None
+    return "replaced", (
+        f"another parameter took its place, with other bits or another shape (it was {_kind(first)}, now it is {_kind(now)}). "
+        "Replace it where its group trains, or by a copy of its bits (`nn.Parameter(old.detach().clone())`)."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import is_
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,8 +13,8 @@ from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Member, frozen_modules
-from lightning_freeze.plan.membership import OptimizerIndex, Step
-from lightning_freeze.plan.named_parameters import NamedParameters, what_changed
+from lightning_freeze.plan.membership import OptimizerIndex, Step, same_objects
+from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Log, Record
@@ -119,9 +118,7 @@ class RequiresGradWatch:
         """A batch begins: see what is frozen now, and by whom it is held."""
         self._at.epoch = epoch
         self.audit.shards.close()
-        if optimizers is not None and not (
-            len(optimizers) == len(self._given) and all(map(is_, optimizers, self._given))
-        ):
+        if optimizers is not None and not same_objects(optimizers, self._given):
             self._rebuilt(optimizers)
         if self._names.changed(walk=not self.audit.begun):
             self._rebind()
@@ -197,15 +194,12 @@ class RequiresGradWatch:
 
     def _rebind(self) -> None:
         """The model or an optimizer has other parameters."""
-        replaced, before = self._names.replaced(), {name for name, _ in self._parameters}
-        self._weights.replaced(replaced)
+        self._weights.replaced(self._names.replaced())
         self._weights.close(p for _, p in self._parameters)
-        self._names.refresh()
+        lines = self._names.refresh()
         self._holders = OptimizerIndex(self._given)
         self._sort()
-        new = set(map(id, replaced.values()))
-        names = [name for name, p in self._parameters if id(p) in new]
-        for line in what_changed(names, [name for name, _ in self._parameters if name not in before]):
+        for line in lines:
             self._say(f"freeze, epoch {self.epoch}, after {self.total} updates: {line}")
 
     def _rebuilt(self, optimizers: Sequence[Optimizer]) -> None:

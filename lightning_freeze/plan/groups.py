@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +36,7 @@ class Groups:
     families: Mapping[str, tuple[str, ...]]  # family to its groups, in order
     frozen_by_user: tuple[str, ...]  # FQNs found with `requires_grad=False`, in no group
     rest: Rest
-    selectors: Mapping[str, Selector] = field(default_factory=dict, repr=False)
+    selectors: Mapping[str, Selector] = field(default_factory=dict, repr=False)  # as they were written
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -87,18 +87,10 @@ def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = 
 def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest = "train") -> Groups:
     """As `resolve_groups`, with the parameters themselves, families and the rest."""
     names = ParamNames(module)
-    group_of, families = _choose(groups, names)
-    taken = {id(names.parameters[name]) for name in group_of}
-    members: dict[str, dict[int, Member]] = {each: {} for group in groups for each in families.get(group, (group,))}
-    for name, parameter in names.parameters.items():
-        if name in group_of:
-            members[group_of[name]].setdefault(id(parameter), Member(name, parameter, group_of[name]))
-        elif parameter.requires_grad and id(parameter) not in taken:
-            members.setdefault(REST, {}).setdefault(id(parameter), Member(name, parameter, REST))
-    frozen_by_user = tuple(name for name, parameter in names.parameters.items() if not parameter.requires_grad)
-    found = Groups(
-        {group: tuple(each.values()) for group, each in members.items()}, families, frozen_by_user, rest, groups
-    )
+    chosen, families = _choose(groups, names)
+    taken = {id(names.parameters[name]) for name in chosen}
+    left = {name: REST for name, p in names.parameters.items() if p.requires_grad and id(p) not in taken}
+    found = _grouped(left | chosen, names, Groups({}, families, (), rest, groups))
     _check(found, groups)
     return found
 
@@ -114,32 +106,39 @@ def regroup(groups: Groups, before: NamedParameters, held: Container[int]) -> Gr
     Raises:
         SelectionError: A parameter that was added is in no group under ``rest: error``, or in two.
     """
-    names = ParamNames(before.module)
-    group_of = {id(m.parameter): m.group for members in groups.members.values() for m in members}
-    was = {name: group_of.get(id(parameter)) for name, parameter in before.by_name.items()}
-    added = {
-        name
-        for name, p in names.parameters.items()
-        if was.get(name) is None and id(p) not in group_of and p is not before.by_name.get(name) and p.requires_grad
-    }
-    chosen, families = _choose(groups.selectors, names) if added else ({}, groups.families)
-    members: dict[str, dict[int, Member]] = {group: {} for group in groups.named}
+    names, group_of, added = ParamNames(before.module), dict[str, str](), list[str]()
+    members = [member for found in groups.members.values() for member in found]
+    known = {id(member.parameter): member.group for member in members}
     for name, parameter in names.parameters.items():
-        group = group_of.get(id(parameter)) or was.get(name) or (chosen.get(name, REST) if name in added else None)
-        if group is not None:
-            members.setdefault(group, {}).setdefault(id(parameter), Member(name, parameter, group))
-    present = {name for group in members.values() for name in (m.name for m in group.values())}
-    for member in (m for each in groups.members.values() for m in each):
-        if member.name not in present and id(member.parameter) in held:
-            members.setdefault(member.group, {}).setdefault(id(member.parameter), member)
-    if REST in members:
-        members[REST] = members.pop(REST)  # the last, as before
-    grouped = {group: tuple(each.values()) for group, each in members.items()}
-    taken = {id(m.parameter) for each in grouped.values() for m in each}
-    by_user = tuple(name for name, p in names.parameters.items() if id(p) not in taken and not p.requires_grad)
-    found = replace(groups, members=grouped, families=families, frozen_by_user=by_user)
+        old = before.by_name.get(name)
+        if group := known.get(id(parameter)) or known.get(id(old)):
+            group_of[name] = group
+        elif parameter is not old and parameter.requires_grad:
+            added.append(name)
+    if added:
+        chosen, families = _choose(groups.selectors, names)
+        group_of |= {name: chosen.get(name, REST) for name in added}
+        groups = replace(groups, families=families)
+    gone = [member for member in members if member.name not in group_of and id(member.parameter) in held]
+    found = _grouped(group_of, names, groups, gone)
     _check(found, {})
     return found
+
+
+def _grouped(group_of: Mapping[str, str], names: ParamNames, groups: Groups, gone: Iterable[Member] = ()) -> Groups:
+    """Groups with these members, and with those that the model shows no more."""
+    order = [each for group in groups.selectors for each in groups.families.get(group, (group,))]
+    members: dict[str, dict[int, Member]] = {group: {} for group in order}
+    for name, parameter in names.parameters.items():
+        if (group := group_of.get(name)) is not None:
+            members.setdefault(group, {}).setdefault(id(parameter), Member(name, parameter, group))
+    for member in gone:
+        members.setdefault(member.group, {}).setdefault(id(member.parameter), member)
+    if REST in members:
+        members[REST] = members.pop(REST)  # the last
+    by_user = tuple(name for name, parameter in names.parameters.items() if not parameter.requires_grad)
+    each = {group: tuple(found.values()) for group, found in members.items()}
+    return replace(groups, members=each, frozen_by_user=by_user)
 
 
 def _choose(groups: Mapping[str, Selector], names: ParamNames) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:

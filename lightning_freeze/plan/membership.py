@@ -30,6 +30,11 @@ def held_by(*optimizers: Optimizer) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
+def same_objects(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Whether two sequences hold the same objects in the same order."""
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
 class OptimizerIndex:
     """Which optimizers hold a parameter, and in which of their param groups."""
 
@@ -47,11 +52,7 @@ class OptimizerIndex:
         groups, held = self.optimizers[index].param_groups, self._held[index]
         if len(groups) != len(held):
             return True
-        for group, before in zip(groups, held):  # noqa: B905 - compared above
-            now = group["params"]
-            if len(now) != len(before) or not all(map(is_, now, before)):
-                return True
-        return False
+        return not all(same_objects(group["params"], before) for group, before in zip(groups, held, strict=True))
 
     def held(self) -> Iterator[Iterator[Tensor]]:
         """What each optimizer held when it was read."""
@@ -212,16 +213,17 @@ class Membership:
         self._once_held: set[str] = set()
         self._sort({})
 
-    def refresh(self) -> None:
-        """Sort in the parameters that the model and the optimizers have now.
+    def refresh(self) -> list[str]:
+        """Sort in the parameters that the model and the optimizers have now; the lines that say which are new.
 
         Raises:
             SelectionError: A parameter that was added cannot be grouped.
         """
         before = self.layout.optimizers
         self.groups = regroup(self.groups, self.names, held_by(*self.holders.optimizers))
-        self.names.refresh()
+        lines = self.names.refresh()
         self._sort(before)
+        return lines
 
     def _sort(self, before: Mapping[str, frozenset[int]]) -> None:
         self.holders = OptimizerIndex(step.optimizer for step in self.steps)
@@ -289,12 +291,7 @@ class Membership:
             indices = {m.name: self.holders.indices(m.parameter) for m in members}
             missing = [name for name, found in indices.items() if not found]
             if missing and group != REST and group not in before:
-                raise SelectionError(
-                    f"{missing[0]!r} of group {group!r} is in no optimizer"
-                    + (f" (and {len(missing) - 1} more of the group)" if len(missing) > 1 else "")
-                    + ", so no schedule can train it. Give it to an optimizer in `configure_optimizers` (every parameter "
-                    "of a group, also those that are frozen at first), or take it out of the group with `except:`."
-                )
+                raise _outside(group, missing)
             lost = [name for name in missing if group != REST or name in self._once_held]
             if lost or not members:
                 self.lost[group] = lost
@@ -317,3 +314,12 @@ class Membership:
             alike.setdefault(self.holders.indices(member.parameter), []).append(member)
         for indices, found in alike.items():
             yield HeldGroup(group, tuple(self.steps[index] for index in indices), tuple(found))
+
+
+def _outside(group: str, missing: Sequence[str]) -> SelectionError:
+    return SelectionError(
+        f"{missing[0]!r} of group {group!r} is in no optimizer"
+        + (f" (and {len(missing) - 1} more of the group)" if len(missing) > 1 else "")
+        + ", so no schedule can train it. Give it to an optimizer in `configure_optimizers` (every parameter "
+        "of a group, also those that are frozen at first), or take it out of the group with `except:`."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.nn import Module, Parameter
@@ -29,14 +29,21 @@ class NamedParameters:
         """Whether a parameter or module was assigned to the model since `changed` was called."""
         self.module = module
         self._hooks: list[Any] = []
+        self.by_name: dict[str, Parameter] = {}
+        """Every name with its parameter, as they were last read."""
+        self._known: set[int] = set()
         self.refresh()
 
-    def refresh(self) -> None:
-        """Read the model's parameters."""
+    def refresh(self) -> list[str]:
+        """Read the model's parameters; the lines that say what was replaced and what was added."""
+        before, known = self.by_name, self._known
         self.names = ParamNames(self.module)
-        self.by_name: dict[str, Parameter] = dict(self.names.parameters)
+        self.by_name = self.names.parameters
+        new = [name for name, parameter in self.by_name.items() if id(parameter) not in known]
         self._known = {id(None), *map(id, self.by_name.values())}
         self._owners = {id(module) for module in self.module.modules()}
+        kinds = {"replaced": [n for n in new if n in before], "added": [n for n in new if n not in before]}
+        return [f"{len(found)} parameter(s) were {what}: {listed(found)}." for what, found in kinds.items() if found]
 
     def changed(self, walk: bool = False) -> bool:
         """Whether the model has a parameter that was not there.
@@ -89,10 +96,3 @@ class NamedParameters:
 def _remove(hooks: list[Any]) -> None:
     while hooks:
         hooks.pop().remove()
-
-
-def what_changed(replaced: Sequence[str], added: Sequence[str]) -> Iterator[str]:
-    """The lines that say which parameters were replaced and added."""
-    for what, names in (("replaced", replaced), ("added", added)):
-        if names:
-            yield f"{len(names)} parameter(s) were {what}: {listed(names)}."

@@ -94,7 +94,7 @@ def test_code_compiled_around_ddp_is_noticed_as_code_compiled_within_it() -> Non
         run = RunContext(found.module, found.wrapper, compiled=found.compiled)
         assert "the model is compiled under DDP" in choose("auto", run, [], {}).why
         controller = FreezeController(wrapped, Every({"0": 2}, of="1"))
-        controller.attach(torch.optim.SGD(controller._context.module.parameters(), lr=0.1))
+        controller.attach(torch.optim.SGD(controller._attachment._context.module.parameters(), lr=0.1))
         assert not controller.backward.skips
         assert "the model is compiled under DDP" in controller.backward.why
         controller.detach()

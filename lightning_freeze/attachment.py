@@ -1,0 +1,150 @@
+"""What a run is attached to: its optimizers, and the facts from which its holds follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_freeze import setup
+from lightning_freeze.audit.ranks import refuse_mismatch
+from lightning_freeze.audit.run_audit import RunAudit
+from lightning_freeze.checkpoint import Identity, carry_over
+from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer, refuse_flattened
+from lightning_freeze.holds.skip_decision import Decision
+from lightning_freeze.loop import Loop, Place
+from lightning_freeze.plan.groups import regroup
+from lightning_freeze.plan.membership import Membership, held_by
+from lightning_freeze.plan.schedule import Schedule
+from lightning_freeze.probe.probe import OptimizerTraits
+
+
+class Attachment:
+    """Makes the loop of a run from its optimizers, and another where they are rebuilt."""
+
+    def __init__(
+        self,
+        place: Place,
+        schedule: Schedule,
+        options: setup.Options,
+        audit: RunAudit,
+        context: RunContext,
+        say: Callable[[str], None],
+    ) -> None:
+        self.backward = Decision(False, "the controller is not attached")
+        self.needs_backward = False
+        self.traits: dict[int, OptimizerTraits] = {}
+        self.closures: bool | None = None
+        self._place = place
+        self._schedule = schedule
+        self._options = options
+        self._audit = audit
+        self._context = context
+        self._say = say
+        self._run: RunContext | None = None
+        self._scaler = False
+        self._compiled: frozenset[str] = frozenset()
+        self._variable_batch_size = False
+
+    def meet(self, run: RunContext | None, scaler: bool, closures: bool | None) -> None:
+        """Learn of a run what `FreezeController.attach` is given."""
+        self._run, self._scaler, self.closures = run, scaler, closures
+
+    def hold(self, given: Sequence[Optimizer], *, attach: bool = True, epoch: int | None = None) -> Loop:
+        """Hold by these optimizers; the loop that does.
+
+        Args:
+            given: The optimizers, or what wraps them.
+            attach: Whether steps are the run's from now on.
+            epoch: The epoch to begin in; None where the run goes on.
+        """
+        place, self.traits = self._place, {}
+        optimizers = tuple(map(plain_optimizer, given))
+        context = self._run or replace(self._context, manual_optimization=len(optimizers) > 1)
+        self._audit.meet(context)
+        refuse_flattened(context.module)
+        freezable = (member.parameter for members in place.groups.freezable.values() for member in members)
+        setup.refuse_optimizers(optimizers, freezable)
+        members = Membership(context.module, place.groups, optimizers)
+        plan = self._schedule.bind(members.layout)
+        setup.check_optimizers(members, plan, place.groups, self._options)
+        for index, found in setup.learn(
+            members, plan, place.groups.rest, self.closures, self._say, self._options.audit
+        ):
+            self.traits[index] = found
+        context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if self._scaler else None)
+        self.backward = setup.decide_skipping(self._options.skip_backward, context, plan, members)
+        self._compiled = frozenset(compiled(context.module))
+        loop = Loop(place, self._schedule, members, self._audit, context, self._say)
+        loop.given = tuple(given)
+        built = setup.build_holds(
+            loop,
+            self._audit,
+            members,
+            self._options,
+            context,
+            self.backward,
+            rated=bool(plan.rated),
+            scaler=self._scaler,
+        )
+        self._audit.weights, self.needs_backward = built.weights, built.needs_backward
+        what = "the schedule, the groups and the optimizers that the ranks were given"
+        refuse_mismatch("before training", what, self._mismatch(members))
+        if epoch is None:
+            carry_over(place.at, plan, len(optimizers))
+        else:
+            place.at = plan.start(epoch)
+        loop.hold(plan, built, attach=attach, fresh=epoch is not None)
+        return loop
+
+    def hold_others(self, optimizers: Sequence[Optimizer]) -> Loop:
+        """Go on with other optimizers, where the run is; the loop that does."""
+        place, before = self._place, self._place.loop
+        assert before is not None
+        names = before.members.names
+        before.built.holds.replaced(names.replaced())
+        self._audit.check()
+        checked, self._audit.weights = self._audit.checked, None
+        before.detach(bring_back=False)
+        place.groups = regroup(place.groups, names, held_by(*map(plain_optimizer, optimizers)))
+        loop = self.hold(optimizers)
+        if loop.built.weights is not None:
+            loop.built.weights.frozen.checked = checked
+        classes = ", ".join(type(step.optimizer).__qualname__ for step in loop.members.steps)
+        self._say(f"freeze, {place.when}: the optimizers were rebuilt ({classes}); the schedule goes on.")
+        return loop
+
+    def begin(self, variable_batch_size: bool) -> None:
+        """Training begins; for each size of batches code is compiled again."""
+        self._variable_batch_size = variable_batch_size
+        if self._compiled:  # all ranks must decide alike
+            rows = self._audit.ranks.gathered(torch.tensor([variable_batch_size]))
+            self._variable_batch_size = any(bool(row[0]) for row in rows)
+
+    def decide_again(self) -> None:
+        """Before the first step: code that was compiled since counts too, and batches of several sizes."""
+        loop = self._place.loop
+        if loop is None or not self.backward.skips:
+            return
+        now = frozenset(compiled(loop.context.module))
+        if now != self._compiled or (now and self._variable_batch_size):
+            context = replace(loop.context, variable_batch_size=self._variable_batch_size)
+            self.backward = setup.decide_skipping(self._options.skip_backward, context, loop.plan, loop.members)
+            if not self.backward.skips:
+                loop.built.skip.allowed = False
+                self._say(f"freeze: the backward work of frozen groups is not skipped after all: {self.backward.why}.")
+
+    def _mismatch(self, members: Membership) -> str | None:
+        """What differs between what the ranks were given."""
+        return self._audit.ranks.disagreement(
+            {
+                **Identity(self._schedule, members.groups, members.held_groups).as_dict(),
+                "excluded": [step.excludes for step in members.steps],
+                "skip_backward": self.backward.skips,
+                "optimizer_state": self._options.optimizer_state,
+                "frozen_modules": "eval" if self._options.eval_modules else "train",
+                "audit": self._options.audit,
+            }
+        )
