@@ -18,7 +18,7 @@ from tests.benchmarks import hook_aims, hooks, inputs
 from tests.benchmarks.details import detail_table, hooks_table, idle_table, inputs_table
 from tests.benchmarks.ratios import Ratio
 
-RATIOS = ("training", "hook_aims", "fingerprints", "badam", "lisa", "offload", "llama")
+RATIOS = ("training", "hook_aims", "replacements", "fingerprints", "badam", "lisa", "offload", "llama")
 """Modules whose `measure(device, rounds, quick)` gives rows of the table."""
 
 DETAILS = ("hooks", "inputs")
