@@ -52,7 +52,7 @@ class OptimizerIndex:
         groups, held = self.optimizers[index].param_groups, self._held[index]
         if len(groups) != len(held):
             return True
-        for group, before in zip(groups, held):  # noqa: B905 - a loop, since `all` and `strict` take twice as long
+        for group, before in zip(groups, held):  # noqa: B905, SIM110 - a loop, since `all` and `strict` take twice as long
             if not same_objects(group["params"], before):
                 return True
         return False
