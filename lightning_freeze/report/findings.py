@@ -24,8 +24,8 @@ class Finding:
         severity: ``error`` breaks the guarantee, ``warning`` is likely a mistake, ``info`` is for information.
         message: What moved, when, why, and what to change.
         cause: ``gradient`` (there was one at the update, so it leaked), ``optimizer`` (it moves parameters whose gradient
-            is None), ``tied`` (shares memory with something that trained), ``outside`` (something else wrote to it), or
-            what the audit names.
+            is None), ``tied`` (shares memory with something that trained), ``replaced`` (another parameter took its place),
+            ``outside`` (something else wrote to it), or what the audit names.
         epoch: The epoch it was found in, from 0.
         parameter: FQN of the parameter or buffer.
         group: The group that it belongs to.
