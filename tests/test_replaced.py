@@ -168,6 +168,21 @@ def test_what_is_frozen_and_no_optimizer_holds_may_come_back_before_it_trains() 
         assert run.batch() == {"a"}
 
 
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "taken out"])
+def test_of_the_rest_an_optimizer_must_hold_what_was_replaced_alone(replaced: bool) -> None:
+    """Code that takes a parameter of the rest out of an optimizer freezes it in its own way."""
+    with run_of(ONLY_B, GROUPS) as run:
+        run.batch()
+        if replaced:
+            run.replace("c.weight", held=False)
+            with pytest.raises(SelectionError, match="no optimizer holds 'c.weight' of group 'rest'"):
+                run.batch()
+        else:
+            run.optimizer.param_groups[0]["params"] = [*run.model.b.parameters(), *run.model.d.parameters()]
+            run.optimizer.add_param_group({"params": list(run.model.a.parameters())})
+            assert run.batch() == {"b", "d"}
+
+
 def test_loading_by_assignment_takes_the_groups_along() -> None:
     with run_of(ONLY_B, GROUPS, "freeze") as run:
         run.batch()

@@ -213,7 +213,7 @@ class Membership:
         self._by_optimizer = {id(step.optimizer): step for step in self.steps}
         self.lost: dict[str, list[str]] = {}
         """Group to the names of its parameters that no optimizer holds any more."""
-        self._once_held: set[str] = set()
+        self._last_held: dict[str, int] = {}  # name to the identity of its parameter, when an optimizer last held it
         self._sort({})
 
     def refresh(self) -> list[str]:
@@ -231,7 +231,7 @@ class Membership:
     def _sort(self, before: Mapping[str, frozenset[int]]) -> None:
         self.holders = OptimizerIndex(step.optimizer for step in self.steps)
         self.layout = self._layout(before)
-        self._once_held.update(m.name for each in self.trained().values() for m in each)
+        self._last_held |= {m.name: id(m.parameter) for each in self.trained().values() for m in each}
         for step in self.steps:
             step.rebind(self._held(step.index))
         by_user = set(self.groups.frozen_by_user)
@@ -291,14 +291,15 @@ class Membership:
         held: dict[str, frozenset[int]] = {}
         self.lost = {}
         for group, members in self.groups.members.items():
-            indices = {m.name: self.holders.indices(m.parameter) for m in members}
-            missing = [name for name, found in indices.items() if not found]
+            missing = [m for m in members if not self.holders.indices(m.parameter)]
             if missing and group != REST and group not in before:
-                raise _outside(group, missing)
-            lost = [name for name in missing if group != REST or name in self._once_held]
+                raise _outside(group, [m.name for m in missing])
+            # Of the rest, an optimizer need not hold all; what was replaced it held.
+            lost = [m for m in missing if group != REST or self._last_held.get(m.name) not in (None, id(m.parameter))]
             if lost or not members:
-                self.lost[group] = lost
-            held[group] = frozenset(chain.from_iterable(indices.values())) or before.get(group, frozenset())
+                self.lost[group] = [m.name for m in lost]
+            indices = chain.from_iterable(self.holders.indices(m.parameter) for m in members)
+            held[group] = frozenset(indices) or before.get(group, frozenset())
         rest_trains = self.groups.rest == "train" and bool(held.get(REST))
         return Layout(self.groups.named, self.groups.families, held, rest_trains)
 
