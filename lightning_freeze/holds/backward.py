@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_freeze.holds.fsdp2 import Shards
 from lightning_freeze.holds.hold import Hold
+from lightning_freeze.holds.patch import Patch
 from lightning_freeze.plan.membership import ParamSet, Split
 
 
@@ -41,31 +42,32 @@ class SkipBackward(Hold):
         self._manual = manual
         self._plain_attention = plain_attention
         self._describe = describe
-        self._fast_attention = True
+        self._fast_attention = Patch.of(torch.backends.mha, "_is_fastpath_enabled", lambda original, users: False)
         self._logged = set() if logged is None else logged
         self.held: dict[int, nn.Parameter] = {}
         """The parameters whose ``requires_grad`` is off now, by identity."""
+        self._released: dict[int, nn.Parameter] = {}
         self._frozen = ParamSet()
 
     def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
         """These get no gradients from here on, except those that require none already."""
         before = bool(self.held)
         for parameter in parameters:
-            if parameter.requires_grad:
+            if parameter.requires_grad or id(parameter) in self._released:
                 self.held[id(parameter)] = parameter
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
         if self.held and not before and self._plain_attention:
-            self._fast_attention = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
+            self._fast_attention.add(self)
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
         """Those of these that are held get their gradients again."""
         for parameter in parameters:
             if self.held.pop(id(parameter), None) is not None:
                 parameter.requires_grad = True
+                self._released[id(parameter)] = parameter
                 if not self.held and self._plain_attention:
-                    torch.backends.mha.set_fastpath_enabled(self._fast_attention)
+                    self._fast_attention.discard(self)
 
     def decided(self, split: Split) -> None:
         if self.active and self._manual:
@@ -91,9 +93,12 @@ class SkipBackward(Hold):
         if self.allowed and not self.active:
             self._hold()
             self.active = True
+        if self._released:
+            self._settle()
 
     def pause(self) -> None:
         self.turn_on([*self.held.values()])
+        self._settle()
         self.active = False
 
     def detach(self, bring_back: bool = True) -> None:
@@ -123,6 +128,13 @@ class SkipBackward(Hold):
                 f"freeze: {self._describe()[1]} are frozen now, and have requires_grad=False meanwhile. Code that asks for "
                 "their gradients itself (`torch.autograd.grad`) needs `skip_backward: false`."
             )
+
+    def _settle(self) -> None:
+        """What was held at a batch's beginning, and no longer is, trains: code that toggled it has restored what it found."""
+        for key, parameter in self._released.items():
+            if key not in self.held:
+                parameter.requires_grad = True
+        self._released.clear()
 
     def _hold(self) -> None:
         """Hold what is frozen, and nothing else."""

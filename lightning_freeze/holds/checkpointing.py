@@ -7,9 +7,7 @@ a gradient, the parameters within get none either, as the documentation of `torc
 from __future__ import annotations
 
 import functools
-import threading
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from lightning_freeze.holds.hold import Hold
+from lightning_freeze.holds.patch import Patch
 
 
 class ReentrantInputs(Hold):
@@ -37,10 +36,10 @@ class ReentrantInputs(Hold):
         self._logged = set() if logged is None else logged
 
     def attach(self) -> None:
-        _PATCH.add(self)
+        _patch().add(self)
 
     def detach(self, bring_back: bool = True) -> None:
-        _PATCH.discard(self)
+        _patch().discard(self)
 
     def run(self, original: Callable[..., Any], function: Callable[..., Any], preserve: bool, *inputs: Any) -> Any:
         """Run a segment, which ``original`` checkpoints, and none of whose inputs requires a gradient."""
@@ -65,55 +64,19 @@ class ReentrantInputs(Hold):
         return original(function, preserve, *inputs)
 
 
-class _Patch:
-    """The replacement of ``CheckpointFunction.apply``: one for the process, while it has users.
+def _giving_inputs(original: Callable[..., Any], users: Callable[[], Iterator[ReentrantInputs]]) -> Any:
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            for user in users():
+                if user.active():
+                    return user.run(original, function, preserve_rng_state, *inputs)
+        return original(function, preserve_rng_state, *inputs)
 
-    Users are held weakly, so that one that is never detached ends with its run. Where other code has replaced ours, that
-    stays; ours then passes calls on, and is removed once it lies on top again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # a user may be collected while it is held
-        self._users: tuple[weakref.ref[ReentrantInputs], ...] = ()  # the last to come is asked first
-        self._layers: list[tuple[Any, Any]] = []  # what was there before, and what replaced it
-
-    def add(self, user: ReentrantInputs) -> None:
-        with self._lock:
-            self._users = (weakref.ref(user, lambda _: self.discard(None)), *self._others(user))
-            if not self._on_top():
-                self._install()
-
-    def discard(self, user: ReentrantInputs | None) -> None:
-        with self._lock:
-            self._users = self._others(user)
-            while not self._users and self._on_top():
-                before, _ = self._layers.pop()
-                if before is None:
-                    del CheckpointFunction.apply
-                else:
-                    CheckpointFunction.apply = before  # type: ignore[method-assign]
-
-    def _others(self, user: ReentrantInputs | None) -> tuple[weakref.ref[ReentrantInputs], ...]:
-        return tuple(each for each in self._users if each() not in (None, user))
-
-    def _on_top(self) -> bool:
-        return bool(self._layers) and CheckpointFunction.apply is self._layers[-1][1]
-
-    def _install(self) -> None:
-        original: Any = CheckpointFunction.apply
-
-        def apply(function: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
-            if torch.is_grad_enabled() and not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-                for user in (each() for each in self._users):
-                    if user is not None and user.active():
-                        return user.run(original, function, preserve_rng_state, *inputs)
-            return original(function, preserve_rng_state, *inputs)
-
-        self._layers.append((vars(CheckpointFunction).get("apply"), apply))  # None where it is inherited
-        CheckpointFunction.apply = staticmethod(apply)  # type: ignore[method-assign]
+    return staticmethod(apply)
 
 
-_PATCH = _Patch()
+def _patch() -> Patch:
+    return Patch.of(CheckpointFunction, "apply", _giving_inputs)
 
 
 def _module_of(function: object) -> nn.Module | None:

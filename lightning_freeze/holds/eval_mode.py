@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch.nn import Module
 
 from lightning_freeze.holds.hold import Hold
+from lightning_freeze.holds.patch import Patch
 from lightning_freeze.plan.membership import Split
 
 
 class EvalModes(Hold):
-    """Keeps frozen modules in eval mode: batch-norm statistics, dropout and spectral norm stay as they are."""
+    """Keeps frozen modules in eval mode: batch-norm statistics, dropout and spectral norm stay as they are.
+
+    A mode that the user sets meanwhile, by ``train()`` or ``eval()``, is the one that the module gets back.
+    """
 
     def __init__(self) -> None:
         self._held: dict[int, tuple[Module, bool]] = {}
         self._frozen: Sequence[Module] = ()
+        self._patch = Patch.of(Module, "train", _noting)
+
+    def attach(self) -> None:
+        self._patch.add(self)
 
     def decided(self, split: Split) -> None:
         self.hold([module for _, module in split.frozen_modules])
@@ -25,6 +35,7 @@ class EvalModes(Hold):
 
     def detach(self, bring_back: bool = True) -> None:
         self.hold(())
+        self._patch.discard(self)
 
     def hold(self, modules: Sequence[Module]) -> None:
         """Hold exactly these; the others get back the mode that they had."""
@@ -32,9 +43,38 @@ class EvalModes(Hold):
         wanted = {id(module) for module in modules}
         for key in [key for key in self._held if key not in wanted]:
             module, training = self._held.pop(key)
-            module.training = training
+            if not self._held_elsewhere(key):
+                module.training = training
         # All modes are read before any is set: what `torch.compile` returns has the mode of the module inside.
-        self._held.update({id(module): (module, module.training) for module in modules if id(module) not in self._held})
+        new = [module for module in modules if id(module) not in self._held]
+        self._held.update({id(m): self._held_elsewhere(id(m)) or (m, m.training) for m in new})
         for module in modules:
             if module.training:
                 module.training = False
+
+    def _held_elsewhere(self, key: int) -> tuple[Module, bool] | None:
+        """The module and its own mode, where another run holds it, too."""
+        return next((each._held[key] for each in self._patch.users() if each is not self and key in each._held), None)
+
+    def note(self, root: Module, training: bool) -> None:
+        """A mode was set; that of a module around what is held is passing, as for validation, if it is eval mode."""
+        if training or id(root) in self._held:
+            held = {id(module): (module, training) for module in root.modules() if id(module) in self._held}
+            self._held.update(held)
+
+
+def _noting(original: Callable[..., Any], users: Callable[[], Iterator[EvalModes]]) -> Callable[..., Any]:
+    inside = threading.local()
+
+    def train(self: Module, mode: bool = True) -> Any:
+        if hasattr(inside, "root"):  # a module within that
+            return original(self, mode)
+        inside.root = self
+        try:
+            return original(self, mode)
+        finally:
+            del inside.root
+            for user in users():
+                user.note(self, mode)
+
+    return train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze.holds.hold import Hold
+from lightning_freeze.holds.patch import Patch
 from lightning_freeze.plan.membership import Step
 
 
@@ -34,25 +34,26 @@ class ScheduleFreeGuard(Hold):
         self._frozen = frozen
         self.steps = [s for s in steps if all(callable(getattr(s.optimizer, name, None)) for name in _METHODS)]
         """Those of the optimizers that exchange weights."""
+        kinds = {
+            kind: None for step in self.steps for kind in type(step.optimizer).__mro__ if issubclass(kind, Optimizer)
+        }
+        self._patches = [
+            Patch.of(kind, name, functools.partial(_guarded, name))
+            for kind in kinds
+            for name in _METHODS
+            if callable(vars(kind).get(name))
+        ]
         # By step: what was frozen at `eval()`, and each parameter with its bits.
         self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
 
     def attach(self) -> None:
-        if self.steps:
-            _LIVE.add(self)
-        for kind in {kind: None for step in self.steps for kind in type(step.optimizer).__mro__}:
-            for name in _METHODS:
-                method = vars(kind).get(name)
-                if callable(method) and issubclass(kind, Optimizer) and (kind, name) not in _REPLACED:
-                    _REPLACED[kind, name] = method
-                    setattr(kind, name, _guarded(method, name))
+        for patch in self._patches:
+            patch.add(self)
 
     def detach(self, bring_back: bool = True) -> None:
         self._kept.clear()
-        _LIVE.discard(self)
-        while _REPLACED and not _LIVE:  # the last that needs them
-            (kind, name), method = _REPLACED.popitem()
-            setattr(kind, name, method)
+        for patch in self._patches:
+            patch.discard(self)
 
     @contextmanager
     def training_weights(self) -> Iterator[None]:
@@ -91,15 +92,15 @@ class ScheduleFreeGuard(Hold):
 
 
 _METHODS = ("eval", "train")
-_LIVE: weakref.WeakSet[ScheduleFreeGuard] = weakref.WeakSet()
-_REPLACED: dict[tuple[type, str], Callable[..., Any]] = {}
 
 
-def _guarded(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _guarded(
+    name: str, method: Callable[..., Any], users: Callable[[], Iterator[ScheduleFreeGuard]]
+) -> Callable[..., Any]:
     @functools.wraps(method)
     def replacement(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(method, optimizer, *args, **kwargs)
-        for guard in _LIVE:
+        for guard in users():
             for step in guard.steps:
                 if step.optimizer.param_groups is optimizer.param_groups:  # which Lightning's wrapper shares
                     return getattr(guard, name)(step, call)

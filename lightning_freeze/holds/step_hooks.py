@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_freeze.holds.hold import Hold
+from lightning_freeze.holds.patch import Patch
 from lightning_freeze.plan.membership import Step
 
 _T = TypeVar("_T")
@@ -30,7 +32,7 @@ def _only_initializes(optimizer: Optimizer) -> bool:
     return not any(bool((g.to_local() if hasattr(g, "to_local") else g).any()) for g in gradients)
 
 
-def _let_run_hooks(optimizer: Optimizer) -> Callable[[], None]:
+def _let_run_hooks(optimizer: Optimizer, user: StepHooks) -> Callable[[], None]:
     """Let an optimizer whose constructor did not call torch's run step hooks; the result undoes it."""
     for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
         hooks = getattr(optimizer, name, {})
@@ -38,20 +40,20 @@ def _let_run_hooks(optimizer: Optimizer) -> Callable[[], None]:
             setattr(optimizer, name, OrderedDict(hooks))
     if getattr(type(optimizer).step, "hooked", False):
         return lambda: None
-    own = vars(optimizer).get("step")  # a learning-rate scheduler's
-    inner: Any = optimizer.step
     # On the object: a class that runs hooks breaks those of its objects that have none.
-    outer: Any = MethodType(Optimizer.profile_hook_step(lambda _, *args, **kwargs: inner(*args, **kwargs)), optimizer)
-    outer.__func__.__dict__.update(getattr(inner, "__dict__", {}))
-    vars(optimizer)["step"] = outer
+    patch = Patch.of(optimizer, "step", partial(_running_hooks, optimizer))
+    patch.add(user)
+    return partial(patch.discard, user)
 
-    def undo() -> None:
-        if vars(optimizer).get("step") is outer:
-            del vars(optimizer)["step"]
-            if own is not None:
-                vars(optimizer)["step"] = own
 
-    return undo
+def _running_hooks(optimizer: Optimizer, inner: Any, users: Callable[[], Iterator[StepHooks]]) -> MethodType:
+    hooked = Optimizer.profile_hook_step(lambda _, *args, **kwargs: inner(*args, **kwargs))
+
+    def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        return hooked(self, *args, **kwargs) if any(users()) else inner(*args, **kwargs)
+
+    vars(step).update(getattr(inner, "__dict__", {}))  # a learning-rate scheduler's
+    return MethodType(step, optimizer)
 
 
 class StepHooks:
@@ -89,7 +91,7 @@ class StepHooks:
         """Hook into every optimizer. Safe to call again."""
         for step in self.steps if not self._undo else ():
             optimizer = step.optimizer
-            self._undo.append(_let_run_hooks(optimizer))
+            self._undo.append(_let_run_hooks(optimizer, self))
             self._undo.append(optimizer.register_step_pre_hook(self._before).remove)
             self._undo.append(optimizer.register_step_post_hook(self._after).remove)
             if step.excludes:  # before hooks that were registered earlier

@@ -41,18 +41,19 @@ _MISSING = object()
 class Readers:
     """Wraps the getters and readers of `torch.Tensor` while it is installed.
 
+    Where other code has wrapped one of ours, that stays; ours then passes calls on.
+
     Args:
         current: Gets the thread that is to be notified, or None where nothing is watched.
     """
 
     def __init__(self, current: Callable[[], Thread | None]) -> None:
         self._current = current
-        self._before: list[tuple[Any, str, Any]] = []
+        # By owner and name: what was there before, and what replaced it.
+        self._layers: dict[tuple[Any, str], list[tuple[Any, Any]]] = {}
 
     def install(self) -> None:
         """Put the wrappers in place."""
-        if self._before:
-            return
         _resolve_names()
         for names, notice in ((PROPERTIES + METHODS, _metadata), (LIKE, _metadata_of_other), (READERS, _values)):
             for name in names:
@@ -64,20 +65,25 @@ class Readers:
 
     def remove(self) -> None:
         """Restore what was there."""
-        while self._before:
-            owner, name, before = self._before.pop()
-            if before is _MISSING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
+        for (owner, name), layers in self._layers.items():
+            while layers and vars(owner).get(name) is layers[-1][1]:
+                before, _ = layers.pop()
+                if before is _MISSING:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, before)
 
     def _put(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-        self._before.append((owner, name, vars(owner).get(name, _MISSING)))
-        original = getattr(owner, name)
-        if hasattr(original, "__set__"):
-            setattr(owner, name, property(wrap(original.__get__), original.__set__, original.__delete__))
-        else:
-            setattr(owner, name, wrap(original))
+        layers = self._layers.setdefault((owner, name), [])
+        before, original = vars(owner).get(name, _MISSING), getattr(owner, name)
+        if layers and before is layers[-1][1]:
+            return
+        is_property = hasattr(original, "__set__")
+        ours = (
+            property(wrap(original.__get__), original.__set__, original.__delete__) if is_property else wrap(original)
+        )
+        layers.append((before, ours))
+        setattr(owner, name, ours)
 
     def _noticed(self, notice: Notice, original: Any) -> Any:
         current = self._current

@@ -40,6 +40,7 @@ class Tracer:
     """
 
     active: Tracer | None = None
+    _lock = threading.RLock()  # of what is replaced in torch, which tracers of all threads share
 
     def __init__(
         self,
@@ -51,36 +52,35 @@ class Tracer:
     ) -> None:
         self._locate, self._ended, self._outermost = locate, ended, outermost
         self._begun, self._yields = begun, yields
-        self._readers = Readers(_current)
         self._call: Any = None
         self._audited_call: Any = None
-        self._lock = threading.Lock()
+        self._installed = True
         self._suspensions = 0
         self._follows_compiler = False
         self.failure: Exception | None = None
 
     def install(self) -> None:
         """Begin to watch."""
-        if Tracer.active is not None and Tracer.active._yields:
-            Tracer.active.remove()
-        if Tracer.active is not None:
-            raise RuntimeError(
-                "an input audit is already running in this process: one at a time. Leave its `with` block first."
-            )
-        Tracer.active = self
-        self.failure = None
-        self._suspensions = 0
-        self._follows_compiler = False
-        self._call = nn.Module.__call__
-        self._audited_call = self.replacement(self._call)
-        self._install()
+        with self._lock:
+            if Tracer.active is not None and Tracer.active._yields:
+                Tracer.active.remove()
+            if Tracer.active is not None:
+                raise RuntimeError(
+                    "an input audit is already running in this process: one at a time. Leave its `with` block first."
+                )
+            Tracer.active = self
+            self.failure = None
+            self._suspensions = 0
+            self._follows_compiler = False
+            self._audited_call = self.replacement(nn.Module.__call__)
+            self._install()
 
     def remove(self) -> None:
         """Leave nothing behind."""
         self._follow_compiler(False)
-        if Tracer.active is self:
-            Tracer.active = None
-            with self._lock:
+        with self._lock:
+            if Tracer.active is self:
+                Tracer.active = None
                 self._uninstall()
 
     def give_up(self, error: Exception) -> None:
@@ -133,20 +133,23 @@ class Tracer:
                 handler.remove_end_callback(self._resume)
 
     def _install(self) -> None:
-        self._readers.install()
-        nn.Module.__call__ = self._audited_call  # type: ignore[method-assign]
+        self._installed = True
+        READERS.install()
+        if nn.Module.__call__ is self._call:  # else ours is still there, below what other code has put over it
+            nn.Module.__call__ = self._audited_call  # type: ignore[method-assign]
 
     def _uninstall(self) -> None:
+        self._installed = False
         if nn.Module.__call__ is self._audited_call:
             nn.Module.__call__ = self._call  # type: ignore[method-assign]
-        self._readers.remove()
+        READERS.remove()
 
     def replacement(self, call: Any) -> Any:
         """A ``__call__`` of modules that watches, and calls another."""
-        tracer = self
+        tracer, self._call = self, call
 
         def audited_call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():  # first of all, for a compiler that reads this
+            if torch.compiler.is_compiling() or tracer._call is not call:  # the former for a compiler that reads this
                 return call(module, *args, **kwargs)
             begun = tracer._begin(module, args, kwargs)
             return call(module, *args, **kwargs) if begun is None else tracer._run(*begun, call)
@@ -155,7 +158,7 @@ class Tracer:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Thread, Frame] | None:
         """Begin a call in this thread; None where it is not to be followed."""
-        if self.failure is not None:
+        if self.failure is not None or not self._installed:
             return None
         thread: Thread | None = getattr(LOCAL, "thread", None)
         if thread is None or thread.owner is not self:
@@ -224,6 +227,7 @@ def _current() -> Thread | None:
     return thread
 
 
+READERS = Readers(_current)
 _TRACING = [getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL")]
 
 

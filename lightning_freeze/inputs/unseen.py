@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+_LOCK = threading.RLock()
+
 
 class _Hush:
     """A stream that keeps silent about what some threads write."""
@@ -46,7 +48,7 @@ def _hushed(owner: Any, name: str, idents: set[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unseen(idents: set[int]) -> Iterator[None]:
-    """What these threads draw, print, log or warn of leaves no trace."""
+    """What these threads draw, print, log or warn of leaves no trace; one caller at a time, who restores what it found."""
     idents.add(threading.get_ident())
     state = random.getstate()
     numpy: Any = sys.modules.get("numpy")
@@ -54,6 +56,7 @@ def unseen(idents: set[int]) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with (
+            _LOCK,
             torch.random.fork_rng(devices=devices),
             contextlib.redirect_stdout(_Hush(sys.stdout, idents)),
             contextlib.redirect_stderr(_Hush(sys.stderr, idents)),

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Log:
 
 
 class Recorder:
-    """Appends records to a file, each written at once.
+    """Appends records to a file, each written at once; one that cannot be written, as on a full disk, is warned of, and the last.
 
     Args:
         path: The file; made with its folder at the first record. A file that is there loses the unfinished last line of a
@@ -59,10 +60,22 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._begun = False
+        self._begun = self._failed = False
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
+        if self._failed:
+            return
+        try:
+            self._append(record)
+        except OSError as error:
+            self._failed = True
+            warnings.warn(
+                f"freeze: {self.path} could not be written ({error}); the run goes on, and its further records are lost.",
+                stacklevel=2,
+            )
+
+    def _append(self, record: Mapping[str, Any]) -> None:
         if not self._begun:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():

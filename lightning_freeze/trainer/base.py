@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal, Self
 
 from lightning_freeze.report.findings import Finding, FreezeViolation
@@ -10,7 +12,7 @@ from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding, check_words
 
 CreatedBy = Literal["switch", "command", "user"]
-_NOT_COPIED = ("log", "log_dict")  # bound methods of the model, which Lightning sets in every run
+_NOT_COPIED = ("log", "log_dict", "on_exception")  # set in every run, by Lightning and by `seam.call_first`
 _RESET_IN_COPIES: dict[str, Any] = {
     **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_handled", "_logged")),
     **dict.fromkeys(("_removals", "_stepped"), ()),
@@ -27,6 +29,7 @@ class Auditor(seam.Callback):
         super().__init__()
         check_words(on_finding=on_finding)
         self._on_finding = on_finding
+        self._removals: list[Callable[[], object]] = []
 
     @classmethod
     def create_for(cls, creator: CreatedBy, **options: Any) -> Self:
@@ -38,6 +41,26 @@ class Auditor(seam.Callback):
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a run hooks into its Trainer and its optimizers; a copy of the callback starts without.
         return {key: _RESET_IN_COPIES.get(key, value) for key, value in vars(self).items() if key not in _NOT_COPIED}
+
+    def on_exception(self, trainer: seam.Trainer, pl_module: seam.LightningModule, exception: BaseException) -> None:
+        """Undo everything; what goes wrong with that becomes a note of the exception."""
+        for act in (partial(self._explain, exception), self._undo):
+            try:
+                act()
+            except Exception as error:
+                exception.add_note(f"freeze: as the run ended: {type(error).__name__}: {error}")
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        self._undo()
+
+    def _explain(self, exception: BaseException) -> None:
+        """Add a note to an exception that comes from us."""
+
+    def _undo(self) -> None:
+        """Undo everything; each is tried, whatever another raises. Safe to call again."""
+        with ExitStack() as each_is_tried:
+            while self._removals:
+                each_is_tried.callback(self._removals.pop(0))
 
     def _stop_for(self, errors: Sequence[Finding], trainer: seam.Trainer, name: str) -> None:
         """Stop a run for errors, after saving a fit. All ranks call it together, with the errors of all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +35,6 @@ class _Audited(Auditor):
         self._acted_on = self._compared_at = 0
         self._handled: BaseException | None = None
         self._running = False
-        self._removals: list[Callable[[], object]] = []
         self._audits_inputs = inputs
         self._writes = True
         self._inputs: InputWatch | None = None
@@ -116,21 +115,17 @@ class _Audited(Auditor):
         if self._engine is not None and trainer.training:
             self._engine.audit.check(all_ranks=self._all_ranks)
 
-    def on_exception(self, trainer: seam.Trainer, pl_module: seam.LightningModule, exception: BaseException) -> None:
-        try:
-            if self._engine is not None and self._running:
-                self._engine.holds.explain(exception)
-                self._engine.flush()
-        finally:
-            self._undo()
+    def _explain(self, exception: BaseException) -> None:
+        if self._engine is not None and self._running:
+            self._engine.holds.explain(exception)
+            self._engine.flush()
 
     def on_fit_end(self, *args: Any, **kwargs: Any) -> None:
         self._undo()
 
-    teardown = on_fit_end
-
     def _begin_report(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._undo()
+        self._removals = [seam.call_first(trainer, self)]
         self._handled = sys.exc_info()[1]  # where the fit is itself a second try
         others = any(isinstance(callback, InputAudit) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
@@ -151,13 +146,12 @@ class _Audited(Auditor):
 
     def _undo(self) -> None:
         self._running = False
-        while self._removals:
-            self._removals.pop()()
-        if self._engine is not None:
-            self._engine.detach(bring_back=False)  # Lightning's teardown takes optimizer state to host memory anyway
         if self._inputs is not None:
-            self._inputs.end_batch()
+            self._removals.append(self._inputs.end_batch)
             self._inputs = None
+        if self._engine is not None:  # Lightning's teardown takes optimizer state to host memory anyway
+            self._removals.append(partial(self._engine.detach, bring_back=False))
+        super()._undo()
 
     def _log(self, trainer: seam.Trainer, pl_module: seam.LightningModule, counts: Record) -> None:
         if trainer.barebones:

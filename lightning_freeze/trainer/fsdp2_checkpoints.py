@@ -41,8 +41,9 @@ def load_without_state(trainer: seam.Trainer) -> Callable[[], object]:
             for parameter in stateless:
                 parameter.requires_grad = True
 
-    vars(strategy)["load_checkpoint"] = load_checkpoint
-    return lambda: vars(strategy).pop("load_checkpoint", None)
+    own = vars(strategy)
+    own["load_checkpoint"] = load_checkpoint
+    return lambda: own.pop("load_checkpoint") if own.get("load_checkpoint") is load_checkpoint else None
 
 
 def _without_state(

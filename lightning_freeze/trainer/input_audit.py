@@ -142,7 +142,7 @@ class InputAudit(Auditor):
         return dict(self._verdicts)
 
     def setup(self, trainer: seam.Trainer, pl_module: seam.LightningModule, stage: str) -> None:
-        self._close()
+        self._undo()
         self._watch = None
         audits = [c for c in trainer.callbacks if isinstance(c, InputAudit)]  # type: ignore[attr-defined]
         if self is not max(audits, key=lambda audit: get_args(CreatedBy).index(audit.created_by)):
@@ -154,6 +154,7 @@ class InputAudit(Auditor):
         self._silent = any(audit.created_by == "command" for audit in audits)
         self._findings, self._verdicts = [], {}
         self._watch = InputWatch(pl_module, **self._options)
+        self._removals = [seam.call_first(trainer, self), self._watch.end_batch]
         directory = seam.log_directory(trainer)  # on every rank: it may be broadcast
         writes = stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None
@@ -171,7 +172,6 @@ class InputAudit(Auditor):
             self._watch.end_batch()
 
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _close
-    on_exception = teardown = _close
 
     def on_train_epoch_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._report(trainer)

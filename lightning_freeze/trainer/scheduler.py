@@ -175,7 +175,7 @@ class FreezeScheduler(_Audited):
             waits=loads_later(trainer),
             closures=True,
         )
-        self._removals = [load_without_state(trainer)]
+        self._removals.append(load_without_state(trainer))
         self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
         if self._resume is not None:  # known already, unless the strategy loads checkpoints later
             self._controller.load_state_dict(self._resume)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, r
 
 from lightning_freeze.audit.ranks import Ranks
 from lightning_freeze.errors import UnsupportedError
+from lightning_freeze.holds.patch import Patch
 from lightning_freeze.holds.run_context import RunContext
 
 __all__ = ["Callback", "DummyLogger", "LightningArgumentParser", "LightningCLI", "LightningDataModule"]
@@ -233,18 +235,32 @@ def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callabl
     bar: Any = trainer.progress_bar_callback
     if bar is None:
         return lambda: None
-    original, own = bar.get_metrics, vars(bar).get("get_metrics")
 
-    def get_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**original(*args, **kwargs), key: text()}
+    def with_text(original: Callable[..., Any], users: Callable[[], Iterator[Any]]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: {
+            **original(*args, **kwargs),
+            **{k: t() for k, t in zip([key], users(), strict=False)},
+        }
 
-    def remove() -> None:
-        if vars(bar).get("get_metrics") is get_metrics:
-            del vars(bar)["get_metrics"]
-            vars(bar).update({"get_metrics": own} if own is not None else {})
+    patch = Patch.of(bar, "get_metrics", with_text)
+    patch.add(text)
+    return partial(patch.discard, text)
 
-    vars(bar)["get_metrics"] = get_metrics
-    return remove
+
+def call_first(trainer: Trainer, auditor: Callback) -> Callable[[], object]:
+    """Call a callback's `on_exception` before those of all others, one of which may raise; returns what undoes it."""
+    patch = Patch.of(trainer.callbacks[0], "on_exception", _after_ours)  # type: ignore[attr-defined]
+    patch.add(auditor)
+    return partial(patch.discard, auditor)
+
+
+def _after_ours(original: Callable[..., None], users: Callable[[], Iterator[Any]]) -> Callable[..., None]:
+    def on_exception(*args: Any) -> None:
+        for auditor in users():
+            type(auditor).on_exception(auditor, *args)
+        original(*args)
+
+    return on_exception
 
 
 def refuse_strategy(strategy: object) -> None:

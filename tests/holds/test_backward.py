@@ -42,3 +42,22 @@ def test_what_the_user_has_frozen_stays_so() -> None:
     skip.turn_on(layer.parameters())
     skip.pause()
     assert [p.requires_grad for p in layer.parameters()] == [True, False]
+
+
+def test_what_toggling_restores_to_the_held_value_trains_from_the_next_batch_on() -> None:
+    """`untoggle_optimizer` in a helper writes back what it found before the step that ended the set."""
+    first, second, user_s = (nn.Parameter(torch.ones(1)) for _ in range(3))
+    skip = SkipBackward(manual=True)
+    skip.active = True
+    skip.turn_off([first, second])  # a batch begins
+    found = first.requires_grad, second.requires_grad
+    skip.turn_on([first, second])  # a step ends the set
+    first.requires_grad, second.requires_grad = found  # what toggled restores it
+    skip.turn_off([second])
+    skip.before_forward()  # the next batch
+    assert first.requires_grad
+    assert not second.requires_grad
+    user_s.requires_grad = False
+    first.requires_grad = False  # between batches: the user's own
+    skip.detach()
+    assert [p.requires_grad for p in (first, second, user_s)] == [False, True, False]

@@ -162,10 +162,11 @@ def test_one_comes_while_another_is_collected() -> None:
     forgotten[0].attach()
     forgotten.append(forgotten)
     new = ReentrantInputs(lambda: True, lambda _: None)
-    others = reentrant._PATCH._others
+    shared = reentrant._patch()
+    others = shared._others
     del forgotten
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reentrant._PATCH, "_others", lambda user: (gc.collect(), others(user))[1])
+        patch.setattr(shared, "_others", lambda user: (gc.collect(), others(user))[1])
         new.attach()
     assert trains_above_a_frozen_bottom()
     new.detach()

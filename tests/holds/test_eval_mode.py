@@ -37,3 +37,31 @@ def test_a_compiled_module_and_the_one_inside_get_their_mode_back() -> None:
     assert [m.training for m in modules] == [False] * 3
     modes.detach()
     assert [m.training for m in modules] == [True] * 3
+
+
+def test_a_mode_that_the_user_sets_meanwhile_is_the_one_it_gets_back() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Dropout()), nn.Dropout()
+
+    def modes(*calls: tuple[str, bool]) -> list[bool]:
+        model, hold = Model(), EvalModes()
+        hold.attach()
+        hold.hold([model.body, model.body[0]])
+        for name, mode in calls:
+            model.get_submodule(name).train(mode)
+        hold.hold([model.body, model.body[0]])
+        assert [m.training for m in model.body.modules()] == [False, False], "held in any case"
+        hold.detach()
+        assert "train" not in vars(type(model))
+        return [m.training for m in model.body.modules()]
+
+    assert modes() == [True, True]
+    assert modes(("body", False)) == [False, False]
+    assert modes(("body.0", False)) == [True, False]
+    assert modes(("body", False), ("body", True)) == [True, True]
+    assert modes(("", False)) == [True, True], "the whole model, for a validation"
+    assert modes(("body", False), ("", True)) == [True, True], "as without the hold"
+    train = nn.Module.train
+    assert train.__module__ == "torch.nn.modules.module"

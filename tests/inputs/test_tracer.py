@@ -21,7 +21,7 @@ from lightning_freeze import audit_inputs
 from lightning_freeze.inputs.audit import InputsAudit
 from lightning_freeze.inputs.labels import Labels
 from lightning_freeze.inputs.thread import Thread
-from lightning_freeze.inputs.tracer import LOCAL, Tracer
+from lightning_freeze.inputs.tracer import LOCAL, READERS, Tracer
 
 
 class Block(nn.Module):
@@ -538,3 +538,55 @@ def test_one_that_yields_stands_back_for_another() -> None:
     assert nn.Module.__call__ is call
     assert other.verdicts["", "mask"] == "unused"
     assert yields.verdicts == {}
+
+
+def test_what_others_put_over_ours_stays_and_ours_passes_calls_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their `__call__` and `size` are there after the audit, and the audit watches each call once, then and later."""
+    audit, calls = audit_inputs(Block(), replay=False), []
+    call, size = nn.Module.__call__, vars(Tensor).get("size")
+    with monkeypatch.context() as patch:
+        with audit:
+            ours, our_size = nn.Module.__call__, Tensor.size
+
+            def theirs(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                calls.append(module)
+                return ours(module, *args, **kwargs)
+
+            patch.setattr(nn.Module, "__call__", theirs)
+            patch.setattr(Tensor, "size", lambda tensor, *args: our_size(tensor, *args))
+            their_size = vars(Tensor)["size"]
+            audit.module(t(), t())
+            with audit._tracer.suspended(Thread(audit._tracer, print)):
+                assert nn.Module.__call__ is theirs
+        assert nn.Module.__call__ is theirs
+        assert vars(Tensor)["size"] is their_size
+        assert {tally.calls for tally in audit._tallies.values()} == {1}
+        audit.module(t(), t())  # nothing watches
+        assert t(2).size() == (2,)
+        with audit:
+            audit.module(t(), t())
+        assert {tally.calls for tally in audit._tallies.values()} == {2}
+        assert nn.Module.__call__ is theirs
+        assert len(calls) == 6
+    assert nn.Module.__call__ is ours, "which they found"
+    with audit:
+        audit.module(t(), t())
+    assert {tally.calls for tally in audit._tallies.values()} == {3}
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    READERS.remove()
+    assert vars(Tensor).get("size") is size
+
+
+def test_audits_of_many_threads_leave_nothing_behind() -> None:
+    before = {**vars(Tensor)}, nn.Module.__call__
+
+    def come_and_go() -> None:
+        audit = InputsAudit(Block(), replay=False, yields=True)
+        for _ in range(20):
+            with audit:
+                audit.module(t(), t())
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(come_and_go) for _ in range(4)]:
+            done.result()
+    assert ({**vars(Tensor)}, nn.Module.__call__) == before

@@ -1,0 +1,74 @@
+"""An attribute that is replaced while it has users, who come and go in any order."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Wrap = Callable[[Any, Callable[[], Iterator[Any]]], Any]
+"""Makes what replaces an attribute, from what was there and from what gives the users, the last to come first."""
+
+
+class Patch:
+    """The replacement of an attribute of a class, a module or an object: one for the process, while it has users.
+
+    Users are held weakly, so that one that is never detached ends with its run. Where other code has replaced ours, that
+    stays; ours then passes calls on, for want of users, and is removed once it lies on top again.
+    """
+
+    def __init__(self, owner: Any, name: str, wrap: Wrap) -> None:
+        self._owner, self._name, self._wrap = owner, name, wrap
+        self._users: tuple[weakref.ref[Any], ...] = ()
+        self._layers: list[tuple[Any, Any]] = []  # what was there before, and what replaced it
+
+    @classmethod
+    def of(cls, owner: Any, name: str, wrap: Wrap) -> Patch:
+        """The patch of this attribute, or a new one."""
+        with _LOCK:
+            patch = _PATCHES.get((id(owner), name))
+            if patch is None:
+                patch = _PATCHES[id(owner), name] = cls(owner, name, wrap)
+            return patch
+
+    def users(self) -> Iterator[Any]:
+        """Those that live, the last to come first."""
+        return (user for reference in self._users if (user := reference()) is not None)
+
+    def add(self, user: Any) -> None:
+        """Replace the attribute for this user; safe to call again."""
+        with _LOCK:
+            self._users = (weakref.ref(user, lambda _: self.discard(None)), *self._others(user))
+            if not self._on_top():
+                replacement = self._wrap(getattr(self._owner, self._name), self.users)
+                self._layers.append((vars(self._owner).get(self._name, _INHERITED), replacement))
+                setattr(self._owner, self._name, replacement)
+
+    def discard(self, user: Any) -> None:
+        """Undo it for this user; safe to call again."""
+        with _LOCK:
+            self._users = self._others(user)
+            while not self._users and self._on_top():
+                before, _ = self._layers.pop()
+                if before is _INHERITED:
+                    delattr(self._owner, self._name)
+                else:
+                    setattr(self._owner, self._name, before)
+
+    def _others(self, user: Any) -> tuple[weakref.ref[Any], ...]:
+        return tuple(each for each in self._users if each() not in (None, user))
+
+    def _on_top(self) -> bool:
+        now = vars(self._owner).get(self._name, _INHERITED)
+        return bool(self._layers) and _function(now) is _function(self._layers[-1][1])
+
+
+def _function(value: Any) -> Any:
+    return getattr(value, "__func__", value)  # who restores a static method may set the function within
+
+
+_INHERITED = object()
+_LOCK = threading.RLock()  # a user may be collected while it is held
+_PATCHES: weakref.WeakValueDictionary[tuple[int, str], Patch] = weakref.WeakValueDictionary()
+"""By identity of the owner, which lives as long as what replaces its attribute and leads to the patch."""
