@@ -1,4 +1,4 @@
-"""A fit in which the backward work of frozen groups is left out equals, bit for bit, one in which it is done."""
+"""A fit in which the backward work of frozen groups is left out equals one in which it is done; of bits, see `test_skip_backward_bits`."""
 
 from __future__ import annotations
 
@@ -240,16 +240,27 @@ def test_a_loss_of_nothing_that_trains_updates_nothing_and_is_warned_of(accumula
     assert seen[0][1] == seen[1][1]
 
 
-def test_an_error_that_comes_of_skipping_says_so(trainer: Any) -> None:
+def asks_for_gradients(model: Any, loss: Tensor) -> None:
+    torch.autograd.grad(loss, model.layer1.weight, retain_graph=True)
+
+
+def registers_a_hook(model: Any, loss: Tensor) -> None:
+    model.layer1.weight.register_hook(lambda gradient: None).remove()
+
+
+@pytest.mark.parametrize("use", [asks_for_gradients, registers_a_hook])
+def test_an_error_that_comes_of_skipping_says_so(use: Any, trainer: Any) -> None:
     class Penalises(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            loss = super().training_step(batch, batch_idx)
-            torch.autograd.grad(loss, self.layer1.weight, retain_graph=True)
+            loss: Any = super().training_step(batch, batch_idx)
+            use(self, loss)
             return loss
 
-    with pytest.raises(RuntimeError, match="does not require grad") as caught:
+    with pytest.raises(RuntimeError, match="require grad") as caught:
         trainer(AlternatingFreeze("layer1", "layer2", every=3)).fit(Penalises(), batches(6))
-    assert caught.value.__notes__[0].startswith("freeze: slow are frozen now, and have requires_grad=False meanwhile.")
+    (note,) = caught.value.__notes__
+    assert note.startswith("freeze: slow are frozen now, and have requires_grad=False meanwhile.")
+    assert "(`torch.autograd.grad`, `register_hook`) needs `skip_backward: false`" in note
     trainer(AlternatingFreeze("layer1", "layer2", every=3, skip_backward=False)).fit(Penalises(), batches(6))
 
 

@@ -13,6 +13,8 @@ from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.patch import Patch
 from lightning_freeze.plan.membership import ParamSet, Split
 
+_FAST_ATTENTION = Patch.of(torch.backends.mha, "_is_fastpath_enabled", lambda original, users: False)
+
 
 class SkipBackward(Hold):
     """Turns ``requires_grad`` off for what is frozen, whose gradients are set to None, and on again.
@@ -42,7 +44,6 @@ class SkipBackward(Hold):
         self._manual = manual
         self._plain_attention = plain_attention
         self._describe = describe
-        self._fast_attention = Patch.of(torch.backends.mha, "_is_fastpath_enabled", lambda original, users: False)
         self._logged = set() if logged is None else logged
         self.held: dict[int, nn.Parameter] = {}
         """The parameters whose ``requires_grad`` is off now, by identity."""
@@ -58,7 +59,7 @@ class SkipBackward(Hold):
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
         if self.held and not before and self._plain_attention:
-            self._fast_attention.add(self)
+            _FAST_ATTENTION.add(self)
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
         """Those of these that are held get their gradients again."""
@@ -67,7 +68,7 @@ class SkipBackward(Hold):
                 parameter.requires_grad = True
                 self._released[id(parameter)] = parameter
                 if not self.held and self._plain_attention:
-                    self._fast_attention.discard(self)
+                    _FAST_ATTENTION.discard(self)
 
     def decided(self, split: Split) -> None:
         if self.active and self._manual:
@@ -123,10 +124,13 @@ class SkipBackward(Hold):
         )
 
     def explain(self, error: BaseException) -> None:
-        if self.held and isinstance(error, RuntimeError) and "does not require grad" in str(error):
+        asks = "does not require grad" in str(error) or "doesn't require grad" in str(
+            error
+        )  # autograd.grad, register_hook
+        if self.held and isinstance(error, RuntimeError) and asks:
             error.add_note(
                 f"freeze: {self._describe()[1]} are frozen now, and have requires_grad=False meanwhile. Code that asks for "
-                "their gradients itself (`torch.autograd.grad`) needs `skip_backward: false`."
+                "their gradients itself (`torch.autograd.grad`, `register_hook`) needs `skip_backward: false`."
             )
 
     def _settle(self) -> None:

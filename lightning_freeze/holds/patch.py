@@ -55,6 +55,8 @@ class Patch:
                     delattr(self._owner, self._name)
                 else:
                     setattr(self._owner, self._name, before)
+            if not self._users and self._layers and not callable(self._layers[-1][1]):
+                self._layers.clear()  # other code has set another value, which passes nothing on to ours
 
     def _others(self, user: Any) -> tuple[weakref.ref[Any], ...]:
         return tuple(each for each in self._users if each() not in (None, user))

@@ -51,7 +51,9 @@ class FreezeScheduler(_Audited):
         rest: Parameters outside the groups: ``train`` (always), ``freeze`` (never) or ``error``.
         skip_backward: Whether to skip the backward work of frozen groups, by ``requires_grad=False`` while they are
             frozen: ``auto`` where that is safe, and says in a line why or why not; ``True``, or an error where it is not;
-            ``False`` only sets gradients to None after backward.
+            ``False`` only sets gradients to None after backward. Skipping changes no bit of Linear, LSTM, convolutions of
+            contiguous inputs, Embedding and Llama; GRU, attention with a learnt bias, T5 and TransformerEncoderLayer round
+            otherwise, since torch chooses kernels by ``requires_grad``.
         optimizer_state: The optimizer state of frozen groups: ``keep``; ``offload``, from an accelerator to host memory
             until they train again, unless that is within ten updates; ``reset``, dropped, so that they start without, as
             in BAdam. A checkpoint holds what there is, and can be resumed under another value.
