@@ -139,8 +139,8 @@ class Party:
         (who, hook), error, _, fails = row
         make, callbacks = OURS[kind]
         self.model = Model(make)
-        self.model.attention.norm2.eval()  # the user's own, as is the next line
-        self.model.head.bias.requires_grad_(False)
+        self.model.head.bias.requires_grad_(False)  # the user's own, as is the next line
+        self.model.attention.norm2.train(hook == "on_validation_model_train")  # which calls `train()`
         tensors: Any = batches(5).dataset
         data = type("Data", (type(tensors),), {})(*tensors.tensors)
         self.loader = type("Loader", (DataLoader,), {})(data, batch_size=4)

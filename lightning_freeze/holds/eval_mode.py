@@ -67,14 +67,13 @@ def _noting(original: Callable[..., Any], users: Callable[[], Iterator[EvalModes
     inside = threading.local()
 
     def train(self: Module, mode: bool = True) -> Any:
-        if hasattr(inside, "root"):  # a module within that
-            return original(self, mode)
-        inside.root = self
+        root = vars(inside).setdefault("root", self)
         try:
             return original(self, mode)
         finally:
-            del inside.root
-            for user in users():
-                user.note(self, mode)
+            if root is self:  # not a module within that
+                del inside.root
+                for user in users():
+                    user.note(self, mode)
 
     return train

@@ -5,45 +5,52 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-Wrap = Callable[[Any, Callable[[], Iterator[Any]]], Any]
-"""Makes what replaces an attribute, from what was there and from what gives the users, the last to come first."""
+_INHERITED = object()
+_LOCK = threading.RLock()  # a user may be collected while it is held
+_PATCHES: weakref.WeakValueDictionary[tuple[int, str], Patch] = (
+    weakref.WeakValueDictionary()
+)  # by their owner's identity
 
 
 class Patch:
-    """The replacement of an attribute of a class, a module or an object: one for the process, while it has users.
+    """What replaces an attribute of a class, a module or an object: one for the process, while it has users.
 
     Users are held weakly, so that one that is never detached ends with its run. Where other code has replaced ours, that
     stays; ours then passes calls on, for want of users, and is removed once it lies on top again.
+
+    Args:
+        owner: Who has the attribute; it keeps the patch alive by what replaces it.
+        name: The attribute.
+        wrap: Makes what replaces it, from what was there and a function that gives the users, the last to come first.
     """
 
-    def __init__(self, owner: Any, name: str, wrap: Wrap) -> None:
+    def __init__(self, owner: Any, name: str, wrap: Callable[[Any, Callable[[], Iterator[Any]]], Any]) -> None:
         self._owner, self._name, self._wrap = owner, name, wrap
         self._users: tuple[weakref.ref[Any], ...] = ()
         self._layers: list[tuple[Any, Any]] = []  # what was there before, and what replaced it
 
     @classmethod
-    def of(cls, owner: Any, name: str, wrap: Wrap) -> Patch:
+    def of(cls, owner: Any, name: str, wrap: Callable[[Any, Callable[[], Iterator[Any]]], Any]) -> Patch:
         """The patch of this attribute, or a new one."""
         with _LOCK:
-            patch = _PATCHES.get((id(owner), name))
-            if patch is None:
-                patch = _PATCHES[id(owner), name] = cls(owner, name, wrap)
-            return patch
+            return _PATCHES.setdefault((id(owner), name), cls(owner, name, wrap))
 
-    def users(self) -> Iterator[Any]:
-        """Those that live, the last to come first."""
-        return (user for reference in self._users if (user := reference()) is not None)
+    def users(self, layer: int | None = None) -> Iterator[Any]:
+        """Those that live; none for a layer below others."""
+        on_top = layer in (None, len(self._layers) - 1)
+        return (user for each in self._users if on_top and (user := each()) is not None)
 
     def add(self, user: Any) -> None:
         """Replace the attribute for this user; safe to call again."""
         with _LOCK:
             self._users = (weakref.ref(user, lambda _: self.discard(None)), *self._others(user))
             if not self._on_top():
-                replacement = self._wrap(getattr(self._owner, self._name), self.users)
-                self._layers.append((vars(self._owner).get(self._name, _INHERITED), replacement))
-                setattr(self._owner, self._name, replacement)
+                before, original = vars(self._owner).get(self._name, _INHERITED), getattr(self._owner, self._name)
+                self._layers.append((before, self._wrap(original, partial(self.users, len(self._layers)))))
+                setattr(self._owner, self._name, self._layers[-1][1])
 
     def discard(self, user: Any) -> None:
         """Undo it for this user; safe to call again."""
@@ -68,9 +75,3 @@ class Patch:
 
 def _function(value: Any) -> Any:
     return getattr(value, "__func__", value)  # who restores a static method may set the function within
-
-
-_INHERITED = object()
-_LOCK = threading.RLock()  # a user may be collected while it is held
-_PATCHES: weakref.WeakValueDictionary[tuple[int, str], Patch] = weakref.WeakValueDictionary()
-"""By identity of the owner, which lives as long as what replaces its attribute and leads to the patch."""

@@ -249,18 +249,18 @@ def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callabl
 
 def call_first(trainer: Trainer, auditor: Callback) -> Callable[[], object]:
     """Call a callback's `on_exception` before those of all others, one of which may raise; returns what undoes it."""
-    patch = Patch.of(trainer.callbacks[0], "on_exception", _after_ours)  # type: ignore[attr-defined]
+
+    def after_ours(original: Callable[..., None], users: Callable[[], Iterator[Any]]) -> Callable[..., None]:
+        def on_exception(*args: Any) -> None:
+            for each in users():
+                type(each).on_exception(each, *args)
+            original(*args)
+
+        return on_exception
+
+    patch = Patch.of(trainer.callbacks[0], "on_exception", after_ours)  # type: ignore[attr-defined]
     patch.add(auditor)
     return partial(patch.discard, auditor)
-
-
-def _after_ours(original: Callable[..., None], users: Callable[[], Iterator[Any]]) -> Callable[..., None]:
-    def on_exception(*args: Any) -> None:
-        for auditor in users():
-            type(auditor).on_exception(auditor, *args)
-        original(*args)
-
-    return on_exception
 
 
 def refuse_strategy(strategy: object) -> None:
