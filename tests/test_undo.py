@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
+from torch import nn
 
-from lightning_freeze import AlternatingFreeze, FreezeAudit
+from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeController, Phase, Phases
 from tests.conftest import Net, batches
 from tests.test_sabotage import Normed, body_frozen
 
@@ -117,3 +121,73 @@ def test_the_progress_bar_shows_the_active_groups_and_forgets_them(trainer: Any)
     trainer(bar, scheduler, enable_progress_bar=True).fit(Net(), batches(4))
     assert shown == ["fast", "fast+slow"] * 2  # what the coming step trains
     assert "get_metrics" not in vars(bar)
+
+
+def with_attention() -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 1, 4, batch_first=True)
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), layer, nn.Linear(4, 1))
+
+
+def controller_over(model: nn.Module, optimizer: Any) -> FreezeController:
+    turns = Phases([Phase(["0", "1", "2"], updates=2, lr={"0": 0.5}), Phase(["3"], updates=1)], repeat=True)
+    controller = FreezeController(model, turns, {name: name for name in "0123"}, frozen_modules="eval")
+    controller.attach(optimizer)
+    controller.begin()
+    return controller
+
+
+def facts(model: nn.Module, optimizer: Any) -> list[Any]:
+    groups = [(id(group), [*map(id, group["params"])], group["lr"]) for group in optimizer.param_groups]
+    flags = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
+    return [groups, *flags, hooks(optimizer), torch.backends.mha.get_fastpath_enabled(), nn.Module.train]
+
+
+def train(model: nn.Module, optimizer: Any, *controllers: FreezeController) -> None:
+    for controller in controllers:
+        controller.begin_step()
+    optimizer.zero_grad()
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("steps", [1, 3])  # the second is frozen then
+def test_controllers_of_one_model_are_detached_in_any_order(first: int, steps: int) -> None:
+    model = with_attention()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    before = facts(model, optimizer)
+    controllers = [controller_over(model, optimizer) for _ in range(2)]
+    for _ in range(steps):
+        train(model, optimizer, *controllers)
+        assert facts(model, optimizer)[0] == before[0], "each step leaves the param groups as they were"
+    controllers.pop(first).detach()
+    train(model, optimizer, *controllers)
+    controllers.pop().detach()
+    assert facts(model, optimizer) == before
+
+
+def test_runs_of_two_threads_leave_nothing_behind() -> None:
+    """They begin and end in the same order."""
+    models = [with_attention() for _ in range(2)]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for model in models]
+    before = [*map(facts, models, optimizers)]
+    began, ended = threading.Event(), threading.Event()
+
+    def run(number: int) -> None:
+        if number:
+            began.wait()
+        with controller_over(models[number], optimizers[number]) as controller:
+            train(models[number], optimizers[number], controller)
+            train(models[number], optimizers[number], controller)
+            train(models[number], optimizers[number], controller)
+            began.set()
+            if number:
+                ended.wait()
+                train(models[number], optimizers[number], controller)
+        ended.set()
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(run, number) for number in range(2)]:
+            done.result()
+    assert [*map(facts, models, optimizers)] == before

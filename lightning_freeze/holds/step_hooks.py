@@ -93,11 +93,10 @@ class StepHooks:
             optimizer = step.optimizer
             self._undo.append(_let_run_hooks(optimizer, self))
             self._undo.append(optimizer.register_step_pre_hook(self._before).remove)
-            self._undo.append(optimizer.register_step_post_hook(self._after).remove)
-            if step.excludes:  # before hooks that were registered earlier
-                first = optimizer.register_step_post_hook(self._restore)
-                optimizer._optimizer_step_post_hooks.move_to_end(first.id, last=False)  # type: ignore[attr-defined]
-                self._undo.append(first.remove)
+            after = optimizer.register_step_post_hook(self._after)
+            # Before hooks that were registered earlier, another run's included: the last to change restores first.
+            optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
+            self._undo.append(after.remove)
 
     def detach(self) -> None:
         """Take every hook out again. Safe to call again."""
@@ -151,11 +150,6 @@ class StepHooks:
         step.note()
         if self.last_moment:
             self._holds.before_step(step)
-
-    def _restore(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        step = self._by_optimizer[id(optimizer)]
-        if step.depth <= 1:  # after the outermost step
-            self._holds.restore(step)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_dynamo_compiling():
