@@ -34,12 +34,13 @@ class ReentrantInputs(Hold):
         self.active = active
         self._log = log
         self._logged = set() if logged is None else logged
+        self._patch = Patch.of(CheckpointFunction, "apply", _giving_inputs)
 
     def attach(self) -> None:
-        _patch().add(self)
+        self._patch.add(self)
 
     def detach(self, bring_back: bool = True) -> None:
-        _patch().discard(self)
+        self._patch.discard(self)
 
     def run(self, original: Callable[..., Any], function: Callable[..., Any], preserve: bool, *inputs: Any) -> Any:
         """Run a segment, which ``original`` checkpoints, and none of whose inputs requires a gradient."""
@@ -73,10 +74,6 @@ def _giving_inputs(original: Callable[..., Any], users: Callable[[], Iterator[Re
         return original(function, preserve_rng_state, *inputs)
 
     return staticmethod(apply)
-
-
-def _patch() -> Patch:
-    return Patch.of(CheckpointFunction, "apply", _giving_inputs)
 
 
 def _module_of(function: object) -> nn.Module | None:

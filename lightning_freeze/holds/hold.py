@@ -84,7 +84,7 @@ class Hold:
         """(R) The step has run, neither skipped nor raised; gradients are still there."""
 
 
-_REVERSED = frozenset({"detach", "thaw", "restore", "after_step"})
+_REVERSED = frozenset({"thaw", "restore", "after_step"})  # and `detach`, by `each_tried`
 _VERBS = [name for name, value in vars(Hold).items() if callable(value) and not name.startswith("_")]
 
 
@@ -97,7 +97,7 @@ class Holds(Hold):
             calls = [getattr(hold, verb) for hold in holds if _overrides(hold, verb)]
             if verb in _REVERSED:
                 calls.reverse()
-            setattr(self, verb, _each_tried(calls) if verb == "detach" else _in_turn(calls))
+            setattr(self, verb, each_tried(calls) if verb == "detach" else _in_turn(calls))
 
 
 def _overrides(hold: Hold, verb: str) -> bool:
@@ -115,10 +115,12 @@ def _in_turn(calls: list[Callable[..., None]]) -> Callable[..., None]:
     return run
 
 
-def _each_tried(calls: list[Callable[..., None]]) -> Callable[..., None]:
+def each_tried(calls: Sequence[Callable[..., object]]) -> Callable[..., None]:
+    """Calls all, the last first, whatever another raises."""
+
     def run(*arguments: Any) -> None:
-        with ExitStack() as each_whatever_another_raises:
-            for call in reversed(calls):
-                each_whatever_another_raises.callback(call, *arguments)
+        with ExitStack() as stack:
+            for call in calls:
+                stack.callback(call, *arguments)
 
     return run

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+Wrap = Callable[[Any, Callable[[], Iterator[Any]]], Any]
 _INHERITED = object()
 _LOCK = threading.RLock()  # a user may be collected while it is held
 _PATCHES: weakref.WeakValueDictionary[tuple[int, str], Patch] = (
@@ -19,21 +20,17 @@ class Patch:
     """What replaces an attribute of a class, a module or an object: one for the process, while it has users.
 
     Users are held weakly, so that one that is never detached ends with its run. Where other code has replaced ours, that
-    stays; ours then passes calls on, for want of users, and is removed once it lies on top again.
-
-    Args:
-        owner: Who has the attribute; it keeps the patch alive by what replaces it.
-        name: The attribute.
-        wrap: Makes what replaces it, from what was there and a function that gives the users, the last to come first.
+    stays; ours then passes calls on, and is removed once it lies on top again. ``wrap`` makes what replaces the attribute
+    from what was there and from a function that gives the users, the last to come first.
     """
 
-    def __init__(self, owner: Any, name: str, wrap: Callable[[Any, Callable[[], Iterator[Any]]], Any]) -> None:
+    def __init__(self, owner: Any, name: str, wrap: Wrap) -> None:
         self._owner, self._name, self._wrap = owner, name, wrap
         self._users: tuple[weakref.ref[Any], ...] = ()
         self._layers: list[tuple[Any, Any]] = []  # what was there before, and what replaced it
 
     @classmethod
-    def of(cls, owner: Any, name: str, wrap: Callable[[Any, Callable[[], Iterator[Any]]], Any]) -> Patch:
+    def of(cls, owner: Any, name: str, wrap: Wrap) -> Patch:
         """The patch of this attribute, or a new one."""
         with _LOCK:
             return _PATCHES.setdefault((id(owner), name), cls(owner, name, wrap))
@@ -43,17 +40,18 @@ class Patch:
         on_top = layer in (None, len(self._layers) - 1)
         return (user for each in self._users if on_top and (user := each()) is not None)
 
-    def add(self, user: Any) -> None:
-        """Replace the attribute for this user; safe to call again."""
+    def add(self, user: Any) -> Callable[[], None]:
+        """Replace the attribute for this user; the result undoes it. Both are safe to call again."""
         with _LOCK:
             self._users = (weakref.ref(user, lambda _: self.discard(None)), *self._others(user))
             if not self._on_top():
                 before, original = vars(self._owner).get(self._name, _INHERITED), getattr(self._owner, self._name)
                 self._layers.append((before, self._wrap(original, partial(self.users, len(self._layers)))))
                 setattr(self._owner, self._name, self._layers[-1][1])
+        return partial(self.discard, user)
 
     def discard(self, user: Any) -> None:
-        """Undo it for this user; safe to call again."""
+        """Undo it for this user."""
         with _LOCK:
             self._users = self._others(user)
             while not self._users and self._on_top():

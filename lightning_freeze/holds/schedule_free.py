@@ -34,26 +34,20 @@ class ScheduleFreeGuard(Hold):
         self._frozen = frozen
         self.steps = [s for s in steps if all(callable(getattr(s.optimizer, name, None)) for name in _METHODS)]
         """Those of the optimizers that exchange weights."""
-        kinds = {
-            kind: None for step in self.steps for kind in type(step.optimizer).__mro__ if issubclass(kind, Optimizer)
-        }
-        self._patches = [
-            Patch.of(kind, name, functools.partial(_guarded, name))
-            for kind in kinds
-            for name in _METHODS
-            if callable(vars(kind).get(name))
-        ]
+        self._undo: list[Callable[[], None]] = []
         # By step: what was frozen at `eval()`, and each parameter with its bits.
         self._kept: dict[int, tuple[frozenset[int], list[tuple[Tensor, Tensor]]]] = {}
 
     def attach(self) -> None:
-        for patch in self._patches:
-            patch.add(self)
+        for kind in {kind: None for step in self.steps for kind in type(step.optimizer).__mro__}:
+            for name in _METHODS:
+                if issubclass(kind, Optimizer) and callable(vars(kind).get(name)):
+                    self._undo.append(Patch.of(kind, name, functools.partial(_guarded, name)).add(self))
 
     def detach(self, bring_back: bool = True) -> None:
         self._kept.clear()
-        for patch in self._patches:
-            patch.discard(self)
+        while self._undo:
+            self._undo.pop()()
 
     @contextmanager
     def training_weights(self) -> Iterator[None]:

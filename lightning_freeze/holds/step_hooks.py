@@ -41,9 +41,7 @@ def _let_run_hooks(optimizer: Optimizer, user: StepHooks) -> Callable[[], None]:
     if getattr(type(optimizer).step, "hooked", False):
         return lambda: None
     # On the object: a class that runs hooks breaks those of its objects that have none.
-    patch = Patch.of(optimizer, "step", partial(_running_hooks, optimizer))
-    patch.add(user)
-    return partial(patch.discard, user)
+    return Patch.of(optimizer, "step", partial(_running_hooks, optimizer)).add(user)
 
 
 def _running_hooks(optimizer: Optimizer, inner: Any, users: Callable[[], Iterator[StepHooks]]) -> MethodType:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, Self
 
+from lightning_freeze.holds.hold import each_tried
 from lightning_freeze.report.findings import Finding, FreezeViolation
 from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding, check_words
@@ -50,17 +50,18 @@ class Auditor(seam.Callback):
             except Exception as error:
                 exception.add_note(f"freeze: as the run ended: {type(error).__name__}: {error}")
 
-    def teardown(self, *args: Any, **kwargs: Any) -> None:
+    def on_fit_end(self, *args: Any, **kwargs: Any) -> None:
         self._undo()
+
+    teardown = on_fit_end
 
     def _explain(self, exception: BaseException) -> None:
         """Add a note to an exception that comes from us."""
 
     def _undo(self) -> None:
         """Undo everything; each is tried, whatever another raises. Safe to call again."""
-        with ExitStack() as each_is_tried:
-            while self._removals:
-                each_is_tried.callback(self._removals.pop(0))
+        removals, self._removals = self._removals, []
+        each_tried(removals)()
 
     def _stop_for(self, errors: Sequence[Finding], trainer: seam.Trainer, name: str) -> None:
         """Stop a run for errors, after saving a fit. All ranks call it together, with the errors of all."""

@@ -120,9 +120,6 @@ class _Audited(Auditor):
             self._engine.holds.explain(exception)
             self._engine.flush()
 
-    def on_fit_end(self, *args: Any, **kwargs: Any) -> None:
-        self._undo()
-
     def _begin_report(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._undo()
         self._removals = [seam.call_first(trainer, self)]

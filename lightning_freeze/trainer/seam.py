@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -242,9 +241,7 @@ def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callabl
             **{k: t() for k, t in zip([key], users(), strict=False)},
         }
 
-    patch = Patch.of(bar, "get_metrics", with_text)
-    patch.add(text)
-    return partial(patch.discard, text)
+    return Patch.of(bar, "get_metrics", with_text).add(text)
 
 
 def call_first(trainer: Trainer, auditor: Callback) -> Callable[[], object]:
@@ -258,9 +255,7 @@ def call_first(trainer: Trainer, auditor: Callback) -> Callable[[], object]:
 
         return on_exception
 
-    patch = Patch.of(trainer.callbacks[0], "on_exception", after_ours)  # type: ignore[attr-defined]
-    patch.add(auditor)
-    return partial(patch.discard, auditor)
+    return Patch.of(trainer.callbacks[0], "on_exception", after_ours).add(auditor)  # type: ignore[attr-defined]
 
 
 def refuse_strategy(strategy: object) -> None:

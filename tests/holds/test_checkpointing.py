@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
-from lightning_freeze.holds import checkpointing as reentrant
 from lightning_freeze.holds.checkpointing import ReentrantInputs
 
 
@@ -162,7 +161,7 @@ def test_one_comes_while_another_is_collected() -> None:
     forgotten[0].attach()
     forgotten.append(forgotten)
     new = ReentrantInputs(lambda: True, lambda _: None)
-    shared = reentrant._patch()
+    shared = new._patch
     others = shared._others
     del forgotten
     with pytest.MonkeyPatch.context() as patch:
