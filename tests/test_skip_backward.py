@@ -322,6 +322,30 @@ def test_a_model_that_toggles_is_not_skipped(trainer: Any) -> None:
         trainer(FreezeScheduler(SCHEDULES["phases"](), skip_backward=True)).fit(Toggles((1, 0)), batches(18))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:a loss.*depends on nothing that trains now"
+)  # within the batch, before it is set right
+def test_toggling_in_a_helper_leaves_nothing_turned_off(trainer: Any) -> None:
+    """It is not seen before training, and restores what was held before the step that ended the set."""
+
+    def turn(model: Any, optimizer: Any, batch: Any) -> None:
+        model.toggle_optimizer(optimizer)
+        optimizer.zero_grad()
+        model.manual_backward(model.discriminator(model.generator(batch)).mean())
+        optimizer.step()
+        model.untoggle_optimizer(optimizer)
+
+    class Toggles(GAN):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            for index in self.order:
+                turn(self, self.optimizers()[index], batch[0])  # type: ignore[index]
+
+    model, scheduler = Toggles((1, 0)), FreezeScheduler(SCHEDULES["phases"](), skip_backward=True, on_finding="warn")
+    trainer(scheduler).fit(model, batches(18))
+    assert scheduler.updates["generator"] == 3
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_compiled_model_is_skipped_or_not_by_its_graphs(trainer: Any, caplog: Any) -> None:
     row = Phases([Phase([], updates=1, pick=Pick("blocks", order="forward"))], repeat=True)
 

@@ -124,9 +124,7 @@ class SkipBackward(Hold):
         )
 
     def explain(self, error: BaseException) -> None:
-        asks = "does not require grad" in str(error) or "doesn't require grad" in str(
-            error
-        )  # autograd.grad, register_hook
+        asks = any(text in str(error) for text in ("does not require grad", "doesn't require grad"))
         if self.held and isinstance(error, RuntimeError) and asks:
             error.add_note(
                 f"freeze: {self._describe()[1]} are frozen now, and have requires_grad=False meanwhile. Code that asks for "

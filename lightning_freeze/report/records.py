@@ -51,7 +51,7 @@ class Log:
 
 
 class Recorder:
-    """Appends records to a file, each written at once; one that cannot be written, as on a full disk, is warned of, and the last.
+    """Appends records to a file, each written at once; where one fails, as on a full disk, it warns and writes no more.
 
     Args:
         path: The file; made with its folder at the first record. A file that is there loses the unfinished last line of a
@@ -64,16 +64,15 @@ class Recorder:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
-        if self._failed:
-            return
         try:
-            self._append(record)
+            if not self._failed:
+                self._append(record)
         except OSError as error:
             self._failed = True
-            warnings.warn(
-                f"freeze: {self.path} could not be written ({error}); the run goes on, and its further records are lost.",
-                stacklevel=2,
+            text = (
+                f"freeze: {self.path} cannot be written ({error}); the run goes on, and its further records are lost."
             )
+            warnings.warn(text, stacklevel=2)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         if not self._begun:

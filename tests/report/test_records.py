@@ -130,6 +130,19 @@ def test_a_second_recorder_appends(tmp_path: Path) -> None:
     assert [record["n"] for record in read_records(tmp_path / "audit.jsonl")] == [0, 1]
 
 
+def test_a_full_disk_is_warned_of_once_and_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path / "audit.jsonl")
+    recorder({"n": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.warns(
+            UserWarning, match=r"audit.jsonl cannot be written \(.*No space left.*the run goes on, and its further"
+        ):
+            recorder({"n": 1})
+    recorder({"n": 2})  # not a record after one that is missing
+    assert [record["n"] for record in read_records(recorder.path)] == [0]
+
+
 @FEW
 @given(st.lists(TEXT, min_size=1, max_size=4))
 def test_any_text_comes_back(messages: list[str]) -> None:
