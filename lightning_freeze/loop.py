@@ -187,6 +187,9 @@ class Loop:
     def pause(self) -> None:
         """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
         self.verify()
+        if self.plan.end_window(self._place.at):
+            self.decide()
+            self._announce()
         self.built.holds.pause()
         if self.state is RunState.TRAINING:
             self.state = RunState.PAUSED

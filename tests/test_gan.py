@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze import Every, FreezeScheduler, Phase, Phases
+from lightning_freeze import Every, FreezeController, FreezeScheduler, Phase, Phases
 from lightning_freeze.report.records import read_records, steps_of
 from tests.conftest import batches
 
@@ -131,3 +131,74 @@ def test_clipping_by_hand_is_warned_about_once(trainer: Any) -> None:
     with pytest.warns(UserWarning, match=r"ClipsByHand.training_step clips gradients itself.*will_train") as caught:
         trainer(FreezeScheduler(SCHEDULES["every"]())).fit(ClipsByHand((1, 0)), batches(3))
     assert len([w for w in caught if "clips gradients" in str(w.message)]) == 1
+
+
+CRITIC = (Phase(["critic"], updates=1), Phase(["critic"], updates=2))
+BOTH, ACTOR = Phase(["critic", "actor"], updates=1), Phase(["actor"], updates=1)
+
+
+class ActorCritic:
+    """A plain loop in which the critic steps first, so many times in each batch, and then the actor."""
+
+    def __init__(self, phases: list[Any], change: Any, inner: int = 1) -> None:
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"actor": nn.Linear(2, 2), "critic": nn.Linear(2, 1)})
+        self.optimizers = {name: torch.optim.Adam(part.parameters(), lr=0.01) for name, part in self.model.items()}
+        self.order = ["critic"] * inner + ["actor"]
+        self.controller = FreezeController(self.model, Phases(phases, repeat=True, change=change))
+        self.controller.attach(*self.optimizers.values())
+
+    def batch(self) -> str:
+        """One batch; the initial of each that moved."""
+        moved = ""
+        self.controller.begin_step()
+        for name in self.order:
+            before = self.model[name].weight.detach().clone()
+            self.optimizers[name].zero_grad()
+            self.model["critic"](self.model["actor"](torch.ones(3, 2))).sum().backward()
+            self.optimizers[name].step()
+            moved += name[0] * (not torch.equal(before, self.model[name].weight))
+        return moved
+
+
+@pytest.mark.parametrize(
+    ("phases", "change", "inner", "expected"),
+    [
+        ([CRITIC[0], BOTH], "step", 1, "ca c ca c ca c"),
+        ([CRITIC[0], BOTH], None, 1, "ca c ca c ca c"),
+        ([CRITIC[0], BOTH], "batch", 1, "c ca c ca c ca"),
+        ([CRITIC[1], BOTH], "batch", 1, "c c ca c c ca"),
+        ([CRITIC[1], ACTOR], "step", 1, "c ca c ca c ca"),
+        ([CRITIC[1], ACTOR], "batch", 1, "c c a c c a"),
+        ([CRITIC[1], ACTOR], "step", 2, "cca cca cca cca cca cca"),
+        ([CRITIC[1], ACTOR], "batch", 2, "cc a cc a cc a"),
+        ([CRITIC[0], ACTOR], "batch", 2, "cc a cc a cc a"),
+    ],
+)
+def test_what_trains_changes_after_a_step_or_a_batch(phases: list[Any], change: Any, inner: int, expected: str) -> None:
+    for saved in (None, 1, 2, 3):
+        run, rows = ActorCritic(phases, change, inner), []
+        run.controller.begin()
+        for number in range(6):
+            if number == saved:
+                state = run.controller.state_dict()
+                run.controller.attach(*run.optimizers.values())
+                run.controller.begin(state=state)
+            rows.append(run.batch())
+        assert " ".join(rows) == expected
+        assert run.controller.updates == {"critic": expected.count("c"), "actor": expected.count("a")}
+        assert run.controller.end_epoch() == run.controller.finish() == []
+        run.controller.detach()
+
+
+def test_by_batch_a_pause_and_an_epochs_end_know_what_trains_next() -> None:
+    run = ActorCritic([CRITIC[0], ACTOR], "batch")
+    run.controller.begin()
+    run.batch()
+    assert run.controller.trainable == {"critic"}
+    run.controller.pause()
+    assert run.controller.trainable == {"actor"}
+    run.batch()
+    run.controller.end_epoch()
+    assert run.controller.trainable == {"critic"}
+    run.controller.detach()

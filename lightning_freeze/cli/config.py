@@ -205,8 +205,8 @@ def _element(place: Place) -> Any:
         return _element(_init_args(place, str(items["class_path"].plain()).rpartition(".")[2]))
     if "phases" in items:
         return _build(place, Phases)
-    if "seed" in items:
-        raise items["seed"].error("`seed` is not a key of a phase: a schedule has one, beside its outermost `phases:`.")
+    for key in items.keys() & {"seed", "change"}:
+        raise items[key].error(f"`{key}` is not a key of a phase: a schedule has one, beside its outermost `phases:`.")
     if "pick" in items and "train" not in items:
         raise place.error("Phase has no 'train'. Add the key: `train: []` where the draw alone is to train.")
     return _build(place, Phase)

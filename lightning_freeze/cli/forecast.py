@@ -174,6 +174,8 @@ class _Look(Callback):
             order=self._order,
             metrics=horizon.metrics,
         )
+        if controller.schedule.describe()["init_args"].get("change") == "batch":
+            self._notes.append("What trains changes only between batches (`change: batch`).")
         self._notes += [*_on_callbacks(callbacks), *_on_metrics(controller.metrics.keys, horizon.metrics)]
         steps = self._until_the_end(coming, trainer)
         sizes, unknown = controller.preview.sizes()

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Literal, get_args
 
-from lightning_freeze.errors import ScheduleError, is_list, whole_number
+from lightning_freeze.errors import ScheduleError, is_list, one_of, whole_number
 from lightning_freeze.plan.phase import BoundPhase, Phase
 from lightning_freeze.plan.schedule import NO_END, REST, Layout, Plan, Position, Schedule
+
+Change = Literal["step", "batch"]
+"""When what trains may change."""
 
 
 class Phases(Schedule):
@@ -25,10 +28,13 @@ class Phases(Schedule):
             schedule runs out, its last set stays trainable.
         seed: The seed of the draws of every `Pick`, at least 0; of the outermost phases alone. It is not Lightning's
             ``seed_everything``, so that processes with other global seeds draw alike.
+        change: When what trains may change; of the outermost phases alone. ``step`` (the default): after any optimizer
+            step, also between two of one batch in manual optimization. ``batch``: only between batches, so that a phase
+            lasts through the batch of its last update, with further steps in it.
 
     Raises:
-        ScheduleError: No phases, a repeat below 1, an open-ended phase that is not the last or is repeated, phases that
-            contain themselves.
+        ScheduleError: No phases, a repeat below 1, an unknown word, an open-ended phase that is not the last or is
+            repeated, phases that contain themselves.
 
     Example:
         >>> Phases([Phase(["head"], epochs=1), Phases([Phase(["head"], updates=1), Phase(["backbone"], updates=4)], 10),
@@ -36,7 +42,9 @@ class Phases(Schedule):
         False
     """
 
-    def __init__(self, phases: list[Phase | Phases], repeat: bool | int = False, seed: int = 0) -> None:
+    def __init__(
+        self, phases: list[Phase | Phases], repeat: bool | int = False, seed: int = 0, change: Change | None = None
+    ) -> None:
         if not is_list(phases):
             raise ScheduleError(
                 f"`phases` is {phases!r}, but must be a list: `phases: [{{train: [head], updates: 10}}, …]`.",
@@ -55,6 +63,9 @@ class Phases(Schedule):
         self.phases: list[Phase | Phases] = list(phases)
         self.repeat: bool | int = repeat
         self.seed: int = whole_number(seed, "seed", "what every draw follows from", 0)
+        if change is not None:
+            one_of("change", change, get_args(Change))
+        self.change = change
         *before, (key, last, sequences) = self._written()
         for place, phase, _ in before:
             _refuse_open_end(place, phase, "is not the last one")
@@ -78,16 +89,20 @@ class Phases(Schedule):
     def describe(self) -> dict[str, Any]:
         """The schedule as one would write it in YAML."""
         phases = [p.describe() if isinstance(p, Phase) else p.describe()["init_args"] for p in self.phases]
-        seed = {"seed": self.seed} if self.seed else {}
-        return {"class_path": "Phases", "init_args": {"phases": phases, "repeat": self.repeat, **seed}}
+        return {"class_path": "Phases", "init_args": {"phases": phases, "repeat": self.repeat, **self._given()}}
+
+    def _given(self) -> dict[str, Any]:
+        """What only outermost phases have, where it is not the default."""
+        given = {"seed": self.seed, "change": self.change}
+        return {key: value for key, value in given.items() if value not in (0, None, "step")}
 
     def bind(self, layout: Layout) -> Plan:
         """The plan over a model's groups."""
         return _PhasesPlan(layout, self)
 
     def __repr__(self) -> str:
-        seed = f", seed={self.seed}" if self.seed else ""
-        return f"Phases({self.phases!r}, repeat={self.repeat!r}{seed})"
+        given = "".join(f", {key}={value!r}" for key, value in self._given().items())
+        return f"Phases({self.phases!r}, repeat={self.repeat!r}{given})"
 
     def _written(
         self, prefix: str = "", above: tuple[Phases, ...] = ()
@@ -145,11 +160,12 @@ def _check_element(key: str, phase: object) -> None:
             f"`{key}.repeat` is true, but only the outermost phases may repeat for ever. Give it a number: `repeat: 10`.",
             key=f"{key}.repeat",
         )
-    if phase.seed != 0:
-        raise ScheduleError(
-            f"`{key}.seed` is {phase.seed}, but a schedule has one seed, that of its outermost phases. Move it there.",
-            key=f"{key}.seed",
-        )
+    for name, value, default in (("seed", phase.seed, 0), ("change", phase.change, None)):
+        if value != default:
+            raise ScheduleError(
+                f"`{key}.{name}` is {value!r}, but a schedule has one `{name}`, that of its outermost phases. Move it there.",
+                key=f"{key}.{name}",
+            )
 
 
 def _refuse_open_end(key: str, phase: Phase, why: str) -> None:
@@ -179,6 +195,7 @@ class _PhasesPlan(Plan):
         written = schedule._written()  # which refuses phases that were put into themselves
         self._bound = {key: BoundPhase(phase, layout, key, above[-1]._times) for key, phase, above in written}
         self._length = None if schedule._times is None else _entered_by(schedule)
+        self.by_batch = schedule.change == "batch"
         self.rated = frozenset().union(*(bound.rated for bound in self._bound.values()))
         self._last: tuple[int, _Current] | None = None
 
@@ -199,7 +216,8 @@ class _PhasesPlan(Plan):
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
         now = self._current(at)
-        waiting = now.phase.updates is not None and at.done.get(optimizer, 0) >= now.phase.updates
+        made = at.done.get(optimizer, 0) - at.made.get(optimizer, 0)
+        waiting = now.phase.updates is not None and made >= now.phase.updates
         return self.layout.always if waiting else now.trains
 
     def lr_factors(self, at: Position) -> dict[str, float]:
@@ -225,7 +243,7 @@ class _PhasesPlan(Plan):
         now = self._current(at)
         if any(at.updates.get(group, 0) - thawed <= (now.phase.ramp or 0) for group, thawed in at.thawed.items()):
             return 0
-        if now.phase.updates is None or self.ran_out(at):
+        if now.phase.updates is None or self.by_batch or self.ran_out(at):
             return NO_END
         return min(now.phase.updates - at.done.get(optimizer, 0) for optimizer in self.pending(at)) - 1
 
@@ -276,7 +294,17 @@ class _PhasesPlan(Plan):
         if now.phase.updates is None or self.ran_out(at):
             return
         at.done[optimizer] = at.done.get(optimizer, 0) + 1
+        if self.by_batch:
+            at.made[optimizer] = at.made.get(optimizer, 0) + 1
+        else:
+            self.skip_finished(at)
+
+    def end_window(self, at: Position) -> bool:
+        phase, made = at.phase, [*at.made]
+        at.made.clear()
+        waiting = not self.pending(at).issuperset(made)
         self.skip_finished(at)
+        return waiting or at.phase != phase
 
     def skip_finished(self, at: Position) -> None:
         if self._current(at).phase.updates is not None and not self.ran_out(at) and not self.pending(at):
@@ -284,6 +312,7 @@ class _PhasesPlan(Plan):
 
     def end_epoch(self, at: Position) -> None:
         at.unheard = None
+        self.end_window(at)
         super().end_epoch(at)
         if at.entered and not self.ran_out(at):
             at.epochs += 1

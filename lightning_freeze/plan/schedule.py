@@ -82,7 +82,7 @@ class Layout:
 NO_END = 1 << 62
 """A count that no run comes to."""
 
-_NOT_SAVED = {"window", "why"}
+_NOT_SAVED = {"window", "made", "why"}
 # The fields since phases can end by metrics and have ramps; positions that were saved before have none of them.
 SINCE_METRICS = {"begun", "judged", "best", "wait", "heard", "unheard", "thawed"}
 
@@ -106,6 +106,7 @@ class Position:
     unheard: str | None = None  # the metric that the last epoch's end still awaits
     thawed: dict[str, int] = field(default_factory=dict)  # group to its updates when it thawed, where a ramp follows
     why: str = ""  # why a metric ended the last phase, until that was said; not saved
+    made: dict[int, int] = field(default_factory=dict)  # of `done`, if sets change by batch: in this one; not saved
     window: set[str] = field(default_factory=set)  # groups updated since the batch began; not saved
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,6 +137,8 @@ class Plan(ABC):
     layout: Layout
     pairs_within_a_window = False
     """Whether what trains depends on what was updated earlier in the same batch."""
+    by_batch = False
+    """Whether what trains changes only between batches."""
     rated: frozenset[str] = frozenset()
     """The groups whose learning rate some phase changes."""
 
@@ -147,6 +150,8 @@ class Plan(ABC):
     def begin_window(self, at: Position, epoch: int) -> bool:
         """A batch or micro-batch begins; ends epochs that were not ended. Whether what trains may have changed."""
         changed = (self.pairs_within_a_window and bool(at.window)) or at.epoch < epoch
+        if self.by_batch:
+            changed |= self.end_window(at)
         while at.epoch < epoch:
             self.end_epoch(at)
         if not at.begun:
@@ -156,6 +161,10 @@ class Plan(ABC):
         at.entered = True
         at.unheard = None  # what was not logged by now will not be
         return changed
+
+    def end_window(self, at: Position) -> bool:
+        """A batch is over. Whether that changed what trains, where it changes between batches alone."""
+        return False
 
     def update(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
         """An optimizer step truly ran and updated these groups. Without groups it advances nothing."""

@@ -265,7 +265,15 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     ),
     "nested seed": (
         phases("{repeat: 2, seed: 3, phases: [{train: [all], updates: 1}]}"),
-        [".schedule.phases[0].seed", "is 3", "one seed", "outermost", "Move it there"],
+        [".schedule.phases[0].seed", "is 3", "one `seed`", "outermost", "Move it there"],
+    ),
+    "nested change": (
+        phases("{repeat: 2, change: step, phases: [{train: [all], updates: 1}]}", ", change: batch"),
+        [".schedule.phases[0].change", "is 'step'", "one `change`", "outermost", "Move it there"],
+    ),
+    "a change that is none": (
+        phases("{train: [all]}", ", change: batches"),
+        [".schedule.change", "'batches'", "'step', 'batch'", "Did you mean 'batch'?"],
     ),
     "seed negative": (phases("{train: [all]}", ", seed: -1"), [".schedule.seed", "is -1", "value is 0"]),
     "three ends": (
@@ -289,6 +297,10 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     "seed in a phase": (
         phases("{train: [all], seed: 3}"),
         [".phases[0].seed", "`seed` is not a key of a phase", "beside its outermost `phases:`"],
+    ),
+    "change in a phase": (
+        phases("{train: [all], change: batch}"),
+        [".phases[0].change", "`change` is not a key of a phase", "beside its outermost `phases:`"],
     ),
     "pick alone": (
         phases("{pick: {family: layers}}"),

@@ -280,6 +280,16 @@ def test_without_a_scheduler_there_is_nothing_to_plan(refused: Any) -> None:
     )
 
 
+def test_sets_that_change_by_batch_are_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    phases = "{change: batch, phases: [{train: [weight1], updates: 2}, {train: [all]}]}"
+    path = changed(
+        "alternating", ("class_path: Every", phases), ("init_args: {periods: {weight1: 5}, of: weight2}", "")
+    )
+    assert "- What trains changes only between batches (`change: batch`)." in plan(
+        "--config", path, "--updates=2", capsys=capsys
+    )
+
+
 def test_a_run_without_an_end_says_how_to_ask(refused: Any) -> None:
     said = refused("plan", "--config", ALTERNATING, "--trainer.max_epochs=-1")
     assert said.rstrip().endswith(
@@ -329,6 +339,7 @@ trainer:
           class_path: Phases
           init_args:
             seed: 7
+            change: batch
             repeat: 2
             phases:
               - {train: [bias], updates: 2, lr: {bias: 0.5}, ramp: 3}
@@ -345,6 +356,7 @@ SCHEDULE = Phases(
     ],
     repeat=2,
     seed=7,
+    change="batch",
 )
 
 

@@ -347,6 +347,17 @@ def test_it_describes_itself_as_one_would_write_it() -> None:
     }
 
 
+def test_only_what_is_not_the_default_is_described_of_seed_and_change() -> None:
+    """A state that was saved before there was `change` is of the same schedule."""
+    plain = Phases([up("a", 1)])
+    assert plain == Phases([up("a", 1)], change="step")
+    assert plain.describe()["init_args"].keys() == {"phases", "repeat"}
+    other = Phases([up("a", 1)], change="batch", seed=3)
+    assert other.describe()["init_args"].items() >= {"change": "batch", "seed": 3}.items()
+    assert repr(other).endswith("repeat=False, seed=3, change='batch')")
+    assert other != Phases([up("a", 1)], seed=3)
+
+
 def test_it_names_each_group_under_its_key() -> None:
     assert NESTED.names() == (("phases[0].train", "a"), ("phases[1].phases[0].train", "b"), ("phases[2].train", "all"))
 

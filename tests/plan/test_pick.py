@@ -319,7 +319,7 @@ def test_the_seed_stands_with_the_schedule() -> None:
     assert row(0) == trained(Phases([Phase([], updates=1, pick=Pick("l", 2))], repeat=True), 20)
     assert len({tuple(row(seed)) for seed in range(5)}) == 5
     inner = Phases([Phase(["head"], updates=1)], repeat=2, seed=1)
-    with pytest.raises(ScheduleError, match=r"`phases\[1\].seed` is 1, but a schedule has one seed") as caught:
+    with pytest.raises(ScheduleError, match=r"`phases\[1\].seed` is 1, but a schedule has one `seed`") as caught:
         Phases([Phase(["head"], updates=1), inner])
     assert caught.value.key == "phases[1].seed"
     with pytest.raises(ScheduleError, match="`seed` is -1, but must be a whole number of at least 0"):

@@ -44,7 +44,7 @@ def rows(leaves: st.SearchStrategy[Phase], repeat: st.SearchStrategy[bool | int]
         lambda child: st.builds(Phases, st.lists(child, min_size=1, max_size=3), st.integers(1, 3)),
         max_leaves=4,
     )
-    return st.builds(Phases, st.lists(inner, min_size=1, max_size=3), repeat)
+    return st.builds(Phases, st.lists(inner, min_size=1, max_size=3), repeat, change=st.sampled_from(["step", "batch"]))
 
 
 ANY_REPEAT = st.one_of(st.booleans(), st.integers(1, 3))
@@ -282,12 +282,16 @@ HEARD = st.dictionaries(st.sampled_from("xy"), st.sampled_from([0.0, 1.0, 2.0, m
 def test_phases_survive_being_saved_between_any_two_calls(
     row: tuple[Phases, Layout], calls: list[int | dict[str, float]]
 ) -> None:
-    """Also within a batch: 0 to 2 is a step of that optimizer, 3 an epoch's end and a new batch, a mapping a log."""
+    """Also within a batch: 0 to 2 is a step of that optimizer, 3 an epoch's end and a new batch, a mapping a log.
+
+    Where sets change by batch, a run goes on from a batch's end alone.
+    """
     schedule, layout = row
     plan, resumed = schedule.bind(layout), schedule.bind(layout)
     kept, saved = plan.start(), resumed.start()
     for call in calls:
-        saved = Position.from_dict(json.loads(json.dumps(saved.as_dict())))
+        if call == 3 or not plan.by_batch:
+            saved = Position.from_dict(json.loads(json.dumps(saved.as_dict())))
         for one, at in ((plan, kept), (resumed, saved)):
             if isinstance(call, dict):
                 one.log_metrics(at, call)
@@ -314,6 +318,51 @@ def test_a_preview_comes_true(
     ]
     plan = schedule.bind(layout)
     assert foreseen == list(by_hand(plan, plan.start(), 0, batches, per_epoch, order))
+
+
+def by_batch_oracle(schedule: Phases, layout: Layout, batches: list[list[int]]) -> Iterator[frozenset[str]]:
+    """What each step trains where sets change by batch, by a plain loop over batches."""
+    phases, number, done = list(written_out(schedule)), 0, Counter[int]()
+    for batch in batches:
+        over, phase = schedule.repeat is not True and number >= len(phases), phases[min(number, len(phases) - 1)]
+        if schedule.repeat is True:
+            phase = phases[number % len(phases)]
+        before = done.copy()
+        for optimizer in batch:
+            held = frozenset(g for g in phase.train if optimizer in layout.holders(g))
+            trained = held if over or before[optimizer] < (phase.updates or 0) else frozenset()
+            rest = {REST} if layout.rest_trains and optimizer in layout.optimizers.get(REST, ()) else set()
+            done[optimizer] += bool(trained)
+            yield trained | rest
+        if not over and all(
+            done[each] >= (phase.updates or 0) for each in layout.optimizers_of(frozenset(phase.train))
+        ):
+            number, done = number + 1, Counter()
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.lists(COUNTED, min_size=1, max_size=3),
+    ANY_REPEAT,
+    LAYOUTS,
+    st.lists(st.lists(st.integers(0, 2), max_size=4), max_size=12),
+    st.integers(1, 12),
+)
+def test_by_batch_a_phase_lasts_through_the_batch_of_its_last_update(
+    phases: list[Any], repeat: bool | int, layout: Layout, batches: list[list[int]], saved: int
+) -> None:
+    """Whatever steps how often in a batch, and where a run went on from a checkpoint between two."""
+    schedule = Phases(phases, repeat, change="batch")
+    plan, found = schedule.bind(layout), []
+    at = plan.start()
+    for number, batch in enumerate(batches):
+        if number == saved:
+            at = Position.from_dict(json.loads(json.dumps(at.as_dict())))
+        plan.begin_window(at, 0)
+        for optimizer in batch:
+            found.append(held(plan, optimizer, plan.trains(at, optimizer)))
+            plan.update(at, optimizer, found[-1])
+    assert found == list(by_batch_oracle(schedule, layout, batches))
 
 
 @FEW
