@@ -13,12 +13,14 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning_freeze.report.findings import Finding
 
 VERSION = 1
 FILE_NAME = "freeze_audit.jsonl"
+_BEGINNING = b'{"version": '
+_BLOCK = 1 << 16
 
 Record = dict[str, Any]
 
@@ -55,34 +57,57 @@ class Recorder:
 
     Args:
         path: The file; made with its folder at the first record. A file that is there loses the unfinished last line of a
-            killed run.
+            killed run. Where it cannot be written later, the run goes on without, with a warning.
+
+    Raises:
+        ValueError: What is there is not a regular file of records.
     """
 
     def __init__(self, path: Path) -> None:
+        _refuse_others(path)
         self.path = path
-        self._begun = self._failed = False
+        self._failed = False
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
+        if self._failed:
+            return
         try:
-            if not self._failed:
-                self._append(record)
-        except OSError as error:
-            self._failed = True
-            text = (
-                f"freeze: {self.path} cannot be written ({error}); the run goes on, and its further records are lost."
-            )
-            warnings.warn(text, stacklevel=2)
-
-    def _append(self, record: Mapping[str, Any]) -> None:
-        if not self._begun:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                with self.path.open("r+b") as file:
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            self._begun = True
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"version": VERSION, **record}, ensure_ascii=False) + "\n")
+            _refuse_others(self.path)
+            with self.path.open("a+b") as file:
+                file.truncate(_whole_lines(file))
+                file.write(json.dumps({"version": VERSION, **record}, ensure_ascii=False).encode() + b"\n")
+        except (OSError, ValueError) as error:
+            self._failed = True
+            warnings.warn(
+                f"the records of this run are no longer written to {self.path}: {error}. The run goes on.", stacklevel=2
+            )
+
+
+def _refuse_others(path: Path) -> None:
+    """Refuse what is not a regular file of records."""
+    if path.is_symlink() or not path.is_file():
+        what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a device" if path.exists() else ""
+    else:
+        with path.open("rb") as file:
+            what = "" if _BEGINNING.startswith(file.read(len(_BEGINNING))) else "a file of something else"
+    if what:
+        raise ValueError(
+            f"{path} is {what}: records of a run are written to, and read from, regular files of their own alone. Move it "
+            "away, or give the Trainer another `default_root_dir` (its logger another `save_dir`)."
+        )
+
+
+def _whole_lines(file: IO[bytes]) -> int:
+    """The bytes until the end of the last line that has one, found from the file's end."""
+    end = file.seek(0, 2)
+    while end:
+        begin = file.seek(max(0, end - _BLOCK))
+        if found := file.read(end - begin).rfind(b"\n") + 1:
+            return begin + found
+        end = begin
+    return 0
 
 
 class Steps:
@@ -122,24 +147,26 @@ def read_records(path: Path) -> Iterator[Record]:
     """The records of a file, without the unfinished last line of a killed run.
 
     Raises:
-        ValueError: A line is not a record, or was written by a newer version; the message names file and line.
+        ValueError: It is not a regular file of records, a line is not a record, or was written by a newer version; the
+            message names file and line.
     """
-    lines = path.read_bytes().split(b"\n")  # the last is empty, or unfinished
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"{record!r} is not a mapping")
-        except ValueError as error:  # as JSON, or already as UTF-8
-            if number == len(lines):
-                return
-            raise ValueError(f"{path}, line {number}: no JSON record ({error}). Was the file edited?") from error
-        if record.get("version", 0) > VERSION:
-            raise ValueError(
-                f"{path}, line {number}: a record of version {record['version']}; this release reads up to {VERSION}. "
-                "Update lightning-freeze."
-            )
-        yield record
+    _refuse_others(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"{record!r} is not a mapping")
+            except ValueError as error:  # as JSON, or already as UTF-8
+                if not line.endswith(b"\n"):
+                    return
+                raise ValueError(f"{path}, line {number}: no JSON record ({error}). Was the file edited?") from error
+            if record.get("version", 0) > VERSION:
+                raise ValueError(
+                    f"{path}, line {number}: a record of version {record['version']}; this release reads up to {VERSION}. "
+                    "Update lightning-freeze."
+                )
+            yield record
 
 
 def steps_of(records: Iterable[Record]) -> list[tuple[int, frozenset[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from itertools import groupby
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_freeze.report import records
 from lightning_freeze.report.records import VERSION, Recorder, Steps, read_records, steps_of
 
 FEW = settings(max_examples=80, deadline=None)
@@ -194,6 +196,84 @@ def test_a_broken_line_before_the_last_is_named(tmp_path: Path, broken: str) -> 
         [*read_records(path)]
     assert str(caught.value).startswith(f"{path}, line 2: no JSON record")
     assert str(caught.value).endswith("Was the file edited?")
+
+
+def _others(path: Path) -> dict[str, Any]:
+    """What may be in the place of a file of records, and how it is made there."""
+    other = path.with_name("notes.txt")
+    other.write_text("first line\nlast line, without an end")
+    return {
+        "a link": lambda: path.symlink_to(other),
+        "a link to a device": lambda: path.symlink_to("/dev/null"),
+        "a link to nothing": lambda: path.symlink_to("nothing"),
+        "a folder": path.mkdir,
+        "a device": lambda: os.mkfifo(path),
+        "a file of something else": lambda: path.write_text('{"name": "a configuration"}\n{'),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["a link", "a link to a device", "a link to nothing", "a folder", "a device", "a file of something else"]
+)
+def test_only_regular_files_of_records_are_written_and_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "freeze_audit.jsonl"
+    begun = Recorder(path)
+    _others(path)[kind]()
+    before = path.lstat()
+    for use in (Recorder, lambda path: [*read_records(path)]):
+        with pytest.raises(ValueError, match="regular files of their own alone") as caught:
+            use(path)
+        assert str(caught.value).startswith(
+            f"{path} is {kind.removesuffix(' to a device').removesuffix(' to nothing')}: "
+        )
+    with pytest.warns(UserWarning, match="no longer written .* regular files of their own alone.* The run goes on"):
+        begun({"n": 1})
+    begun({"n": 2})  # warned of once
+    assert path.lstat() == before
+    assert (tmp_path / "notes.txt").read_text().endswith("last line, without an end")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"version": ', LINES[0] + "\n" + LINES[1][:9], *LINES])
+def test_a_file_cut_off_anywhere_is_a_file_of_records(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text(text, encoding="utf-8")
+    Recorder(path)({"n": 1})
+    assert [*read_records(path)][-1] == {"version": VERSION, "n": 1}
+
+
+def test_a_disk_that_is_full_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    recorder = Recorder(tmp_path / "audit.jsonl")
+    monkeypatch.setattr(records, "_whole_lines", full)
+    with pytest.warns(
+        UserWarning, match=r"no longer written to .*audit.jsonl: .*No space left on device\. The run goes on"
+    ):
+        recorder({"n": 1})
+    recorder({"n": 2})
+
+
+@pytest.mark.parametrize("tail", ["", "{", "x" * 40])
+def test_the_last_line_is_found_from_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: str) -> None:
+    monkeypatch.setattr(records, "_BLOCK", 16)
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(b"x" * 1000 + b"\n" + tail.encode())
+
+    class Counting:
+        """A file that counts what is read of it."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.seek, self.bytes = file, file.seek, 0
+
+        def read(self, size: int) -> bytes:
+            self.bytes += size
+            return bytes(self.file.read(size))
+
+    with path.open("rb") as file:
+        counting = Counting(file)
+        assert records._whole_lines(counting) == 1001  # type: ignore[arg-type]
+        assert counting.bytes <= len(tail) + 16
 
 
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
