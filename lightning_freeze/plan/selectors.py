@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 
 import torch
@@ -17,6 +21,15 @@ from lightning_freeze.plan.schedule import ALL, REST
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WILD = frozenset("*{}")
 _KEYS = ("select", "re", "type", "each", "except")
+_CHOICES = {"re": re.compile(r"[*+?{|]"), "glob": re.compile(r"\*\*|[^.]\*|\*[^.]")}
+"""Where a pattern has a choice of what it matches."""
+_SECONDS = 3.0
+_MATCH = """
+import faulthandler, json, re, sys
+regex, names, seconds = json.load(sys.stdin)
+faulthandler.dump_traceback_later(seconds, exit=True)
+print(json.dumps([match and match.groups() for match in map(re.compile(regex).fullmatch, names)]))
+"""
 
 Selector = str | Sequence[str | Mapping[str, object]] | Mapping[str, object]
 """What a user writes for a group; see `resolve_groups`."""
@@ -34,6 +47,10 @@ class Pattern:
     def regex(self) -> re.Pattern[str]:
         """What matches names; of a glob, names with a dot at their end."""
         return _glob(self.body) if self.kind == "glob" else _regex(self.body, self.text)
+
+    def matches(self, names: Iterable[str]) -> dict[str, Sequence[str | None]]:
+        """The names that it matches whole, with what its groups matched."""
+        return _matches(self, tuple(names))
 
 
 @dataclass(frozen=True)
@@ -163,8 +180,35 @@ def _between(low: str, high: str) -> str:
 def _regex(body: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(body)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise SelectionError(f"the selector {text!r} is not a regular expression: {error}.") from error
+
+
+@lru_cache
+def _matches(pattern: Pattern, names: tuple[str, ...]) -> dict[str, Sequence[str | None]]:
+    """Match names, within a limit on time.
+
+    `re` knows no such limit and keeps the GIL: nothing within this process ends it, but a signal on the main thread. Two
+    choices take at most the square of a name's length; any other pattern is matched by a process that ends itself.
+    """
+    regex, found = pattern.regex, None
+    if len(_CHOICES[pattern.kind].findall(pattern.body)) > 2 or re.search(r"\)[*+?{]", pattern.body):
+        with suppress(OSError):  # where no process can be started, there is no limit
+            child = subprocess.run(
+                [sys.executable, "-IS", "-c", _MATCH],
+                input=json.dumps([regex.pattern, names, _SECONDS]),
+                capture_output=True,
+                text=True,
+            )
+            if "Timeout" in child.stderr:
+                raise SelectionError(
+                    f"the selector {pattern.text!r} takes more than {_SECONDS:g} s over {len(names)} names: it has too many "
+                    "ways to match one. Write no repetition within or beside another: `a+` for `(a+)+`, `.*` once."
+                )
+            found = json.loads(child.stdout) if child.stdout else None
+    if found is None:
+        found = [match and match.groups() for match in map(regex.fullmatch, names)]
+    return {name: groups for name, groups in zip(names, found, strict=True) if groups is not None}
 
 
 @cache
@@ -220,18 +264,17 @@ class ParamNames:
             return {name: "" for name in self.parameters if name.startswith(roots)}
         if pattern.kind == "glob":
             return self._globbed(pattern)
-        regex = pattern.regex
-        return {name: "" for name in self.parameters if regex.fullmatch(name)}
+        return dict.fromkeys(pattern.matches(self.parameters), "")
 
     def _globbed(self, pattern: Pattern) -> dict[str, str]:
         if not _WILD.intersection(pattern.body):
             return dict.fromkeys(self.below.get(pattern.body, ()), "")
-        regex, found = pattern.regex, dict[str, str]()
-        for prefix, names in self.below.items():  # a prefix comes before the longer ones that begin with it
-            if match := regex.fullmatch(f"{prefix}."):
-                part = ".".join(part.rstrip(".") for part in match.groups() if part)
-                for name in names:
-                    found.setdefault(name, part)
+        found = dict[str, str]()
+        # a prefix comes before the longer ones that begin with it
+        for prefix, groups in pattern.matches(f"{prefix}." for prefix in self.below).items():
+            part = ".".join(part.rstrip(".") for part in groups if part)
+            for name in self.below[prefix.removesuffix(".")]:
+                found.setdefault(name, part)
         return {name: found[name] for name in self.parameters if name in found}
 
     def _modules_of(self, pattern: Pattern) -> list[str]:
@@ -239,7 +282,9 @@ class ParamNames:
         if pattern.kind == "type":
             wanted = _class(pattern.body)
             return [name for name, module in self.modules.items() if isinstance(module, wanted)]
-        return [name for name in self.modules if pattern.kind == "glob" and pattern.regex.fullmatch(f"{name}.")]
+        if pattern.kind == "re":
+            return []
+        return [name.removesuffix(".") for name in pattern.matches(f"{name}." for name in self.modules)]
 
     def require(self, group: str, pattern: Pattern, key: str) -> dict[str, str]:
         """What a pattern finds, which must be something."""

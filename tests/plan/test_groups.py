@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_freeze.errors import ScheduleError, SelectionError
+from lightning_freeze.plan import selectors
 from lightning_freeze.plan.groups import frozen_modules, group_parameters, resolve_groups, selectors_for
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
@@ -562,3 +564,46 @@ def test_two_parameters_of_one_name_without_wrappers_are_refused_by_both_names()
         SelectionError, match=r"'0.weight' and '0._orig_mod.weight' are both called '0.weight' .*Rename the module"
     ):
         resolve_groups(nn.Sequential(Scaled(), nn.Linear(2, 2)), {"g": "1"})
+
+
+# --- a limit on time --------------------------------------------------------------------------------------------------
+
+
+def named(*names: str) -> nn.Module:
+    model = nn.Module()
+    for name in names:
+        model.register_parameter(name, nn.Parameter(torch.ones(1)))
+    return model
+
+
+@pytest.mark.parametrize("selector", ["re:(a+)+b", "re:(a|a)*b", "re:a*a*a*a*a*a*a*a*b", "*a*a*a*a*a*a*a*a*b"])
+def test_a_pattern_that_never_ends_is_refused(selector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selectors, "_SECONDS", 0.05)
+    with pytest.raises(SelectionError) as caught:
+        resolve_groups(named("a" * 100, "b"), {"g": selector})
+    assert str(caught.value) == (
+        f"the selector {selector!r} takes more than 0.05 s over 2 names: it has too many ways to match one. Write no "
+        "repetition within or beside another: `a+` for `(a+)+`, `.*` once."
+    )
+
+
+@pytest.mark.parametrize("executable", [sys.executable, "", "/nowhere/python", "/bin/false", "/bin/true"])
+@pytest.mark.parametrize("selector", ["re:(x|(y))+z|(ä)+", "re:(?:.*)?[zä]"])
+def test_another_process_matches_alike(selector: str, executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it cannot be started; there is no limit then."""
+    monkeypatch.setattr(sys, "executable", executable)
+    selectors._matches.cache_clear()
+    assert resolve_groups(named("xyz", "ä", "w"), {"g": selector}) == {"g": ["xyz", "ä"]}
+
+
+@pytest.mark.parametrize("selector", [r"re:.*norm.*", r"re:layer\.\d+\..*", "layer.*.norm", "**.norm.*", "**.*_proj"])
+def test_a_common_pattern_starts_no_process(selector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selectors.subprocess, "run", None)
+    (pattern,) = parse("g", selector).include
+    assert pattern.matches(["layer.3.norm.", "layer.3.norm", "layer.3.norm.bias.", "layer.3.in_proj."])
+
+
+@pytest.mark.parametrize("body", ["x{99999999999999}", "(" * 5000 + ")" * 5000, "(" * 9])
+def test_an_expression_that_cannot_be_compiled_is_refused(body: str) -> None:
+    with pytest.raises(SelectionError, match="is not a regular expression"):
+        check_selector("g", f"re:{body}")
