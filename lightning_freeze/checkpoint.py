@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lightning_freeze.errors import ScheduleError, is_number
+from lightning_freeze.errors import ScheduleError, is_number, shortened
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.schedule import REST, SINCE_METRICS, Plan, Position, Schedule
 
@@ -209,12 +209,12 @@ def warn_of_differences(found: Sequence[str], position: Position, plan: Plan) ->
     """Say with what the run goes on under another schedule."""
     place = plan.where(position)
     counts = ", ".join(f"{group} {count}" for group, count in position.updates.items())
-    warnings.warn(
+    text = (
         f"the checkpoint was made under {' and '.join(found)}\nBy `on_schedule_change: continue` the run goes on with its "
         f"counts: {counts}; {f'it goes on at {place}; ' if place else ''}what trains next: "
-        f"{', '.join(sorted(plan.trainable(position)))}.",
-        stacklevel=3,
+        f"{', '.join(sorted(plan.trainable(position)))}."
     )
+    warnings.warn(shortened(text), stacklevel=3)
 
 
 def warn_of_lost_value(at: Position, awaited: str | None, epoch: int) -> None:

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 NOT_ATTACHED = "the controller is not attached: call attach(*optimizers) before the first step."
 
 
-class ScheduleError(ValueError):
+_MOST = 4000
+
+
+def shortened(message: str) -> str:
+    """A message in which values of any size are cut."""
+    message = re.sub(r"(\S{150})\S{150,}(\S{50})", r"\1…\2", message)
+    return message if len(message) <= _MOST else f"{message[: _MOST // 2]} … {message[-_MOST // 2 :]}"
+
+
+class Shortened(Exception):  # noqa: N818 - a part of errors
+    """An error whose message is shortened."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message))
+
+
+class ScheduleError(Shortened, ValueError):
     """A schedule that cannot be run, found before training starts.
 
     Args:
@@ -23,11 +40,11 @@ class ScheduleError(ValueError):
         self.key = key
 
 
-class SelectionError(ValueError):
+class SelectionError(Shortened, ValueError):
     """A selector that matches nothing, or parameters that cannot be grouped as asked; found before training starts."""
 
 
-class UnsupportedError(RuntimeError):
+class UnsupportedError(Shortened, RuntimeError):
     """Something under which frozen parameters cannot be held; refused before training starts."""
 
 

@@ -12,10 +12,13 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from lightning_freeze.errors import Shortened
+
 _MERGE = "tag:yaml.org,2002:merge"
+_MOST = 100_000
 
 
-class ConfigError(ValueError):
+class ConfigError(Shortened, ValueError):
     """A configuration that cannot be used; the message begins with file, line and key."""
 
 
@@ -134,6 +137,10 @@ def compose(text: str, path: Path | None = None, key: str = "") -> Place:
     """
     try:
         node = yaml.compose(text, _Loader)
+    except RecursionError as error:
+        raise ConfigError(
+            f"{path or f'--{key}'}: the values are nested too deep to be read. Is it the right file?"
+        ) from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -143,7 +150,7 @@ def compose(text: str, path: Path | None = None, key: str = "") -> Place:
     if node is None:
         raise ConfigError(f"{path or f'--{key}'}: the file is empty.")
     root = Place(path, key, node)
-    _refuse_endless(root, (), set())
+    _refuse_endless(root, (), {})
     merger = _Loader("")
     for place in root.walk():
         if isinstance(place.node, MappingNode):
@@ -155,17 +162,20 @@ def compose(text: str, path: Path | None = None, key: str = "") -> Place:
     return root
 
 
-def _refuse_endless(place: Place, above: tuple[int, ...], fine: set[int]) -> None:
-    """Refuse a value that contains itself."""
+def _refuse_endless(place: Place, above: tuple[int, ...], sizes: dict[int, int]) -> int:
+    """Refuse a value that contains itself or, with its aliases written out, too much; its size."""
     if id(place.node) in above:
         raise place.error(
             "the value contains itself, by an alias (`*name`). Write it out; phases are repeated by `repeat: 10`."
         )
-    if id(place.node) in fine:
-        return
-    for child in place.children():
-        _refuse_endless(child, (*above, id(place.node)), fine)
-    fine.add(id(place.node))
+    if id(place.node) not in sizes:
+        below = (_refuse_endless(child, (*above, id(place.node)), sizes) for child in place.children())
+        sizes[id(place.node)] = size = 1 + sum(below)
+        if size > _MOST:
+            raise place.error(
+                f"it holds {size:,} values, its aliases (`*name`) written out; at most {_MOST:,} are read. Write fewer."
+            )
+    return sizes[id(place.node)]
 
 
 def _refuse_duplicates(place: Place) -> None:
