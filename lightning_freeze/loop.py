@@ -26,12 +26,14 @@ from lightning_freeze.report.table import folded
 from lightning_freeze.setup import Built
 
 _BEFORE_A_BATCH = (
-    "it steps before a batch has begun, with which phases that count epochs and skipped backward work begin. Under a Trainer, step "
-    "in `training_step`, not in a hook before it; in a loop of your own, call `begin_step()` before each forward."
+    "it steps before a batch has begun, with which phases that count epochs and skipped backward work begin.",
+    "Step in `training_step` or later, also with `skip_backward: false`.",
+    "Call `begin_step()` before each forward.",
 )
 _SECOND_STEP = (
-    "it steps again within a batch, and what trains now has no gradient, since its backward work was skipped. Set "
-    "`skip_backward: false`; or, in a loop of your own, call `begin_step()` before each forward."
+    "it steps again within a batch, and what trains now has no gradient, since its backward work was skipped.",
+    "Set `skip_backward: false`; with phases, `change: batch` is another way.",
+    "Call `begin_step()` before each forward, or set `skip_backward: false`.",
 )
 
 
@@ -317,14 +319,16 @@ class Loop:
         if self.members.lost:
             self._refuse_lost()
         if self.state is RunState.ATTACHED and step.has_gradients:
-            raise RuntimeError(self._at_step(step) + _BEFORE_A_BATCH)
+            raise self._misplaced(step, *_BEFORE_A_BATCH)
         if self.sets is not self._applied:
             if self.built.skip.active and not self.context.manual_optimization and self._applied:
-                raise RuntimeError(self._at_step(step) + _SECOND_STEP)
+                raise self._misplaced(step, *_SECOND_STEP)
             self._apply()
 
-    def _at_step(self, step: Step) -> str:
-        return f"optimizer {step.index} ({type(step.optimizer).__qualname__}), after {self.updates()} updates: "
+    def _misplaced(self, step: Step, what: str, in_hook: str, in_loop: str) -> RuntimeError:
+        hook, name = self.context.hook(), type(step.optimizer).__qualname__
+        where, fix = (f"in `{hook}`, ", in_hook) if hook else ("", in_loop)
+        return RuntimeError(f"optimizer {step.index} ({name}), {where}after {self.updates()} updates: {what} {fix}")
 
     def _ran(self, step: Step) -> None:
         """A step ran: neither skipped nor raised."""

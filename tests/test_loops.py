@@ -302,7 +302,7 @@ def test_a_loop_that_never_calls_begin_step_is_told() -> None:
         derive(model, 0)
         with pytest.raises(
             RuntimeError,
-            match=r"optimizer 0 \(\w+\), after 0 updates: it steps before a batch has begun, .*epochs.*`training_step`",
+            match=r"optimizer 0 \(\w+\), after 0 updates: it steps before a batch has begun, .*epochs.*begin\. Call `begin_step\(\)` before each forward\.$",
         ):
             optimizer.step()
 

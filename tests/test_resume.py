@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_freeze import Every, FreezeScheduler, FreezeViolation, Phase, Phases, ScheduleError
 from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.trainer import seam
 from tests.conftest import Net, batches, make_trainer
 from tests.observer import same
 
@@ -125,19 +126,54 @@ def test_a_checkpoint_without_our_state_starts_anew_with_a_warning(tmp_path: Pat
     assert min(trace.seen) == (1, 0)
 
 
-class KeepsItsOptimizer(SameData):
+class Twice(Net):
+    """Is fitted twice, with its optimizer kept or made again, in automatic or manual optimization."""
+
+    def __init__(self, keeps: bool, automatic: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = automatic
+        self.keeps, self.kept = keeps, None
+
     def configure_optimizers(self) -> Any:
-        if not hasattr(self, "kept"):
+        if self.kept is None or not self.keeps:
             self.kept = super().configure_optimizers()
         return self.kept
 
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if self.automatic_optimization:
+            return loss
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        return optimizer.step()
 
-@pytest.mark.parametrize(("kind", "counts"), [(SameData, (2, 4)), (KeepsItsOptimizer, (3, 8))])
-def test_a_second_fit_goes_on_if_the_optimizer_is_the_same_one(kind: Any, counts: Any, trainer: Any) -> None:
-    scheduler, model = FreezeScheduler(SCHEDULES["every"]()), kind()
-    trainer(scheduler, max_epochs=1).fit(model, batches(4))
-    trainer(scheduler, max_epochs=1).fit(model, batches(4))
+
+@pytest.mark.parametrize("automatic", [True, False])
+@pytest.mark.parametrize("keeps", [True, False], ids=["same optimizer", "new optimizer"])
+@pytest.mark.parametrize(
+    ("same_trainer", "counts", "said"),
+    [
+        (True, (3, 8), "freeze: the fit goes on after this Trainer's last one, which made 4 updates."),
+        (False, (2, 4), "freeze: the Trainer is another than that of the last fit, so the schedule begins again."),
+    ],
+)
+def test_a_second_fit_goes_on_under_the_same_trainer(
+    same_trainer: bool, counts: Any, said: str, keeps: bool, automatic: bool, trainer: Any, monkeypatch: Any
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(seam, "say", lambda trainer, text: lines.append(text))
+    scheduler, model = FreezeScheduler(SCHEDULES["every"]()), Twice(keeps, automatic)
+    first = trainer(scheduler, max_epochs=1)
+    first.fit(model, batches(4))
+    assert not any("Trainer" in line for line in lines)
+    second = first if same_trainer else trainer(scheduler, max_epochs=1)
+    second.fit_loop.max_epochs = second.current_epoch + 1
+    second.fit(model, batches(4))
+    assert second.current_epoch == 1 + same_trainer
     assert tuple(scheduler.updates.values()) == counts
+    assert [line for line in lines if "Trainer" in line] == [said]
+    assert scheduler.findings == []
 
 
 KILLED = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -112,6 +113,7 @@ class RunContext:
         local_sgd: Whether weights differ between processes, and are averaged now and then.
         compiled: Whether code is compiled around both, so that neither shows it.
         variable_batch_size: Whether batches may differ in size, so that compiled code needs graphs for each size.
+        hook: The hook that Lightning is in.
     """
 
     module: nn.Module
@@ -125,6 +127,7 @@ class RunContext:
     local_sgd: bool = False
     compiled: bool = False
     variable_batch_size: bool = False
+    hook: Callable[[], str | None] = lambda: None
 
     @property
     def ddp(self) -> DistributedDataParallel | None:

@@ -14,8 +14,8 @@ from lightning_freeze.trainer.arguments import OnFinding, check_words
 CreatedBy = Literal["switch", "command", "user"]
 _NOT_COPIED = ("log", "log_dict", "on_exception")  # set in every run, by Lightning and by `seam.call_first`
 _RESET_IN_COPIES: dict[str, Any] = {
-    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_handled", "_logged")),
-    **dict.fromkeys(("_removals", "_stepped"), ()),
+    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_handled", "_logged", "_fitted_by")),
+    "_removals": (),
 }
 
 

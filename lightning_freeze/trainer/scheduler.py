@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ class FreezeScheduler(_Audited):
         self._controller: FreezeController | None = None
         self._logged: LoggedMetrics | None = None
         self._resume: dict[str, Any] | None = None
-        self._stepped: Sequence[weakref.ref[Optimizer]] = ()
+        self._fitted_by: weakref.ref[seam.Trainer] | None = None
 
     @property
     def state_key(self) -> str:
@@ -178,7 +177,7 @@ class FreezeScheduler(_Audited):
             closures=True,
         )
         self._removals.append(load_without_state(trainer))
-        self._stepped = [weakref.ref(optimizer) for optimizer in trainer.optimizers]
+        self._fitted_by = weakref.ref(trainer)
         if self._resume is not None:  # known already, unless the strategy loads checkpoints later
             self._controller.load_state_dict(self._resume)
         clipping = None if pl_module.automatic_optimization else seam.clipping_method(pl_module)
@@ -279,12 +278,17 @@ class FreezeScheduler(_Audited):
         self._resume = state_dict
 
     def _state_to_resume(self, trainer: seam.Trainer) -> dict[str, Any] | None:
-        """A checkpoint's state, or that of an earlier fit with the same optimizers."""
-        if self._resume is not None or self._controller is None:
+        """A checkpoint's state, or that of an earlier fit of the same Trainer."""
+        before = self._controller
+        if self._resume is not None or before is None or before.total == 0 or seam.resumes(trainer):
             return self._resume
-        before = [reference() for reference in self._stepped]
-        same = len(before) == len(trainer.optimizers) and all(map(operator.is_, before, trainer.optimizers))
-        return self._controller.state_dict() if same else None
+        if self._fitted_by is not None and self._fitted_by() is trainer:
+            seam.say(
+                trainer, f"freeze: the fit goes on after this Trainer's last one, which made {before.total} updates."
+            )
+            return before.state_dict()
+        seam.say(trainer, "freeze: the Trainer is another than that of the last fit, so the schedule begins again.")
+        return None
 
 
 def _shown(groups: Iterable[str]) -> str:

@@ -139,6 +139,7 @@ def run_context(trainer: Trainer, module: LightningModule) -> RunContext:
         strategy=type(trainer.strategy).__name__,
         device=trainer.strategy.root_device,
         local_sgd=getattr(trainer.strategy, "_model_averager", None) is not None,
+        hook=lambda: getattr(module, "_current_fx_name", None),
     )
 
 

@@ -18,6 +18,7 @@ from lightning_freeze import (
     Every,
     FreezeAudit,
     FreezeScheduler,
+    InputAudit,
     Phase,
     Phases,
     ScheduleError,
@@ -95,6 +96,80 @@ def test_records_lie_in_the_root_folder_without_a_logger_and_are_appended_to(tra
         "slow": {"parameters": 1, "elements": 32},
         "fast": {"parameters": 1, "elements": 24},
     }
+
+
+@pytest.mark.parametrize("callback", ["scheduler", "audit", "inputs"])
+def test_a_folder_in_the_place_of_the_records_is_refused_before_training(
+    callback: str, trainer: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "freeze_audit.jsonl").mkdir()
+    made = {"audit": FreezeAudit, "inputs": InputAudit}.get(callback, lambda: AlternatingFreeze("layer1", "layer2", 5))
+    fit = trainer(made())
+    with pytest.raises(ValueError, match="freeze_audit.jsonl is a folder: records of a run are written to"):
+        fit.fit(Net(), batches(1))
+    assert fit.fit_loop.epoch_loop.batch_progress.total.ready == 0
+
+
+def test_records_that_can_no_longer_be_written_do_not_end_a_run(trainer: Any, tmp_path: Path) -> None:
+    class Replaces(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            (tmp_path / "freeze_audit.jsonl").unlink(missing_ok=True)
+            (tmp_path / "freeze_audit.jsonl").symlink_to("/dev/null")
+
+    with pytest.warns(UserWarning, match="no longer written to .*freeze_audit.jsonl is a link.* The run goes on"):
+        trainer(AlternatingFreeze("layer1", "layer2", every=5), Replaces()).fit(Net(), batches(1))
+
+
+class Misplaced(Net):
+    """Steps its optimizer once more, in a hook."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
+        optimizer.step(closure)
+        if self.hook == "optimizer_step":
+            optimizer.step(closure)
+
+    def on_train_start(self) -> None:
+        if self.hook == "on_train_start":
+            self(torch.ones(2, 4)).sum().backward()
+            self.trainer.optimizers[0].step()
+
+
+@pytest.mark.parametrize(
+    ("hook", "skip", "change", "text"),
+    [
+        (
+            "optimizer_step",
+            True,
+            "step",
+            "after 1 updates: it steps again .*Set `skip_backward: false`.*`change: batch`",
+        ),
+        ("optimizer_step", False, "step", ""),
+        ("optimizer_step", True, "batch", ""),
+        (
+            "on_train_start",
+            True,
+            "step",
+            "after 0 updates: it steps before .*Step in `training_step` or later, also with",
+        ),
+        ("on_train_start", False, "batch", "after 0 updates: it steps before .*also with `skip_backward: false`"),
+    ],
+)
+def test_a_step_where_none_is_expected_works_or_names_its_hook(
+    hook: str, skip: Any, change: Any, text: str, trainer: Any
+) -> None:
+    phases = Phases([Phase(["layer1"], updates=1), Phase(["layer2"], updates=3)], repeat=True, change=change)
+    scheduler = FreezeScheduler(phases, skip_backward=skip)
+    if text:
+        with pytest.raises(RuntimeError, match=rf"optimizer 0 \(\w+\), in `{hook}`, {text}"):
+            trainer(scheduler).fit(Misplaced(hook), batches(6))
+    else:
+        trainer(scheduler).fit(Misplaced(hook), batches(6))
+        assert scheduler.updates == ({"layer1": 4, "layer2": 8} if change == "batch" else {"layer1": 3, "layer2": 9})
+        assert scheduler.findings == []
 
 
 @pytest.mark.filterwarnings("ignore:.*fast_dev_run.*")
