@@ -194,12 +194,9 @@ def _matches(pattern: Pattern, names: tuple[str, ...]) -> dict[str, Sequence[str
     regex, found = pattern.regex, None
     if len(_CHOICES[pattern.kind].findall(pattern.body)) > 2 or re.search(r"\)[*+?{]", pattern.body):
         with suppress(OSError):  # where no process can be started, there is no limit
-            child = subprocess.run(
-                [sys.executable, "-IS", "-c", _MATCH],
-                input=json.dumps([regex.pattern, names, _SECONDS]),
-                capture_output=True,
-                text=True,
-            )
+            given = json.dumps([regex.pattern, names, _SECONDS])
+            command = [sys.executable, "-IS", "-c", _MATCH]
+            child = subprocess.run(command, input=given, capture_output=True, text=True)
             if "Timeout" in child.stderr:
                 raise SelectionError(
                     f"the selector {pattern.text!r} takes more than {_SECONDS:g} s over {len(names)} names: it has too many "
@@ -269,9 +266,8 @@ class ParamNames:
     def _globbed(self, pattern: Pattern) -> dict[str, str]:
         if not _WILD.intersection(pattern.body):
             return dict.fromkeys(self.below.get(pattern.body, ()), "")
-        found = dict[str, str]()
-        # a prefix comes before the longer ones that begin with it
-        for prefix, groups in pattern.matches(f"{prefix}." for prefix in self.below).items():
+        matched, found = pattern.matches(f"{prefix}." for prefix in self.below), dict[str, str]()
+        for prefix, groups in matched.items():  # a prefix comes before the longer ones that begin with it
             part = ".".join(part.rstrip(".") for part in groups if part)
             for name in self.below[prefix.removesuffix(".")]:
                 found.setdefault(name, part)
@@ -282,9 +278,8 @@ class ParamNames:
         if pattern.kind == "type":
             wanted = _class(pattern.body)
             return [name for name, module in self.modules.items() if isinstance(module, wanted)]
-        if pattern.kind == "re":
-            return []
-        return [name.removesuffix(".") for name in pattern.matches(f"{name}." for name in self.modules)]
+        names = self.modules if pattern.kind == "glob" else ()
+        return [name.removesuffix(".") for name in pattern.matches(f"{name}." for name in names)]
 
     def require(self, group: str, pattern: Pattern, key: str) -> dict[str, str]:
         """What a pattern finds, which must be something."""

@@ -101,13 +101,11 @@ def _refuse_others(path: Path) -> None:
 
 def _whole_lines(file: IO[bytes]) -> int:
     """The bytes until the end of the last line that has one, found from the file's end."""
-    end = file.seek(0, 2)
-    while end:
+    end, found = file.seek(0, 2), 0
+    while end and not found:
         begin = file.seek(max(0, end - _BLOCK))
-        if found := file.read(end - begin).rfind(b"\n") + 1:
-            return begin + found
-        end = begin
-    return 0
+        end, found = begin, file.read(end - begin).rfind(b"\n") + 1
+    return end + found
 
 
 class Steps:
