@@ -91,7 +91,8 @@ def _refuse_others(path: Path) -> None:
         what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a device" if path.exists() else ""
     else:
         with path.open("rb") as file:
-            what = "" if _BEGINNING.startswith(file.read(len(_BEGINNING))) else "a file of something else"
+            line = file.readline(_BLOCK)
+        what = "" if b'"version": ' in line or _BEGINNING.startswith(line) else "a file of something else"
     if what:
         raise ValueError(
             f"{path} is {what}: records of a run are written to, and read from, regular files of their own alone. Move it "
