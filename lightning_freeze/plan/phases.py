@@ -300,11 +300,12 @@ class _PhasesPlan(Plan):
             self.skip_finished(at)
 
     def end_window(self, at: Position) -> bool:
-        phase, made = at.phase, [*at.made]
         at.made.clear()
-        waiting = not self.pending(at).issuperset(made)
+        updates = self._current(at).phase.updates
+        if updates is None or max(at.done.values(), default=0) < updates:
+            return False
         self.skip_finished(at)
-        return waiting or at.phase != phase
+        return True
 
     def skip_finished(self, at: Position) -> None:
         if self._current(at).phase.updates is not None and not self.ran_out(at) and not self.pending(at):
