@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 NOT_ATTACHED = "the controller is not attached: call attach(*optimizers) before the first step."
-
-
 _MOST = 4000
 
 
