@@ -135,21 +135,7 @@ def compose(text: str, path: Path | None = None, key: str = "") -> Place:
         path: The file that it is from; None for the command line.
         key: The key of the root.
     """
-    try:
-        node = yaml.compose(text, _Loader)
-    except RecursionError as error:
-        raise ConfigError(
-            f"{path or f'--{key}'}: the values are nested too deep to be read. Is it the right file?"
-        ) from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        fix = 'Quote patterns that begin with * or hold braces: each: "layers.*".'
-        fix = "Indent with spaces." if "\\t" in str(problem) else fix
-        raise ConfigError(f"{f'{path}{line}' if path else f'--{key}'}: not YAML: {problem}. {fix}") from error
-    if node is None:
-        raise ConfigError(f"{path or f'--{key}'}: the file is empty.")
-    root = Place(path, key, node)
+    root = Place(path, key, _node(text, str(path or f"--{key}"), bool(path)))
     _refuse_endless(root, (), {})
     merger = _Loader("")
     for place in root.walk():
@@ -160,6 +146,23 @@ def compose(text: str, path: Path | None = None, key: str = "") -> Place:
             except yaml.YAMLError as error:
                 raise place.error(f"`<<` takes a mapping, by an alias: `<<: *name` ({error}).") from error
     return root
+
+
+def _node(text: str, where: str, has_lines: bool) -> Node:
+    """The root of a YAML text as YAML's composer makes it."""
+    try:
+        node = yaml.compose(text, _Loader)
+    except RecursionError as error:
+        raise ConfigError(f"{where}: the values are nested too deep to be read. Is it the right file?") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        where += f", line {mark.line + 1}" if has_lines and mark is not None else ""
+        fix = 'Quote patterns that begin with * or hold braces: each: "layers.*".'
+        fix = "Indent with spaces." if "\\t" in str(problem) else fix
+        raise ConfigError(f"{where}: not YAML: {problem}. {fix}") from error
+    if node is None:
+        raise ConfigError(f"{where}: the file is empty.")
+    return node
 
 
 def _refuse_endless(place: Place, above: tuple[int, ...], sizes: dict[int, int]) -> int:
