@@ -196,7 +196,7 @@ def _matches(pattern: Pattern, names: tuple[str, ...]) -> dict[str, Sequence[str
         with suppress(OSError):  # where no process can be started, there is no limit
             given = json.dumps([regex.pattern, names, _SECONDS])
             command = [sys.executable, "-IS", "-c", _MATCH]
-            child = subprocess.run(command, input=given, capture_output=True, text=True)
+            child = subprocess.run(command, input=given, capture_output=True, text=True, errors="replace")
             if "Timeout" in child.stderr:
                 raise SelectionError(
                     f"the selector {pattern.text!r} takes more than {_SECONDS:g} s over {len(names)} names: it has too many "

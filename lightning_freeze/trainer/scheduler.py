@@ -42,7 +42,7 @@ class FreezeScheduler(_Audited):
 
     Gradients of frozen parameters are set to None before clipping and again right before the optimizer's step, so that
     momentum, weight decay and running averages do not move them. Learning-rate schedulers count on while a group is
-    frozen.
+    frozen. A second fit of the same Trainer goes on in the schedule; under another Trainer it begins again.
 
     Args:
         schedule: `Every` or `Phases`; in YAML also the path of a file that holds one.
