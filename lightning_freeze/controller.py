@@ -321,7 +321,6 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         if loop.state is RunState.ATTACHED:
             self._attachment.decide_again()
             loop.built.holds.begin()
-        self.audit.begun = True
         loop.begin_step(epoch)
 
     def after_backward(self) -> None:
@@ -369,7 +368,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         found += self.compare_ranks(epoch)
         self._place.epoch_length = at.total - self._place.steps.first
         self.flush()
-        self.audit.record_counts()
+        self.log.record(self.audit.counts())
         loop.plan.end_epoch(at)
         loop.decide()
         loop.say_why()
@@ -382,7 +381,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         found = self.audit.finish()
         if self.audit.begun:
             self.flush()
-            self.audit.record_counts()
+            self.log.record(self.audit.counts())
         return found
 
     def flush(self) -> None:

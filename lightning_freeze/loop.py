@@ -184,14 +184,18 @@ class Loop:
         if self.sets is not self._applied:
             self._announce()
             self._apply()
+        self._audit.begin_batch()
         self.built.holds.before_forward()
 
     def pause(self) -> None:
-        """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
+        """Until the next batch nothing is skipped; what that will find frozen is audited from here on."""
         self.verify()
         if self.plan.end_window(self._place.at):
             self.decide()
             self._announce()
+        if self.state is not RunState.ATTACHED and self.sets is not self._applied and self._audit.weights is not None:
+            self._audit.shards.close()
+            self._audit.weights.open_early(self._split)
         self.built.holds.pause()
         if self.state is RunState.TRAINING:
             self.state = RunState.PAUSED

@@ -394,3 +394,26 @@ def test_a_true_zero_under_the_second_optimizer_of_a_group_is_no_finding() -> No
                 loss().backward()
                 optimizer.step()
         assert controller.end_epoch() == []
+
+
+@pytest.mark.parametrize("state", ["keep", "reset"])
+@pytest.mark.parametrize("ends", ["pause", "end_epoch", ""])
+def test_a_write_between_the_update_that_freezes_and_the_next_batch(ends: str, state: Any) -> None:
+    """In a loop of one's own it is found from `pause` on; an optimizer state that is dropped then is no finding."""
+    model = model_of("a", "b")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    schedule = Phases([Phase(["a"], updates=2), Phase(["b"])])
+    with FreezeController(model, schedule, optimizer_state=state) as controller:
+        controller.attach(optimizer)
+        for number in range(4):
+            controller.begin_step()
+            optimizer.zero_grad()
+            (model["a"](torch.ones(1, 3)).sum() + model["b"](torch.ones(1, 3)).sum()).backward()
+            optimizer.step()
+            if number == 1:
+                getattr(controller, ends or "compare_ranks")()
+                model["a"].weight.data.add_(1)
+        found = controller.end_epoch()
+    assert [(f.kind, f.parameter, f.first_update, f.last_update) for f in found] == [
+        ("value", "a.weight", 2, 2)
+    ] * bool(ends)

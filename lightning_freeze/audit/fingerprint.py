@@ -66,8 +66,8 @@ def fingerprint(tensor: Tensor) -> str:
     return f"{found if isinstance(found, int) else unsigned(*found.tolist()):032x}"
 
 
-def digest(tensor: Tensor) -> Digest:
-    """The digest without a wait: an int on the CPU, a tensor on the device elsewhere."""
+def digest(tensor: Tensor, as_elsewhere: bool = False) -> Digest:
+    """The digest without a wait: an int on the CPU, a tensor on the device elsewhere; a plain one's also as it was there."""
     if type(tensor) not in _PLAIN:
         return _of_subclass(tensor)
     tensor = tensor.detach()
@@ -78,7 +78,7 @@ def digest(tensor: Tensor) -> Digest:
         return _joined([digest(part) for part in parts], repr((tensor.layout, tensor.dtype, shape)))
     salt = _salt(tensor.dtype, tensor.shape)
     raw = _bytes(tensor)
-    if not raw.is_cpu:
+    if as_elsewhere or not raw.is_cpu:
         return multilinear(raw.reshape(-1), salt)
     if raw.numel() <= _PIECE:
         return xxhash.xxh3_128_intdigest(raw.numpy(), seed=salt)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def digests(tensors: Iterable[Tensor | None]) -> list[Digest | None]:
 def digests_of(values: Sequence[object]) -> list[dict[str, Digest | None]]:
     """For each of these nested builtins, such as optimizer state, every key in it with its digest.
 
-    A tensor is digested by its bits, everything else by its ``repr``.
+    A tensor is digested by its bits, an array by its bytes, everything else by its ``repr``.
     """
     leaves = [list(_leaves("", value)) for value in values]
     found = iter(digests(leaf for pairs in leaves for _, leaf in pairs if isinstance(leaf, Tensor)))
@@ -122,8 +122,8 @@ def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
     """Whether two digests differ, on their device; what had no bits before has not moved, whatever it became."""
     if before is None:
         return False
-    if isinstance(before, Tensor) and isinstance(after, Tensor):
-        return (before != after).any()
+    if isinstance(before, Tensor) and after is not None:  # an int is of another device, and proves nothing
+        return (before != after.to(before.device)).any() if isinstance(after, Tensor) else False
     return before is not after and before != after
 
 
@@ -399,7 +399,7 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         for name, part in value.items():
             yield from _leaves(f"{key}.{name}" if key else str(name), part)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque)):
         for number, part in enumerate(value):
             yield from _leaves(f"{key}[{number}]", part)
     else:
@@ -407,6 +407,8 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def _described(value: object) -> str:
+    if hasattr(value, "tobytes"):  # an array or a number of another library
+        return f"{getattr(value, 'dtype', '')}{getattr(value, 'shape', '')}{value.tobytes()!r}"
     # An object's default repr holds its address, which says nothing of its content.
-    known = isinstance(value, (int, float, str, bool, complex, type(None)))
+    known = isinstance(value, (int, float, str, bytes, bool, complex, type(None)))
     return repr(value) if known else type(value).__name__

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_freeze.audit.fingerprint import Digest, differ, digests, digests_of, to_builtins
+from lightning_freeze.audit.fingerprint import Digest, differ, digest, digests, digests_of, to_builtins
 
 _State = dict[str, Digest | None]  # the digest of each entry of an optimizer's state
 _Bits = tuple[Digest | None, _State | None]  # of a value and of its state, None while that is offloaded
@@ -125,6 +125,10 @@ class FrozenAudit:
     ) -> None:
         self.checked += 1
         (value, state), before = bits, interval.state
+        if isinstance(interval.value, Tensor) and isinstance(
+            value, int
+        ):  # it is on the CPU now, as when a fit has ended
+            value = digest(tensor, as_elsewhere=True) if (tensor := interval.watched.read()) is not None else None
         moved = differ(interval.value, value)
         entries: dict[str, bool | Tensor] = {}
         if before is not None and state is not None:

@@ -43,9 +43,7 @@ class MovedAudit:
         self._before: dict[int, Digest | None] = {}  # by the identity of a parameter
         self._planned: set[str] = set()
         self._max_grads: dict[int, _MaxGrad] = {}  # of a parameter, at the first update of the epoch by an optimizer
-        self._sampled: dict[int, set[str]] = defaultdict(
-            set
-        )  # optimizer to the groups that it has updated in the epoch
+        self._sampled: dict[int, set[str]] = defaultdict(set)  # optimizer to the groups updated in the epoch
 
     def last_digest(self, parameter: Tensor) -> Digest | None:
         """The digest with which the epoch began of what may train; None for anything else."""

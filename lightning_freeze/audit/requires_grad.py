@@ -122,8 +122,13 @@ class RequiresGradWatch:
             self._rebuilt(optimizers)
         if self._names.changed(walk=not self.audit.begun):
             self._rebind()
-        self.audit.begun = True
         self._read_flags()
+        self.audit.begin_batch()
+
+    def pause(self) -> None:
+        """An epoch's batches, or some of them, have ended: see what is frozen now."""
+        if self.audit.begun:
+            self.begin_step(self._at.epoch)
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
@@ -131,7 +136,7 @@ class RequiresGradWatch:
         if self._names.changed(walk=True):
             self._rebind()
         found = self.audit.end_epoch()
-        self.audit.record_counts()
+        self.log.record(self.audit.counts())
         self._at.epoch += 1
         self.audit.begin_epoch()
         return found
@@ -140,7 +145,7 @@ class RequiresGradWatch:
         """The fit ends: a last comparison. All ranks call it together."""
         found = self.audit.finish()
         if self.audit.begun:
-            self.audit.record_counts()
+            self.log.record(self.audit.counts())
         return found
 
     def flush(self) -> None:

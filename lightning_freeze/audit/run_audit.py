@@ -37,6 +37,7 @@ class RunAudit:
         self.shards = Shards(module)  # before anything reads the model's parameters
         self.weights: WeightAudit | None = None
         self.begun = False  # whether the epoch has had a batch
+        self._closing = False  # whether nothing trains any more
         self.updates_before: dict[str, int] = {}  # of each group before the epoch
         self._place = place
         self._module = module
@@ -61,36 +62,43 @@ class RunAudit:
         if self.weights is not None:
             self.weights.begin_epoch()
 
+    def begin_batch(self) -> None:
+        """A batch begins, and what it finds frozen is audited."""
+        if not self.begun and self.weights is not None:
+            self.weights.moved.begin_epoch()
+        self.begun = True
+
     def check(self, all_ranks: bool = True) -> list[Finding]:
         """Compare everything that is frozen now; findings are merged where all ranks call it together."""
-        found = self._compare()
+        found = self._compare(self.weights)
         return self.log.add(self.ranks.merged(found) if all_ranks else found)
 
     def end_epoch(self, more: Iterable[Finding] = ()) -> list[Finding]:
         """A training epoch ended: compare what was frozen, what should have moved, and copies; add `more`."""
-        epoch = self._place().epoch
-        self.shards.close()
-        found = self.ranks.merged([*(self.weights.end_epoch(epoch) if self.weights is not None else ()), *more])
+        epoch, found = self._place().epoch, self._compare(self.weights)
+        moved = self.weights.end_epoch(epoch) if self.weights is not None else []
+        found = self.ranks.merged([*found, *moved, *more])
         found = self.log.add(self._without_moved(found) if self.split else found)
         self._mismatches.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
         return found + self._compare_copies(epoch)
 
     def finish(self) -> list[Finding]:
-        """The fit ends: a last comparison.
+        """Nothing trains any more: compare what is frozen now.
 
         What moved since the last epoch's end is a warning where something in the run averages weights, and so writes its
         average back at the end.
         """
+        self._closing |= not self.begun
         if self.weights is not None:
             self.weights.check_offloaded()
-        found = self._compare()
-        if self.suspects and not self.begun:
-            found = [replace(f, severity="warning") if f.severity == "error" else f for f in found]
-        return self.log.add(self.ranks.merged(found))
+        return self.check()
 
-    def record_counts(self) -> None:
-        """Record the counts of the epoch so far."""
-        self.log.record(self.counts())
+    def last_check(self) -> Callable[[], list[Finding]]:
+        """Gives the weights that have moved since `finish`, of this rank alone: others may have ended."""
+        weights, self._closing = self.weights, True
+        if weights is None or weights.exchanges:
+            return list
+        return lambda: self.log.add(each for each in self._compare(weights) if each.kind != "optimizer_state")
 
     def counts(self) -> Record:
         """The ``counts`` record of the epoch so far."""
@@ -111,12 +119,15 @@ class RunAudit:
         """The intervals compared so far."""
         return self.weights.frozen.checked if self.weights is not None else 0
 
-    def _compare(self) -> list[Finding]:
-        if self.weights is None:
+    def _compare(self, weights: WeightAudit | None) -> list[Finding]:
+        if weights is None:
             return []
         self.shards.close()
         # Between an epoch's end and the next batch, what is found belongs to the epoch that has ended.
-        return self.weights.check(self._place().epoch if self.begun else max(0, self._place().epoch - 1))
+        found = weights.check(self._place().epoch if self.begun else max(0, self._place().epoch - 1))
+        if self._closing and self.suspects:
+            found = [replace(f, severity="warning") if f.severity == "error" else f for f in found]
+        return found
 
     def _without_moved(self, found: list[Finding]) -> list[Finding]:
         """Without parameters of which a part kept its bits, by rounding or for want of elements, while another moved."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_freeze.audit import frozen
-from lightning_freeze.audit.fingerprint import multilinear
+from lightning_freeze.audit.fingerprint import digest, multilinear
 from lightning_freeze.audit.frozen import FrozenAudit, Watched
 
 
@@ -73,10 +75,15 @@ def test_a_change_that_is_taken_back_within_an_interval_is_not_seen(weight: torc
         ({"step": 1, "exp_avg": torch.tensor([0.0, -0.0])}, ("exp_avg",)),
         ({"step": 1}, ("exp_avg",)),
         ({"step": 1, "exp_avg": torch.zeros(2), "new": [torch.ones(1)]}, ("new[0]",)),
+        ({"step": 1, "exp_avg": torch.zeros(2), "array": np.zeros(2), "losses": deque([1.0])}, ()),
+        ({"step": 1, "exp_avg": torch.zeros(2), "array": np.array([0.0, -0.0])}, ("array", "losses[0]")),
+        ({"step": 1, "exp_avg": torch.zeros(2), "array": np.zeros((2, 1)), "losses": [2.0]}, ("array", "losses[0]")),
+        ({"step": 1, "exp_avg": torch.zeros(2), "array": np.zeros(4, "f4"), "losses": [1.0]}, ("array",)),
     ],
 )
 def test_state_is_compared_entry_by_entry(after: dict[str, Any], entries: tuple[str, ...]) -> None:
     weight, state = torch.ones(2), {"step": 1, "exp_avg": torch.zeros(2)}
+    state |= {"array": np.zeros(2), "losses": [1.0]} if "array" in after else {}
     audit = FrozenAudit()
     audit.open({"w": Watched("w", "g", lambda: weight, lambda: state)}, 0)
     state = after
@@ -100,3 +107,18 @@ def test_a_buffer_has_a_kind_of_its_own(weight: torch.Tensor) -> None:
     weight.add_(1)
     audit.close(["b"], 1)
     assert changes(audit) == [("buffer", (), 0, 1)]
+
+
+@pytest.mark.parametrize("by", [0.0, 1.0])
+def test_what_is_on_the_cpu_now_is_compared_with_its_digest_on_an_accelerator(
+    by: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.nn.Parameter(torch.arange(4.0))
+    audit = FrozenAudit()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(frozen, "digests", lambda tensors: [digest(t, as_elsewhere=True) for t in tensors])
+        audit.open({"w": Watched("w", "g", lambda: weight, lambda: {"exp_avg": torch.ones(2)})}, 0)
+    weight.data.add_(by)
+    audit.check(1)
+    audit.check(2)
+    assert changes(audit) == [("value", (), 0, 1)] * bool(by)

@@ -57,6 +57,24 @@ def test_an_epoch_without_a_turn_is_no_finding_and_the_next_starts_over() -> Non
     assert [f.kind for f in audit.end_epoch(2)] == ["unmoved"]
 
 
+@pytest.mark.parametrize(("first_batch", "kinds"), [(True, []), (False, ["unmoved"])])
+def test_what_is_restored_between_two_epochs_moved_all_the_same(first_batch: bool, kinds: list[str]) -> None:
+    """It is compared with the bits before the epoch's first batch, not with those at the end of the epoch before."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    audit = MovedAudit({"g": [("w", weight)]}, lambda p: 0.1)
+    audit.begin_epoch()
+    weight.data.add_(1)
+    audit.stepped(G, G)
+    assert audit.end_epoch(0) == []
+    weight.data.zero_()
+    if first_batch:
+        audit.begin_epoch()
+    weight.data.add_(1)
+    audit.stepped(G, G)
+    assert [f.kind for f in audit.end_epoch(1)] == kinds
+
+
 def test_many_parameters_make_one_finding_with_the_count() -> None:
     weights = [(f"w{n}", torch.nn.Parameter(torch.ones(1))) for n in range(8)]
     for _, weight in weights:
