@@ -274,7 +274,7 @@ class Asks(GAN):
     """Leaves out the whole turn of what does not train."""
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        scheduler = self.trainer.callbacks[0]  # type: ignore[attr-defined]
+        (scheduler,) = (c for c in self.trainer.callbacks if isinstance(c, FreezeScheduler))  # type: ignore[attr-defined]
         whole, mine = self.order, ("generator", "discriminator")
         for index in whole:
             if scheduler.will_train(mine[index]):

@@ -63,12 +63,13 @@ class Auditor(seam.Callback):
         removals, self._removals = self._removals, []
         each_tried(removals)()
 
-    def _stop_for(self, errors: Sequence[Finding], trainer: seam.Trainer, name: str) -> None:
+    def _stop_for(self, errors: Sequence[Finding], trainer: seam.Trainer, name: str, unsaved: str = "") -> None:
         """Stop a run for errors, after saving a fit. All ranks call it together, with the errors of all."""
         if not errors:
             return
         switched = self.created_by == "switch"
-        saves = bool(trainer.checkpoint_callbacks) or not switched
-        saved = seam.save_before_stopping(trainer, f"{name}-violation") if saves and trainer.state.fn == "fit" else None
-        unsaved = "" if saves else "the Trainer keeps no checkpoints"
+        if switched and not trainer.checkpoint_callbacks:
+            unsaved = "the Trainer keeps no checkpoints"
+        saves = not unsaved and trainer.state.fn == "fit"
+        saved = seam.save_before_stopping(trainer, f"{name}-violation") if saves else None
         raise FreezeViolation(errors, saved, switched=switched, unsaved=unsaved)

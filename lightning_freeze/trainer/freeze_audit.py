@@ -18,6 +18,7 @@ from lightning_freeze.report.run_table import epoch_line, summary_table
 from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding
 from lightning_freeze.trainer.base import Auditor
+from lightning_freeze.trainer.boundaries import _Boundaries
 from lightning_freeze.trainer.input_audit import InputAudit, InputWatch
 
 
@@ -53,6 +54,11 @@ class _Audited(Auditor):
     ) -> None:
         if self._engine is None:
             return
+        if not self._engine.audit.begun and getattr(trainer.fit_loop, "_skip_backward", False):
+            # StochasticWeightAveraging ends with an epoch that trains nothing: batch norm, in train mode, sees the average.
+            self._engine.audit.finish()
+            self._engine.holds.detach(False)
+            self._act_on_findings(trainer)
         self._engine.begin_step(trainer.current_epoch, trainer.optimizers)
         if self._inputs is not None:
             self._inputs.begin_batch(trainer.current_epoch, batch_idx)
@@ -107,8 +113,8 @@ class _Audited(Auditor):
             self._engine.log.add(stale)
             seam.rank_zero_warn(f"freeze: {summary(stale)}. See .findings")
         self._engine.finish()
-        if self.created_by != "switch":
-            self._print_table()
+        if self.created_by != "switch" and trainer.is_global_zero:
+            Console().print(summary_table(self._records))
         self._act_on_findings(trainer)
 
     def on_save_checkpoint(self, trainer: seam.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -171,7 +177,7 @@ class _Audited(Auditor):
         elif findings:
             seam.say(trainer, line)
 
-    def _act_on_findings(self, trainer: seam.Trainer) -> None:
+    def _act_on_findings(self, trainer: seam.Trainer, unsaved: str = "") -> None:
         """Report the findings since the last call, and stop the run for errors."""
         fresh = self.findings[self._acted_on :]
         self._acted_on += len(fresh)
@@ -183,11 +189,7 @@ class _Audited(Auditor):
             elif finding.severity == "warning" or self._on_finding == "warn":
                 seam.rank_zero_warn(finding.message)
         if self._on_finding == "raise":
-            self._stop_for([finding for finding in fresh if finding.severity == "error"], trainer, "freeze")
-
-    @seam.rank_zero_only
-    def _print_table(self) -> None:
-        Console().print(summary_table(self._records))
+            self._stop_for([finding for finding in fresh if finding.severity == "error"], trainer, "freeze", unsaved)
 
 
 class FreezeAudit(_Audited):
@@ -230,6 +232,7 @@ class FreezeAudit(_Audited):
             pl_module, suspects=suspects, record=self._record, say=lambda line: seam.say(trainer, line)
         )
         self._watch.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
+        _Boundaries(self._watch, self._act_on_findings).stand(trainer, first=True)
 
     def on_train_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self._watch is not None:

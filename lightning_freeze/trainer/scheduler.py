@@ -29,6 +29,7 @@ from lightning_freeze.trainer.arguments import (
     SkipBackward,
     check_words,
 )
+from lightning_freeze.trainer.boundaries import _Boundaries
 from lightning_freeze.trainer.freeze_audit import FreezeAudit, _Audited
 from lightning_freeze.trainer.fsdp2_checkpoints import load_without_state, loads_later
 from lightning_freeze.trainer.metrics import LoggedMetrics
@@ -176,6 +177,7 @@ class FreezeScheduler(_Audited):
             waits=loads_later(trainer),
             closures=True,
         )
+        _Boundaries(self._controller, self._act_on_findings).stand(trainer, first=True)
         self._removals.append(load_without_state(trainer))
         self._fitted_by = weakref.ref(trainer)
         if self._resume is not None:  # known already, unless the strategy loads checkpoints later
@@ -213,10 +215,6 @@ class FreezeScheduler(_Audited):
             self._log_late_metrics(trainer)
             self._logged.begin_epoch(trainer)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-
-    def on_validation_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
-        if self._controller is not None:
-            self._controller.pause()  # validation finds every `requires_grad` as it was made
 
     def on_validation_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self._logged is not None:

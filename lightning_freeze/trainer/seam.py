@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_freeze.audit.ranks import Ranks
 from lightning_freeze.errors import UnsupportedError
@@ -23,14 +23,7 @@ from lightning_freeze.holds.patch import Patch
 from lightning_freeze.holds.run_context import RunContext
 
 __all__ = ["Callback", "DummyLogger", "LightningArgumentParser", "LightningCLI", "LightningDataModule"]
-__all__ += [
-    "LightningModule",
-    "MisconfigurationException",
-    "Trainer",
-    "rank_zero_info",
-    "rank_zero_only",
-    "rank_zero_warn",
-]
+__all__ += ["LightningModule", "MisconfigurationException", "Trainer", "rank_zero_info", "rank_zero_warn"]
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 _MODULES = dict.fromkeys(("LightningModule", "LightningDataModule", "Trainer"), "")

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytorch_lightning as pl
 import torch
@@ -188,14 +189,14 @@ def timed_hooks(scheduler: FreezeScheduler, clock: Clock) -> Iterator[None]:
         for name in names:
             if getattr(type(scheduler), name) is not getattr(pl.Callback, name):
                 setattr(scheduler, name, clock.wrap(getattr(scheduler, name), name, into))
-    scheduler._print_table = lambda: None  # type: ignore[method-assign]
     patched = [(StepHooks, name, f"StepHooks.{name}", "step") for name in GATE_HOOKS]
     patched += [(WeightAudit, name, name, "boundary") for name in ("thaw", "freeze")]  # type: ignore[misc]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _, _ in patched]
     try:
         for owner, name, label, into in patched:
             setattr(owner, name, clock.wrap(getattr(owner, name), label, into))
-        yield
+        with mock.patch("lightning_freeze.trainer.freeze_audit.Console"):
+            yield
     finally:
         for owner, name, original in originals:
             setattr(owner, name, original)
