@@ -28,7 +28,7 @@ _Piece = tuple[memoryview, int]  # bytes and their salt
 
 _LOG = logging.getLogger("lightning_freeze")
 
-_PLAIN = (Tensor, torch.nn.Parameter)  # the types whose memory is all there is to them
+PLAIN = (Tensor, torch.nn.Parameter)  # the types whose memory is all there is to them
 _PIECE = 1 << 21  # bytes that one thread reads at a time: some 200 µs, several times what waking a thread costs
 _SHARED = 1 << 18  # bytes from which it pays to share many tensors among threads
 _64_BITS = (1 << 64) - 1
@@ -66,9 +66,9 @@ def fingerprint(tensor: Tensor) -> str:
     return f"{found if isinstance(found, int) else unsigned(*found.tolist()):032x}"
 
 
-def digest(tensor: Tensor, as_elsewhere: bool = False) -> Digest:
-    """The digest without a wait: an int on the CPU, a tensor on the device elsewhere; a plain one's also as it was there."""
-    if type(tensor) not in _PLAIN:
+def digest(tensor: Tensor) -> Digest:
+    """The digest without a wait: an int on the CPU, a tensor on the device elsewhere."""
+    if type(tensor) not in PLAIN:
         return _of_subclass(tensor)
     tensor = tensor.detach()
     if tensor.is_meta:
@@ -78,7 +78,7 @@ def digest(tensor: Tensor, as_elsewhere: bool = False) -> Digest:
         return _joined([digest(part) for part in parts], repr((tensor.layout, tensor.dtype, shape)))
     salt = _salt(tensor.dtype, tensor.shape)
     raw = _bytes(tensor)
-    if as_elsewhere or not raw.is_cpu:
+    if not raw.is_cpu:
         return multilinear(raw.reshape(-1), salt)
     if raw.numel() <= _PIECE:
         return xxhash.xxh3_128_intdigest(raw.numpy(), seed=salt)  # type: ignore[arg-type]
@@ -122,9 +122,9 @@ def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
     """Whether two digests differ, on their device; what had no bits before has not moved, whatever it became."""
     if before is None:
         return False
-    if isinstance(before, Tensor) and after is not None:  # an int is of another device, and proves nothing
-        return (before != after.to(before.device)).any() if isinstance(after, Tensor) else False
-    return before is not after and before != after
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return (before != after).any()
+    return after is None or (type(before) is type(after) and before != after)  # those of two devices prove nothing
 
 
 def to_builtins(values: Sequence[Any]) -> list[Any]:
@@ -226,7 +226,7 @@ def _is_shared(tensor: Tensor | None) -> TypeGuard[Tensor]:
     """Whether a tensor is worth a turn on a thread: plain, in one piece (no copy is kept), on the CPU, of some size."""
     return (
         tensor is not None
-        and type(tensor) in _PLAIN
+        and type(tensor) in PLAIN
         and tensor.layout is torch.strided
         and tensor.nbytes >= _SHARED
         and tensor.is_cpu

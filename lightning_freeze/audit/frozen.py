@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_freeze.audit.fingerprint import Digest, differ, digest, digests, digests_of, to_builtins
+from lightning_freeze.audit.fingerprint import PLAIN, Digest, differ, digests, digests_of, to_builtins
 
 _State = dict[str, Digest | None]  # the digest of each entry of an optimizer's state
 _Bits = tuple[Digest | None, _State | None]  # of a value and of its state, None while that is offloaded
@@ -125,10 +126,8 @@ class FrozenAudit:
     ) -> None:
         self.checked += 1
         (value, state), before = bits, interval.state
-        if isinstance(interval.value, Tensor) and isinstance(
-            value, int
-        ):  # it is on the CPU now, as when a fit has ended
-            value = digest(tensor, as_elsewhere=True) if (tensor := interval.watched.read()) is not None else None
+        if isinstance(interval.value, Tensor) and isinstance(value, int):
+            value = _digest_on(interval.value.device, interval.watched.read())
         moved = differ(interval.value, value)
         entries: dict[str, bool | Tensor] = {}
         if before is not None and state is not None:
@@ -139,6 +138,11 @@ class FrozenAudit:
                 }
         if any(flag is not False for flag in (moved, *entries.values())):
             self._compared.append((interval, update, moved, entries))
+
+
+def _digest_on(device: torch.device, tensor: Tensor | None) -> Digest | None:
+    """The digest of a plain tensor that is on the CPU now, as when a fit ends, made where it was; else one of no device."""
+    return digests([tensor.detach().to(device)])[0] if tensor is not None and type(tensor) in PLAIN else 0
 
 
 def _read(watched: Collection[Watched], on_copy_stream: AbstractContextManager[object] = HERE) -> list[_Bits]:

@@ -27,8 +27,8 @@ _PLANNED = frozenset({_TRAINED})
 class RequiresGradWatch:
     """Audits a run that freezes by other means: BackboneFinetuning, PEFT, one's own code.
 
-    ``requires_grad`` is read when a batch begins and right before each optimizer step, so a parameter counts as frozen
-    from the first of these at which it is off to the first at which it is on again.
+    ``requires_grad`` is read when a batch, a validation or an epoch's end begins and right before each optimizer step, so a
+    parameter counts as frozen from the first of these at which it is off to the first at which it is on again.
     """
 
     def __init__(

@@ -76,8 +76,7 @@ class RunAudit:
     def end_epoch(self, more: Iterable[Finding] = ()) -> list[Finding]:
         """A training epoch ended: compare what was frozen, what should have moved, and copies; add `more`."""
         epoch, found = self._place().epoch, self._compare(self.weights)
-        moved = self.weights.end_epoch(epoch) if self.weights is not None else []
-        found = self.ranks.merged([*found, *moved, *more])
+        found = self.ranks.merged([*found, *(self.weights.end_epoch(epoch) if self.weights is not None else ()), *more])
         found = self.log.add(self._without_moved(found) if self.split else found)
         self._mismatches.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
         return found + self._compare_copies(epoch)
@@ -85,8 +84,7 @@ class RunAudit:
     def finish(self) -> list[Finding]:
         """Nothing trains any more: compare what is frozen now.
 
-        What moved since the last epoch's end is a warning where something in the run averages weights, and so writes its
-        average back at the end.
+        What moved since the last epoch's end is a warning where something averages weights, and so writes its average back.
         """
         self._closing |= not self.begun
         if self.weights is not None:

@@ -59,7 +59,6 @@ class WeightAudit(Hold):
             split,
         )
         self.use(holders, trained)
-        self._begun = False
         self._early: list[Tensor] = []  # whose intervals began before the batch that freezes them
         self._reported: set[tuple[str, str | None]] = set()
         self._last_step: tuple[int, frozenset[str], frozenset[str]] | None = None
@@ -78,10 +77,7 @@ class WeightAudit(Hold):
     # --- as a hold
 
     def begin(self) -> None:
-        if not self._begun:
-            self._begun = True
-            self._read(OptimizerIndex(self._holders.optimizers))
-            self.moved.begin_epoch()
+        self._read(OptimizerIndex(self._holders.optimizers))
 
     def rebind(self, members: Membership) -> None:
         self.use(members.holders, members.trained())

@@ -68,8 +68,7 @@ class Auditor(seam.Callback):
         if not errors:
             return
         switched = self.created_by == "switch"
-        if switched and not trainer.checkpoint_callbacks:
-            unsaved = "the Trainer keeps no checkpoints"
+        unsaved = unsaved or "the Trainer keeps no checkpoints" * (switched and not trainer.checkpoint_callbacks)
         saves = not unsaved and trainer.state.fn == "fit"
         saved = seam.save_before_stopping(trainer, f"{name}-violation") if saves else None
         raise FreezeViolation(errors, saved, switched=switched, unsaved=unsaved)

@@ -20,6 +20,9 @@ class _Boundaries(seam.Callback):
         self._engine, self._act = engine, act
         self._last_check: Callable[[], object] = list
 
+    def __reduce__(self) -> Any:
+        return seam.Callback, ()  # a copy, made during a run, is to do nothing
+
     def stand(self, trainer: seam.Trainer, first: bool = False, last: bool = False) -> None:
         """Enter the list at one of its ends, or leave it; a hook may be running over the former list."""
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]

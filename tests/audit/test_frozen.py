@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_freeze.audit import frozen
-from lightning_freeze.audit.fingerprint import digest, multilinear
+from lightning_freeze.audit.fingerprint import _bytes, differ, digest, multilinear
 from lightning_freeze.audit.frozen import FrozenAudit, Watched
 
 
@@ -110,15 +110,23 @@ def test_a_buffer_has_a_kind_of_its_own(weight: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("by", [0.0, 1.0])
-def test_what_is_on_the_cpu_now_is_compared_with_its_digest_on_an_accelerator(
+def test_what_is_on_the_cpu_now_is_compared_on_the_device_where_it_was(
     by: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    elsewhere = [True, False, True, False]  # where it is at each reading: the second time it is copied back for one
+    make = {True: lambda t: multilinear(_bytes(t.detach()), 1), False: digest}
+    monkeypatch.setattr(frozen, "digests", lambda tensors: [make[elsewhere.pop(0)](t) for t in tensors])
     weight = torch.nn.Parameter(torch.arange(4.0))
     audit = FrozenAudit()
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(frozen, "digests", lambda tensors: [digest(t, as_elsewhere=True) for t in tensors])
-        audit.open({"w": Watched("w", "g", lambda: weight, lambda: {"exp_avg": torch.ones(2)})}, 0)
+    audit.open({"w": Watched("w", "g", lambda: weight)}, 0)
     weight.data.add_(by)
     audit.check(1)
     audit.check(2)
     assert changes(audit) == [("value", (), 0, 1)] * bool(by)
+    assert elsewhere == []
+
+
+def test_digests_of_two_devices_prove_nothing() -> None:
+    here, elsewhere = digest(torch.ones(2)), multilinear(_bytes(torch.zeros(2)), 1)
+    assert differ(here, elsewhere) is differ(elsewhere, here) is False
+    assert differ(here, None) is differ(elsewhere, None) is True

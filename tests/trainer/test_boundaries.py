@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ def test_the_private_callback_costs_a_step_nothing_and_leaves_the_list(trainer: 
             hooks = ["on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"]
             hooks += [f"on_{kind}_batch_{end}" for kind in ("train", "validation") for end in ("start", "end")]
             assert [hook for hook in hooks if callable(getattr(first, hook))] == []
+            assert not isinstance(copy.deepcopy(trainer.callbacks)[0], _Boundaries)  # a copy does nothing
             raise ValueError("stops here")
 
     fit = trainer(Looks(), FreezeAudit(inputs=False))
