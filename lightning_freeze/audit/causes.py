@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lightning_freeze.audit.frozen import Change
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Finding, Severity
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,13 @@ def explain(change: Change, context: AuditContext, epoch: int, later: int = 0) -
         when = f"after update {change.until} and before the next"
     when += f", in epoch {epoch}" + (f" (and in {later} later frozen interval{'s' * (later > 1)})" if later else "")
     cause, why = _of_buffer(change, context) if buffer else _replaced(change) or _of_parameter(change, context)
+    severity: Severity = "error"
+    if buffer:
+        severity = "info" if not context.buffers_held else "warning" if cause == "cache" else "error"
     return Finding(
         "buffers" if buffer else "frozen",
         change.kind,
-        "info" if buffer and not context.buffers_held else "error",
+        severity,
         f"{what} moved {when}: {why}",
         cause=cause,
         epoch=epoch,
@@ -99,12 +102,20 @@ def _kind(tensor: Tensor | None) -> str:
 
 def _of_buffer(change: Change, context: AuditContext) -> tuple[str, str]:
     """The same for a buffer of a frozen module."""
+    owner, name = context.owner(change.watched.name), change.watched.name.rpartition(".")[2]
+    # What a module saves is its state, which follows forwards in train mode alone; what it does not is a cache.
+    if context.buffers_held and name in getattr(owner, "_non_persistent_buffers_set", ()):
+        return "cache", (
+            "it is a cache (`persistent=False`: no checkpoint holds it), which its module fills in eval mode, too. If it "
+            "must stay as it is, register it with `persistent=True`: then the run stops."
+        )
     if context.buffers_held:
         return "outside", (
             "its module was held in eval mode, so something else wrote to it: a forward after a `.train()` of your own, "
-            "an in-place write, a `load_state_dict`. Let it leave the buffers of frozen modules alone."
+            "an in-place write, a `load_state_dict`. Let it leave the buffers of frozen modules alone; if it is a cache "
+            "that the module's forward fills, register it with `persistent=False`."
         )
-    if isinstance(context.owner(change.watched.name), nn.modules.batchnorm._NormBase):
+    if isinstance(owner, nn.modules.batchnorm._NormBase):
         return "statistics", (
             "batch-norm statistics follow every forward in train mode, frozen weights or not. To hold them, set "
             "`frozen_modules: eval`."

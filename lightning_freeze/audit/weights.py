@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from torch import Tensor, nn
+from torch.optim import LBFGS
 
 from lightning_freeze.audit.causes import AuditContext, explain
 from lightning_freeze.audit.fingerprint import Digest
@@ -202,7 +203,7 @@ class WeightAudit(Hold):
         for first, *later in changes.values():
             finding = explain(first, self._context, epoch, len(later))
             key = (finding.kind, finding.parameter)
-            if finding.severity != "info" or key not in self._reported:
+            if finding.severity == "error" or key not in self._reported:
                 findings.append(finding)
             self._reported.add(key)
         return findings
@@ -225,6 +226,8 @@ class WeightAudit(Hold):
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
         parameter = member.parameter
         holders = [each for holder in self._holders.of(parameter) for each in self._nested[id(holder)]]
+        # LBFGS keeps the history of all its parameters under the first of them.
+        holders = [holder for holder in holders if not isinstance(holder, LBFGS)]
 
         def state() -> object:  # read from the optimizer each time: `load_state_dict` gives it another dict
             if self._offload is not None and self._offload.offloaded(parameter):

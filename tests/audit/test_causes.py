@@ -29,6 +29,12 @@ def change(
     return Change(Watched("body.w", group, lambda: torch.ones(2)), kind, entries, since, 8, gradient_at)
 
 
+def caching() -> nn.Module:
+    module = nn.Module()
+    module.register_buffer("w", torch.ones(2), persistent=False)
+    return module
+
+
 ALL = {"mover": "Lion", "tied": "head.w", "owner": nn.Embedding(2, 2, max_norm=1.0), "suspects": ["EMA"]}
 
 
@@ -61,6 +67,8 @@ def test_of_a_parameter_the_first_cause_is_given(gradient_at: Any, known: Any, c
     ("known", "severity", "cause", "text"),
     [
         ({"owner": nn.BatchNorm1d(2), "buffers_held": True}, "error", "outside", "was held in eval mode"),
+        ({"owner": caching(), "buffers_held": True}, "warning", "cache", "it is a cache (`persistent=False`: no"),
+        ({"owner": caching()}, "info", "outside", "its module changes it in forward"),
         ({"owner": nn.BatchNorm1d(2)}, "info", "statistics", "batch-norm statistics follow every forward"),
         ({}, "info", "outside", "its module changes it in forward"),
     ],

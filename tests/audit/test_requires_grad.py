@@ -12,6 +12,8 @@ from pytorch_lightning.callbacks import BackboneFinetuning
 from torch import nn
 
 from lightning_freeze import FreezeAudit, FreezeViolation
+from lightning_freeze.audit.requires_grad import RequiresGradWatch
+from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.report.records import read_records
 from tests.conftest import Net, batches
 from tests.test_sabotage import Writes, in_place
@@ -174,3 +176,29 @@ def test_a_true_zero_under_the_second_optimizer_is_no_finding(trainer: Any) -> N
     audit = FreezeAudit()
     trainer(audit).fit(Critic(), batches(4))
     assert audit.findings == []
+
+
+@pytest.mark.parametrize("sabotaged", [False, True], ids=["", "written to"])
+def test_the_history_that_lbfgs_keeps_under_a_frozen_parameter_is_not_its_own(sabotaged: bool) -> None:
+    """It is the history of all parameters, kept under the first of them; its value is audited as any other."""
+    model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
+    model[0].weight.requires_grad_(False)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = model(torch.ones(3, 4)).square().sum()
+        loss.backward()
+        return loss
+
+    watch = RequiresGradWatch(model, suspects=(), record=lambda record: None)
+    watch.attach(optimizer, run=RunContext(model, model))
+    watch.begin(0)
+    for _ in range(3):
+        watch.begin_step(0)
+        optimizer.step(closure)  # type: ignore[arg-type]
+    if sabotaged:
+        model[0].weight.data.add_(1)
+    assert list(optimizer.state) == [model[0].weight]
+    assert [(finding.kind, finding.parameter) for finding in watch.end_epoch()] == [("value", "0.weight")] * sabotaged
+    watch.detach()
