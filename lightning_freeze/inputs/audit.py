@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lightning_freeze.report.findings import Finding
 
 from .calls import Frame
-from .declarations import Declared
+from .declarations import DeclarationError, Declared
 from .holders import SOLE, is_sole
 from .leaves import Leaf
 from .messages import describe
 from .modules import Tree, kind_of
-from .proofs import Proofs, ignores
+from .proofs import Proofs, ignores, loads
 from .thread import Thread
 from .tracer import Tracer
 from .verdicts import BLAMED, Judged, Tally, Verdict
@@ -109,12 +109,16 @@ class InputsAudit:
         self._pending: list[tuple[Tally, weakref.ref[Tensor], int]] = []
 
     def __enter__(self) -> InputsAudit:
-        _calibrate()
-        for module in self.module.modules():
-            self._declared.check(module)  # before anything runs
-        self._tree.read()
-        self._tracer.install()
+        self._tracer.install(self._prepare)
+        if isinstance(self.failure, DeclarationError):  # the user's, before anything runs
+            raise self.failure
         return self
+
+    def _prepare(self) -> None:
+        for module in self.module.modules():
+            self._declared.check(module)
+        _calibrate()
+        self._tree.read()
 
     def __exit__(self, *exception: object) -> None:
         self._tracer.remove()
@@ -122,7 +126,7 @@ class InputsAudit:
             self._warned = True
             warnings.warn(
                 f"the input audit stood aside after an error of its own ({type(self.failure).__name__}: {self.failure}); "
-                "the run is as it would be without it, but what was not watched is not known. Please report it.",
+                "the run is as it would be without it, and the inputs of calls after that were not audited. Please report it.",
                 stacklevel=2,
             )
 
@@ -198,6 +202,8 @@ class InputsAudit:
         swallowed = leaf.name == (frame.signature.varkw or "kwargs") and leaf.name not in frame.signature.named
         of_torch = kind_of(frame.target).__module__.startswith("torch.")
         tally = Tally(frame.name, classes[0], leaf.argument, leaf.name, swallowed, _source(frame.target), of_torch)
+        tally.in_batch = not frame.name and bool(leaf.steps)
+        tally.loaded = leaf.argument == leaf.name and loads(frame.target.forward, leaf.name) is True
         self._tallies[frame.name, leaf.argument] = tally
         return tally
 

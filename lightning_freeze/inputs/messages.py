@@ -30,6 +30,7 @@ def describe(tally: Tally) -> Finding:
     """The finding about an input that is not used in some call."""
     kind, confirmed = tally.verdict, tally.confirmed.total() > 0
     serious = confirmed and kind in ("unused", "dead") and not tally.swallowed and not tally.of_torch
+    serious = serious and not _is_spare(tally)
     return Finding(
         audit="inputs",
         kind=kind,
@@ -112,14 +113,14 @@ def _fix(tally: Tally) -> str:
     kind, argument = tally.module_class, tally.argument
     whitelist = f"whitelist it: `{kind}.{argument}: <the reason>`"
     under = f"`{kind}.{argument}: {{reason: <why>, when: {{<attribute>: <value>}}}}`"
-    whole = argument == tally.name
-    removed = (
-        f"remove it: `def forward(self, …)` without `{argument}`, and" if whole else f"do without `{argument}`, also"
-    )
+    if argument == tally.name:
+        removed = f"remove it: `def forward(self, …)` without `{argument}`, and from the calls of {kind}"
+    else:
+        removed = f"remove it: call {kind} without `{argument}`"
     if tally.of_torch:
         return f"It is torch's own code: do not pass it where {kind} is called in this way, or {whitelist}."
     if tally.swallowed:
-        return f"Cause: it is swallowed by `**{tally.name}`. Stop passing it where {kind} is called, or {whitelist}."
+        return f"Cause: it is swallowed by `**{tally.name}`. Use it; {removed}; or {whitelist}."
     if tally.verdict == "metadata":
         return (
             f"Cause: only its shape is used. Declare it: `metadata_inputs = ({argument!r},)` in class {kind}; or pass "
@@ -127,12 +128,17 @@ def _fix(tally: Tally) -> str:
         )
     if tally.verdict == "conditional":
         return f"Cause: it is used under a condition. Pass it only then, or whitelist it with that: {under}."
-    fix = f"Cause: {_USE[tally.verdict]}; {removed} from the calls of {kind}; or {whitelist}."
-    if (
-        whole and tally.verdict == "unused" and not tally.confirmed["bytecode"]
-    ):  # which leaf of a container the code names is not known
+    fix = f"Cause: {_USE[tally.verdict]}; {removed}; or {whitelist}."
+    if _is_spare(tally):
+        fix += " A batch may hold more than its model reads, so this stops no run."
+    if tally.loaded and tally.verdict == "unused":
         fix += (
             " The code does name it, but used it in no call that was watched: before you remove it, find the condition "
             f"under which it is used, and whitelist it with that: {under}."
         )
     return fix
+
+
+def _is_spare(tally: Tally) -> bool:
+    """Whether it is a part of the root's own batch that the root does not read."""
+    return tally.in_batch and tally.verdict == "unused"

@@ -27,21 +27,23 @@ PEEKS = frozenset({"locals", "vars", "eval", "exec", "_getframe", "currentframe"
 """Names by which code can reach a variable without loading it."""
 
 
-def never_loads(forward: Callable[..., Any], name: str) -> bool:
-    """Whether a ``forward`` never loads one of its parameters; False where that cannot be known.
+def loads(forward: Callable[..., Any], name: str) -> bool | None:
+    """Whether a ``forward`` ever loads one of its parameters; None where that cannot be known.
 
     Example:
         >>> def forward(x, mask=None): return x + 1
-        >>> never_loads(forward, "mask"), never_loads(forward, "x")
-        (True, False)
+        >>> loads(forward, "mask"), loads(forward, "x")
+        (False, True)
     """
     function = getattr(forward, "__func__", forward)
     if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
-        return False
+        return None
     code = function.__code__
     count = code.co_argcount + code.co_kwonlyargcount
     count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
-    return name in code.co_varnames[:count] and name not in _loaded(code)
+    if name not in code.co_varnames[:count]:
+        return None
+    return name in _loaded(code) or (None if PEEKS & set(code.co_names) else False)
 
 
 def ignores(module: nn.Module, name: str) -> bool:
@@ -49,13 +51,11 @@ def ignores(module: nn.Module, name: str) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         inputs = {value.debugName().partition(".")[0]: value for value in module.graph.inputs()}
         return name in inputs and not inputs[name].uses()
-    return never_loads(module.forward, name)
+    return loads(module.forward, name) is False
 
 
 @functools.lru_cache(maxsize=4096)
 def _loaded(code: types.CodeType) -> frozenset[str]:
-    if PEEKS & set(code.co_names):
-        return frozenset(code.co_varnames)
     loaded = set(code.co_cellvars)
     for instruction in dis.get_instructions(code):
         if "LOAD" in instruction.opname and ("FAST" in instruction.opname or "CLOSURE" in instruction.opname):

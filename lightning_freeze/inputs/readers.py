@@ -78,10 +78,9 @@ class Readers:
         before, original = vars(owner).get(name, _MISSING), getattr(owner, name)
         if layers and before is layers[-1][1]:
             return
-        is_property = hasattr(original, "__set__")
-        ours = (
-            property(wrap(original.__get__), original.__set__, original.__delete__) if is_property else wrap(original)
-        )
+        ours = wrap(original.__get__ if hasattr(original, "__set__") else original)
+        if hasattr(original, "__set__"):
+            ours = property(ours, original.__set__, original.__delete__)
         layers.append((before, ours))
         setattr(owner, name, ours)
 

@@ -59,8 +59,8 @@ class Tracer:
         self._follows_compiler = False
         self.failure: Exception | None = None
 
-    def install(self) -> None:
-        """Begin to watch."""
+    def install(self, prepare: Callable[[], None]) -> None:
+        """Begin to watch, after some preparations; after an error in that everything is as before."""
         with self._lock:
             if Tracer.active is not None and Tracer.active._yields:
                 Tracer.active.remove()
@@ -72,8 +72,15 @@ class Tracer:
             self.failure = None
             self._suspensions = 0
             self._follows_compiler = False
-            self._audited_call = self.replacement(nn.Module.__call__)
-            self._install()
+            try:
+                prepare()
+                self._audited_call = self.replacement(nn.Module.__call__)
+                self._install()
+            except BaseException as error:
+                self.remove()
+                if not isinstance(error, Exception):
+                    raise
+                self.give_up(error)
 
     def remove(self) -> None:
         """Leave nothing behind."""
@@ -161,15 +168,17 @@ class Tracer:
         if self.failure is not None or not self._installed:
             return None
         thread: Thread | None = getattr(LOCAL, "thread", None)
-        if thread is None or thread.owner is not self:
-            thread = LOCAL.thread = Thread(self, self.give_up)
-        if thread.quiet or _elsewhere(thread):
-            return None
         try:
+            if thread is None or thread.owner is not self:
+                thread = LOCAL.thread = Thread(self, self.give_up)
+            if thread.quiet or _elsewhere(thread):
+                return None
             with torch._C.DisableTorchFunction():
                 if (place := self._locate(module)) is not None:
                     frame = Frame(module, *place, args, kwargs)
                     self._begun(frame)
+                    if not thread.frames:
+                        self._follow_compiler(True)
                     thread.begin(frame)
                     return thread, frame
         except Exception as error:
@@ -178,8 +187,6 @@ class Tracer:
 
     def _run(self, thread: Thread, frame: Frame, call: Any) -> Any:
         outermost = len(thread.frames) == 1
-        if outermost:
-            self._follow_compiler(True)
         watched = outermost and not frame.opaque
         if watched:
             thread.mode.__enter__()

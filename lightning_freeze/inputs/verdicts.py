@@ -67,6 +67,8 @@ class Tally:
     swallowed: bool = False  # that parameter is `**kwargs`
     source: tuple[str, int] | None = None  # file and line of the `forward`
     of_torch: bool = False  # the class is torch's own
+    in_batch: bool = False  # it is within a container that the root itself is passed
+    loaded: bool = False  # the code of the `forward` names this very input
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     confirmed: Counter[str] = field(default_factory=Counter)  # blamed calls by their proof: `bytecode`, `replay`
     excused: int = 0  # blamed calls in which a declaration covers it

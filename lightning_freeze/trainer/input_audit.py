@@ -84,8 +84,9 @@ class InputAudit(Auditor):
         every_n_epochs: Watches every so many epochs.
         batches: Watches the first so many batches of an epoch, and of each validation in it.
         on_finding: Whether confirmed findings stop the run at the epoch's end, after saving it, or warn. Only unused inputs
-            and those computed and dropped stop it; inputs used for their shape alone, used in some calls only, swallowed
-            by ``**kwargs``, unconfirmed candidates, and declarations that cover nothing are reported.
+            and those computed and dropped stop it; parts of the model's own batch that it does not read, inputs used for
+            their shape alone, used in some calls only, swallowed by ``**kwargs``, unconfirmed candidates, and
+            declarations that cover nothing are reported.
         metadata_inputs: Inputs used for their shape, data type or device alone, as ``Class.argument``.
         whitelist: Inputs known to be unused: ``Class.argument`` to the reason, or to ``{reason: …, when: {…}}``, where
             ``when`` holds attributes of the module and the values under which the entry counts; or the path of a YAML file

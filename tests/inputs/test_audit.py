@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_freeze import audit_inputs
 from lightning_freeze.inputs.audit import InputsAudit
 from lightning_freeze.inputs.declarations import DeclarationError
+from lightning_freeze.inputs.readers import Readers
 from lightning_freeze.inputs.tracer import Tracer
 from lightning_freeze.report.findings import Finding
 
@@ -625,6 +628,53 @@ def test_an_error_of_the_audit_s_own_does_not_break_the_run_and_is_shown(place: 
     assert audit.verdicts["drops", "mask"] == "dead"
 
 
+def breaks_at(number: int, function: Any, error: type[BaseException] = ZeroDivisionError) -> Any:
+    """A function whose call of that number raises."""
+    calls: list[None] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) == number:
+            raise error("of our own")
+        return function(*args, **kwargs)
+
+    return counted
+
+
+INSTALLS = [
+    ("audit._calibrate", 1), ("declarations.signature_of", 2), ("modules.Tree.read", 1), ("readers._resolve_names", 1),
+    ("readers.Readers._noticed", 7), ("readers.Readers._aliasing", 1), ("tracer.Tracer.replacement", 1),
+    ("tracer.Tracer.replacement", 2), ("tracer.Thread", 4), ("tracer._elsewhere", 4), ("tracer.Tracer._follow_compiler", 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "number"), INSTALLS)
+def test_an_error_while_it_installs_itself_ends_no_run_and_leaves_no_patch(
+    place: str, number: int, monkeypatch: Any
+) -> None:
+    torch.manual_seed(0)
+    module, installed = Everything(), vars(Tensor).copy()
+    plainly, call = module(t(), t()), nn.Module.__call__
+    audit = audit_inputs(module)
+    with monkeypatch.context() as patch:
+        patch.setattr(INNER + place, breaks_at(number, pkgutil.resolve_name(INNER + place)))
+        with pytest.warns(UserWarning, match=r"ZeroDivisionError: of our own\).*after that were not audited"), audit:
+            assert torch.equal(module(t(), t()), plainly)
+    assert (Tracer.active, nn.Module.__call__, vars(Tensor)) == (None, call, installed)
+    assert torch._C._len_torch_dispatch_stack() == 0
+    with audit:  # and the next batch is audited
+        module(t(), t())
+    assert audit.verdicts["drops", "mask"] == "dead"
+
+
+def test_nor_does_one_that_is_interrupted_leave_a_patch(monkeypatch: Any) -> None:
+    installed = vars(Tensor).copy()
+    monkeypatch.setattr(Readers, "_noticed", breaks_at(7, Readers._noticed, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        audit_inputs(Everything()).__enter__()
+    assert (Tracer.active, vars(Tensor)) == (None, installed)
+
+
 def test_without_an_error_there_is_no_failure() -> None:
     assert ran(Everything()).failure is None
 
@@ -720,3 +770,45 @@ def test_a_class_that_only_has_the_name_of_one_of_torch_s_wrappers_is_audited(na
     audit = ran(Wraps())
     assert audit.failure is None
     assert audit.verdicts["", "mask" if ("", "mask") in audit.verdicts else "y"] == "unused"
+
+
+class Picks(nn.Module):
+    """Reads one part of its batch, and the first of what follows."""
+
+    def forward(self, batch: Any, *more: Tensor) -> Tensor:
+        return next(iter(batch.values() if isinstance(batch, dict) else batch)) * 1 + sum(more[:1])
+
+
+def parts(kind: type, number: int = 2) -> Any:
+    return {name: t() for name in "abc"[:number]} if kind is dict else kind(t() for _ in range(number))
+
+
+@pytest.mark.parametrize(("kind", "key"), [(dict, "batch['b']"), (tuple, "batch[1]"), (list, "batch[1]")])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_parts_of_the_root_s_own_batch_that_it_does_not_read_are_for_information(
+    kind: type, key: str, depth: int
+) -> None:
+    root = Picks() if depth == 0 else nn.Sequential(Picks())
+    with audit_inputs(root) as audit:
+        root(parts(kind))
+    (found,) = audit.findings
+    assert (found.argument, found.kind, found.confirmed) == (key, "unused", True)
+    assert found.severity == ("warning" if depth else "info")
+
+
+def test_a_whole_argument_of_the_root_that_it_does_not_read_is_a_warning() -> None:
+    found = {f.argument: f.severity for f in ran(Picks(), parts(dict), t(), t()).findings}
+    assert found == {"batch['b']": "info", "more[1]": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("forward", "says"), [(Everything.forward, False), (lambda self, x, mask: x * (mask is None or 1), True)]
+)
+def test_that_the_code_names_an_input_is_known_of_plain_code_alone(forward: Any, says: bool) -> None:
+    class Names(nn.Module):
+        pass
+
+    Names.forward = forward if says else functools.wraps(forward)(lambda self, x, mask: x * 1)  # type: ignore[method-assign]
+    (found,) = ran(Names()).findings
+    assert found.confirmed
+    assert ("The code does name it" in found.message) is says

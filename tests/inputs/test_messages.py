@@ -54,7 +54,7 @@ DESCRIBED: dict[str, tuple[Tally, str, str, list[str]]] = {
         tally(argument="kw['m']", name="kw", swallowed=True),
         "info",
         "never_used",
-        ["`kw['m']`", "swallowed by `**kw`", "Stop passing it where Block is called", "`Block.kw['m']: <the reason>`"],
+        ["`kw['m']`", "swallowed by `**kw`. Use it; remove it: call Block without `kw['m']`; or", "`Block.kw['m']: <the reason>`"],
     ),
 }  # fmt: skip
 
@@ -126,18 +126,33 @@ def test_the_key_by_which_to_declare(argument: str, name: str, key: str) -> None
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (tally(), True),
-        (tally(confirmed=Counter()), True),
-        (tally(confirmed=Counter(bytecode=1)), False),
+        (tally(loaded=True), True),
+        (tally(loaded=True, confirmed=Counter()), True),
+        (tally(), False),  # it does not, or that cannot be known
         (tally(argument="batch['a']", name="batch"), False),  # the code may name another leaf of the batch
+        (tally(argument="batch['a']", name="batch", in_batch=True), False),
     ],
-    ids=["by a replay", "a candidate", "by bytecode", "a leaf of a container"],
+    ids=["by a replay", "a candidate", "not named", "a leaf of a container", "of the root's batch"],
 )
-def test_that_the_code_names_an_input_is_said_of_the_very_leaf(given: Tally, says: bool) -> None:
+def test_an_unused_input_has_three_ways_and_that_the_code_names_it_is_said_of_the_very_leaf(
+    given: Tally, says: bool
+) -> None:
     message = describe(given).message
     assert ("The code does name it" in message) is says
-    assert "Use it; remove it: " in message or (given.argument != "mask" and "Use it; do without " in message)
-    assert f"or whitelist it: `Block.{given.argument}: <the reason>`" in message
+    assert "Use it; remove it: " in message
+    assert f"; or whitelist it: `Block.{given.argument}: <the reason>`" in message
+
+
+@pytest.mark.parametrize(
+    ("verdict", "in_batch", "severity"),
+    [("unused", True, "info"), ("unused", False, "warning"), ("dead", True, "warning"), ("metadata", True, "info")],
+)
+def test_what_the_root_does_not_read_of_its_batch_is_for_information(
+    verdict: Any, in_batch: bool, severity: str
+) -> None:
+    found = describe(tally({verdict: 1}, argument="batch['a']", name="batch", in_batch=in_batch))
+    assert (found.severity, found.confirmed) == (severity, True)
+    assert ("may hold more than its model reads" in found.message) is (in_batch and verdict == "unused")
 
 
 # --- one line

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.inputs.proofs import ignores, never_loads
+from lightning_freeze.inputs.proofs import ignores, loads
 
 
 def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,13 +123,27 @@ NEVER = {"never", "deleted", "keyword_only", "starred", "double_starred", "gener
 
 @pytest.mark.parametrize("name", [name for name in vars(Forwards) if not name.startswith("_")])
 def test_only_a_name_that_is_never_loaded_is_proven(name: str) -> None:
-    assert never_loads(getattr(Forwards(), name), "mask") is (name in NEVER)
-    assert never_loads(vars(Forwards)[name], "mask") is (name in NEVER)
+    assert (loads(getattr(Forwards(), name), "mask") is False) is (name in NEVER)
+    assert (loads(vars(Forwards)[name], "mask") is False) is (name in NEVER)
 
 
 @pytest.mark.parametrize("forward", [functools.partial(Forwards.never, mask=None), len, Forwards, SimpleNamespace()])
 def test_what_is_no_plain_function_proves_nothing(forward: Any) -> None:
-    assert never_loads(forward, "mask") is False
+    assert loads(forward, "mask") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["by_locals", "by_exec", "by_getframe", "decorated", "decorated_without_a_name", "no_such_parameter"]
+)
+def test_what_hides_which_names_it_loads_proves_neither(name: str) -> None:
+    assert loads(getattr(Forwards(), name), "mask") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["only_asked_for_none", "in_a_lambda", "in_a_comprehension", "default_of_a_nested_function"]
+)
+def test_a_name_that_is_loaded_under_a_condition_is_loaded(name: str) -> None:
+    assert loads(getattr(Forwards(), name), "mask") is True
 
 
 class Block(nn.Module):

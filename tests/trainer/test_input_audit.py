@@ -22,6 +22,7 @@ from pytorch_lightning.demos.boring_classes import (
 )
 from pytorch_lightning.demos.transformer import Transformer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeViolation, InputAudit, ScheduleError
 from lightning_freeze.cli.main import main
@@ -405,13 +406,16 @@ def test_a_fit_within_a_fit_does_not_clash(trainer: Any) -> None:
     assert clean()
 
 
-def test_an_error_of_the_audit_s_own_is_said_once_and_the_run_goes_on(trainer: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("place", ["tracer.Thread.conclude", "readers._resolve_names"], ids=["", "in its installation"])
+def test_an_error_of_the_audit_s_own_is_said_once_and_the_run_goes_on(
+    place: str, trainer: Any, monkeypatch: Any
+) -> None:
     plainly = trained(trainer, Faulty)
 
     def broken(*args: Any) -> Any:
         raise ZeroDivisionError("of our own")
 
-    monkeypatch.setattr("lightning_freeze.inputs.tracer.Thread.conclude", broken)
+    monkeypatch.setattr(f"lightning_freeze.inputs.{place}", broken)
     audit = InputAudit()
     with pytest.warns(
         UserWarning, match=r"stood aside after an error of its own \(ZeroDivisionError: of our own\)"
@@ -419,6 +423,26 @@ def test_an_error_of_the_audit_s_own_is_said_once_and_the_run_goes_on(trainer: A
         assert equal(trained(trainer, Faulty, audit), plainly)
     assert sum("stood aside" in str(w.message) for w in said) == 1
     assert audit.findings == []
+
+
+class ReadsOneKey(Net):
+    """Is handed the whole batch, of which it reads a key."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return super().forward(batch["x"])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self(batch).square().mean()
+
+
+def test_keys_that_the_model_does_not_read_of_a_batch_stop_no_run(trainer: Any, caplog: Any) -> None:
+    audit = InputAudit(on_finding="raise")
+    with caplog.at_level("INFO"):
+        trainer(audit).fit(ReadsOneKey(), DataLoader([{"x": torch.ones(4), "group": torch.ones(1)}]))  # type: ignore[arg-type]
+    assert [(f.severity, f.module, f.argument, f.kind) for f in audit.findings] == [
+        ("info", "", "batch['group']", "unused")
+    ]
+    assert "stops no run" in caplog.text
 
 
 # --- both packages, copies
