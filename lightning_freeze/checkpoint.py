@@ -29,10 +29,12 @@ class Identity:
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins alone."""
+        names = self.groups.names()
         return to_builtins(  # type: ignore[no-any-return]
             {
                 "schedule": self.schedule.describe(),
-                "groups": self.groups.names(),
+                "groups": {group: names[group] for group in self.groups.members},
+                "moved_by_user": {group: names[group] for group in self.groups.moved_by_user},
                 "rest": self.groups.rest,
                 "optimizers": self.optimizers,
             }
@@ -83,6 +85,7 @@ _Schema = Mapping[str, "_Kind | _Schema"]
 _SCHEMA: _Schema = {
     "schedule": _Kind("a mapping of plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
     "groups": _NAMES.by_name("lists of parameters by group"),
+    "moved_by_user": _NAMES.by_name("lists of parameters by group"),
     "rest": _Kind("train, freeze or error", lambda value: value in ("train", "freeze", "error")),
     "optimizers": _NAMES.in_list("a list of groups for each optimizer"),
     "position": {
@@ -109,7 +112,7 @@ _SCHEMA: _Schema = {
     "epoch_updates": _COUNTS,
     "logged": _NAMES,
 }
-_LATER = {"logged", *SINCE_METRICS}
+_LATER = {"logged", "moved_by_user", *SINCE_METRICS}
 """Keys that the first release did not write."""
 
 
@@ -160,6 +163,7 @@ def _altered(key: str, value: object, valid: str) -> ScheduleError:
 _SAID = {
     "schedule": "another schedule",
     "groups": "other groups",
+    "moved_by_user": "other groups with `by: user`",
     "rest": "another `rest`",
     "optimizers": "optimizers that hold other groups",
 }
@@ -181,9 +185,9 @@ def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) 
     )  # callbacks add keys of their own
     _check_references(state)
     found = [
-        f"{_SAID[what]}:\n{_difference(state[what], value)}"
+        f"{_SAID[what]}:\n{_difference(state.get(what, {}), value)}"
         for what, value in mine.as_dict().items()
-        if state[what] != value
+        if state.get(what, {}) != value
     ]
     if found and on_change == "raise":
         raise ScheduleError(

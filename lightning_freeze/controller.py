@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze import checkpoint, setup
 from lightning_freeze.attachment import Attachment
+from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.ranks import place_mismatch, refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import OnScheduleChange
@@ -143,6 +144,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         self._on_change = on_schedule_change
         self._say = say
         self._place.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
+        self.audit.exempt = Exemptions(model, self.groups)
         self.metrics = MetricLog(schedule, self._place.planned, self._place.logged)
         self.preview = Outlook(self._place.planned, self._place.optimizers, lambda: self.groups, state_bytes)
 
@@ -296,6 +298,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             checkpoint.warn_of_lost_value(at, self.metrics.awaited, at.epoch if epoch is None else epoch)
         loop.hooks.attach()
         loop.built.holds.begin()
+        self.audit.exempt.begin(whole=state is None)
         setup.warn_of_step_counters(
             loop.members,
             self.traits,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor, nn
 
 from lightning_freeze.audit.frozen import Change
+from lightning_freeze.plan.schedule import REST
+from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding, Severity
 
 
@@ -23,8 +26,22 @@ class AuditContext:
     sets_to_none: bool = True  # whether a hold sets frozen gradients to None
 
 
-def explain(change: Change, context: AuditContext, epoch: int, later: int = 0) -> Finding:
-    """The finding for what moved, and did so in this number of later frozen intervals as well."""
+_WARNED: dict[str, Severity] = {"cache": "warning"}
+
+
+def outermost(module: nn.Module, moved: Collection[str]) -> Callable[[str], str]:
+    """From a parameter that moved to the outermost module of which every parameter did, else to itself."""
+
+    def above(name: str) -> Iterator[str]:
+        return accumulate(name.split("."), "{}.{}".format)
+
+    names = [clean_name(name) for name, _ in module.named_parameters(remove_duplicate=False)] if moved else []
+    others = {outer for name in names if name not in moved for outer in above(name)}
+    return lambda name: next((outer for outer in above(name) if outer not in others), name)
+
+
+def explain(change: Change, context: AuditContext, epoch: int, later: int = 0, select: str = "…") -> Finding:
+    """The finding for what moved, also in later frozen intervals; ``select`` names all that moved together."""
     watched, buffer = change.watched, change.kind == "buffer"
     name = repr(watched.name)
     what = f"buffer {name} of a frozen module" if buffer else f"{name} (group {watched.group!r}, frozen)"
@@ -34,14 +51,11 @@ def explain(change: Change, context: AuditContext, epoch: int, later: int = 0) -
     if change.since == change.until:
         when = f"after update {change.until} and before the next"
     when += f", in epoch {epoch}" + (f" (and in {later} later frozen interval{'s' * (later > 1)})" if later else "")
-    cause, why = _of_buffer(change, context) if buffer else _replaced(change) or _of_parameter(change, context)
-    severity: Severity = "error"
-    if buffer:
-        severity = "info" if not context.buffers_held else "warning" if cause == "cache" else "error"
+    cause, why = _of_buffer(change, context) if buffer else _replaced(change) or _of_parameter(change, context, select)
     return Finding(
         "buffers" if buffer else "frozen",
         change.kind,
-        severity,
+        "info" if buffer and not context.buffers_held else _WARNED.get(cause, "error"),
         f"{what} moved {when}: {why}",
         cause=cause,
         epoch=epoch,
@@ -52,7 +66,7 @@ def explain(change: Change, context: AuditContext, epoch: int, later: int = 0) -
     )
 
 
-def _of_parameter(change: Change, context: AuditContext) -> tuple[str, str]:
+def _of_parameter(change: Change, context: AuditContext, select: str) -> tuple[str, str]:
     """The first cause that applies, and why that moves a frozen parameter and what to change."""
     tensor, owner = change.watched.read(), context.owner(change.watched.name)
     if change.gradient_at is not None:
@@ -81,8 +95,17 @@ def _of_parameter(change: Change, context: AuditContext) -> tuple[str, str]:
     return "outside", (
         "neither a gradient nor its optimizer moved it, so something else wrote to it: a `.data` or in-place write, a "
         f"`load_state_dict`, a callback that averages or swaps weights.{suspects} Let it leave frozen parameters alone, or "
-        "do it where the group trains. `FreezeAudit(every_n_updates=1)` narrows down when."
+        "do it where the group trains. `FreezeAudit(every_n_updates=1)` narrows down when. If your own code moves it on "
+        f"purpose, write {_exemption(select, change.watched.group, context.sets_to_none)}."
     )
+
+
+def _exemption(select: str, group: str | None, scheduled: bool) -> str:
+    """The line that exempts what moved from the audits."""
+    if not scheduled:
+        return f"`FreezeAudit(exempt={{{select!r}: '<the reason>'}})`"
+    taken = f", and `except: {select}` in group `{group}`" if group not in (REST, select) else ""
+    return f"`groups: {{{select}: {{select: {select}, by: user}}}}`{taken}"
 
 
 def _replaced(change: Change) -> tuple[str, str] | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.run_audit import RunAudit, size_of
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
-from lightning_freeze.plan.groups import Member, frozen_modules
+from lightning_freeze.plan.groups import Member, frozen_modules, group_parameters
 from lightning_freeze.plan.membership import OptimizerIndex, Step, same_objects
 from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import Position
@@ -38,10 +40,12 @@ class RequiresGradWatch:
         suspects: Sequence[str],
         record: Callable[[Record], None],
         say: Callable[[str], None] = lambda line: None,
+        exempt: dict[str, Any] | None = None,
     ) -> None:
         self.holds = Hold()  # nothing is held
         self.log = Log(record)
         self.audit = RunAudit(module, self.log, lambda: self._at, suspects)
+        self.audit.exempt = Exemptions(module, group_parameters(module, exempt or {}))
         self._module = module
         self._say = say
         self._at = Position(updates={_TRAINED: 0})
@@ -92,10 +96,11 @@ class RequiresGradWatch:
         self._hooks = StepHooks(self._steps, self.holds, self._arrives, self._stepped)
         self._hooks.attach()
 
-    def begin(self, epoch: int) -> None:
+    def begin(self, epoch: int, resumed: bool = False) -> None:
         """Training begins."""
         self._at.epoch = epoch
         self._weights.begin()
+        self.audit.exempt.begin(whole=not resumed)
         self.audit.begin_epoch()
         self._frozen_first = frozenset(name for name, p in self._parameters if not p.requires_grad)
         if self._frozen_first:
@@ -110,7 +115,8 @@ class RequiresGradWatch:
                 },
                 "updates_before": self._at.total,
                 "epoch": epoch,
-                "resumed": False,
+                "resumed": resumed,
+                "moved_by": self.audit.exempt.reasons,
             }
         )
 
@@ -167,7 +173,8 @@ class RequiresGradWatch:
         self._flags = flags
         self._weights.close(p for _, p in self._parameters if p.requires_grad)
         self._weights.open(Member(name, p, _FROZEN) for name, p in self._parameters if not p.requires_grad)
-        self._weights.hold_buffers(frozen_modules(self._module, lambda p: not p.requires_grad))
+        frozen = {id(p) for _, p in self._parameters if not p.requires_grad}
+        self._weights.hold_buffers(frozen_modules(self._module, lambda p: id(p) in frozen))
 
     def _arrives(self, step: Step) -> None:
         """The last moment before a step."""
@@ -188,7 +195,8 @@ class RequiresGradWatch:
 
     def _sort(self) -> None:
         """Sort in the parameters that the model and the optimizers have now."""
-        self._parameters = [*{id(p): (name, p) for name, p in reversed(self._names.by_name.items())}.values()][::-1]
+        named = [(name, p) for name, p in self._names.by_name.items() if name not in self.audit.exempt.names]
+        self._parameters = [*{id(p): (name, p) for name, p in reversed(named)}.values()][::-1]
         self._flags = []
         held = [Member(name, p, _TRAINED) for name, p in self._parameters if self._holders.indices(p)]
         self._weights.use(self._holders, {_TRAINED: held})

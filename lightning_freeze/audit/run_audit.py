@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.fingerprint import digests
 from lightning_freeze.audit.ranks import Ranks, copies_mismatch, copies_of
 from lightning_freeze.audit.weights import WeightAudit
@@ -30,6 +31,7 @@ class RunAudit:
     """The audits of a run over its epochs and its ranks; ``suspects`` name what else in it writes to weights."""
 
     def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
+        self.exempt = Exemptions(module)
         self.log = log
         self.suspects = suspects
         self.ranks = Ranks()
@@ -89,7 +91,8 @@ class RunAudit:
         self._closing |= not self.begun
         if self.weights is not None:
             self.weights.check_offloaded()
-        return self.check()
+        unmoved = self.exempt.unmoved(self.ranks) if self.weights is not None and self._place().total else []
+        return self.check() + self.log.add(unmoved)
 
     def last_check(self) -> Callable[[], list[Finding]]:
         """Gives the weights that have moved since `finish`, of this rank alone: others may have ended."""
@@ -142,7 +145,8 @@ class RunAudit:
         context, weights = self._context, self.weights
         if not self.ranks.is_distributed or weights is None or context is None or context.local_sgd:
             return []
-        named = [(clean_name(name), parameter) for name, parameter in self._module.named_parameters()]
+        own, parameters = self.exempt.names, self._module.named_parameters()
+        named = [(name, parameter) for raw, parameter in parameters if (name := clean_name(raw)) not in own]
         known = {id(parameter): weights.last_digest(parameter) for _, parameter in named}
         frozen_by_user = [parameter for _, parameter in named if known[id(parameter)] is None]
         known.update(zip(map(id, frozen_by_user), digests(frozen_by_user), strict=True))

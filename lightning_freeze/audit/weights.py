@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.optim import LBFGS
 
-from lightning_freeze.audit.causes import AuditContext, explain
+from lightning_freeze.audit.causes import AuditContext, explain, outermost
 from lightning_freeze.audit.fingerprint import Digest
 from lightning_freeze.audit.frozen import HERE, Change, FrozenAudit, Watched
 from lightning_freeze.audit.moved import MovedAudit
@@ -200,8 +200,9 @@ class WeightAudit(Hold):
         for change in sorted(self.frozen.collect(), key=lambda each: order.get(each.watched.group or "", len(order))):
             changes.setdefault((change.watched.name, change.kind), []).append(change)
         findings = []
+        select = outermost(self._module, {name for name, _ in changes})
         for first, *later in changes.values():
-            finding = explain(first, self._context, epoch, len(later))
+            finding = explain(first, self._context, epoch, len(later), select(first.watched.name))
             key = (finding.kind, finding.parameter)
             if finding.severity == "error" or key not in self._reported:
                 findings.append(finding)
@@ -226,13 +227,12 @@ class WeightAudit(Hold):
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
         parameter = member.parameter
         holders = [each for holder in self._holders.of(parameter) for each in self._nested[id(holder)]]
-        # LBFGS keeps the history of all its parameters under the first of them.
-        holders = [holder for holder in holders if not isinstance(holder, LBFGS)]
 
         def state() -> object:  # read from the optimizer each time: `load_state_dict` gives it another dict
             if self._offload is not None and self._offload.offloaded(parameter):
                 return None
-            kept = {id(holder.state): holder.state for holder in holders}  # a wrapper may share it with the one inside
+            # A wrapper may share it with the one inside; LBFGS keeps the history of all its parameters under the first.
+            kept = {id(holder.state): holder.state for holder in holders if not isinstance(holder, LBFGS)}
             found = [each.get(parameter, {}) for each in kept.values()]
             return found[0] if len(found) == 1 else found
 

@@ -177,6 +177,7 @@ class _Look(Callback):
         if controller.schedule.describe()["init_args"].get("change") == "batch":
             self._notes.append("What trains changes only between batches (`change: batch`).")
         self._notes += [*_on_callbacks(callbacks), *_on_metrics(controller.metrics.keys, horizon.metrics)]
+        self._notes += [f"Not in the plan: {group}, by {by}." for group, by in controller.groups.reasons.items()]
         steps = self._until_the_end(coming, trainer)
         sizes, unknown = controller.preview.sizes()
         mode = controller.options.optimizer_state

@@ -50,7 +50,8 @@ class GroupsCommand(Command):
 def groups_yaml(model: LightningModule, groups: dict[str, Selector]) -> str:
     """Groups as one writes them under ``init_args``, with the size of each."""
     found = group_parameters(model, groups)
-    sizes = {group: sum(m.parameter.numel() for m in members) for group, members in found.members.items()}
+    every = {**found.members, **found.moved_by_user}
+    sizes = {group: sum(m.parameter.numel() for m in members) for group, members in every.items()}
     total = sum(sizes.values())
     lines = [
         f"# Suggested for {type(model).__name__}, whose parameters have {total:,} elements that can train.",

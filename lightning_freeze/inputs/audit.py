@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lightning_freeze.report.findings import Finding
 
 from .calls import Frame
-from .declarations import DeclarationError, Declared
+from .declarations import Declared
 from .holders import SOLE, is_sole
 from .leaves import Leaf
 from .messages import describe
@@ -109,16 +109,10 @@ class InputsAudit:
         self._pending: list[tuple[Tally, weakref.ref[Tensor], int]] = []
 
     def __enter__(self) -> InputsAudit:
-        self._tracer.install(self._prepare)
-        if isinstance(self.failure, DeclarationError):  # the user's, before anything runs
-            raise self.failure
-        return self
-
-    def _prepare(self) -> None:
         for module in self.module.modules():
-            self._declared.check(module)
-        _calibrate()
-        self._tree.read()
+            self._declared.check(module)  # before anything runs
+        self._tracer.install(_calibrate, self._tree.read)
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self._tracer.remove()

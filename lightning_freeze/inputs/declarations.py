@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Finding, covered_nothing, lacks_reason
 
 from .calls import Frame
 from .leaves import Leaf, signature_of
@@ -100,10 +100,9 @@ def _entry(key: Any, value: Any) -> Known:
     _check_key(where, key)
     given: Mapping[Any, Any] = value if isinstance(value, Mapping) else {"reason": value}
     _check_options(where, given)
-    reason, when = given.get("reason"), given.get("when")
-    if not isinstance(reason, str) or not reason.strip():
-        problem = f"{reason!r} is not a reason. Say in a sentence why the input is not used: by it others decide later "
-        raise DeclarationError(f"{where}.reason", problem + "whether the entry is still right.")
+    reason, when = given.get("reason", ""), given.get("when")
+    if problem := lacks_reason(reason, "the input is not used"):
+        raise DeclarationError(f"{where}.reason", problem)
     if when is not None and not (isinstance(when, Mapping) and all(isinstance(path, str) for path in when)):
         problem = f"{when!r} is not a mapping of the module's attributes to values, as {{training: false}} or "
         raise DeclarationError(f"{where}.when", problem + "{config.use_cache: true}.")
@@ -243,20 +242,9 @@ def _parameter(argument: str) -> str:
 def stale(key: str, known: Known | None, why: str = "") -> Finding:
     """The finding about a declaration that covered nothing: why it can match nothing, else its input was used."""
     kind, _, argument = key.partition(".")
-    if known is None:
-        what = f"metadata_inputs: {key!r} is declared to be used for its shape alone"
-        used = "but its values were used in every call. Remove the entry."
-    else:
+    what, used = f"metadata_inputs: {key!r} is declared to be used for its shape alone", "but its values were used"
+    if known is not None:
         under = f" under {dict(known.when)}" if known.when else ""
-        what = f"whitelist: {key!r} ({known.reason}) is listed as not used{under}"
-        used = "but was used in every call. Remove the entry, so that the list stays true."
-    return Finding(
-        audit="inputs",
-        kind="stale",
-        severity="warning",
-        message=f"{what}, which matches nothing: {why}" if why else f"{what}, {used}",
-        cause="stale",
-        module_class=kind,
-        argument=argument,
-        confirmed=True,
-    )
+        what, used = f"whitelist: {key!r} ({known.reason}) is listed as not used{under}", "but was used"
+    about: dict[str, Any] = {"module_class": kind, "argument": argument, "confirmed": True}
+    return covered_nothing("inputs", what, f"{used} in every call", why, **about)

@@ -29,8 +29,8 @@ _USE = {
 def describe(tally: Tally) -> Finding:
     """The finding about an input that is not used in some call."""
     kind, confirmed = tally.verdict, tally.confirmed.total() > 0
-    serious = confirmed and kind in ("unused", "dead") and not tally.swallowed and not tally.of_torch
-    serious = serious and not _is_spare(tally)
+    spare = tally.swallowed or tally.of_torch or (tally.in_batch and kind == "unused")
+    serious = confirmed and kind in ("unused", "dead") and not spare
     return Finding(
         audit="inputs",
         kind=kind,
@@ -129,7 +129,7 @@ def _fix(tally: Tally) -> str:
     if tally.verdict == "conditional":
         return f"Cause: it is used under a condition. Pass it only then, or whitelist it with that: {under}."
     fix = f"Cause: {_USE[tally.verdict]}; {removed}; or {whitelist}."
-    if _is_spare(tally):
+    if tally.in_batch and tally.verdict == "unused":
         fix += " A batch may hold more than its model reads, so this stops no run."
     if tally.loaded and tally.verdict == "unused":
         fix += (
@@ -137,8 +137,3 @@ def _fix(tally: Tally) -> str:
             f"under which it is used, and whitelist it with that: {under}."
         )
     return fix
-
-
-def _is_spare(tally: Tally) -> bool:
-    """Whether it is a part of the root's own batch that the root does not read."""
-    return tally.in_batch and tally.verdict == "unused"

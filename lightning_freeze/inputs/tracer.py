@@ -59,8 +59,8 @@ class Tracer:
         self._follows_compiler = False
         self.failure: Exception | None = None
 
-    def install(self, prepare: Callable[[], None]) -> None:
-        """Begin to watch, after some preparations; after an error in that everything is as before."""
+    def install(self, *preparations: Callable[[], None]) -> None:
+        """Begin to watch, after some preparations; an error in that ends no run and leaves no patch."""
         with self._lock:
             if Tracer.active is not None and Tracer.active._yields:
                 Tracer.active.remove()
@@ -73,13 +73,12 @@ class Tracer:
             self._suspensions = 0
             self._follows_compiler = False
             try:
-                prepare()
+                for prepare in preparations:
+                    prepare()
                 self._audited_call = self.replacement(nn.Module.__call__)
                 self._install()
-            except BaseException as error:
+            except Exception as error:
                 self.remove()
-                if not isinstance(error, Exception):
-                    raise
                 self.give_up(error)
 
     def remove(self) -> None:

@@ -37,6 +37,8 @@ class Groups:
     frozen_by_user: tuple[str, ...]  # FQNs found with `requires_grad=False`, in no group
     rest: Rest
     selectors: Mapping[str, Selector] = field(default_factory=dict, repr=False)  # as they were written
+    reasons: Mapping[str, str] = field(default_factory=dict)  # the groups with `by: user`, and what `by` says of them
+    moved_by_user: Mapping[str, tuple[Member, ...]] = field(default_factory=dict)  # their parameters, in no other group
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -50,7 +52,8 @@ class Groups:
 
     def names(self) -> dict[str, list[str]]:
         """Group to the FQNs of its parameters."""
-        return {group: [member.name for member in members] for group, members in self.members.items()}
+        every = {**self.members, **self.moved_by_user}
+        return {group: [member.name for member in members] for group, members in every.items()}
 
 
 def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = "train") -> dict[str, list[str]]:
@@ -60,7 +63,8 @@ def resolve_groups(module: Module, groups: Mapping[str, Selector], rest: Rest = 
     ``*`` stands for one segment, ``**`` for any number, ``{0..5}`` for a range of numbers, ``re:`` begins a regular
     expression that must match a parameter's whole name, ``type:`` a module class. A list takes several together. A
     mapping may hold ``select``, ``re``, ``type``, ``each`` (a family: one group for each match, ``layers/0``,
-    ``layers/1``, … in numerical order) and ``except`` (taken away again).
+    ``layers/1``, … in numerical order), ``except`` (taken away again) and ``by: user`` (moved by your own code: never
+    frozen, trained, counted or audited).
 
     Args:
         module: The model. Parameters with ``requires_grad=False`` are frozen by the user and belong to no group.
@@ -90,7 +94,8 @@ def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest 
     chosen, families = _choose(groups, names)
     taken = {id(names.parameters[name]) for name in chosen}
     left = {name: REST for name, p in names.parameters.items() if p.requires_grad and id(p) not in taken}
-    found = _grouped(left | chosen, names, Groups({}, families, (), rest, groups))
+    reasons = {group: by for group, selector in groups.items() if (by := parse(group, selector).by)}
+    found = _grouped(left | chosen, names, Groups({}, families, (), rest, groups, reasons))
     _check(found, groups)
     return found
 
@@ -107,7 +112,7 @@ def regroup(groups: Groups, before: NamedParameters, held: Container[int]) -> Gr
         SelectionError: A parameter that was added is in no group under ``rest: error``, or in two.
     """
     names, group_of, added = ParamNames(before.module), dict[str, str](), list[str]()
-    members = [member for found in groups.members.values() for member in found]
+    members = [m for found in (*groups.members.values(), *groups.moved_by_user.values()) for m in found]
     known = {id(member.parameter): member.group for member in members}
     for name, parameter in names.parameters.items():
         old = before.by_name.get(name)
@@ -127,8 +132,8 @@ def regroup(groups: Groups, before: NamedParameters, held: Container[int]) -> Gr
 
 def _grouped(group_of: Mapping[str, str], names: ParamNames, groups: Groups, gone: Iterable[Member] = ()) -> Groups:
     """Groups with these members, and with those that the model shows no more."""
-    order = [each for group in groups.selectors for each in groups.families.get(group, (group,))]
-    members: dict[str, dict[int, Member]] = {group: {} for group in order}
+    members: dict[str, dict[int, Member]]
+    members = {each: {} for group in groups.selectors for each in groups.families.get(group, (group,))}
     for name, parameter in names.parameters.items():
         if (group := group_of.get(name)) is not None:
             members.setdefault(group, {}).setdefault(id(parameter), Member(name, parameter, group))
@@ -136,13 +141,15 @@ def _grouped(group_of: Mapping[str, str], names: ParamNames, groups: Groups, gon
         members.setdefault(member.group, {}).setdefault(id(member.parameter), member)
     if REST in members:
         members[REST] = members.pop(REST)  # the last
-    by_user = tuple(name for name, parameter in names.parameters.items() if not parameter.requires_grad)
+    own = groups.reasons
+    by_user = tuple(n for n, p in names.parameters.items() if not p.requires_grad and group_of.get(n) not in own)
     each = {group: tuple(found.values()) for group, found in members.items()}
-    return replace(groups, members=each, frozen_by_user=by_user)
+    moved = dict(zip(own, map(each.pop, own), strict=True))
+    return replace(groups, members=each, frozen_by_user=by_user, moved_by_user=moved)
 
 
 def _choose(groups: Mapping[str, Selector], names: ParamNames) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """The group of each parameter that trains, by name, and the groups of each family."""
+    """The group of each parameter that trains or the user moves, by name, and the groups of each family."""
     taken: dict[int, tuple[str, str, str]] = {}  # parameter → group, pattern, name
     group_of: dict[str, str] = {}
     families: dict[str, tuple[str, ...]] = {}
@@ -153,7 +160,7 @@ def _choose(groups: Mapping[str, Selector], names: ParamNames) -> tuple[dict[str
         if parsed.each:
             families[group] = _family(group, parsed.include[0].text, {part for _, _, part in matches})
         for name, text, part in matches:
-            if names.parameters[name].requires_grad:
+            if parsed.by or names.parameters[name].requires_grad:
                 group_of[name] = f"{group}/{part}" if parsed.each else group
                 _take(taken, names, group_of[name], text, name)
     return group_of, families
@@ -172,7 +179,7 @@ def _check(found: Groups, selectors: Mapping[str, Selector]) -> None:
     """Refuse groups without parameters, and a rest where there must be none."""
     for group, selector in selectors.items():
         for each in found.families.get(group, (group,)):
-            if not found.members[each]:
+            if not found.members.get(each, True):  # those that the user moves are none of them
                 raise SelectionError(
                     f"group {each!r} (by {selector!r}) is empty, because all its parameters have requires_grad=False "
                     f"({len(found.frozen_by_user)} in the model, such as {found.frozen_by_user[0]!r}). Leave "

@@ -301,7 +301,7 @@ class Membership:
             indices = chain.from_iterable(self.holders.indices(m.parameter) for m in members)
             held[group] = frozenset(indices) or before.get(group, frozenset())
         rest_trains = self.groups.rest == "train" and bool(held.get(REST))
-        return Layout(self.groups.named, self.groups.families, held, rest_trains)
+        return Layout(self.groups.named, self.groups.families, held, rest_trains, frozenset(self.groups.reasons))
 
     def _held(self, index: int) -> dict[str, tuple[Parameter, ...]]:
         """Group to the parameters of it that one optimizer holds."""

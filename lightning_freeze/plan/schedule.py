@@ -31,6 +31,7 @@ class Layout:
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optimizers: Mapping[str, frozenset[int]] = field(default_factory=dict)  # by index; of `rest`, too, if it has any
     rest_trains: bool = False  # whether there is a `rest` and it trains always
+    moved_by_user: frozenset[str] = frozenset()  # the groups with `by: user`, which no schedule may name
 
     def expand(self, name: str, key: str) -> tuple[str, ...]:
         """The groups that a name stands for: a group, a family, a glob, or ``all``."""
@@ -39,6 +40,12 @@ class Layout:
                 f"`{key}` names {REST!r}, the reserved group of all parameters that no other group names. It is not "
                 "scheduled: it trains always (`rest: train`) or never (`rest: freeze`). Give the parameters you mean a "
                 "group of their own under `groups:` and name that.",
+                key=key,
+            )
+        if name in self.moved_by_user:
+            raise ScheduleError(
+                f"`{key}` names {name!r}, which is `by: user` in `groups`: your own code moves it, and no schedule does. "
+                f"Take it out of `{key}`, or `by: user` out of the group.",
                 key=key,
             )
         found = self._named(name)

@@ -20,7 +20,7 @@ from lightning_freeze.plan.schedule import ALL, REST
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WILD = frozenset("*{}")
-_KEYS = ("select", "re", "type", "each", "except")
+_KEYS = ("select", "re", "type", "each", "except", "by")
 _CHOICES = {"re": re.compile(r"[*+?{|]"), "glob": re.compile(r"\*\*|[^.]\*|\*[^.]")}
 """Where a pattern has a choice of what it matches."""
 _SECONDS = 3.0
@@ -60,6 +60,7 @@ class ParsedSelector:
     include: list[Pattern]
     exclude: list[Pattern]
     each: bool
+    by: str | None  # ``user``, or ``user: <the reason>``, where the user's own code moves the group
 
 
 def parse(group: str, selector: object) -> ParsedSelector:
@@ -79,7 +80,8 @@ def parse(group: str, selector: object) -> ParsedSelector:
         )
     if not each and not include:
         raise SelectionError(f"group {group!r} selects nothing: {selector!r}. Name a module, such as 'encoder'.")
-    return ParsedSelector(each or include, exclude, bool(each))
+    by = next((item["by"] for item in _as_list(selector) if isinstance(item, Mapping) and "by" in item), None)
+    return ParsedSelector(each or include, exclude, bool(each), by)
 
 
 def check_selector(group: str, selector: object) -> None:
@@ -107,6 +109,13 @@ def _texts(group: str, item: object) -> Iterator[tuple[str, str]]:
             raise SelectionError(
                 f"group {group!r} has the unknown key {key!r}; the keys of a selector are {', '.join(_KEYS)}.{hint}"
             )
+        if key == "by":
+            if str(value).partition(":")[0] != "user" or not {"select", "re", "type"}.intersection(item):
+                raise SelectionError(
+                    f"group {group!r} has `by: {value}`. Write `by: user` beside `select:`, for what your own code moves; a "
+                    "family (`each:`) is scheduled."
+                )
+            continue
         for text in _as_list(value):
             if not isinstance(text, str):
                 raise SelectionError(

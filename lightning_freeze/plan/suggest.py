@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_freeze.errors import SelectionError
 from lightning_freeze.plan.schedule import ALL, REST
@@ -24,7 +25,8 @@ def suggest_groups(module: nn.Module) -> dict[str, Selector]:
     """Groups for layer-wise schedules, as selectors that a user would write under ``groups:``.
 
     ``embeddings``, a family of blocks, ``head`` and ``norms``, each where the model has it; all else stays in ``rest``. A
-    parameter belongs to the first of them that names it, so a tied head is part of the embeddings.
+    parameter belongs to the first of them that names it, so a tied head is part of the embeddings. What torch's
+    AveragedModel holds is moved by the user.
 
     The blocks are the longest list of modules that is in no other such list: a ModuleList, a Sequential of one class or
     of containers, or containers numbered by name (``layer1`` … ``layer4``). So the stages of a Swin or a ResNet are its
@@ -51,6 +53,7 @@ def suggest_groups(module: nn.Module) -> dict[str, Selector]:
         {'embeddings': 'embed', 'layers': {'each': 'encoder.layers.*'}, 'head': 'head'}
     """
     model = _Model(module)
+    averaged = model.take_averaged()
     lists = _choose(list(model.lists("")))
     model.close(member for blocks in lists for member in blocks.members)
     suggested = {_EMBEDDINGS: model.take(_EMBEDDINGS, model.roots(model.is_embedding))}
@@ -63,7 +66,7 @@ def suggest_groups(module: nn.Module) -> dict[str, Selector]:
         suggested |= model.take_children(suggested)
     suggested[_HEAD] = head
     suggested[_NORMS] = model.take(_NORMS, model.roots(model.is_norm))
-    return {name: selector for name, selector in suggested.items() if selector is not None}
+    return {name: selector for name, selector in (suggested | averaged).items() if selector is not None}
 
 
 class _Blocks(NamedTuple):
@@ -216,6 +219,12 @@ class _Model:
         if others and len(kept) + len(others) < len(own):
             return {"select": _short(kept), "except": _short(others)}
         return _short(own)
+
+    def take_averaged(self) -> dict[str, Selector | None]:
+        """What torch's AveragedModel holds, which the user's own code moves."""
+        roots = [name for name, m in self.modules.items() if name and isinstance(m, AveragedModel)]
+        self.live.difference_update(*(self.below[root] for root in roots))
+        return {root.replace(".", "_"): {"select": root, "by": "user"} for root in roots}
 
     def take_each(self, group: str, blocks: _Blocks) -> Selector | None:
         """A family of what nobody owns yet in the members of a list; None if that is nothing."""

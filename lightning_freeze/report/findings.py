@@ -79,6 +79,18 @@ class Finding:
         return cls(**values)
 
 
+def lacks_reason(reason: object, why: str) -> str:
+    """What is wrong with the reason of an exception that a user declares; empty where it is a sentence."""
+    fix = f"Say in a sentence why {why}: by it others decide later whether the entry is still right."
+    return "" if isinstance(reason, str) and reason.strip() else f"{reason!r} is not a reason. {fix}"
+
+
+def covered_nothing(audit: Audit, declared: str, found: str, why: str = "", **about: Any) -> Finding:
+    """The finding about an exception that covered nothing: why it can match nothing, else what was found."""
+    ends = f"which matches nothing: {why}" if why else f"{found}. Remove the entry, so that the list stays true."
+    return Finding(audit, "stale", "warning", f"{declared}, {ends}", cause="stale", **about)
+
+
 def once_a_class(findings: Sequence[Finding]) -> list[Finding]:
     """One finding for each class and argument; its message names further modules of the class."""
     alike: dict[tuple[str | None, str | None, str], list[Finding]] = {}

@@ -19,16 +19,19 @@ def summary_table(records: Iterable[Record]) -> Table:
     groups: Mapping[str, Mapping[str, int]] = {}
     counts: Record = {"updates": {}, "total": 0, "intervals": 0}
     found: dict[str, Counter[str | None]] = {"error": Counter(), "warning": Counter(), "info": Counter()}
-    buffers = 0
+    buffers, exempt = 0, ""
     for record in records:
         if record["type"] == "run":
             groups = record["groups"]
+            exempt = "".join(
+                f"; exempt: {group.removeprefix('exempt.')} ({by})" for group, by in record.get("moved_by", {}).items()
+            )
         elif record["type"] == "counts":
             counts = record
         elif record["type"] == "finding":
             found[record["severity"]][record.get("group")] += 1
             buffers += record.get("audit") == "buffers"
-    table = Table(title="lightning-freeze", caption=_verdict(counts, found["error"].total(), buffers))
+    table = Table(title="lightning-freeze", caption=escape(_verdict(counts, found["error"].total(), buffers) + exempt))
     table.add_column("group", overflow="fold")
     for name in ("parameters", "elements", "updates", "share", "violations", "warnings"):
         table.add_column(name, justify="right")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lightning_freeze.audit.exempt import exempt_groups
 from lightning_freeze.audit.requires_grad import RequiresGradWatch
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.errors import whole_number
@@ -204,9 +205,14 @@ class FreezeAudit(_Audited):
             without one.
         inputs: Whether to audit, in the first batch of an epoch and the first of its validation, that every module uses
             its inputs; findings are warnings. An `InputAudit` in the same Trainer replaces this.
+        exempt: Selectors of parameters that your own code moves, with a reason: ``{"teacher": "moved by EMA"}``. They are
+            not audited; one of which nothing moved in a whole run is a finding. Beside a `FreezeScheduler`, each is a
+            group with ``by: user``.
 
     Raises:
-        FreezeViolation: A frozen parameter moved.
+        ScheduleError: An argument is invalid, such as an exemption without a reason.
+        SelectionError: In a run: an exemption matches no parameter.
+        FreezeViolation: In a run: a frozen parameter moved.
 
     Example:
         >>> FreezeAudit(every_n_updates=1000).findings
@@ -214,10 +220,15 @@ class FreezeAudit(_Audited):
     """
 
     def __init__(
-        self, every_n_updates: int | None = None, on_finding: OnFinding | None = None, inputs: bool = True
+        self,
+        every_n_updates: int | None = None,
+        on_finding: OnFinding | None = None,
+        inputs: bool = True,
+        exempt: dict[str, Any] | None = None,
     ) -> None:
         super().__init__("raise" if on_finding is None else on_finding, every_n_updates, inputs)
         self.inputs = inputs
+        self.exempt = exempt_groups(exempt or {})
         self.every_n_updates = every_n_updates
         self.on_finding = on_finding
         self._watch: RequiresGradWatch | None = None
@@ -229,12 +240,16 @@ class FreezeAudit(_Audited):
         self._begin_report(trainer, pl_module)
         suspects = seam.averaging_callbacks(trainer)
         self._watch = self._engine = RequiresGradWatch(
-            pl_module, suspects=suspects, record=self._record, say=lambda line: seam.say(trainer, line)
+            pl_module,
+            suspects=suspects,
+            record=self._record,
+            say=lambda line: seam.say(trainer, line),
+            exempt=self.exempt,
         )
         self._watch.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
         _Boundaries(self._watch, self._act_on_findings).stand(trainer, first=True)
 
     def on_train_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self._watch is not None:
-            self._watch.begin(trainer.current_epoch)
+            self._watch.begin(trainer.current_epoch, seam.resumes(trainer))
             self._running = True

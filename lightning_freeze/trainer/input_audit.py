@@ -44,8 +44,8 @@ class InputWatch:
         """Watch this batch if it is due."""
         self.end_batch()
         if batch < self._batches and epoch % self._every_n_epochs == 0 and Tracer.active is None:
+            self._active = True  # first of all: `end_batch` undoes an installation that was interrupted, too
             self.audit.__enter__()
-            self._active = True
 
     def end_batch(self) -> None:
         """Stop watching; safe to call again."""

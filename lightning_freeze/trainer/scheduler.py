@@ -107,7 +107,7 @@ class FreezeScheduler(_Audited):
         else:
             super().__init__(on_finding, None, bool(audit))
         self._schedule = schedule
-        self._groups = dict(groups or {})
+        self._groups = {**(groups or {}), **(audit.exempt if isinstance(audit, FreezeAudit) else {})}
         self._options: dict[str, Any] = {**words, "audit": bool(audit)}
         self._clips = True
         self._controller: FreezeController | None = None

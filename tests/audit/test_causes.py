@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_freeze.audit.causes import AuditContext, explain
+from lightning_freeze.audit.causes import AuditContext, explain, outermost
 from lightning_freeze.audit.frozen import Change, Watched
 
 
@@ -53,10 +53,12 @@ ALL = {"mover": "Lion", "tied": "head.w", "owner": nn.Embedding(2, 2, max_norm=1
         (None, {**ALL, "mover": None, "tied": None}, "outside", "it belongs to an Embedding with max_norm=1.0"),
         (None, {"suspects": ["EMA", "SWA"]}, "outside", "weights. In this run these write to weights: EMA, SWA. Let"),
         (None, {}, "outside", "a callback that averages or swaps weights. Let it leave frozen parameters alone"),
+        (None, {}, "outside", "write `groups: {body: {select: body, by: user}}`, and `except: body` in group `slow`."),
+        (None, {"sets_to_none": False}, "outside", "write `FreezeAudit(exempt={'body': '<the reason>'})`."),
     ],
 )
 def test_of_a_parameter_the_first_cause_is_given(gradient_at: Any, known: Any, cause: str, text: str) -> None:
-    found = explain(change(gradient_at=gradient_at), context(**known), 2)
+    found = explain(change(gradient_at=gradient_at), context(**known), 2, select="body")
     assert (found.audit, found.kind, found.severity, found.cause) == ("frozen", "value", "error", cause)
     assert found.message.startswith("'body.w' (group 'slow', frozen) moved between updates 4 and 8, in epoch 2: ")
     assert text in found.message
@@ -97,3 +99,20 @@ def test_entries_of_optimizer_state_are_named_and_max_norm_moves_none() -> None:
 )
 def test_it_says_when(since: int, later: int, text: str) -> None:
     assert text in explain(change(since=since), context(), 2, later).message
+
+
+@pytest.mark.parametrize(
+    ("moved", "expected"),
+    [
+        ("a.0.w a.0.b a.1.w b", ["a", "a", "a", "b"]),
+        ("a.0.w a.0.b b", ["a.0", "a.0", "b"]),
+        ("a.0.w", ["a.0.w"]),
+        ("", []),
+    ],
+)
+def test_the_outermost_module_of_which_everything_moved(moved: str, expected: list[str]) -> None:
+    names = moved.split()
+    blocks = [nn.ParameterDict({name: torch.ones(1) for name in block}) for block in ("wb", "w")]
+    model = nn.ModuleDict({"a": nn.ModuleList(blocks)})
+    model.b = nn.Parameter(torch.ones(1))
+    assert list(map(outermost(model, names), names)) == expected

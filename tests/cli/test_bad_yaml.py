@@ -135,6 +135,14 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
         callback("schedule: {phases: [{train: [all]}]}\naudit: {every_n_updates: 0}"),
         [f"line 7, {ARGS}.audit.every_n_updates", "is 0", "nearest valid value is 1"],
     ),
+    "an exemption without a reason": (
+        callback("schedule: {phases: [{train: [all]}]}\naudit: {exempt: {model.teacher: }}"),
+        [f"line 7, {ARGS}.audit.exempt.model.teacher", "None is not a reason", "Say in a sentence why"],
+    ),
+    "a group that somebody else moves": (
+        callback("schedule: {phases: [{train: [all]}]}\ngroups: {teacher: {select: teacher, by: me}}"),
+        [f"line 7, {ARGS}.groups.teacher", "has `by: me`", "Write `by: user`"],
+    ),
     "audit with a class and a wrong value": (
         callback(
             "schedule: {phases: [{train: [all]}]}\n"

@@ -292,6 +292,14 @@ def test_what_a_user_may_not_have_meant_is_said(tmp_path: Path) -> None:
     assert not any("runs out" in note or "Never" in note for note in found.notes)
 
 
+def test_what_the_user_moves_is_not_in_the_plan(tmp_path: Path) -> None:
+    scheduler = FreezeScheduler(Phases([Phase(["layer1"])]), {"teacher": {"select": "layer2", "by": "user"}})
+    with pytest.warns(UserWarning, match="never freezes anything"):
+        found = foresee(tmp_path, scheduler=scheduler, loader=batches(2))
+    assert "Not in the plan: teacher, by user." in found.notes
+    assert [*found.sizes] == ["layer1"]
+
+
 def test_a_plan_without_end_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_freeze.cli.forecast._MOST", 5)
     found = foresee(tmp_path, Horizon(updates=100), loader=batches(4))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_freeze import FreezeScheduler, Phase, Phases
 from lightning_freeze.cli.groups import groups_yaml
@@ -52,6 +53,16 @@ def test_it_prints_groups_and_writes_them_once(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == PRINTED + "# Written to groups.yaml.\n"
     assert Path("groups.yaml").read_text() == PRINTED
     assert list(Path.cwd().iterdir()) == [Path.cwd() / "groups.yaml"]
+
+
+def test_an_averaged_copy_is_suggested_as_the_user_s_own() -> None:
+    model = TwoLayerNet()
+    model.ema = AveragedModel(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    text = suggested(model)
+    assert "  ema: {select: ema, by: user}  # 12 elements, " in text
+    groups = yaml.safe_load(text)["groups"]
+    assert groups == {**suggest_groups(TwoLayerNet()), "ema": {"select": "ema", "by": "user"}}
+    assert [*group_parameters(model, groups, "error").moved_by_user] == ["ema"]
 
 
 def test_a_file_that_is_there_is_kept(refused: Any) -> None:

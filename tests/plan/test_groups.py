@@ -284,7 +284,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"g": {"selct": "head"}},
         "train",
-        "group 'g' has the unknown key 'selct'; the keys of a selector are select, re, type, each, except. Did you "
+        "group 'g' has the unknown key 'selct'; the keys of a selector are select, re, type, each, except, by. Did you "
         "mean 'select'?",
     ),
     (

@@ -138,3 +138,8 @@ def test_the_line_of_an_epoch(record: dict[str, Any], before: dict[str, int], ex
 
 def test_names_with_markup_survive_in_the_summary() -> None:
     assert "[x]" in rendered({"type": "run", "groups": {"[x]": {"parameters": 1, "elements": 1}}})
+
+
+def test_what_is_exempt_is_named_beneath_the_table() -> None:
+    text = rendered({**RUN, "moved_by": {"target": "user", "exempt.teacher": "user: moved by [EMA]"}}, counts())
+    assert "every bit held; exempt: target (user); exempt: teacher (user: moved by [EMA])" in " ".join(text.split())

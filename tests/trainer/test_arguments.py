@@ -24,6 +24,7 @@ REFUSED_IN_PARSING: dict[str, tuple[str, str, int]] = {
     "on_schedule_change": (f"{EVERY}, on_schedule_change: go", "`on_schedule_change` is 'go', but must be one of 'raise', 'continue'.", 1),
     "groups: a number": (f"{EVERY}, groups: {{layer: 5}}", "a group in `groups` has the selector 5; write a name, a list of names", 1),
     "groups: a key": (f"{EVERY}, groups: {{layer: {{eech: b}}}}", "a group in `groups` has the unknown key 'eech'", 1),
+    "groups: by": (f"{EVERY}, groups: {{layer: {{select: b, by: me}}}}", "a group in `groups` has `by: me`. Write `by: user`", 1),
     "groups: a pattern": (f"{EVERY}, groups: {{layer: 're:(a'}}", "the selector 're:(a' is no", 1),
     "schedule: a phase's key": ("schedule: {phases: [{trian: [head]}]}", "'trian' is not a key of Phase. Did you mean 'train'?", 1),
     "schedule: no train": ("schedule: {phases: [{updates: 3}]}", "Phase has no 'train'. Add the key.", 1),
@@ -50,6 +51,7 @@ RAISED_WHEN_MADE: dict[str, tuple[str, str, int]] = {
     "a period": ("schedule: {class_path: Every, init_args: {periods: {a: 0}}}", "`periods.a` is 0, but must be a whole", 1),
     "no phases": ("schedule: {phases: []}", "`phases` is empty, so nothing would ever be trainable.", 2),
     "no end": ("schedule: {phases: [{train: [a]}, {train: [b]}]}", "has no end and is not the last one", 2),
+    "no reason": (f"{EVERY}, audit: {{exempt: {{model.teacher: ' '}}}}", "`exempt.model.teacher`: ' ' is not a reason.", 1),
     "a number in the audit": (f"{EVERY}, audit: {{every_n_updates: 0}}", "`every_n_updates` is 0, but must be a whole", 1),
 }  # fmt: skip
 
@@ -92,12 +94,16 @@ def test_what_is_right_is_accepted_with_class_paths_and_without() -> None:
     phases += (
         "{train: [], updates: 1, pick: {family: w, order: shuffle}}, {repeat: 2, phases: [{train: [w], updates: 1}]}"
     )
-    run = stock(f"schedule: {{phases: [{phases}]}}, groups: {{w: {{each: layer.w*}}, bias: [layer.bias]}}, rest: error")
+    exempt = "audit: {class_path: FreezeAudit, init_args: {exempt: {model.teacher: moved by EMA}}}"
+    groups = "groups: {w: {each: layer.w*}, bias: [layer.bias], target: {select: target, by: user}}"
+    run = stock(f"schedule: {{phases: [{phases}]}}, {groups}, rest: error, {exempt}")
     (callback,) = (c for c in run.trainer.callbacks if isinstance(c, FreezeScheduler))
     drawn = Phase([], updates=1, pick=Pick("w", order="shuffle"))
     until_it_rises = Phase(["bias"], until=Until("val_loss", patience=2))
     assert callback._schedule == Phases([until_it_rises, drawn, Phases([Phase(["w"], updates=1)], repeat=2)])
-    assert callback._groups == {"w": {"each": "layer.w*"}, "bias": ["layer.bias"]}
+    own = {"target": {"select": "target", "by": "user"}}
+    own["exempt.model.teacher"] = {"select": "model.teacher", "by": "user: moved by EMA"}
+    assert callback._groups == {"w": {"each": "layer.w*"}, "bias": ["layer.bias"], **own}
     assert callback._options["rest"] == "error"
 
 

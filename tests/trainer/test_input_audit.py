@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeViolation, InputAudit, ScheduleError
 from lightning_freeze.cli.main import main
 from lightning_freeze.inputs.declarations import DeclarationError
+from lightning_freeze.inputs.readers import Readers
 from lightning_freeze.inputs.tracer import Tracer
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import read_records
@@ -443,6 +444,24 @@ def test_keys_that_the_model_does_not_read_of_a_batch_stop_no_run(trainer: Any, 
         ("info", "", "batch['group']", "unused")
     ]
     assert "stops no run" in caplog.text
+
+
+def test_an_installation_that_is_interrupted_is_undone(monkeypatch: Any) -> None:
+    left = [4]
+
+    def interrupted(self: Readers, notice: Any, original: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return original
+
+    monkeypatch.setattr(Readers, "_noticed", interrupted)
+    watch = InputWatch(Faulty())
+    with pytest.raises(KeyboardInterrupt):
+        watch.begin_batch(0, 0)
+    assert "shape" in vars(Tensor)
+    watch.end_batch()  # as `on_exception` calls it
+    assert clean()
 
 
 # --- both packages, copies
