@@ -189,7 +189,6 @@ class Loop:
 
     def pause(self) -> None:
         """Until the next batch nothing is skipped; what that will find frozen is audited from here on."""
-        self.verify()
         if self.plan.end_window(self._place.at):
             self.decide()
             self._announce()

@@ -210,6 +210,31 @@ def test_a_frozen_module_may_be_replaced_by_its_copy() -> None:
     assert old.training
 
 
+def test_copies_made_in_a_batch_require_gradients() -> None:
+    with run_of(ONLY_B, GROUPS, "freeze", skip_backward=True) as run:
+        run.batch()
+        run.controller.begin_step()
+        assert not run.model.a.weight.requires_grad
+        made = copy.deepcopy(run.model)
+        assert all(parameter.requires_grad for parameter in made.parameters())
+        run.controller.pause()
+        run.model.a = made.a
+        assert "__deepcopy__" in vars(nn.Parameter)
+    assert all(parameter.requires_grad for parameter in run.model.parameters())
+
+
+def test_what_was_replaced_before_a_pause_trains_again_after_it() -> None:
+    with run_of(Phases([Phase(["b"], updates=2), Phase(["a"])]), GROUPS, "freeze", skip_backward=True) as run:
+        run.batch()
+        state = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+        old = dict(run.model.named_parameters())
+        run.model.load_state_dict(state, assign=True)  # with the `requires_grad` of what was there
+        for name, new in run.model.named_parameters():
+            swap(run.optimizer, old[name], new)
+        run.controller.pause()
+        assert [run.batch(), run.batch()] == [{"b"}, {"a"}]
+
+
 def grow(run: Run, name: str = "new") -> None:
     run.model.more[name] = nn.Linear(3, 3)
     run.optimizer.add_param_group({"params": list(run.model.more[name].parameters())})
@@ -511,6 +536,22 @@ def test_any_sequence_of_changes_keeps_the_plan_under_a_trainer(
         assert rest != "freeze" or not any(layer.startswith("more") for layer in moved)
     assert callback.updates == counted | ({"rest": 24} if rest == "train" else {})
     assert callback.findings == []
+
+
+class Grows(pl.Callback):
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            module.net.more["new"] = nn.Linear(3, 3)
+            trainer.optimizers[0].add_param_group({"params": list(module.net.more.parameters())})
+
+
+def test_a_run_that_stops_for_what_was_added_is_saved(tmp_path: Path) -> None:
+    callback = FreezeScheduler(ONLY_B, {"a": ["net.a", "net.c", "net.d"], "b": "net.b"}, "error")
+    with pytest.raises(SelectionError, match=r"epoch 1, after 8 updates: 2 parameter\(s\) are in no group") as error:
+        fitted(pl, callback, lambda _: Grows(), default_root_dir=tmp_path)
+    (saved,) = tmp_path.rglob("*.ckpt")
+    assert error.value.__notes__ == [f"freeze: the run was saved to {str(saved)!r}."]
+    assert torch.load(saved)["callbacks"]["lightning_freeze.FreezeScheduler"]["position"]["total"] == 8
 
 
 # --- the audit alone ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,19 @@ from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.patch import Patch
 from lightning_freeze.plan.membership import ParamSet, Split
 
+
+def _giving_gradients(original: Callable[..., nn.Parameter], users: Callable[[], Iterator[SkipBackward]]) -> Any:
+    def deepcopy(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
+        copy = original(parameter, memo)
+        if any(id(parameter) in user.held for user in users()):
+            copy.requires_grad = True
+        return copy
+
+    return deepcopy
+
+
 _FAST_ATTENTION = Patch.of(torch.backends.mha, "_is_fastpath_enabled", lambda original, users: False)
+_COPIES = Patch.of(nn.Parameter, "__deepcopy__", _giving_gradients)
 
 
 class SkipBackward(Hold):
@@ -49,6 +62,7 @@ class SkipBackward(Hold):
         """The parameters whose ``requires_grad`` is off now, by identity."""
         self._released: dict[int, nn.Parameter] = {}
         self._frozen = ParamSet()
+        self._paused: frozenset[int] = frozenset()  # what a pause released
 
     def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
         """These get no gradients from here on, except those that require none already."""
@@ -58,8 +72,10 @@ class SkipBackward(Hold):
                 self.held[id(parameter)] = parameter
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
-        if self.held and not before and self._plain_attention:
-            _FAST_ATTENTION.add(self)
+        if self.held and not before:
+            _COPIES.add(self)
+            if self._plain_attention:
+                _FAST_ATTENTION.add(self)
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
         """Those of these that are held get their gradients again."""
@@ -67,7 +83,8 @@ class SkipBackward(Hold):
             if self.held.pop(id(parameter), None) is not None:
                 parameter.requires_grad = True
                 self._released[id(parameter)] = parameter
-                if not self.held and self._plain_attention:
+                if not self.held:
+                    _COPIES.discard(self)
                     _FAST_ATTENTION.discard(self)
 
     def decided(self, split: Split) -> None:
@@ -77,7 +94,7 @@ class SkipBackward(Hold):
 
     def replaced(self, pairs: Mapping[int, nn.Parameter]) -> None:
         for old, new in pairs.items():
-            if old in self.held:  # it may have been made with `requires_grad` of the old one
+            if old in self.held or old in self._paused:  # it may have been made with `requires_grad` of the old one
                 new.requires_grad = True
 
     def thaw(self, params: ParamSet, split: Split) -> None:
@@ -93,11 +110,12 @@ class SkipBackward(Hold):
     def before_forward(self) -> None:
         if self.allowed and not self.active:
             self._hold()
-            self.active = True
+            self.active, self._paused = True, frozenset()
         if self._released:
             self._settle()
 
     def pause(self) -> None:
+        self._paused |= self.held.keys()
         self.turn_on([*self.held.values()])
         self._settle()
         self.active = False

@@ -44,7 +44,7 @@ class Auditor(seam.Callback):
 
     def on_exception(self, trainer: seam.Trainer, pl_module: seam.LightningModule, exception: BaseException) -> None:
         """Undo everything; what goes wrong with that becomes a note of the exception."""
-        for act in (partial(self._explain, exception), self._undo):
+        for act in (partial(self._explain, trainer, exception), self._undo):
             try:
                 act()
             except Exception as error:
@@ -55,7 +55,7 @@ class Auditor(seam.Callback):
 
     teardown = on_fit_end
 
-    def _explain(self, exception: BaseException) -> None:
+    def _explain(self, trainer: seam.Trainer, exception: BaseException) -> None:
         """Add a note to an exception that comes from us."""
 
     def _undo(self) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from lightning_freeze.audit.exempt import exempt_groups
 from lightning_freeze.audit.requires_grad import RequiresGradWatch
 from lightning_freeze.controller import FreezeController
-from lightning_freeze.errors import whole_number
+from lightning_freeze.errors import SelectionError, whole_number
 from lightning_freeze.inputs.messages import summary
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
@@ -122,10 +122,15 @@ class _Audited(Auditor):
         if self._engine is not None and trainer.training:
             self._engine.audit.check(all_ranks=self._all_ranks)
 
-    def _explain(self, exception: BaseException) -> None:
+    def _explain(self, trainer: seam.Trainer, exception: BaseException) -> None:
         if self._engine is not None and self._running:
             self._engine.holds.explain(exception)
             self._engine.flush()
+            if isinstance(exception, SelectionError) and trainer.world_size == 1:  # other ranks may not come here
+                saved = seam.save_before_stopping(trainer, "freeze-selection")
+                exception.add_note(
+                    f"freeze: the run was saved to {saved!r}." if saved else "freeze: the run was not saved."
+                )
 
     def _begin_report(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._undo()
