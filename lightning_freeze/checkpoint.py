@@ -30,13 +30,14 @@ class Identity:
     def as_dict(self) -> dict[str, Any]:
         """As builtins alone."""
         names = self.groups.names()
+        own = {group: names[group] for group in self.groups.moved_by_user}
         return to_builtins(  # type: ignore[no-any-return]
             {
                 "schedule": self.schedule.describe(),
                 "groups": {group: names[group] for group in self.groups.members},
-                "moved_by_user": {group: names[group] for group in self.groups.moved_by_user},
                 "rest": self.groups.rest,
                 "optimizers": self.optimizers,
+                **({"moved_by_user": own} if own else {}),
             }
         )
 
@@ -184,10 +185,11 @@ def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) 
         {key: value for key, value in state.items() if key in _SCHEMA}, _SCHEMA, ""
     )  # callbacks add keys of their own
     _check_references(state)
+    ours = mine.as_dict()
     found = [
-        f"{_SAID[what]}:\n{_difference(state.get(what, {}), value)}"
-        for what, value in mine.as_dict().items()
-        if state.get(what, {}) != value
+        f"{said}:\n{_difference(state.get(what, {}), ours.get(what, {}))}"
+        for what, said in _SAID.items()
+        if state.get(what, {}) != ours.get(what, {})
     ]
     if found and on_change == "raise":
         raise ScheduleError(

@@ -402,7 +402,7 @@ def run_record(schedule: Schedule, groups: Groups, members: Membership, at: Posi
         "schedule": schedule.describe(),
         "groups": {group: size_of(m.parameter for m in found) for group, found in groups.members.items()},
         "users_own": list(groups.frozen_by_user),  # a key in files since the first version
-        "moved_by": dict(groups.reasons),
+        **({"moved_by": dict(groups.reasons)} if groups.reasons else {}),
         "rest": groups.rest,
         "optimizers": [type(step.optimizer).__qualname__ for step in members.steps],
         "updates_before": at.total,

@@ -116,7 +116,7 @@ class RequiresGradWatch:
                 "updates_before": self._at.total,
                 "epoch": epoch,
                 "resumed": resumed,
-                "moved_by": self.audit.exempt.reasons,
+                **({"moved_by": self.audit.exempt.reasons} if self.audit.exempt.reasons else {}),
             }
         )
 

@@ -68,13 +68,13 @@ class Tracer:
                 raise RuntimeError(
                     "an input audit is already running in this process: one at a time. Leave its `with` block first."
                 )
-            Tracer.active = self
             self.failure = None
             self._suspensions = 0
             self._follows_compiler = False
             try:
                 for prepare in preparations:
                     prepare()
+                Tracer.active = self
                 self._audited_call = self.replacement(nn.Module.__call__)
                 self._install()
             except Exception as error:

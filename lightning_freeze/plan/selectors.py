@@ -80,8 +80,11 @@ def parse(group: str, selector: object) -> ParsedSelector:
         )
     if not each and not include:
         raise SelectionError(f"group {group!r} selects nothing: {selector!r}. Name a module, such as 'encoder'.")
-    by = next((item["by"] for item in _as_list(selector) if isinstance(item, Mapping) and "by" in item), None)
-    return ParsedSelector(each or include, exclude, bool(each), by)
+    return ParsedSelector(each or include, exclude, bool(each), _moved_by(selector))
+
+
+def _moved_by(selector: object) -> str | None:
+    return next((item["by"] for item in _as_list(selector) if isinstance(item, Mapping) and "by" in item), None)
 
 
 def check_selector(group: str, selector: object) -> None:

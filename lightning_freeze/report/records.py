@@ -70,19 +70,21 @@ class Recorder:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
-        if self._failed:
-            return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _refuse_others(self.path)
-            with self.path.open("a+b") as file:
-                file.truncate(_whole_lines(file))
-                file.write(json.dumps({"version": VERSION, **record}, ensure_ascii=False).encode() + b"\n")
+            if not self._failed:
+                self._append(record)
         except (OSError, ValueError) as error:
             self._failed = True
             warnings.warn(
                 f"the records of this run are no longer written to {self.path}: {error}. The run goes on.", stacklevel=2
             )
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_others(self.path)
+        with self.path.open("a+b") as file:
+            file.truncate(_whole_lines(file))
+            file.write(json.dumps({"version": VERSION, **record}, ensure_ascii=False).encode() + b"\n")
 
 
 def _refuse_others(path: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_run_that_was_resumed_or_has_no_audit_is_no_whole_run() -> None:
     with FreezeController(model, TURNS) as other:
         other.attach(optimizer)
         state = other.state_dict()
-        del state["moved_by_user"]  # as an earlier release saved it
+        assert "moved_by_user" not in state  # as an earlier release saved it
         other.begin(state=state)
 
 
@@ -250,7 +250,7 @@ def audited(model: Student, move: Callable[[Any], None], exempt: Any, resumed: b
     watch.begin(0, resumed)
     found = trained(watch, model, optimizer, move)
     watch.detach()
-    assert records[0]["moved_by"] == {f"exempt.{name}": f"user: {why}" for name, why in exempt.items()}
+    assert records[0].get("moved_by", {}) == {f"exempt.{name}": f"user: {why}" for name, why in exempt.items()}
     return found
 
 
