@@ -7,6 +7,7 @@ random numbers, and the random states are restored.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ _LOCK = threading.RLock()
 
 class OtherThreadsError(NoReplayError):
     """A module has work done in other threads, of which the tracer saw nothing."""
+
+
+def _hooked() -> bool:
+    """Whether there are hooks of all modules, which a replay would call once more, beside our own for assignments."""
+    tables = [held for name, held in vars(nn.modules.module).items() if re.fullmatch("_global_.*_hooks", name)]
+    hooks = [hook for held in tables for hook in held.values()]
+    return any(not str(getattr(hook, "__module__", "")).startswith("lightning_freeze.") for hook in hooks)
 
 
 @dataclass(eq=False)
@@ -69,9 +77,7 @@ class Replay:
         return self._alone(ask)
 
     def _alone(self, ask: Callable[[], bool | None]) -> bool | None:
-        hooks = vars(nn.modules.module).items()  # those of all modules: a replay would call them once more
-        hooked = any(held for name, held in hooks if name.startswith("_global_") and name.endswith("_hooks"))
-        if hooked or any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):
+        if _hooked() or any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):
             return None
         try:
             with _LOCK, _disable_current_modes():  # the user's modes do not see a replay

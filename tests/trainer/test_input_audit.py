@@ -436,13 +436,15 @@ class ReadsOneKey(Net):
         return self(batch).square().mean()
 
 
-def test_keys_that_the_model_does_not_read_of_a_batch_stop_no_run(trainer: Any, caplog: Any) -> None:
+@pytest.mark.parametrize("others", [[], [FreezeAudit(inputs=False)]], ids=["", "beside an audit of weights"])
+def test_keys_that_the_model_does_not_read_of_a_batch_stop_no_run(others: Any, trainer: Any, caplog: Any) -> None:
     audit = InputAudit(on_finding="raise")
     with caplog.at_level("INFO"):
-        trainer(audit).fit(ReadsOneKey(), DataLoader([{"x": torch.ones(4), "group": torch.ones(1)}]))  # type: ignore[arg-type]
+        trainer(*others, audit).fit(ReadsOneKey(), DataLoader([{"x": torch.ones(4), "group": torch.ones(1)}]))  # type: ignore[arg-type]
     assert [(f.severity, f.module, f.argument, f.kind) for f in audit.findings] == [
         ("info", "", "batch['group']", "unused")
     ]
+    assert all(finding.confirmed for finding in audit.findings)
     assert "stops no run" in caplog.text
 
 
