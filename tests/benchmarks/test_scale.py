@@ -61,9 +61,11 @@ def test_where_backward_is_not_skipped_the_first_change_sends_nothing_either() -
     assert costs[FIRST[0]].messages == 0 < costs[FIRST[0]].read.total()
 
 
-def test_values_are_read_once_at_a_fits_start() -> None:
+def test_values_are_read_once_as_the_first_step_begins() -> None:
     fit = simulated(THOUSANDS, 8)
-    assert dict(fit.costs["start of a fit"].read) == {scale.READ[0]: fit.nbytes}
+    assert fit.costs["start of a fit"].read == {}
+    read = fit.costs[change_at(0)].read
+    assert read[scale.READ[0]] + read[scale.READ[1]] == fit.nbytes
 
 
 def test_an_epochs_end_reads_this_ranks_values_once_and_what_optimizers_hold_for_the_frozen_ones() -> None:
@@ -76,7 +78,7 @@ def test_an_epochs_end_reads_this_ranks_values_once_and_what_optimizers_hold_for
 
 def test_a_collective_that_grows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def gathers_all(controller: FreezeController, epoch: int | None = None) -> list[Finding]:
-        whole = torch.cat([scale.local(p).flatten() for p in controller._context.module.parameters()])
+        whole = torch.cat([scale.local(p).flatten() for p in controller.audit._module.parameters()])
         Ranks().gathered(whole)
         return []
 
