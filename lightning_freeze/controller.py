@@ -345,7 +345,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             loop.built.holds.before_clipping(step, clipped)
 
     def pause(self) -> None:
-        """Until the next batch, nothing is skipped: validation finds every ``requires_grad`` as the user left it."""
+        """Until the next batch nothing is skipped: ``requires_grad`` is as the user left it; what has frozen is audited."""
         if self._place.loop is not None:
             self._place.loop.pause()
 
