@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit, FreezeController, Phase, Phases
+from lightning_freeze.probe.clone import undisturbed
 from tests.conftest import Net, batches
 from tests.test_sabotage import Normed, body_frozen
 
@@ -191,3 +194,27 @@ def test_runs_of_two_threads_leave_nothing_behind() -> None:
         for done in [threads.submit(run, number) for number in range(2)]:
             done.result()
     assert [*map(facts, models, optimizers)] == before
+
+
+def test_probes_of_two_threads_restore_what_is_the_process_s() -> None:
+    """They begin and end in the same order, unless the second waits for the first."""
+    began, inside, ended = threading.Event(), threading.Event(), threading.Event()
+    before = [*warnings.filters], random.getstate()
+
+    def first() -> None:
+        with undisturbed():
+            began.set()
+            inside.wait(0.05)
+        ended.set()
+
+    def second() -> None:
+        began.wait()
+        with undisturbed():
+            inside.set()
+            random.random()
+            ended.wait()
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(first), threads.submit(second)]:
+            done.result()
+    assert ([*warnings.filters], random.getstate()) == before

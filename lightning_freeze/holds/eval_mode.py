@@ -40,14 +40,15 @@ class EvalModes(Hold):
     def hold(self, modules: Sequence[Module]) -> None:
         """Hold exactly these; the others get back the mode that they had."""
         self._frozen = modules
-        wanted = {id(module) for module in modules}
-        for key in [key for key in self._held if key not in wanted]:
-            module, training = self._held.pop(key)
-            if not self._held_elsewhere(key):
-                module.training = training
-        # All modes are read before any is set: what `torch.compile` returns has the mode of the module inside.
-        new = [module for module in modules if id(module) not in self._held]
-        self._held.update({id(m): self._held_elsewhere(id(m)) or (m, m.training) for m in new})
+        wanted = {id(module): module for module in modules}
+        if wanted.keys() != self._held.keys():
+            for key in [key for key in self._held if key not in wanted]:
+                module, training = self._held.pop(key)
+                if not self._held_elsewhere(key):
+                    module.training = training
+            # All modes are read before any is set: what `torch.compile` returns has the mode of the module inside.
+            new = {key: each for key, each in wanted.items() if key not in self._held}
+            self._held.update({key: self._held_elsewhere(key) or (each, each.training) for key, each in new.items()})
         for module in modules:
             if module.training:
                 module.training = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import threading
 import warnings
 import weakref
 from collections import OrderedDict, defaultdict
@@ -24,6 +25,7 @@ from lightning_freeze.holds.snapshots import elements
 from lightning_freeze.probe.proxies import MOST_COPIED, CloneError, Proxies, is_plain, nested_optimizers
 
 _MODELS = ("model", "module", "net", "network")
+_ONE_AT_A_TIME = threading.RLock()  # of threads, each of which restores what it found
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def undisturbed(parameters: Iterable[Tensor] = ()) -> Iterator[None]:
     """
     gpus = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
     numpy: Any = sys.modules.get("numpy")
-    with ExitStack() as stack:
+    with _ONE_AT_A_TIME, ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=gpus))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(warnings.catch_warnings())
