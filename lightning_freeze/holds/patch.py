@@ -57,7 +57,8 @@ class Patch:
             while not self._users and self._on_top():
                 before, _ = self._layers.pop()
                 if before is _INHERITED:
-                    delattr(self._owner, self._name)
+                    kind: Any = type if isinstance(self._owner, type) else object  # a mock forbids what is deleted
+                    kind.__delattr__(self._owner, self._name)
                 else:
                     setattr(self._owner, self._name, before)
             if not self._users and self._layers and not callable(self._layers[-1][1]):

@@ -6,6 +6,7 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -69,6 +70,15 @@ def test_what_the_owner_had_of_its_own_comes_back(owner: Any) -> None:
     assert called(owner) == "own a"
     patch.discard(user)
     assert vars(owner)["names"] is own
+
+
+def test_a_mock_is_as_it_was() -> None:
+    owner: Any = Mock(spec=Owner)
+    Patch.of(owner, "names", lambda original, users: lambda: original()).add(user := User("a"))
+    owner.names()
+    Patch.of(owner, "names", wrap).discard(user)
+    owner.names()
+    assert owner.mock_calls == [call.names(), call.names()]
 
 
 def test_what_others_put_over_it_stays_and_ours_passes_calls_on(owner: Any) -> None:
