@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.nn import Module
@@ -42,16 +42,19 @@ class EvalModes(Hold):
         self._frozen = modules
         wanted = {id(module): module for module in modules}
         if wanted.keys() != self._held.keys():
-            for key in [key for key in self._held if key not in wanted]:
-                module, training = self._held.pop(key)
-                if not self._held_elsewhere(key):
-                    module.training = training
-            # All modes are read before any is set: what `torch.compile` returns has the mode of the module inside.
-            new = {key: each for key, each in wanted.items() if key not in self._held}
-            self._held.update({key: self._held_elsewhere(key) or (each, each.training) for key, each in new.items()})
+            self._exchange(wanted)
         for module in modules:
             if module.training:
                 module.training = False
+
+    def _exchange(self, wanted: Mapping[int, Module]) -> None:
+        for key in [key for key in self._held if key not in wanted]:
+            module, training = self._held.pop(key)
+            if not self._held_elsewhere(key):
+                module.training = training
+        # All modes are read before any is set: what `torch.compile` returns has the mode of the module inside.
+        new = {key: each for key, each in wanted.items() if key not in self._held}
+        self._held.update({key: self._held_elsewhere(key) or (each, each.training) for key, each in new.items()})
 
     def _held_elsewhere(self, key: int) -> tuple[Module, bool] | None:
         """The module and its own mode, where another run holds it, too."""

@@ -11,9 +11,7 @@ from typing import Any
 Wrap = Callable[[Any, Callable[[], Iterator[Any]]], Any]
 _INHERITED = object()
 _LOCK = threading.RLock()  # a user may be collected while it is held
-_PATCHES: weakref.WeakValueDictionary[tuple[int, str], Patch] = (
-    weakref.WeakValueDictionary()
-)  # by their owner's identity
+_PATCHES: weakref.WeakValueDictionary[tuple[int, str], Patch] = weakref.WeakValueDictionary()  # by owner's identity
 
 
 class Patch:
