@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="the checkout")
     parser.add_argument("parts", nargs="*", help="files or folders of its tests; by default those that matter here")
     parser.add_argument("-n", default="2", help="processes")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     suite = SUITES[given.suite]
     checkout = given.path.resolve()
     if not (checkout / suite.folder).is_dir():
