@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_freeze.errors import listed
+from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
 from lightning_freeze.report.table import counted, share
 
@@ -56,6 +58,20 @@ def _verdict(counts: Record, errors: int, buffers: int) -> str:
     if counts["intervals"]:
         return f"{counts['intervals']:,} frozen intervals compared, every bit held"
     return "nothing was frozen"
+
+
+def notes(findings: Iterable[Finding]) -> Iterator[str]:
+    """The lines for findings that are for information: one for all buffers that moved for the same reason."""
+    alike: dict[str | None, list[Finding]] = {}
+    for finding in findings:
+        if finding.severity == "info":
+            alike.setdefault(finding.cause, []).append(finding)
+    for first, *others in alike.values():
+        what, _, why = first.message.partition(": ")
+        if others:
+            names = listed([finding.parameter or "" for finding in (first, *others)], 1)
+            what = f"{len(others) + 1} buffers of frozen modules moved in epoch {first.epoch} ({names})"
+        yield f"{what}: {why}"
 
 
 def epoch_line(counts: Record, before: Mapping[str, int]) -> str:

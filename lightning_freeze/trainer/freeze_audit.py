@@ -15,7 +15,7 @@ from lightning_freeze.errors import SelectionError, whole_number
 from lightning_freeze.inputs.messages import summary
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
-from lightning_freeze.report.run_table import epoch_line, summary_table
+from lightning_freeze.report.run_table import epoch_line, notes, summary_table
 from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding
 from lightning_freeze.trainer.base import Auditor
@@ -187,12 +187,11 @@ class _Audited(Auditor):
         """Report the findings since the last call, and stop the run for errors."""
         fresh = self.findings[self._acted_on :]
         self._acted_on += len(fresh)
-        for finding in fresh:
-            if finding.audit == "inputs":  # reported in one line
-                continue
-            if finding.severity == "info":
-                seam.say(trainer, f"freeze: {finding.message}")
-            elif finding.severity == "warning" or self._on_finding == "warn":
+        reported = [finding for finding in fresh if finding.audit != "inputs"]  # which are reported in one line
+        for line in notes(reported):
+            seam.say(trainer, f"freeze: {line}")
+        for finding in reported:
+            if finding.severity == "warning" or (finding.severity == "error" and self._on_finding == "warn"):
                 seam.rank_zero_warn(finding.message)
         if self._on_finding == "raise":
             self._stop_for([finding for finding in fresh if finding.severity == "error"], trainer, "freeze", unsaved)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from lightning_freeze.report.run_table import epoch_line, summary_table
+from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.run_table import epoch_line, notes, summary_table
 
 DASH = "\N{EN DASH}"
 RUN = {
@@ -143,3 +145,23 @@ def test_names_with_markup_survive_in_the_summary() -> None:
 def test_what_is_exempt_is_named_beneath_the_table() -> None:
     text = rendered({**RUN, "moved_by": {"target": "user", "exempt.teacher": "user: moved by [EMA]"}}, counts())
     assert "every bit held; exempt: target (user); exempt: teacher (user: moved by [EMA])" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_buffers_that_moved_for_one_reason_are_one_line(count: int) -> None:
+    why = "batch-norm statistics follow every forward in train mode, frozen weights or not."
+    found = [
+        Finding(
+            "buffers", "buffer", "info", f"buffer 'bn.{n}.running_mean' of a frozen module moved in epoch 0: {why}",
+            cause="statistics", epoch=0, parameter=f"bn.{n}.running_mean",
+        )
+        for n in range(count)
+    ]  # fmt: skip
+    other = replace(found[0], cause="outside", message="buffer 'u' of a frozen module moved: its module changes it")
+    warned = replace(found[0], severity="warning")
+    line, last = notes([*found, other, warned])
+    assert last == other.message
+    if count == 1:
+        assert line == found[0].message
+    else:
+        assert line == f"60 buffers of frozen modules moved in epoch 0 ('bn.0.running_mean' and 59 more): {why}"
