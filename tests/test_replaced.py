@@ -235,6 +235,43 @@ def test_what_was_replaced_before_a_pause_trains_again_after_it() -> None:
         assert [run.batch(), run.batch()] == [{"b"}, {"a"}]
 
 
+@pytest.mark.parametrize("value", [None, torch.zeros(3, 3)], ids=["its bits", "others"])
+def test_a_tied_weight_replaced_under_one_of_its_names(value: Tensor | None) -> None:
+    with run_of(ONLY_B, {"b": "b"}, "freeze") as run:
+        run.controller.detach()
+        run.model.a.weight = run.model.c.weight
+        run.optimizer = run.new_optimizer()
+        controller = FreezeController(run.model, ONLY_B, {"b": "b"}, "freeze")
+        with controller:
+            controller.attach(run.optimizer)
+            controller.begin()
+            controller.begin_step()
+            new = nn.Parameter(run.model.c.weight.detach().clone() if value is None else value)
+            run.model.c.weight = new
+            run.optimizer.add_param_group({"params": [new]})
+            controller.begin_step()
+            found = controller.end_epoch()
+    assert [(f.cause, f.parameter) for f in found] == [("replaced", "c.weight")] * (value is not None)
+
+
+def test_two_parameters_that_exchange_their_names() -> None:
+    """Each name keeps its group, so what is frozen is the other object, with other bits: a violation, once."""
+    with run_of(ONLY_B, GROUPS, "freeze") as run:
+        run.batch()
+        run.model.a.weight, run.model.b.weight = run.model.b.weight, run.model.a.weight
+        assert run.batch() == {"b"}
+        assert [(f.cause, f.parameter) for f in run.controller.end_epoch()] == [("replaced", "a.weight")]
+
+
+def test_what_is_put_into_a_module_without_parameters_is_seen() -> None:
+    with run_of(ONLY_B, {"a": ["a", "c", "d"], "b": "b"}, "error") as run:
+        run.model.more["empty"] = nn.Sequential()
+        run.batch()
+        run.model.more["empty"].append(nn.Linear(3, 3))
+        with pytest.raises(SelectionError, match="more.empty.0.weight"):
+            run.batch()
+
+
 def grow(run: Run, name: str = "new") -> None:
     run.model.more[name] = nn.Linear(3, 3)
     run.optimizer.add_param_group({"params": list(run.model.more[name].parameters())})

@@ -90,11 +90,15 @@ class FrozenAudit:
             if new.state is None:  # offloaded: compared with what it was when it comes back
                 new.state, new.state_since = old.state, old.state_since
 
-    def follow(self, key: object, watched: Watched) -> None:
-        """Something else took the place of what froze, without its state; the key stays."""
-        if key in self._open:
-            interval = self._open[key]
-            interval.watched, interval.state = replace(watched, first=interval.watched.first), None
+    def replaced(self, key: object, name: str, new: Tensor, update: int) -> None:
+        """Something else has a name of what froze: compare the two, without their state."""
+        if (interval := self._open.get(key)) is None:
+            return
+        first = interval.watched
+        watched = Watched(name, first.group, lambda: new, first=first.first)
+        self._compare(replace(interval, watched=watched, state=None), update, (digests([new])[0], None))
+        if first.read() is not first.first:  # else it is there under another name
+            del self._open[key]
 
     def saw_gradient(self, keys: Iterable[object], update: int) -> None:
         """These had a gradient when their optimizer stepped, though frozen."""

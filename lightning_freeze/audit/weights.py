@@ -83,10 +83,9 @@ class WeightAudit(Hold):
     def rebind(self, members: Membership) -> None:
         self.use(members.holders, members.trained())
 
-    def replaced(self, pairs: Mapping[int, nn.Parameter]) -> None:
-        for old, new in pairs.items():
-            if (watched := self._known.get(old)) is not None:
-                self.frozen.follow(old, Watched(watched.name, watched.group, lambda new=new: new))  # type: ignore[misc]
+    def replaced(self, pairs: Iterable[tuple[str, nn.Parameter, nn.Parameter]]) -> None:
+        for name, old, new in pairs:
+            self.frozen.replaced(id(old), name, new, self._updates())
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         early, self._early = self._early, []  # they begin again, once holds have dropped state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -92,9 +92,11 @@ class SkipBackward(Hold):
             self._frozen = split.frozen
             self._hold()
 
-    def replaced(self, pairs: Mapping[int, nn.Parameter]) -> None:
-        for old, new in pairs.items():
-            if old in self.held or old in self._paused:  # it may have been made with `requires_grad` of the old one
+    def replaced(self, pairs: Iterable[tuple[str, nn.Parameter, nn.Parameter]]) -> None:
+        for _, old, new in pairs:
+            if (
+                id(old) in self.held or id(old) in self._paused
+            ):  # it may have been made with `requires_grad` of the old one
                 new.requires_grad = True
 
     def thaw(self, params: ParamSet, split: Split) -> None:

@@ -60,11 +60,17 @@ class EvalModes(Hold):
         """The module and its own mode, where another run holds it, too."""
         return next((each._held[key] for each in self._patch.users() if each is not self and key in each._held), None)
 
-    def note(self, root: Module, training: bool) -> None:
-        """A mode was set; that of a module around what is held is passing, as for validation, if it is eval mode."""
+    def release(self, root: Module) -> list[Module]:
+        """Give what is held in a module its own modes, which `train` is about to set."""
+        held = [module for module in root.modules() if id(module) in self._held]
+        for module in held:
+            module.training = self._held[id(module)][1]
+        return held
+
+    def note(self, root: Module, training: bool, held: Sequence[Module]) -> None:
+        """Modes were set; eval mode of a module around what is held is passing, as for validation."""
         if training or id(root) in self._held:
-            held = {id(module): (module, training) for module in root.modules() if id(module) in self._held}
-            self._held.update(held)
+            self._held.update({id(module): (module, module.training) for module in held})
 
 
 def _noting(original: Callable[..., Any], users: Callable[[], Iterator[EvalModes]]) -> Callable[..., Any]:
@@ -72,12 +78,14 @@ def _noting(original: Callable[..., Any], users: Callable[[], Iterator[EvalModes
 
     def train(self: Module, mode: bool = True) -> Any:
         root = vars(inside).setdefault("root", self)
+        if root is not self:  # a module within one whose mode is being set
+            return original(self, mode)
+        released = [(user, user.release(self)) for user in users()]
         try:
             return original(self, mode)
         finally:
-            if root is self:  # not a module within that
-                del inside.root
-                for user in users():
-                    user.note(self, mode)
+            del inside.root
+            for user, held in released:
+                user.note(self, mode, held)
 
     return train

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -40,8 +40,8 @@ class Hold:
     def decided(self, split: Split) -> None:
         """What is to train is known: right after the step that ended a set, or when a batch begins."""
 
-    def replaced(self, pairs: Mapping[int, Parameter]) -> None:
-        """Other parameters have taken the place of these, by identity; everything is thawed next, and `rebind` follows."""
+    def replaced(self, pairs: Sequence[tuple[str, Parameter, Parameter]]) -> None:
+        """Names have other parameters, each with the one before; everything is thawed next, and `rebind` follows."""
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         """(R) These train from here on; always before `freeze`."""

@@ -114,9 +114,11 @@ def regroup(groups: Groups, before: NamedParameters, held: Container[int]) -> Gr
     names, group_of, added = ParamNames(before.module), dict[str, str](), list[str]()
     members = [m for found in (*groups.members.values(), *groups.moved_by_user.values()) for m in found]
     known = {id(member.parameter): member.group for member in members}
+    stays = {id(parameter) for name, parameter in names.parameters.items() if before.by_name.get(name) is parameter}
     for name, parameter in names.parameters.items():
         old = before.by_name.get(name)
-        if group := known.get(id(parameter)) or known.get(id(old)):
+        own, others = known.get(id(parameter)), known.get(id(old))
+        if group := (own or others) if old is None or id(parameter) in stays else (others or own):
             group_of[name] = group
         elif parameter is not old and parameter.requires_grad:
             added.append(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch.nn import Module, Parameter
@@ -13,7 +13,7 @@ from torch.nn.modules.module import (
 )
 
 from lightning_freeze.errors import listed
-from lightning_freeze.plan.selectors import ParamNames
+from lightning_freeze.plan.selectors import ParamNames, clean_name
 
 
 class NamedParameters:
@@ -31,22 +31,22 @@ class NamedParameters:
         self._hooks: list[Any] = []
         self.by_name: dict[str, Parameter] = {}
         """Every name with its parameter, as they were last read."""
-        self._known: set[int] = set()
         self.refresh()
 
     def refresh(self) -> list[str]:
         """Read the model's parameters; the lines that say what was replaced and what was added."""
-        before, known = self.by_name, self._known
+        before, known = self.by_name, set(map(id, self.by_name.values()))
         self.names = ParamNames(self.module)
         self.by_name = self.names.parameters
-        new = [name for name, parameter in self.by_name.items() if id(parameter) not in known]
-        self._known = {id(None), *map(id, self.by_name.values())}
         self._owners = {id(module) for module in self.module.modules()}
-        kinds = {"replaced": [n for n in new if n in before], "added": [n for n in new if n not in before]}
+        kinds = {
+            "replaced": [name for name, p in self.by_name.items() if before.get(name, p) is not p],
+            "added": [name for name, p in self.by_name.items() if name not in before and id(p) not in known],
+        }
         return [f"{len(found)} parameter(s) were {what}: {listed(found)}." for what, found in kinds.items() if found]
 
     def changed(self, walk: bool = False) -> bool:
-        """Whether the model has a parameter that was not there.
+        """Whether a name of the model has another parameter than it had, or is new.
 
         Args:
             walk: Whether to look even though no hook saw an assignment.
@@ -54,17 +54,14 @@ class NamedParameters:
         if not (self.touched or walk):
             return False
         self.touched = False
-        return not self._known.issuperset(self._identities())
+        self._owners = {id(module) for module in self.module.modules()}
+        named = self.module.named_parameters(remove_duplicate=False)
+        return any(self.by_name.get(clean_name(name)) is not parameter for name, parameter in named)
 
-    def _identities(self) -> Iterator[int]:
-        return (id(p) for module in self.module.modules() for p in module._parameters.values())
-
-    def replaced(self) -> dict[int, Parameter]:
-        """The identity of each parameter that is gone, and the one that has its name now."""
+    def replaced(self) -> list[tuple[str, Parameter, Parameter]]:
+        """Each name that has another parameter, with the one before and the one now."""
         now = ParamNames(self.module).parameters
-        present = set(map(id, now.values()))
-        pairs = ((old, now[name]) for name, old in reversed(self.by_name.items()) if name in now)
-        return {id(old): new for old, new in pairs if id(old) not in present}
+        return [(name, old, now[name]) for name, old in self.by_name.items() if now.get(name, old) is not old]
 
     def owner(self, name: str) -> Callable[[], Parameter | None]:
         """Gives the parameter of a name as it is now; None where it is gone."""

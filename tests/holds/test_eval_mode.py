@@ -39,6 +39,36 @@ def test_a_compiled_module_and_the_one_inside_get_their_mode_back() -> None:
     assert [m.training for m in modules] == [True] * 3
 
 
+def test_a_module_that_keeps_a_part_in_eval_mode_does_so_under_a_hold() -> None:
+    """As detection models keep their batch norms, by a `train` of their own."""
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout, self.norm = nn.Dropout(), nn.BatchNorm1d(3)
+
+        def train(self, mode: bool = True) -> Backbone:
+            super().train(mode)
+            self.norm.eval()
+            return self
+
+    class Stubborn(nn.Module):
+        def train(self, mode: bool = True) -> Stubborn:
+            return self
+
+    model, hold = nn.Sequential(Backbone(), Stubborn()).train(), EvalModes()
+    modules = [*model.modules()][1:]
+    hold.attach()
+    for mode in (None, False, True):
+        hold.hold(modules)
+        if mode is not None:
+            model.train(mode)
+        hold.hold(modules)
+        assert not any(module.training for module in modules)
+    hold.detach()
+    assert [module.training for module in modules] == [True, True, False, True]
+
+
 def test_a_mode_that_the_user_sets_meanwhile_is_the_one_it_gets_back() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
