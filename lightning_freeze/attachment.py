@@ -12,11 +12,12 @@ from lightning_freeze import setup
 from lightning_freeze.audit.ranks import refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import Identity, carry_over
+from lightning_freeze.errors import SelectionError
 from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer, refuse_flattened
 from lightning_freeze.holds.skip_decision import Decision
 from lightning_freeze.loop import Loop, Place
 from lightning_freeze.plan.groups import regroup
-from lightning_freeze.plan.membership import Membership, held_by
+from lightning_freeze.plan.membership import Membership, held_by, refuse_foreign
 from lightning_freeze.plan.schedule import Schedule
 from lightning_freeze.probe.probe import OptimizerTraits
 
@@ -68,6 +69,7 @@ class Attachment:
         freezable = (member.parameter for members in place.groups.freezable.values() for member in members)
         setup.refuse_optimizers(optimizers, freezable)
         members = Membership(context.module, place.groups, optimizers)
+        refuse_foreign(members, self._say)
         plan = self._schedule.bind(members.layout)
         setup.check_optimizers(members, plan, place.groups, self._options)
         for index, found in setup.learn(
@@ -103,13 +105,16 @@ class Attachment:
         """Go on with other optimizers, where the run is; the loop that does."""
         place, before = self._place, self._place.loop
         assert before is not None
-        names = before.members.names
-        before.built.holds.replaced(names.replaced())
+        before.verify()
         self._audit.check()
         checked, self._audit.weights = self._audit.checked, None
-        before.detach(bring_back=False)
-        place.groups = regroup(place.groups, names, held_by(*map(plain_optimizer, optimizers)))
-        loop = self.hold(optimizers)
+        before.detach(bring_back=True)  # an optimizer may be among these again
+        held = held_by(*map(plain_optimizer, optimizers))
+        try:
+            place.groups = regroup(place.groups, before.members.names, held)
+            loop = self.hold(optimizers)
+        except SelectionError as error:
+            raise SelectionError(f"the optimizers were rebuilt, {place.when}: {error}") from None
         if loop.built.weights is not None:
             loop.built.weights.frozen.checked = checked
         classes = ", ".join(type(step.optimizer).__qualname__ for step in loop.members.steps)

@@ -256,7 +256,6 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         self._attachment.hold(optimizers, attach=not waits, epoch=epoch)
         loop = self._loop
         setup.say_frozen_by_user(self.groups, self._say)
-        setup.say_foreign(loop.members, self._say)
         setup.say_what_is_held(loop.plan, self.groups, self.options, self.backward, loop.members, self._say)
 
     def begin(

@@ -293,9 +293,9 @@ class Loop:
         names, holds = self.members.names, self.built.holds
         names.detach()
         try:
+            self.hooks.detach()
             if names.changed():
                 holds.replaced(names.replaced())
-            self.hooks.detach()
         finally:
             holds.detach(bring_back)
 

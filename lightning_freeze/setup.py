@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.audit.run_audit import RunAudit, size_of
 from lightning_freeze.audit.weights import WeightAudit
-from lightning_freeze.errors import SelectionError, UnsupportedError
+from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.backward import SkipBackward as SkipHold
 from lightning_freeze.holds.checkpointing import ReentrantInputs
 from lightning_freeze.holds.ddp import ZeroGradsForDDP
@@ -350,29 +350,6 @@ def say_frozen_by_user(groups: Groups, say: Callable[[str], None]) -> None:
             f"freeze: {len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}"
             f"{', …' if len(own) > 3 else ''}); they are yours to freeze and belong to no group."
         )
-
-
-def say_foreign(members: Membership, say: Callable[[str], None]) -> None:
-    """Log which optimizers hold tensors that the model does not have, and refuse that under ``rest: error``.
-
-    Raises:
-        SelectionError: An optimizer holds such a tensor.
-    """
-    known = set(map(id, members.names.by_name.values()))
-    for optimizer, held in zip(members.holders.optimizers, members.holders.held(), strict=True):
-        foreign = [parameter for parameter in held if id(parameter) not in known]
-        if not foreign:
-            continue
-        found = (
-            f"an optimizer ({type(optimizer).__qualname__}) holds {len(foreign)} tensor(s) that the model does not have, such "
-            f"as one of shape {tuple(foreign[0].shape)}"
-        )
-        if members.groups.rest == "error":
-            raise SelectionError(
-                f"{found}; they are in no group, and `rest: error` forbids that. Assign them to the model "
-                "(`self.scale = nn.Parameter(...)`), or set `rest: train`."
-            )
-        say(f"freeze: {found}; no schedule freezes them.")
 
 
 def say_what_is_held(

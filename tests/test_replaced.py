@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze import Every, FreezeAudit, FreezeController, FreezeScheduler, Phase, Phases, SelectionError
+from lightning_freeze.holds.param_groups import LearningRateFactors
 from lightning_freeze.plan.membership import OptimizerIndex
 from lightning_freeze.plan.named_parameters import NamedParameters
 
@@ -323,6 +324,43 @@ def test_rebuilt_optimizers_go_on_where_the_run_is() -> None:
         assert said == ["freeze, epoch 0, after 4 updates: the optimizers were rebuilt (AdamW); the schedule goes on."]
 
 
+def test_what_is_replaced_as_optimizers_are_rebuilt_is_said_too() -> None:
+    with run_of(ONLY_B, GROUPS, "freeze") as run:
+        run.batch()
+        run.replace("a.weight")
+        run.optimizer = run.new_optimizer()
+        run.batch()
+        after = [line.partition("updates: ")[2] for line in run.lines if "after 1 updates" in line]
+        assert after == [
+            "1 parameter(s) were replaced: 'a.weight'.", "the optimizers were rebuilt (SGD); the schedule goes on.",
+        ]  # fmt: skip
+
+
+def test_rebuilt_optimizers_that_cannot_be_held_say_when() -> None:
+    with run_of(ONLY_B, GROUPS, "freeze") as run:
+        run.batch()
+        run.optimizer = torch.optim.SGD(run.model.b.parameters(), lr=RATE)
+        text = r"the optimizers were rebuilt, epoch 0, after 1 updates: 'a.weight' of group 'a' is in no optimizer"
+        with pytest.raises(SelectionError, match=text):
+            run.batch()
+    with run_of(ONLY_B, {"a": ["a", "c", "d"], "b": "b"}, "error") as run:
+        run.batch()
+        run.optimizer = torch.optim.SGD([*run.model.parameters(), nn.Parameter(torch.zeros(1))], lr=RATE)
+        with pytest.raises(SelectionError, match=r"after 1 updates.*holds 1 tensor\(s\) that the model does not have"):
+            run.batch()
+
+
+def test_names_that_collide_by_the_end_leave_no_hooks() -> None:
+    with run_of(ONLY_B, GROUPS, "freeze") as run:
+        run.batch()
+        run.model.b = nn.ModuleDict({"_orig_mod": nn.Linear(3, 3)})  # type: ignore[assignment]
+        run.model.b.weight = nn.Parameter(torch.zeros(3, 3))
+        with pytest.raises(SelectionError, match="both called"):
+            run.controller.detach()
+        assert not run.optimizer._optimizer_step_pre_hooks  # type: ignore[attr-defined]
+        assert run.model.a.weight.requires_grad
+
+
 def test_a_learning_rate_factor_comes_with_the_group() -> None:
     with run_of(Phases([Phase(["a", "b"], lr={"a": 0.01})]), GROUPS, "freeze") as run:
         run.batch()
@@ -441,7 +479,14 @@ def test_any_sequence_of_changes_keeps_the_plan(schedule: str, rest: str, seed: 
             planned = run.controller.trainable
             if number % 3 == 0:
                 changes()
+            factors = run.controller._loop.plan.lr_factors(run.controller._place.at)
+            before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
             moved = run.batch()
+            for name, p in run.model.named_parameters():
+                group = next((group for group, layers in groups.items() if name.partition(".")[0] in layers), "rest")
+                if name.rpartition(".")[0] in moved and p.grad is not None:
+                    by = RATE * factors.get(group, 1.0)
+                    assert torch.allclose(p, before[name] - by * p.grad, atol=1e-7), (name, number, changes.done)
             expected = {layer for group in planned & groups.keys() for layer in groups[group]}
             if rest == "train":
                 expected |= {"c", "d", *(f"more.{name}" for name in run.model.more)}
@@ -460,6 +505,12 @@ def test_without_the_comparison_the_observer_sees_what_moves(monkeypatch: pytest
     with run_of(ONLY_B, GROUPS, "freeze", audit=False) as run:
         run.replace("a.weight")
         assert run.batch() == {"a", "b"}
+
+
+def test_without_the_factors_the_observer_sees_another_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LearningRateFactors, "before_step", lambda self, step: None)
+    with pytest.raises(AssertionError):
+        test_any_sequence_of_changes_keeps_the_plan("rates", "train", 0)
 
 
 # --- under a Trainer ------------------------------------------------------------------------------------------------------
@@ -635,6 +686,18 @@ def test_the_audit_alone_counts_what_is_frozen_first_and_trains_later(tmp_path: 
     fitted(pl, audit, lambda _: Frozen(rebuild_and_thaw), default_root_dir=tmp_path)
     assert audit._engine is not None
     assert audit._engine.audit.counts()["updates"] == {"requires_grad=True": 24, "requires_grad=False": 16}
+
+
+def test_the_audit_alone_says_what_no_optimizer_holds(tmp_path: Path) -> None:
+    def on_the_module_alone(net: Net, optimizer: Optimizer) -> None:
+        net.b.weight = nn.Parameter(net.b.weight.detach().clone())
+
+    audit = FreezeAudit(inputs=False)
+    with pytest.warns(
+        UserWarning, match=r"no optimizer holds 'net.b.weight' since it was replaced, in epoch 1 after 8"
+    ):
+        fitted(pl, audit, lambda _: Frozen(on_the_module_alone), epochs=2, default_root_dir=tmp_path)
+    assert [finding.parameter for finding in audit.findings] == ["net.b.weight"]
 
 
 class Rebuilds(pl.Callback):

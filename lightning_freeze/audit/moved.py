@@ -150,5 +150,14 @@ def stalled(optimizers: Mapping[int, str], epoch: int, groups: Mapping[int, Sequ
     ]
 
 
+def unheld(names: Sequence[str], epoch: int, updates: int) -> list[Finding]:
+    """The finding for parameters that were replaced on the module, but not in their optimizer."""
+    text = (
+        f"no optimizer holds {listed(names)} since it was replaced, in epoch {epoch} after {updates} updates, so it cannot "
+        "train. Give it to one: `optimizer.add_param_group({'params': [...]})`."
+    )
+    return [_finding("no_gradient", text, epoch, None, names[0])] if names else []
+
+
 def _finding(kind: str, message: str, epoch: int, group: str | None, parameter: str | None = None) -> Finding:
     return Finding("moved", kind, "warning", message, cause=kind, epoch=epoch, parameter=parameter, group=group)

@@ -9,13 +9,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_freeze.audit.exempt import Exemptions
+from lightning_freeze.audit.moved import unheld
 from lightning_freeze.audit.run_audit import RunAudit, size_of
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Member, frozen_modules, group_parameters
-from lightning_freeze.plan.membership import OptimizerIndex, Step, same_objects
+from lightning_freeze.plan.membership import OptimizerIndex, Step, foreign, same_objects
 from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.report.findings import Finding
@@ -93,6 +94,8 @@ class RequiresGradWatch:
             split=self.audit.split,
         )
         self._sort()
+        for found in foreign(self._names, self._holders):
+            self._say(f"freeze: {found}.")
         self._hooks = StepHooks(self._steps, self.holds, self._arrives, self._stepped)
         self._hooks.attach()
 
@@ -124,10 +127,10 @@ class RequiresGradWatch:
         """A batch begins: see what is frozen now, and by whom it is held."""
         self._at.epoch = epoch
         self.audit.shards.close()
-        if optimizers is not None and not same_objects(optimizers, self._given):
-            self._rebuilt(optimizers)
         if self._names.changed(walk=not self.audit.begun):
             self._rebind()
+        if optimizers is not None and not same_objects(optimizers, self._given):
+            self._rebuilt(optimizers)
         self._read_flags()
         self.audit.begin_batch()
 
@@ -207,13 +210,18 @@ class RequiresGradWatch:
 
     def _rebind(self) -> None:
         """The model or an optimizer has other parameters."""
-        self._weights.replaced(self._names.replaced())
+        replaced = self._names.replaced()
+        once_held = [name for name, old, _ in replaced if self._holders.indices(old)]
+        self._weights.replaced(replaced)
         self._weights.close(p for _, p in self._parameters)
         lines = self._names.refresh()
         self._holders = OptimizerIndex(self._given)
         self._sort()
         for line in lines:
             self._say(f"freeze, epoch {self.epoch}, after {self.total} updates: {line}")
+        now = self._names.by_name
+        lost = [name for name in once_held if now[name].requires_grad and not self._holders.indices(now[name])]
+        self.log.add(unheld(lost, self.epoch, self.total))
 
     def _rebuilt(self, optimizers: Sequence[Optimizer]) -> None:
         """Go on with other optimizers."""

@@ -38,6 +38,7 @@ class RunAudit:
         self.split = False  # whether this process holds parts of parameters
         self.shards = Shards(module)  # before anything reads the model's parameters
         self.weights: WeightAudit | None = None
+        self.ends_later = False  # whether other code runs after `finish`, until `last_check`
         self.begun = False  # whether the epoch has had a batch
         self._closing = False  # whether nothing trains any more
         self.updates_before: dict[str, int] = {}  # of each group before the epoch
@@ -91,12 +92,17 @@ class RunAudit:
         self._closing |= not self.begun
         if self.weights is not None:
             self.weights.check_offloaded()
-        unmoved = self.exempt.unmoved(self.ranks) if self.weights is not None and self._place().total else []
-        return self.check() + self.log.add(unmoved)
+        return self.check() + ([] if self.ends_later else self.unmoved_exemptions())
+
+    def unmoved_exemptions(self) -> list[Finding]:
+        """The exemptions that excused nothing in the whole run, which all ranks ask together."""
+        ran = self.weights is not None and self._place().total
+        return self.log.add(self.exempt.unmoved(self.ranks) if ran else [])
 
     def last_check(self) -> Callable[[], list[Finding]]:
         """Gives the weights that have moved since `finish`, of this rank alone: others may have ended."""
         weights, self._closing = self.weights, True
+        self.unmoved_exemptions()
         if weights is None or weights.exchanges:
             return list
         return lambda: self.log.add(each for each in self._compare(weights) if each.kind != "optimizer_state")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import chain
@@ -327,3 +327,30 @@ def _outside(group: str, missing: Sequence[str]) -> SelectionError:
         + ", so no schedule can train it. Give it to an optimizer in `configure_optimizers` (every parameter "
         "of a group, also those that are frozen at first), or take it out of the group with `except:`."
     )
+
+
+def refuse_foreign(members: Membership, say: Callable[[str], None]) -> None:
+    """Log which optimizers hold tensors that the model does not have, and refuse that under ``rest: error``.
+
+    Raises:
+        SelectionError: An optimizer holds such a tensor.
+    """
+    for found in foreign(members.names, members.holders):
+        if members.groups.rest == "error":
+            raise SelectionError(
+                f"{found}; they are in no group, and `rest: error` forbids that. Assign them to the model "
+                "(`self.scale = nn.Parameter(...)`), or set `rest: train`."
+            )
+        say(f"freeze: {found}; no schedule freezes them.")
+
+
+def foreign(names: NamedParameters, holders: OptimizerIndex) -> Iterator[str]:
+    """Of each optimizer that holds tensors that the model does not have, how many."""
+    known = set(map(id, names.by_name.values()))
+    for optimizer, held in zip(holders.optimizers, holders.held(), strict=True):
+        found = [parameter for parameter in held if id(parameter) not in known]
+        if found:
+            yield (
+                f"an optimizer ({type(optimizer).__qualname__}) holds {len(found)} tensor(s) that the model does not have, "
+                f"such as one of shape {tuple(found[0].shape)}"
+            )

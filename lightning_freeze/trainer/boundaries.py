@@ -18,6 +18,7 @@ class _Boundaries(seam.Callback):
         super().__init__()
         vars(self).update(dict.fromkeys(_OF_STEPS))  # Lightning skips what is not callable: a step costs nothing
         self._engine, self._act = engine, act
+        engine.audit.ends_later = True
         self._last_check: Callable[[], object] = list
 
     def __reduce__(self) -> Any:
