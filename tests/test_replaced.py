@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze import Every, FreezeAudit, FreezeController, FreezeScheduler, Phase, Phases, SelectionError
+from lightning_freeze.holds import optimizer_state
+from lightning_freeze.holds.optimizer_state import OffloadState
 from lightning_freeze.holds.param_groups import LearningRateFactors
 from lightning_freeze.plan.membership import OptimizerIndex
 from lightning_freeze.plan.named_parameters import NamedParameters
@@ -348,6 +350,29 @@ def test_rebuilt_optimizers_that_cannot_be_held_say_when() -> None:
         run.optimizer = torch.optim.SGD([*run.model.parameters(), nn.Parameter(torch.zeros(1))], lr=RATE)
         with pytest.raises(SelectionError, match=r"after 1 updates.*holds 1 tensor\(s\) that the model does not have"):
             run.batch()
+
+
+def test_offloaded_state_of_an_optimizer_that_stays_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is simulated by another dtype, with which the optimizer's step would fail."""
+    monkeypatch.setattr(optimizer_state, "_on_accelerator", lambda tensor: tensor.numel() > 1)
+    monkeypatch.setattr(OffloadState, "_to_host", lambda self, tensor: tensor.double())
+    monkeypatch.setattr(OffloadState, "_to_device", lambda self, tensor, device: tensor.float())
+    model = Net()
+    first, second = (torch.optim.Adam([*layer.parameters()]) for layer in (model.a, model.b))
+    schedule = Phases([Phase(["a", "b"], updates=2), Phase(["a"], updates=30), Phase(["b"])])
+    with FreezeController(model, schedule, GROUPS, optimizer_state="offload", skip_backward=False) as controller:
+        controller.attach(first, second)
+        controller.begin()
+        for number in range(36):
+            if number == 4:
+                assert second.state[model.b.weight]["exp_avg"].dtype == torch.float64
+                first = torch.optim.Adam([*model.a.parameters()])
+            controller.begin_step(optimizers=[first, second])
+            model(torch.ones(2, 3)).pow(2).mean().backward()
+            for optimizer in (first, second):
+                optimizer.step()
+        assert controller.trainable >= {"b"}
+        assert second.state[model.b.weight]["exp_avg"].dtype == torch.float32
 
 
 def test_names_that_collide_by_the_end_leave_no_hooks() -> None:
