@@ -329,16 +329,25 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """After each backward: zero gradients for DDP, and frozen gradients set to None before a GradScaler."""
         self._loop.built.holds.after_backward(self._loop.members.steps)
 
-    def before_optimizer_step(self, optimizer: object, clipped: bool = True) -> None:
+    def before_optimizer_step(
+        self, optimizer: object, clipped: bool = True, optimizers: Sequence[Optimizer] | None = None
+    ) -> None:
         """Before clipping: set the frozen gradients of the optimizer that is about to step to None.
 
         Args:
             optimizer: The optimizer, or Lightning's wrapper around it.
             clipped: Whether clipping follows. Where not, and backward made no frozen gradients, one parameter of each group
                 shows whether other code did; all of them are set to None right before the step in either case.
+            optimizers: The run's optimizers now, as for `begin_step`; where this one was not among them, its step has begun.
         """
         loop = self._place.loop or self._loop
+        loop.verify()
         step = loop.members.step_of(optimizer)
+        if step is None and optimizers is not None:
+            self.begin_step(None, optimizers)
+            loop = self._loop
+            if (step := loop.members.step_of(optimizer)) is not None:
+                step.note()
         if step is not None:
             step.attempted = True
             loop.built.holds.before_clipping(step, clipped)

@@ -80,7 +80,7 @@ class Place:
         loader = _Loader("")
         try:
             return loader.construct_object(self.node, deep=True)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a whole number of thousands of digits
             raise self.error(f"the value cannot be read ({error}).") from error
         finally:
             loader.dispose()

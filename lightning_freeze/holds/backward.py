@@ -15,18 +15,22 @@ from lightning_freeze.holds.patch import Patch
 from lightning_freeze.plan.membership import ParamSet, Split
 
 
-def _giving_gradients(original: Callable[..., nn.Parameter], users: Callable[[], Iterator[SkipBackward]]) -> Any:
-    def deepcopy(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
-        copy = original(parameter, memo)
-        if any(id(parameter) in user.held for user in users()):
-            copy.requires_grad = True
-        return copy
+def _as_it_was(original: Callable[..., Any], users: Callable[[], Iterator[SkipBackward]]) -> Any:
+    def copied(parameter: nn.Parameter, *args: Any) -> Any:
+        held = any(id(parameter) in user.held for user in users())
+        if held:
+            parameter.requires_grad = True
+        try:
+            return original(parameter, *args)
+        finally:
+            if held:
+                parameter.requires_grad = False
 
-    return deepcopy
+    return copied
 
 
 _FAST_ATTENTION = Patch.of(torch.backends.mha, "_is_fastpath_enabled", lambda original, users: False)
-_COPIES = Patch.of(nn.Parameter, "__deepcopy__", _giving_gradients)
+_COPIES = [Patch.of(nn.Parameter, name, _as_it_was) for name in ("__deepcopy__", "__reduce_ex__")]
 
 
 class SkipBackward(Hold):
@@ -73,7 +77,8 @@ class SkipBackward(Hold):
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
         if self.held and not before:
-            _COPIES.add(self)
+            for patch in _COPIES:
+                patch.add(self)
             if self._plain_attention:
                 _FAST_ATTENTION.add(self)
 
@@ -84,7 +89,8 @@ class SkipBackward(Hold):
                 parameter.requires_grad = True
                 self._released[id(parameter)] = parameter
                 if not self.held:
-                    _COPIES.discard(self)
+                    for patch in _COPIES:
+                        patch.discard(self)
                     _FAST_ATTENTION.discard(self)
 
     def decided(self, split: Split) -> None:

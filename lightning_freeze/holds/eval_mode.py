@@ -22,13 +22,18 @@ class EvalModes(Hold):
     def __init__(self) -> None:
         self._held: dict[int, tuple[Module, bool]] = {}
         self._frozen: Sequence[Module] = ()
+        self._modes: dict[
+            str, bool
+        ] = {}  # by name, of what was held last: a copy in its place has the mode of the hold
         self._patch = Patch.of(Module, "train", _noting)
 
     def attach(self) -> None:
         self._patch.add(self)
 
     def decided(self, split: Split) -> None:
-        self.hold([module for _, module in split.frozen_modules])
+        named, before = dict(split.frozen_modules), self._modes
+        self.hold([*named.values()], {id(module): before.get(name, False) for name, module in named.items()})
+        self._modes = {name: self._held[id(module)][1] for name, module in named.items()}
 
     def before_forward(self) -> None:
         self.hold(self._frozen)
@@ -37,24 +42,30 @@ class EvalModes(Hold):
         self.hold(())
         self._patch.discard(self)
 
-    def hold(self, modules: Sequence[Module]) -> None:
-        """Hold exactly these; the others get back the mode that they had."""
+    def hold(self, modules: Sequence[Module], modes: Mapping[int, bool] | None = None) -> None:
+        """Hold exactly these; the others get back the mode that they had.
+
+        Args:
+            modules: The modules.
+            modes: The modes of what had their names before, by the identity of a module.
+        """
         self._frozen = modules
         wanted = {id(module): module for module in modules}
         if wanted.keys() != self._held.keys():
-            self._exchange(wanted)
+            self._exchange(wanted, modes or {})
         for module in modules:
             if module.training:
                 module.training = False
 
-    def _exchange(self, wanted: Mapping[int, Module]) -> None:
+    def _exchange(self, wanted: Mapping[int, Module], modes: Mapping[int, bool]) -> None:
         for key in [key for key in self._held if key not in wanted]:
             module, training = self._held.pop(key)
             if not self._held_elsewhere(key):
                 module.training = training
         # All modes are read before any is set: what `torch.compile` returns has the mode of the module inside.
         new = {key: each for key, each in wanted.items() if key not in self._held}
-        self._held.update({key: self._held_elsewhere(key) or (each, each.training) for key, each in new.items()})
+        own = {key: (each, each.training or modes.get(key, False)) for key, each in new.items()}
+        self._held.update({key: self._held_elsewhere(key) or mode for key, mode in own.items()})
 
     def _held_elsewhere(self, key: int) -> tuple[Module, bool] | None:
         """The module and its own mode, where another run holds it, too."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
@@ -42,6 +43,7 @@ class NamedParameters:
         kinds = {
             "replaced": [name for name, p in self.by_name.items() if before.get(name, p) is not p],
             "added": [name for name, p in self.by_name.items() if name not in before and id(p) not in known],
+            "removed": self._gone(self.by_name, before),
         }
         return [f"{len(found)} parameter(s) were {what}: {listed(found)}." for what, found in kinds.items() if found]
 
@@ -56,7 +58,19 @@ class NamedParameters:
         self.touched = False
         self._owners = {id(module) for module in self.module.modules()}
         named = self.module.named_parameters(remove_duplicate=False)
-        return any(self.by_name.get(clean_name(name)) is not parameter for name, parameter in named)
+        now = {clean_name(name): parameter for name, parameter in named}
+        others = any(self.by_name.get(name) is not parameter for name, parameter in now.items())
+        return others or bool(self._gone(now, self.by_name))
+
+    def _gone(self, now: Mapping[str, Parameter], before: Mapping[str, Parameter]) -> list[str]:
+        """The names that the model has no more, neither of a parameter nor of a tensor computed from one."""
+        there = set(map(id, now.values()))
+        return [n for n, p in before.items() if n not in now and id(p) not in there and not self._is_tensor(n)]
+
+    def _is_tensor(self, name: str) -> bool:
+        path, _, key = name.rpartition(".")
+        owner = next((each for n, each in self.module.named_modules() if clean_name(n) == path), None)
+        return isinstance(getattr(owner, key, None), Tensor)
 
     def replaced(self) -> list[tuple[str, Parameter, Parameter]]:
         """Each name that has another parameter, with the one before and the one now."""

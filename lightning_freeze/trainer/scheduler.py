@@ -159,29 +159,40 @@ class FreezeScheduler(_Audited):
     def on_fit_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._resume = self._state_to_resume(trainer)
         self._begin_report(trainer, pl_module)
-        self._controller = self._engine = FreezeController(
-            pl_module,
-            self._schedule,
-            self._groups,
-            **self._options,
-            suspects=seam.averaging_callbacks(trainer),
-            say=lambda text: seam.say(trainer, text),
-            record=self._record,
+        before, self._controller = (
+            self._controller,
+            FreezeController(
+                pl_module,
+                self._schedule,
+                self._groups,
+                **self._options,
+                suspects=seam.averaging_callbacks(trainer),
+                say=lambda text: seam.say(trainer, text),
+                record=self._record,
+            ),
         )
-        self._logged = LoggedMetrics(self._controller.metrics) if self._controller.metrics else None
+        self._engine = self._controller
+        try:
+            self._attach(trainer, pl_module, self._controller)
+        except BaseException:
+            self._controller = before  # where a corrected fit goes on
+            raise
+
+    def _attach(self, trainer: seam.Trainer, pl_module: seam.LightningModule, controller: FreezeController) -> None:
+        self._logged = LoggedMetrics(controller.metrics) if controller.metrics else None
         self._clips = seam.may_clip(trainer, pl_module)
-        self._controller.attach(
+        controller.attach(
             *trainer.optimizers,
             scaler=seam.has_scaler(trainer),
             run=seam.run_context(trainer, pl_module),
             waits=loads_later(trainer),
             closures=True,
         )
-        _Boundaries(self._controller, self._act_on_findings).stand(trainer, first=True)
+        _Boundaries(controller, self._act_on_findings).stand(trainer, first=True)
         self._removals.append(load_without_state(trainer))
         self._fitted_by = weakref.ref(trainer)
         if self._resume is not None:  # known already, unless the strategy loads checkpoints later
-            self._controller.load_state_dict(self._resume)
+            controller.load_state_dict(self._resume)
         clipping = None if pl_module.automatic_optimization else seam.clipping_method(pl_module)
         if clipping is not None:
             seam.rank_zero_warn(
@@ -254,7 +265,7 @@ class FreezeScheduler(_Audited):
 
     def on_before_optimizer_step(self, trainer: seam.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         if self._controller is not None:
-            self._controller.before_optimizer_step(optimizer, self._clips)
+            self._controller.before_optimizer_step(optimizer, self._clips, trainer.optimizers)
 
     def on_save_checkpoint(self, trainer: seam.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         callbacks = checkpoint.get("callbacks", {})
