@@ -53,13 +53,7 @@ class Attachment:
         self._run, self._scaler, self.closures = run, scaler, closures
 
     def hold(self, given: Sequence[Optimizer], *, attach: bool = True, epoch: int | None = None) -> Loop:
-        """Hold by these optimizers; the loop that does.
-
-        Args:
-            given: The optimizers, or what wraps them.
-            attach: Whether steps are the run's from now on.
-            epoch: The epoch to begin in; None where the run goes on.
-        """
+        """Hold by these optimizers, which may be wrapped; the loop that does. Without an epoch to begin in, the run goes on."""
         place, self.traits = self._place, {}
         optimizers = tuple(map(plain_optimizer, given))
         context = self._run or replace(self._context, manual_optimization=len(optimizers) > 1)
@@ -69,26 +63,17 @@ class Attachment:
         setup.refuse_optimizers(optimizers, freezable)
         members = Membership(context.module, place.groups, optimizers)
         plan = self._schedule.bind(members.layout)
-        setup.check_optimizers(members, plan, place.groups, self._options)
-        for index, found in setup.learn(
-            members, plan, place.groups.rest, self.closures, self._say, self._options.audit
-        ):
+        rated = (m.parameter for group in plan.rated for m in place.groups.members.get(group, ()))
+        setup.refuse_state(self._options.optimizer_state, optimizers, members.scheduled)
+        setup.refuse_without_rate(optimizers, rated)
+        for index, found in setup.learn(members, plan, self._options, self.closures, self._say):
             self.traits[index] = found
         context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if self._scaler else None)
         self.backward = setup.decide_skipping(self._options.skip_backward, context, plan, members)
         self._compiled = frozenset(compiled(context.module))
         loop = Loop(place, self._schedule, members, self._audit, context, self._say)
         loop.given = tuple(given)
-        built = setup.build_holds(
-            loop,
-            self._audit,
-            members,
-            self._options,
-            context,
-            self.backward,
-            rated=bool(plan.rated),
-            scaler=self._scaler,
-        )
+        built = setup.build_holds(loop, plan, self._audit, self._options, self.backward, scaler=self._scaler)
         self._audit.weights, self.needs_backward = built.weights, built.needs_backward
         what = "the schedule, the groups and the optimizers that the ranks were given"
         refuse_mismatch("before training", what, self._mismatch(members))

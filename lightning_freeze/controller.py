@@ -253,11 +253,9 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """
         self.detach()
         self._attachment.meet(run, scaler, closures)
-        self._attachment.hold(optimizers, attach=not waits, epoch=epoch)
-        loop = self._loop
-        setup.say_frozen_by_user(self.groups, self._say)
-        setup.say_foreign(loop.members, self._say)
-        setup.say_what_is_held(loop.plan, self.groups, self.options, self.backward, loop.members, self._say)
+        setup.say_what_is_held(
+            self._attachment.hold(optimizers, attach=not waits, epoch=epoch), self.options, self.backward
+        )
 
     def begin(
         self,
@@ -381,11 +379,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
 
     def finish(self) -> list[Finding]:
         """The fit ends: a last comparison, called by all ranks together."""
-        found = self.audit.finish()
-        if self.audit.begun:
-            self.flush()
-            self.log.record(self.audit.counts())
-        return found
+        return self.audit.finish(self.flush)
 
     def flush(self) -> None:
         """Record the steps made since the last epoch's end."""

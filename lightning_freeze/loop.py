@@ -11,8 +11,11 @@ from torch.optim import Optimizer
 
 from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
+from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.checkpoint import Identity
 from lightning_freeze.errors import SelectionError
+from lightning_freeze.holds.backward import SkipBackward
+from lightning_freeze.holds.hold import Holds
 from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
@@ -23,7 +26,6 @@ from lightning_freeze.plan.schedule import NO_END, REST, Plan, Position, Schedul
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Steps
 from lightning_freeze.report.table import folded
-from lightning_freeze.setup import Built
 
 _BEFORE_A_BATCH = (
     "it steps before a batch has begun, with which phases that count epochs and skipped backward work begin.",
@@ -97,6 +99,17 @@ class Place:
         return {"trainable": [sorted(groups) for groups in sets], **self.at.as_dict()}
 
 
+@dataclass(frozen=True)
+class Built:
+    """The holds of a run, and those of them that are asked something."""
+
+    holds: Holds
+    weights: WeightAudit | None
+    skip: SkipBackward
+    needs_backward: bool
+    """Whether something is to be done after each backward."""
+
+
 class Loop:
     """What trains, decided from the plan and applied through the holds."""
 
@@ -129,14 +142,7 @@ class Loop:
         self._stable_until = 0
 
     def hold(self, plan: Plan, built: Built, attach: bool, fresh: bool) -> None:
-        """Take plan and holds, decide what trains, and hook into the optimizers.
-
-        Args:
-            plan: The schedule, bound to the optimizers.
-            built: The holds.
-            attach: Whether steps are the run's from now on.
-            fresh: Whether an epoch begins.
-        """
+        """Take plan and holds, decide what trains, and hook into the optimizers, where steps are the run's by now."""
         self.built = built
         self.hooks = StepHooks(self.members.steps, built.holds, self._arrives, self._ran)
         self._place.plan, self._place.loop = plan, self  # now that it can be detached
@@ -316,7 +322,6 @@ class Loop:
         self.built.holds.freeze(freezes, self._split)
 
     def _arrives(self, step: Step) -> None:
-        """The last moment before a step."""
         if self.members.names.changed() or self.members.holders.changed(step.index):
             self._rebind()
         if self.members.lost:
@@ -373,11 +378,7 @@ class Loop:
             place.at.updates.setdefault(group, 0)
 
     def _refuse_lost(self) -> None:
-        """Refuse to go on where a group trains and no optimizer holds a parameter of it.
-
-        Raises:
-            SelectionError: It names the parameter.
-        """
+        """Refuse to go on where a group trains and no optimizer holds a parameter of it."""
         trains = frozenset().union(*self.sets)
         for group, names in self.members.lost.items():
             if group in trains:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,8 @@ from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFacto
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
-from lightning_freeze.plan.groups import Groups, Rest
+from lightning_freeze.loop import Built, Loop
+from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
@@ -141,25 +141,10 @@ class Options:
     audit: bool
 
 
-def check_optimizers(members: Membership, plan: Plan, groups: Groups, options: Options) -> None:
-    """Refuse optimizers under which the schedule cannot be held."""
-    optimizers = members.holders.optimizers
-    refuse_state(options.optimizer_state, optimizers, members.scheduled)
-    refuse_without_rate(optimizers, (m.parameter for group in plan.rated for m in groups.members.get(group, ())))
-
-
 def learn(
-    members: Membership, plan: Plan, rest: Rest, closures: bool | None, say: Callable[[str], None], audited: bool
+    members: Membership, plan: Plan, options: Options, closures: bool | None, say: Callable[[str], None]
 ) -> Iterator[tuple[int, OptimizerTraits]]:
     """Probe each optimizer that holds something which freezes, and note how it must be held.
-
-    Args:
-        members: The index of the run.
-        plan: The schedule, bound.
-        rest: What becomes of the rest.
-        closures: Whether steps are given a closure; None where that is not known.
-        say: Logs a line.
-        audited: Whether the audit would report an optimizer that cannot be probed.
 
     Yields:
         The index of an optimizer and its traits, also of one that is refused.
@@ -167,7 +152,7 @@ def learn(
     Raises:
         UnsupportedError: An optimizer cannot hold what is frozen.
     """
-    forever = {REST} if rest == "freeze" else set()
+    forever = {REST} if members.groups.rest == "freeze" else set()
     for step in members.steps:
         freezable = step.members.keys() & members.freezable.keys()
         if not freezable or (plan.never_freezes() and not freezable & forever):
@@ -176,7 +161,7 @@ def learn(
         yield step.index, found
         late = sorted(freezable - plan.trains(plan.start(), step.index) - forever)
         method = hold_method(
-            found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=audited
+            found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=options.audit
         )
         step.excludes, step.reads_before_closure = method == "excluded", found.reads_before_closure
         if method == "excluded":
@@ -257,56 +242,16 @@ def warn_of_step_counters(
 # --- the holds --------------------------------------------------------------------------------------------------------
 
 
-class Run(Protocol):
-    """What holds ask of the run that they are part of."""
-
-    said: set[str]
-    """What is logged once, and was."""
-
-    def updates(self) -> int:
-        """The updates made so far."""
-
-    def frozen(self) -> set[int]:
-        """The identities of what is frozen, by the set that is applied or by the coming one."""
-
-    def soon(self) -> frozenset[str]:
-        """The groups that train again within a few updates."""
-
-    def describe(self) -> tuple[str, str, str, str]:
-        """What trains, what is frozen, when, and in which phase."""
-
-    def say(self, line: str) -> None:
-        """Log a line."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """The holds of a run, and those of them that are asked something."""
-
-    holds: Holds
-    weights: WeightAudit | None
-    skip: SkipHold
-    needs_backward: bool
-    """Whether something is to be done after each backward."""
-
-
 def build_holds(
-    run: Run,
-    audit: RunAudit,
-    members: Membership,
-    options: Options,
-    context: RunContext,
-    decision: Decision,
-    *,
-    rated: bool,
-    scaler: bool,
+    loop: Loop, plan: Plan, audit: RunAudit, options: Options, decision: Decision, *, scaler: bool
 ) -> Built:
     """The holds of a run, in the order in which they freeze: state is dropped before the audit reads it, moved after."""
-    module, optimizers = context.module, members.holders.optimizers
-    guard = ScheduleFreeGuard(members.steps, run.frozen)
-    offload = OffloadState(optimizers, run.soon) if options.optimizer_state == "offload" else None
+    members, module = loop.members, loop.context.module
+    optimizers = members.holders.optimizers
+    guard = ScheduleFreeGuard(members.steps, loop.frozen)
+    offload = OffloadState(optimizers, loop.soon) if options.optimizer_state == "offload" else None
     attention = any(isinstance(each, nn.MultiheadAttention) for each in module.modules())
-    skip = SkipHold(audit.shards, context.manual_optimization, attention, run.said, run.describe)
+    skip = SkipHold(audit.shards, loop.context.manual_optimization, attention, loop.said, loop.describe)
     skip.allowed = decision.skips
     weights = None
     if options.audit:
@@ -315,7 +260,7 @@ def build_holds(
             members.names,
             members.holders,
             members.trained(),
-            run.updates,
+            loop.updates,
             buffers_held=options.eval_modules,
             suspects=audit.suspects,
             offload=offload,
@@ -330,10 +275,10 @@ def build_holds(
         offload,
         skip if decision.skips else None,
         ZeroGradsForDDP(decision.reducer, lambda: [*skip.held.values()]) if decision.reducer is not None else None,
-        ReentrantInputs(lambda: bool(skip.held), run.say, run.said) if decision.skips else None,
+        ReentrantInputs(lambda: bool(skip.held), loop.say, loop.said) if decision.skips else None,
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
-        LearningRateFactors() if rated else None,
+        LearningRateFactors() if plan.rated else None,
     ]
     present = Holds(hold for hold in holds if hold is not None)
     return Built(present, weights, skip, scaler or decision.reducer is not None)
@@ -342,22 +287,13 @@ def build_holds(
 # --- what is logged once ----------------------------------------------------------------------------------------------
 
 
-def say_frozen_by_user(groups: Groups, say: Callable[[str], None]) -> None:
-    """Log what was found with ``requires_grad=False``."""
-    own = groups.frozen_by_user
-    if own:
+def _say_outside(members: Membership, say: Callable[[str], None]) -> None:
+    """Log what the user froze, and which optimizers hold tensors that the model does not have."""
+    if own := members.groups.frozen_by_user:
         say(
             f"freeze: {len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}"
             f"{', …' if len(own) > 3 else ''}); they are yours to freeze and belong to no group."
         )
-
-
-def say_foreign(members: Membership, say: Callable[[str], None]) -> None:
-    """Log which optimizers hold tensors that the model does not have, and refuse that under ``rest: error``.
-
-    Raises:
-        SelectionError: An optimizer holds such a tensor.
-    """
     known = set(map(id, members.names.by_name.values()))
     for optimizer, held in zip(members.holders.optimizers, members.holders.held(), strict=True):
         foreign = [parameter for parameter in held if id(parameter) not in known]
@@ -375,10 +311,15 @@ def say_foreign(members: Membership, say: Callable[[str], None]) -> None:
         say(f"freeze: {found}; no schedule freezes them.")
 
 
-def say_what_is_held(
-    plan: Plan, groups: Groups, options: Options, decision: Decision, members: Membership, say: Callable[[str], None]
-) -> None:
-    """Log how frozen groups are held, and warn where nothing ever freezes."""
+def say_what_is_held(loop: Loop, options: Options, decision: Decision) -> None:
+    """Log who freezes what, and how it is held; warn where nothing ever freezes.
+
+    Raises:
+        SelectionError: Under ``rest: error``, an optimizer holds a tensor that the model does not have.
+    """
+    plan, members, say = loop.plan, loop.members, loop.say
+    groups = members.groups
+    _say_outside(members, say)
     never = plan.never_freezes() and not (groups.rest == "freeze" and REST in groups.members)
     if options.optimizer_state == "offload" and all(p.device.type == "cpu" for p in members.scheduled):
         say("freeze: `optimizer_state: offload` has nothing to do: the optimizer state is in host memory already.")

@@ -149,10 +149,7 @@ class RequiresGradWatch:
 
     def finish(self) -> list[Finding]:
         """The fit ends: a last comparison. All ranks call it together."""
-        found = self.audit.finish()
-        if self.audit.begun:
-            self.log.record(self.audit.counts())
-        return found
+        return self.audit.finish()
 
     def flush(self) -> None:
         """There is nothing but counts to record."""
@@ -177,7 +174,6 @@ class RequiresGradWatch:
         self._weights.hold_buffers(frozen_modules(self._module, lambda p: id(p) in frozen))
 
     def _arrives(self, step: Step) -> None:
-        """The last moment before a step."""
         if self._names.changed() or self._holders.changed(step.index):
             self._rebind()
         self._read_flags()

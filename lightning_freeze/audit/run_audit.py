@@ -83,8 +83,8 @@ class RunAudit:
         self._mismatches.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
         return found + self._compare_copies(epoch)
 
-    def finish(self) -> list[Finding]:
-        """Nothing trains any more: compare what is frozen now.
+    def finish(self, flush: Callable[[], None] = lambda: None) -> list[Finding]:
+        """Nothing trains any more: compare what is frozen now, and record steps (by `flush`) and counts.
 
         What moved since the last epoch's end is a warning where something averages weights, and so writes its average back.
         """
@@ -92,7 +92,11 @@ class RunAudit:
         if self.weights is not None:
             self.weights.check_offloaded()
         unmoved = self.exempt.unmoved(self.ranks) if self.weights is not None and self._place().total else []
-        return self.check() + self.log.add(unmoved)
+        found = self.check() + self.log.add(unmoved)
+        if self.begun:
+            flush()
+            self.log.record(self.counts())
+        return found
 
     def last_check(self) -> Callable[[], list[Finding]]:
         """Gives the weights that have moved since `finish`, of this rank alone: others may have ended."""
