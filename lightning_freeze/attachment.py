@@ -17,7 +17,6 @@ from lightning_freeze.holds.skip_decision import Decision
 from lightning_freeze.loop import Loop, Place
 from lightning_freeze.plan.groups import regroup
 from lightning_freeze.plan.membership import Membership, held_by
-from lightning_freeze.plan.schedule import Schedule
 from lightning_freeze.probe.probe import OptimizerTraits
 
 
@@ -25,20 +24,13 @@ class Attachment:
     """Makes the loop of a run from its optimizers, and another where they are rebuilt."""
 
     def __init__(
-        self,
-        place: Place,
-        schedule: Schedule,
-        options: setup.Options,
-        audit: RunAudit,
-        context: RunContext,
-        say: Callable[[str], None],
+        self, place: Place, options: setup.Options, audit: RunAudit, context: RunContext, say: Callable[[str], None]
     ) -> None:
         self.backward = Decision(False, "the controller is not attached")
         self.needs_backward = False
         self.traits: dict[int, OptimizerTraits] = {}
         self.closures: bool | None = None
         self._place = place
-        self._schedule = schedule
         self._options = options
         self._audit = audit
         self._context = context
@@ -53,7 +45,7 @@ class Attachment:
         self._run, self._scaler, self.closures = run, scaler, closures
 
     def hold(self, given: Sequence[Optimizer], *, attach: bool = True, epoch: int | None = None) -> Loop:
-        """Hold by these optimizers, which may be wrapped; the loop that does. Without an epoch to begin in, the run goes on."""
+        """Hold by these optimizers, which may be wrapped; the loop that does. Without an epoch the run goes on."""
         place, self.traits = self._place, {}
         optimizers = tuple(map(plain_optimizer, given))
         context = self._run or replace(self._context, manual_optimization=len(optimizers) > 1)
@@ -62,7 +54,7 @@ class Attachment:
         freezable = (member.parameter for members in place.groups.freezable.values() for member in members)
         setup.refuse_optimizers(optimizers, freezable)
         members = Membership(context.module, place.groups, optimizers)
-        plan = self._schedule.bind(members.layout)
+        plan = place.schedule.bind(members.layout)
         rated = (m.parameter for group in plan.rated for m in place.groups.members.get(group, ()))
         setup.refuse_state(self._options.optimizer_state, optimizers, members.scheduled)
         setup.refuse_without_rate(optimizers, rated)
@@ -71,7 +63,7 @@ class Attachment:
         context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if self._scaler else None)
         self.backward = setup.decide_skipping(self._options.skip_backward, context, plan, members)
         self._compiled = frozenset(compiled(context.module))
-        loop = Loop(place, self._schedule, members, self._audit, context, self._say)
+        loop = Loop(place, members, self._audit, context, self._say)
         loop.given = tuple(given)
         built = setup.build_holds(loop, plan, self._audit, self._options, self.backward, scaler=self._scaler)
         self._audit.weights, self.needs_backward = built.weights, built.needs_backward
@@ -125,7 +117,7 @@ class Attachment:
         """What differs between what the ranks were given."""
         return self._audit.ranks.disagreement(
             {
-                **Identity(self._schedule, members.groups, members.held_groups).as_dict(),
+                **Identity(self._place.schedule, members.groups, members.held_groups).as_dict(),
                 "excluded": [step.excludes for step in members.steps],
                 "skip_backward": self.backward.skips,
                 "optimizer_state": self._options.optimizer_state,

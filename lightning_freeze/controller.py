@@ -137,12 +137,11 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         self.schedule = schedule
         self.options = setup.Options(skip_backward, optimizer_state, frozen_modules == "eval", audit)
         self.log = Log(record)
-        self._place = Place()
+        self._place = Place(schedule)
         self.audit = RunAudit(model, self.log, self._place.position, suspects)
         context = RunContext(model, wrapper, compiled=is_compiled)
-        self._attachment = Attachment(self._place, schedule, self.options, self.audit, context, say)
+        self._attachment = Attachment(self._place, self.options, self.audit, context, say)
         self._on_change = on_schedule_change
-        self._say = say
         self._place.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
         self.audit.exempt = Exemptions(model, self.groups)
         self.metrics = MetricLog(schedule, self._place.planned, self._place.logged)
@@ -415,7 +414,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         }
         return {
             "version": checkpoint.VERSION,
-            **self._place.identity(self.schedule).as_dict(),
+            **self._place.identity.as_dict(),
             **checkpoint.to_builtins(rest),
         }
 
@@ -426,7 +425,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             ScheduleError: It was made under another schedule or with other groups; the message shows the difference.
         """
         loop = self._loop
-        position, differences = checkpoint.read(state, self._place.identity(self.schedule), self._on_change)
+        position, differences = checkpoint.read(state, self._place.identity, self._on_change)
         self.metrics.logged = set(state.get("logged", ()))
         if differences:
             checkpoint.carry_over(position, loop.plan, len(loop.members.steps))

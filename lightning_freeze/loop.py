@@ -22,7 +22,7 @@ from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, Sets, Split, Step
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import NO_END, REST, Plan, Position, Schedule
+from lightning_freeze.plan.schedule import NO_END, Plan, Position, Schedule
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Steps
 from lightning_freeze.report.table import folded
@@ -42,39 +42,34 @@ _SECOND_STEP = (
 class RunState(Enum):
     """Where an attached run is; a run that is detached has no loop."""
 
-    ATTACHED = auto()
-    """The optimizers are hooked; no batch has begun."""
+    ATTACHED = auto()  # the optimizers are hooked; no batch has begun
     TRAINING = auto()
-    PAUSED = auto()
-    """Between batches, where nothing is to be seen of the holds."""
+    PAUSED = auto()  # between batches, where nothing is to be seen of the holds
 
 
 @dataclass(eq=False)
 class Place:
     """Where a run is; it outlives the attachment to optimizers."""
 
+    schedule: Schedule
     at: Position = field(default_factory=Position)
-    steps: Steps = field(default_factory=Steps)
-    """The steps since the last epoch's end."""
-    plan: Plan | None = None
-    """The schedule, as it was bound last."""
+    steps: Steps = field(default_factory=Steps)  # since the last epoch's end
+    plan: Plan | None = None  # the schedule, as it was bound last
     loop: Loop | None = None
     groups: Groups = field(default_factory=lambda: Groups({}, {}, (), "train"))
-    held_groups: list[list[str]] = field(default_factory=list)
-    """The groups that each optimizer holds."""
-    epoch_length: int = 0
-    """The updates of the last epoch."""
-    said: set[str] = field(default_factory=set)
-    """What is logged once, and was."""
+    held_groups: list[list[str]] = field(default_factory=list)  # the groups that each optimizer holds
+    epoch_length: int = 0  # the updates of the last epoch
+    said: set[str] = field(default_factory=set)  # what is logged once, and was
 
     @property
     def when(self) -> str:
         """The epoch and the updates so far, for messages."""
         return f"epoch {self.at.epoch}, after {self.at.total} updates"
 
-    def identity(self, schedule: Schedule) -> Identity:
+    @property
+    def identity(self) -> Identity:
         """What a checkpoint must agree with."""
-        return Identity(schedule, self.groups, self.held_groups)
+        return Identity(self.schedule, self.groups, self.held_groups)
 
     def position(self) -> Position:
         """The position in the schedule."""
@@ -106,34 +101,24 @@ class Built:
     holds: Holds
     weights: WeightAudit | None
     skip: SkipBackward
-    needs_backward: bool
-    """Whether something is to be done after each backward."""
+    needs_backward: bool  # whether something is to be done after each backward
 
 
 class Loop:
     """What trains, decided from the plan and applied through the holds."""
 
     built: Built
-    given: tuple[Optimizer, ...] = ()
-    """The optimizers as they were given, with what wraps them."""
+    given: tuple[Optimizer, ...] = ()  # the optimizers as they were given, with what wraps them
 
     def __init__(
-        self,
-        place: Place,
-        schedule: Schedule,
-        members: Membership,
-        audit: RunAudit,
-        context: RunContext,
-        say: Callable[[str], None],
+        self, place: Place, members: Membership, audit: RunAudit, context: RunContext, say: Callable[[str], None]
     ) -> None:
         self.members = members
         self.context = context
         self.say = say
         self.said = place.said
         self.state = RunState.ATTACHED
-        self.sets: Sets = ()
-        """What each optimizer trains, as decided."""
-        self._schedule = schedule
+        self.sets: Sets = ()  # what each optimizer trains, as decided
         self._audit = audit
         self._place = place
         self._announced: Sets = ()
@@ -262,7 +247,7 @@ class Loop:
         place, trainable = self.plan.where(at), self.plan.trainable(at)
         return (
             folded(trainable, self.members.groups.members),
-            folded(sorted(self.members.freezable.keys() - trainable), self.members.groups.members),
+            folded(sorted(self.members.groups.freezable.keys() - trainable), self.members.groups.members),
             f"after {at.total} updates in epoch {at.epoch}",
             f" ({place})" if place else "",
         )
@@ -287,11 +272,7 @@ class Loop:
             return []  # a run resumed from a checkpoint of after the epoch's last batch
         waited_for = self.plan.pending(self._place.at)
         idle = [step for step in self.members.steps if step.index in waited_for and not step.attempted]
-        return stalled(
-            {step.index: type(step.optimizer).__qualname__ for step in idle},
-            self._place.at.epoch,
-            {step.index: [group for group in step.members if group != REST] for step in idle},
-        )
+        return [stalled(step, self._place.at.epoch) for step in idle]
 
     def detach(self, bring_back: bool) -> None:
         """Undo everything."""
@@ -357,7 +338,7 @@ class Loop:
         holds.thaw(members.everything(), self._split)
         try:
             lines = members.refresh()
-            plan = self._schedule.bind(members.layout)
+            plan = self._place.schedule.bind(members.layout)
         except SelectionError as error:
             raise SelectionError(f"the model has other parameters, {self._place.when}: {error}") from None
         self._place.plan = plan

@@ -55,11 +55,7 @@ def _holding(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -> I
 
 
 def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse optimizers that are known, without a probe, to move frozen parameters.
-
-    Raises:
-        UnsupportedError: LBFGS, or an optimizer without step hooks, holds a scheduled parameter.
-    """
+    """Refuse optimizers that are known, without a probe, to move frozen parameters."""
     for name, optimizer in _holding(optimizers, scheduled):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
@@ -75,11 +71,7 @@ def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tenso
 
 
 def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]) -> None:
-    """Refuse learning-rate factors where a param group has no learning rate to multiply.
-
-    Raises:
-        UnsupportedError: A param group's ``lr`` is missing or no number; LBFGS holds such a parameter.
-    """
+    """Refuse learning-rate factors where a param group has no learning rate to multiply."""
     for name, optimizer in _holding(optimizers, rated):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
@@ -96,12 +88,7 @@ def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]
 
 
 def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse an `optimizer_state` that these optimizers do not support.
-
-    Raises:
-        UnsupportedError: ``reset`` with an optimizer that does not support a state reset; ``offload`` of sharded
-            parameters; either with an optimizer that wraps another, or runs no hooks when its state is saved.
-    """
+    """Refuse an `optimizer_state` that these optimizers do not support."""
     if mode == "keep":
         return
     wanted = {id(parameter): parameter for parameter in scheduled}
@@ -144,17 +131,14 @@ class Options:
 def learn(
     members: Membership, plan: Plan, options: Options, closures: bool | None, say: Callable[[str], None]
 ) -> Iterator[tuple[int, OptimizerTraits]]:
-    """Probe each optimizer that holds something which freezes, and note how it must be held.
+    """Probe each optimizer that holds something which freezes, and note how it must be held, or refuse it.
 
     Yields:
         The index of an optimizer and its traits, also of one that is refused.
-
-    Raises:
-        UnsupportedError: An optimizer cannot hold what is frozen.
     """
     forever = {REST} if members.groups.rest == "freeze" else set()
     for step in members.steps:
-        freezable = step.members.keys() & members.freezable.keys()
+        freezable = step.members.keys() & members.groups.freezable.keys()
         if not freezable or (plan.never_freezes() and not freezable & forever):
             continue
         found = probe_optimizer(step.optimizer, closures)
@@ -201,7 +185,7 @@ def fully_frozen_reason(members: Membership, plan: Plan) -> str | None:
 
 def decide_skipping(asked: SkipBackward, run: RunContext, plan: Plan, members: Membership) -> Decision:
     """Whether backward work of frozen groups is skipped."""
-    groups = {id(m.parameter): group for group, found in members.freezable.items() for m in found}
+    groups = {id(m.parameter): group for group, found in members.groups.freezable.items() for m in found}
     return choose(asked, run, plan.sets(), groups)
 
 
@@ -217,7 +201,9 @@ def warn_of_step_counters(
         found = traits.get(step.index)
         if found is None or not found.step_counters or found.skips_none is None:
             continue
-        interval = longest_interval(coming(), step.index, step.members.keys() & members.freezable.keys(), updates)
+        interval = longest_interval(
+            coming(), step.index, step.members.keys() & members.groups.freezable.keys(), updates
+        )
         if interval is None:
             continue
         ratio = first_update(
@@ -312,11 +298,7 @@ def _say_outside(members: Membership, say: Callable[[str], None]) -> None:
 
 
 def say_what_is_held(loop: Loop, options: Options, decision: Decision) -> None:
-    """Log who freezes what, and how it is held; warn where nothing ever freezes.
-
-    Raises:
-        SelectionError: Under ``rest: error``, an optimizer holds a tensor that the model does not have.
-    """
+    """Log who freezes what, and how it is held; warn where nothing ever freezes."""
     plan, members, say = loop.plan, loop.members, loop.say
     groups = members.groups
     _say_outside(members, say)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_freeze.audit.fingerprint import Digest, differ, digests, to_builtins
 from lightning_freeze.errors import listed
+from lightning_freeze.plan.membership import Step
+from lightning_freeze.plan.schedule import REST
 from lightning_freeze.report.findings import Finding
 
 _MaxGrad = Tensor | float | None  # the largest entry of a gradient, 0 at a learning rate of 0, None without a gradient
@@ -136,18 +138,14 @@ _UNDONE = (
 )
 
 
-def stalled(optimizers: Mapping[int, str], epoch: int, groups: Mapping[int, Sequence[str]]) -> list[Finding]:
-    """Findings for optimizers, by index and name, that the schedule waits for and that were never stepped."""
-    return [
-        _finding(
-            "stalled",
-            f"optimizer {index} ({name}), which holds {listed(groups[index])}, was never stepped in epoch {epoch}, and the "
-            "schedule waits for its updates. Call its `step()` in `training_step`, or take its groups out of the schedule.",
-            epoch,
-            groups[index][0] if groups[index] else None,
-        )
-        for index, name in optimizers.items()
-    ]
+def stalled(step: Step, epoch: int) -> Finding:
+    """The finding for an optimizer that the schedule waits for and that was never stepped."""
+    name, groups = type(step.optimizer).__qualname__, [group for group in step.members if group != REST]
+    text = (
+        f"optimizer {step.index} ({name}), which holds {listed(groups)}, was never stepped in epoch {epoch}, and the schedule "
+        "waits for its updates. Call its `step()` in `training_step`, or take its groups out of the schedule."
+    )
+    return _finding("stalled", text, epoch, groups[0] if groups else None)
 
 
 def _finding(kind: str, message: str, epoch: int, group: str | None, parameter: str | None = None) -> Finding:

@@ -30,8 +30,9 @@ def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:
 class RunAudit:
     """The audits of a run over its epochs and its ranks; ``suspects`` name what else in it writes to weights."""
 
+    exempt: Exemptions
+
     def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
-        self.exempt = Exemptions(module)
         self.log = log
         self.suspects = suspects
         self.ranks = Ranks()

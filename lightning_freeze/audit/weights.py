@@ -166,7 +166,9 @@ class WeightAudit(Hold):
 
     def check(self, epoch: int) -> list[Finding]:
         """Compare everything that is frozen now; what was found since the last call."""
-        with self._synchronized():
+        if self._offload is not None:
+            self._offload.synchronize()  # digests that were made on the copy stream
+        with self._training_weights():
             self.frozen.check(self._updates())
             return self._collect(epoch)
 
@@ -186,11 +188,6 @@ class WeightAudit(Hold):
                 self.close(part)
                 self.open(part.members)
                 self._offload.send(part)
-
-    def _synchronized(self) -> AbstractContextManager[None]:
-        if self._offload is not None:
-            self._offload.synchronize()  # digests that were made on the copy stream
-        return self._training_weights()
 
     def _collect(self, epoch: int) -> list[Finding]:
         """One finding for each parameter, whatever the number of its intervals; a note about a buffer is made once."""

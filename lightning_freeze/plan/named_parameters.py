@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch.nn import Module, Parameter
@@ -25,12 +25,10 @@ class NamedParameters:
     """
 
     def __init__(self, module: Module) -> None:
-        self.touched = False
-        """Whether a parameter or module was assigned to the model since `changed` was called."""
+        self.touched = False  # whether a parameter or module was assigned to the model since `changed` was called
         self.module = module
         self._hooks: list[Any] = []
-        self.by_name: dict[str, Parameter] = {}
-        """Every name with its parameter, as they were last read."""
+        self.by_name: dict[str, Parameter] = {}  # every name with its parameter, as they were last read
         self._known: set[int] = set()
         self.refresh()
 
@@ -46,18 +44,12 @@ class NamedParameters:
         return [f"{len(found)} parameter(s) were {what}: {listed(found)}." for what, found in kinds.items() if found]
 
     def changed(self, walk: bool = False) -> bool:
-        """Whether the model has a parameter that was not there.
-
-        Args:
-            walk: Whether to look even though no hook saw an assignment.
-        """
+        """Whether the model has a parameter that was not there; with ``walk``, also where no hook saw an assignment."""
         if not (self.touched or walk):
             return False
         self.touched = False
-        return not self._known.issuperset(self._identities())
-
-    def _identities(self) -> Iterator[int]:
-        return (id(p) for module in self.module.modules() for p in module._parameters.values())
+        now = (id(p) for module in self.module.modules() for p in module._parameters.values())
+        return not self._known.issuperset(now)
 
     def replaced(self) -> dict[int, Parameter]:
         """The identity of each parameter that is gone, and the one that has its name now."""

@@ -15,8 +15,7 @@ from lightning_freeze.errors import ScheduleError, is_list, one_of, whole_number
 from lightning_freeze.plan.phase import BoundPhase, Phase
 from lightning_freeze.plan.schedule import NO_END, REST, Layout, Plan, Position, Schedule
 
-Change = Literal["step", "batch"]
-"""When what trains may change."""
+Change = Literal["step", "batch"]  # when what trains may change
 
 
 class Phases(Schedule):

@@ -15,9 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.holds.snapshots import elements
 
-LARGE = (
-    4096  # elements; 8-bit optimizers treat smaller parameters differently, so a proxy of a larger one keeps as many
-)
+LARGE = 4096  # elements; 8-bit optimizers treat smaller parameters differently, so proxies of larger ones keep as many
 MOST_COPIED = 1 << 20  # elements; nothing larger that an optimizer holds is copied
 MOST_KINDS = 24  # of parameters; an optimizer whose param groups have more is tried on the first of them
 _MOST_FULL_SIZE = 1 << 16  # elements of all parameters; trials of more would take long
@@ -89,7 +87,10 @@ def small_plan(optimizer: Optimizer) -> ProxyPlan:
     """
     nested = nested_optimizers(optimizer)
     held_by = [set(map(id, parameters_of(inner))) for inner in nested[1:]]
-    switches = [_switches(group) for group in optimizer.param_groups]
+    switches = [
+        tuple((key, _switch(value)) for key, value in group.items() if key not in _NO_SWITCHES)
+        for group in optimizer.param_groups
+    ]
     by_size = _has_size_options(nested)
     found: dict[Any, int] = {}
     models: list[tuple[int, Tensor, tuple[int, ...]]] = []
@@ -148,10 +149,6 @@ def _trained(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
             differentiable = p.dtype.is_floating_point or p.dtype.is_complex
             if differentiable and p.requires_grad and not isinstance(p, UninitializedTensorMixin):
                 yield number, p
-
-
-def _switches(group: Mapping[str, Any]) -> tuple[tuple[str, object], ...]:
-    return tuple((key, _switch(value)) for key, value in group.items() if key not in _NO_SWITCHES)
 
 
 def _switch(value: object) -> object:
