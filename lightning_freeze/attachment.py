@@ -76,11 +76,9 @@ class Attachment:
         loop.hold(plan, built, attach=attach, fresh=epoch is not None)
         return loop
 
-    def hold_others(self, optimizers: Sequence[Optimizer]) -> Loop:
+    def hold_others(self, before: Loop, optimizers: Sequence[Optimizer]) -> Loop:
         """Go on with other optimizers, where the run is; the loop that does."""
-        place, before = self._place, self._place.loop
-        assert before is not None
-        names = before.members.names
+        place, names = self._place, before.members.names
         before.built.holds.replaced(names.replaced())
         self._audit.check()
         checked, self._audit.weights = self._audit.checked, None
@@ -100,10 +98,9 @@ class Attachment:
             rows = self._audit.ranks.gathered(torch.tensor([variable_batch_size]))
             self._variable_batch_size = any(bool(row[0]) for row in rows)
 
-    def decide_again(self) -> None:
+    def decide_again(self, loop: Loop) -> None:
         """Before the first step: code that was compiled since counts too, and batches of several sizes."""
-        loop = self._place.loop
-        if loop is None or not self.backward.skips:
+        if not self.backward.skips:
             return
         now = frozenset(compiled(loop.context.module))
         if now != self._compiled or (now and self._variable_batch_size):

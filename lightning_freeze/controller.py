@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -39,19 +40,19 @@ _LOG = logging.getLogger("lightning_freeze")
 _FORESEEN = 3000  # windows in which the longest frozen interval is looked for
 
 _MOVED = {
-    "hear": ("metrics", "log"),
-    "awaits": ("metrics", "awaited"),
-    "unheard": ("metrics", "missing"),
-    "unlogged": ("metrics", "unlogged"),
-    "position": ("preview", "position"),
-    "sizes": ("preview", "sizes"),
-    "hears_backward": ("needs_backward",),
-    "check": ("audit", "check"),
-    "counts": ("audit", "counts"),
-    "add": ("log", "add"),
-    "explain": ("holds", "explain"),
-    "before_backward": ("holds", "before_backward"),
-    "optimizer_state": ("options", "optimizer_state"),
+    "hear": "metrics.log",
+    "awaits": "metrics.awaited",
+    "unheard": "metrics.missing",
+    "unlogged": "metrics.unlogged",
+    "position": "preview.position",
+    "sizes": "preview.sizes",
+    "hears_backward": "needs_backward",
+    "check": "audit.check",
+    "counts": "audit.counts",
+    "add": "log.add",
+    "explain": "holds.explain",
+    "before_backward": "holds.before_backward",
+    "optimizer_state": "options.optimizer_state",
 }
 """Former names, and where they are now."""
 
@@ -151,7 +152,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """Former names are found where they are now, with a warning."""
         if name not in _MOVED:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        now = ".".join(_MOVED[name])
+        now = _MOVED[name]
         warnings.warn(f"FreezeController.{name} is now FreezeController.{now}", DeprecationWarning, stacklevel=2)
         return attrgetter(now)(self)
 
@@ -296,13 +297,8 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         loop.hooks.attach()
         loop.built.holds.begin()
         self.audit.exempt.begin(whole=state is None)
-        setup.warn_of_step_counters(
-            loop.members,
-            self.traits,
-            lambda: self.preview(windows_per_epoch or NO_END, windows=_FORESEEN),
-            at.updates,
-            self._attachment.closures,
-        )
+        coming = partial(self.preview, windows_per_epoch or NO_END, windows=_FORESEEN)
+        setup.warn_of_step_counters(loop.members, self.traits, coming, at.updates, self._attachment.closures)
         self.log.record(setup.run_record(self.schedule, self.groups, loop.members, at, state is not None))
 
     def begin_step(self, epoch: int | None = None, optimizers: Sequence[Optimizer] | None = None) -> None:
@@ -317,9 +313,9 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """
         loop = self._place.loop or self._loop
         if optimizers is not None and not same_objects(optimizers, loop.given):
-            loop = self._attachment.hold_others(optimizers)
+            loop = self._attachment.hold_others(loop, optimizers)
         if loop.state is RunState.ATTACHED:
-            self._attachment.decide_again()
+            self._attachment.decide_again(loop)
             loop.built.holds.begin()
         loop.begin_step(epoch)
 
@@ -412,11 +408,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             "epoch_updates": self.audit.updates_before,
             "logged": sorted(self.metrics.logged),
         }
-        return {
-            "version": checkpoint.VERSION,
-            **self._place.identity.as_dict(),
-            **checkpoint.to_builtins(rest),
-        }
+        return {"version": checkpoint.VERSION, **self._place.identity.as_dict(), **checkpoint.to_builtins(rest)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was made.

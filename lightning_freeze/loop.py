@@ -108,6 +108,7 @@ class Loop:
     """What trains, decided from the plan and applied through the holds."""
 
     built: Built
+    plan: Plan  # the schedule, bound to the optimizers as they are now
     given: tuple[Optimizer, ...] = ()  # the optimizers as they were given, with what wraps them
 
     def __init__(
@@ -128,9 +129,9 @@ class Loop:
 
     def hold(self, plan: Plan, built: Built, attach: bool, fresh: bool) -> None:
         """Take plan and holds, decide what trains, and hook into the optimizers, where steps are the run's by now."""
-        self.built = built
+        self.built, self.plan = built, plan
         self.hooks = StepHooks(self.members.steps, built.holds, self._arrives, self._ran)
-        self._place.plan, self._place.loop = plan, self  # now that it can be detached
+        self._place.loop = self  # now that it can be detached
         self._remember()
         self.members.names.attach()
         self.decide()
@@ -139,12 +140,6 @@ class Loop:
         built.holds.attach()
         if fresh:
             self.begin_epoch()
-
-    @property
-    def plan(self) -> Plan:
-        """The schedule, bound to the optimizers as they are now."""
-        assert self._place.plan is not None
-        return self._place.plan
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -256,14 +251,8 @@ class Loop:
         """The groups that train again within a few updates, if every group finds its gradients."""
         at, optimizers = self._place.at, len(self.members.steps)
         length, made = self._place.epoch_length or NO_END, at.total - self._place.steps.first
-        coming = preview(
-            self.plan,
-            -(-SHORTEST // optimizers),
-            lambda epoch: -(-length // optimizers),
-            tuple(range(optimizers)),
-            at,
-            done=made // optimizers,
-        )
+        windows, in_epoch = -(-SHORTEST // optimizers), -(-length // optimizers)
+        coming = preview(self.plan, windows, in_epoch, tuple(range(optimizers)), at, done=made // optimizers)
         return frozenset().union(*(step.trained for step in coming))
 
     def stalled(self) -> list[Finding]:
@@ -338,10 +327,9 @@ class Loop:
         holds.thaw(members.everything(), self._split)
         try:
             lines = members.refresh()
-            plan = self._place.schedule.bind(members.layout)
+            self.plan = self._place.schedule.bind(members.layout)
         except SelectionError as error:
             raise SelectionError(f"the model has other parameters, {self._place.when}: {error}") from None
-        self._place.plan = plan
         self._remember()
         holds.rebind(members)
         self.sets = self._announced = self._applied = ()
@@ -354,7 +342,7 @@ class Loop:
     def _remember(self) -> None:
         """Keep what outlives the attachment."""
         place = self._place
-        place.groups, place.held_groups = self.members.groups, self.members.held_groups
+        place.plan, place.groups, place.held_groups = self.plan, self.members.groups, self.members.held_groups
         for group in self.plan.start().updates:
             place.at.updates.setdefault(group, 0)
 

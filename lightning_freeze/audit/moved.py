@@ -33,7 +33,7 @@ class MovedAudit:
         groups: Mapping[str, Sequence[tuple[str, Tensor]]],  # group to (FQN, parameter) of its members
         rate: Callable[[Tensor], float],  # gives the learning rate that a parameter has now
         need_not_move: Callable[[Tensor], bool] = lambda parameter: False,  # called at an epoch's end
-        known: Callable[[Tensor], Digest | None] = lambda parameter: None,  # gives a digest made a moment ago
+        known: Callable[[int], Digest | None] = lambda key: None,  # gives a digest made a moment ago, by identity
         split: bool = False,  # whether this process holds parts of parameters
     ) -> None:
         self.last_moved: frozenset[str] = frozenset()  # what the last epoch moved, of the groups that were to train
@@ -61,7 +61,7 @@ class MovedAudit:
     def begin_epoch(self) -> None:
         """Remember the bits of everything that may train."""
         parameters = [parameter for members in self._groups.values() for _, parameter in members]
-        self._before = {id(parameter): self._known(parameter) for parameter in parameters}
+        self._before = {id(parameter): self._known(id(parameter)) for parameter in parameters}
         missing = [parameter for parameter in parameters if self._before[id(parameter)] is None]
         self._before.update(zip(map(id, missing), digests(missing), strict=True))
         self._planned, self._max_grads, self._sampled = set(), {}, defaultdict(set)
