@@ -29,15 +29,11 @@ class Attachment:
         self.backward = Decision(False, "the controller is not attached")
         self.needs_backward = False
         self.traits: dict[int, OptimizerTraits] = {}
-        self.closures: bool | None = None
         self._place = place
         self._options = options
         self._audit = audit
         self._context = context
         self._say = say
-        self._run: RunContext | None = None
-        self._scaler = False
-        self._compiled: frozenset[str] = frozenset()
         self._variable_batch_size = False
 
     def meet(self, run: RunContext | None, scaler: bool, closures: bool | None) -> None:

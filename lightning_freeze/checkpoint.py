@@ -169,11 +169,7 @@ _SAID = {
 
 
 def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) -> tuple[Position, list[str]]:
-    """Where a saved run was, and what differs from this run.
-
-    Raises:
-        ScheduleError: It is of another version, or differs; the message shows the difference.
-    """
+    """Where a saved run was, and what differs from this run; refused where it was altered or may not differ."""
     if state.get("version") != VERSION:
         raise ScheduleError(
             f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads "

@@ -139,7 +139,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         self.options = setup.Options(skip_backward, optimizer_state, frozen_modules == "eval", audit)
         self.log = Log(record)
         self._place = Place(schedule)
-        self.audit = RunAudit(model, self.log, self._place.position, suspects)
+        self.audit = RunAudit(model, self.log, lambda: self._place.at, suspects)
         context = RunContext(model, wrapper, compiled=is_compiled)
         self._attachment = Attachment(self._place, self.options, self.audit, context, say)
         self._on_change = on_schedule_change
@@ -296,10 +296,9 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             checkpoint.warn_of_lost_value(at, self.metrics.awaited, at.epoch if epoch is None else epoch)
         loop.hooks.attach()
         loop.built.holds.begin()
-        self.audit.exempt.begin(whole=state is None)
         coming = partial(self.preview, windows_per_epoch or NO_END, windows=_FORESEEN)
         setup.warn_of_step_counters(loop.members, self.traits, coming, at.updates, self._attachment.closures)
-        self.log.record(setup.run_record(self.schedule, self.groups, loop.members, at, state is not None))
+        setup.begin_audit(self.audit, self.schedule, loop.members, resumed=state is not None)
 
     def begin_step(self, epoch: int | None = None, optimizers: Sequence[Optimizer] | None = None) -> None:
         """A batch begins.

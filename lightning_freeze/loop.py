@@ -71,10 +71,6 @@ class Place:
         """What a checkpoint must agree with."""
         return Identity(self.schedule, self.groups, self.held_groups)
 
-    def position(self) -> Position:
-        """The position in the schedule."""
-        return self.at
-
     def planned(self) -> tuple[Plan | None, Position]:
         """The plan, where there is one, and the position."""
         return self.plan, self.at
@@ -309,7 +305,6 @@ class Loop:
         return RuntimeError(f"optimizer {step.index} ({name}), {where}after {self.updates()} updates: {what} {fix}")
 
     def _ran(self, step: Step) -> None:
-        """A step ran: neither skipped nor raised."""
         if not step.updated:
             return
         at = self._place.at

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.audit.run_audit import RunAudit, size_of
+from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.errors import SelectionError, UnsupportedError
 from lightning_freeze.holds.backward import SkipBackward as SkipHold
@@ -26,16 +26,14 @@ from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
 from lightning_freeze.loop import Built, Loop
-from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
-from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
+from lightning_freeze.plan.schedule import REST, Plan, Schedule
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.proxies import nested_optimizers
 from lightning_freeze.probe.step_counters import first_update, supports_state_reset
 from lightning_freeze.probe.verdict import hold_method
-from lightning_freeze.report.records import Record
 
 _ALIKE = 0.05
 
@@ -115,9 +113,6 @@ def _refuses_state(mode: OptimizerState, optimizer: Optimizer, wanted: Mapping[i
     return None
 
 
-# --- what each optimizer needs ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Options:
     """The arguments of `FreezeController` that choose holds."""
@@ -163,11 +158,7 @@ def learn(
 
 
 def fully_frozen_reason(members: Membership, plan: Plan) -> str | None:
-    """Under a GradScaler: why an optimizer can come to a step with nothing to train; None where none can.
-
-    Raises:
-        UnsupportedError: It is fused: torch's scaler then fails with "No inf checks were recorded".
-    """
+    """Under a GradScaler: why an optimizer can come to a step with nothing to train; refused where it is fused."""
     reason = None
     for step in members.steps:
         why = plan.can_be_fully_frozen(step.index) if step.members else None
@@ -225,9 +216,6 @@ def warn_of_step_counters(
             )
 
 
-# --- the holds --------------------------------------------------------------------------------------------------------
-
-
 def build_holds(
     loop: Loop, plan: Plan, audit: RunAudit, options: Options, decision: Decision, *, scaler: bool
 ) -> Built:
@@ -268,9 +256,6 @@ def build_holds(
     ]
     present = Holds(hold for hold in holds if hold is not None)
     return Built(present, weights, skip, scaler or decision.reducer is not None)
-
-
-# --- what is logged once ----------------------------------------------------------------------------------------------
 
 
 def _say_outside(members: Membership, say: Callable[[str], None]) -> None:
@@ -318,17 +303,14 @@ def say_what_is_held(loop: Loop, options: Options, decision: Decision) -> None:
         )
 
 
-def run_record(schedule: Schedule, groups: Groups, members: Membership, at: Position, resumed: bool) -> Record:
-    """The record that a run begins with."""
-    return {
-        "type": "run",
-        "schedule": schedule.describe(),
-        "groups": {group: size_of(m.parameter for m in found) for group, found in groups.members.items()},
-        "users_own": list(groups.frozen_by_user),  # a key in files since the first version
-        **({"moved_by": dict(groups.reasons)} if groups.reasons else {}),
-        "rest": groups.rest,
-        "optimizers": [type(step.optimizer).__qualname__ for step in members.steps],
-        "updates_before": at.total,
-        "epoch": at.epoch,
-        "resumed": resumed,
-    }
+def begin_audit(audit: RunAudit, schedule: Schedule, members: Membership, resumed: bool) -> None:
+    """Begin to audit, with what else the record of a scheduled run holds."""
+    groups = members.groups
+    audit.begin(
+        {group: [m.parameter for m in found] for group, found in groups.members.items()},
+        resumed,
+        schedule=schedule.describe(),
+        users_own=list(groups.frozen_by_user),  # a key in files since the first version
+        rest=groups.rest,
+        optimizers=[type(step.optimizer).__qualname__ for step in members.steps],
+    )

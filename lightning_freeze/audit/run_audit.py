@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,12 +19,6 @@ from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Log, Record
-
-
-def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:
-    """The numbers of parameters and elements, as a ``run`` record holds them."""
-    found = list(parameters)
-    return {"parameters": len(found), "elements": sum(0 if is_lazy(p) else p.numel() for p in found)}
 
 
 class RunAudit:
@@ -56,6 +50,24 @@ class RunAudit:
         self._mismatches.clear()
         self.shards = Shards(self._module)
         self.split = self.ranks.is_distributed and is_split(context.wrapper)
+
+    def begin(self, groups: Mapping[str, Sequence[Tensor]], resumed: bool, **more: object) -> None:
+        """Training begins: record the run, and remember the bits of what is exempt."""
+        self.exempt.begin(whole=not resumed)
+        self.log.record(
+            {
+                "type": "run",
+                **more,
+                "groups": {
+                    group: {"parameters": len(found), "elements": sum(0 if is_lazy(p) else p.numel() for p in found)}
+                    for group, found in groups.items()
+                },
+                **({"moved_by": dict(self.exempt.reasons)} if self.exempt.reasons else {}),
+                "updates_before": self._place().total,
+                "epoch": self._place().epoch,
+                "resumed": resumed,
+            }
+        )
 
     def begin_epoch(self) -> None:
         """An epoch begins."""

@@ -132,7 +132,7 @@ class WeightAudit(Hold):
         self._buffers = now
 
     def stepped(
-        self, planned: frozenset[str], updated: frozenset[str], leaked: Sequence[Tensor], optimizer: int = 0
+        self, planned: frozenset[str], updated: frozenset[str], leaked: Sequence[Tensor], optimizer: int
     ) -> None:
         """An optimizer has stepped: what was to train, which groups had a gradient, and frozen parameters that did."""
         self.moved.stepped(planned, updated, optimizer)

@@ -143,7 +143,6 @@ class Step:
 
 
 def _without_gradient(held: Sequence[Parameter]) -> bool:
-    """Whether no parameter of a group has a gradient."""
     # FSDP1 keeps parameters without elements whole on other ranks: a group of these alone is taken to have a gradient.
     here = [parameter for parameter in held if isinstance(parameter, UninitializedTensorMixin) or parameter.numel()]
     return bool(here) and all(parameter.grad is None for parameter in here)

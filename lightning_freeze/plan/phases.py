@@ -354,7 +354,6 @@ class _PhasesPlan(Plan):
         self._next(at)
 
     def _next(self, at: Position) -> None:
-        """Enter the next phase."""
         before = self._current(at)
         ramp = before.phase.ramp or 0
         rising = {group: thawed for group, thawed in at.thawed.items() if at.updates.get(group, 0) - thawed < ramp}

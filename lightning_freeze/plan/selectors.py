@@ -68,11 +68,9 @@ def parse(group: str, selector: object) -> ParsedSelector:
     include: list[Pattern] = []
     exclude: list[Pattern] = []
     each: list[Pattern] = []
-    by: str | None = None
     for item in _as_list(selector):
         for key, text in _texts(group, item):
             {"except": exclude, "each": each}.get(key, include).append(_pattern(group, text, key))
-        by = by or (item.get("by") if isinstance(item, Mapping) else None)
     if each and include:
         raise SelectionError(f"group {group!r} mixes `each:` with other selectors. Make it two groups.")
     if len(each) > 1:
@@ -82,7 +80,11 @@ def parse(group: str, selector: object) -> ParsedSelector:
         )
     if not each and not include:
         raise SelectionError(f"group {group!r} selects nothing: {selector!r}. Name a module, such as 'encoder'.")
-    return ParsedSelector(each or include, exclude, bool(each), by)
+    return ParsedSelector(each or include, exclude, bool(each), _moved_by(selector))
+
+
+def _moved_by(selector: object) -> str | None:
+    return next((item["by"] for item in _as_list(selector) if isinstance(item, Mapping) and "by" in item), None)
 
 
 def check_selector(group: str, selector: object) -> None:

@@ -87,10 +87,7 @@ def small_plan(optimizer: Optimizer) -> ProxyPlan:
     """
     nested = nested_optimizers(optimizer)
     held_by = [set(map(id, parameters_of(inner))) for inner in nested[1:]]
-    switches = [
-        tuple((key, _switch(value)) for key, value in group.items() if key not in _NO_SWITCHES)
-        for group in optimizer.param_groups
-    ]
+    switches = [_switches(group) for group in optimizer.param_groups]
     by_size = _has_size_options(nested)
     found: dict[Any, int] = {}
     models: list[tuple[int, Tensor, tuple[int, ...]]] = []
@@ -149,6 +146,10 @@ def _trained(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
             differentiable = p.dtype.is_floating_point or p.dtype.is_complex
             if differentiable and p.requires_grad and not isinstance(p, UninitializedTensorMixin):
                 yield number, p
+
+
+def _switches(group: Mapping[str, Any]) -> tuple[tuple[str, object], ...]:
+    return tuple((key, _switch(value)) for key, value in group.items() if key not in _NO_SWITCHES)
 
 
 def _switch(value: object) -> object:

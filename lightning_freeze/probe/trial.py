@@ -207,7 +207,6 @@ class Trial:
 
 
 def _groups(proxies: Proxies) -> Mapping[str, tuple[nn.Parameter, ...]]:
-    """The groups of a trial that hold something."""
     frozen = set(proxies.frozen)
     trained = [[p for p in held if p not in frozen] for held in proxies.groups.values()]
     trained = list(filter(None, trained))
