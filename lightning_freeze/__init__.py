@@ -9,23 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_freeze.audit.fingerprint import fingerprint
-    from lightning_freeze.controller import FreezeController
-    from lightning_freeze.errors import ScheduleError, SelectionError, UnsupportedError
+    from lightning_freeze.audit.fingerprint import fingerprint as fingerprint
+    from lightning_freeze.controller import FreezeController as FreezeController
+    from lightning_freeze.errors import ScheduleError as ScheduleError
+    from lightning_freeze.errors import SelectionError as SelectionError
+    from lightning_freeze.errors import UnsupportedError as UnsupportedError
     from lightning_freeze.inputs.audit import audit_inputs as audit_inputs
-    from lightning_freeze.plan.every import Every
-    from lightning_freeze.plan.groups import resolve_groups
-    from lightning_freeze.plan.phase import Phase
-    from lightning_freeze.plan.phases import Phases
-    from lightning_freeze.plan.pick import Pick
-    from lightning_freeze.plan.schedule import Schedule
-    from lightning_freeze.plan.suggest import suggest_groups
-    from lightning_freeze.plan.until import Until
-    from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
-    from lightning_freeze.report.findings import Finding, FreezeViolation
-    from lightning_freeze.trainer.freeze_audit import FreezeAudit
-    from lightning_freeze.trainer.input_audit import InputAudit
-    from lightning_freeze.trainer.scheduler import AlternatingFreeze, FreezeScheduler
+    from lightning_freeze.plan.every import Every as Every
+    from lightning_freeze.plan.groups import resolve_groups as resolve_groups
+    from lightning_freeze.plan.phase import Phase as Phase
+    from lightning_freeze.plan.phases import Phases as Phases
+    from lightning_freeze.plan.pick import Pick as Pick
+    from lightning_freeze.plan.schedule import Schedule as Schedule
+    from lightning_freeze.plan.suggest import suggest_groups as suggest_groups
+    from lightning_freeze.plan.until import Until as Until
+    from lightning_freeze.probe.probe import OptimizerTraits as OptimizerTraits
+    from lightning_freeze.probe.probe import probe_optimizer as probe_optimizer
+    from lightning_freeze.report.findings import Finding as Finding
+    from lightning_freeze.report.findings import FreezeViolation as FreezeViolation
+    from lightning_freeze.trainer.freeze_audit import FreezeAudit as FreezeAudit
+    from lightning_freeze.trainer.input_audit import InputAudit as InputAudit
+    from lightning_freeze.trainer.scheduler import AlternatingFreeze as AlternatingFreeze
+    from lightning_freeze.trainer.scheduler import FreezeScheduler as FreezeScheduler
 
 __version__ = "0.1.0"
 
@@ -50,30 +55,7 @@ _NAMES = {
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "AlternatingFreeze",
-    "Every",
-    "Finding",
-    "FreezeAudit",
-    "FreezeController",
-    "FreezeScheduler",
-    "FreezeViolation",
-    "InputAudit",
-    "OptimizerTraits",
-    "Phase",
-    "Phases",
-    "Pick",
-    "Schedule",
-    "ScheduleError",
-    "SelectionError",
-    "UnsupportedError",
-    "Until",
-    "audit_inputs",
-    "fingerprint",
-    "probe_optimizer",
-    "resolve_groups",
-    "suggest_groups",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

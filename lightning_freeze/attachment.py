@@ -18,7 +18,6 @@ from lightning_freeze.holds.skip_decision import Decision
 from lightning_freeze.loop import Loop, Place
 from lightning_freeze.plan.groups import regroup
 from lightning_freeze.plan.membership import Membership, held_by, refuse_foreign
-from lightning_freeze.plan.schedule import Schedule
 from lightning_freeze.probe.probe import OptimizerTraits
 
 
@@ -26,27 +25,16 @@ class Attachment:
     """Makes the loop of a run from its optimizers, and another where they are rebuilt."""
 
     def __init__(
-        self,
-        place: Place,
-        schedule: Schedule,
-        options: setup.Options,
-        audit: RunAudit,
-        context: RunContext,
-        say: Callable[[str], None],
+        self, place: Place, options: setup.Options, audit: RunAudit, context: RunContext, say: Callable[[str], None]
     ) -> None:
         self.backward = Decision(False, "the controller is not attached")
         self.needs_backward = False
         self.traits: dict[int, OptimizerTraits] = {}
-        self.closures: bool | None = None
         self._place = place
-        self._schedule = schedule
         self._options = options
         self._audit = audit
         self._context = context
         self._say = say
-        self._run: RunContext | None = None
-        self._scaler = False
-        self._compiled: frozenset[str] = frozenset()
         self._variable_batch_size = False
 
     def meet(self, run: RunContext | None, scaler: bool, closures: bool | None) -> None:
@@ -54,13 +42,7 @@ class Attachment:
         self._run, self._scaler, self.closures = run, scaler, closures
 
     def hold(self, given: Sequence[Optimizer], *, attach: bool = True, epoch: int | None = None) -> Loop:
-        """Hold by these optimizers; the loop that does.
-
-        Args:
-            given: The optimizers, or what wraps them.
-            attach: Whether steps are the run's from now on.
-            epoch: The epoch to begin in; None where the run goes on.
-        """
+        """Hold by these optimizers, which may be wrapped; the loop that does. Without an epoch the run goes on."""
         place, self.traits = self._place, {}
         optimizers = tuple(map(plain_optimizer, given))
         context = self._run or replace(self._context, manual_optimization=len(optimizers) > 1)
@@ -70,27 +52,18 @@ class Attachment:
         setup.refuse_optimizers(optimizers, freezable)
         members = Membership(context.module, place.groups, optimizers)
         refuse_foreign(members, self._say)
-        plan = self._schedule.bind(members.layout)
-        setup.check_optimizers(members, plan, place.groups, self._options)
-        for index, found in setup.learn(
-            members, plan, place.groups.rest, self.closures, self._say, self._options.audit
-        ):
+        plan = place.schedule.bind(members.layout)
+        rated = (m.parameter for group in plan.rated for m in place.groups.members.get(group, ()))
+        setup.refuse_state(self._options.optimizer_state, optimizers, members.scheduled)
+        setup.refuse_without_rate(optimizers, rated)
+        for index, found in setup.learn(members, plan, self._options, self.closures, self._say):
             self.traits[index] = found
         context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if self._scaler else None)
         self.backward = setup.decide_skipping(self._options.skip_backward, context, plan, members)
         self._compiled = frozenset(compiled(context.module))
-        loop = Loop(place, self._schedule, members, self._audit, context, self._say)
+        loop = Loop(place, members, self._audit, context, self._say)
         loop.given = tuple(given)
-        built = setup.build_holds(
-            loop,
-            self._audit,
-            members,
-            self._options,
-            context,
-            self.backward,
-            rated=bool(plan.rated),
-            scaler=self._scaler,
-        )
+        built = setup.build_holds(loop, plan, self._audit, self._options, self.backward, scaler=self._scaler)
         self._audit.weights, self.needs_backward = built.weights, built.needs_backward
         what = "the schedule, the groups and the optimizers that the ranks were given"
         refuse_mismatch("before training", what, self._mismatch(members))
@@ -101,10 +74,9 @@ class Attachment:
         loop.hold(plan, built, attach=attach, fresh=epoch is not None)
         return loop
 
-    def hold_others(self, optimizers: Sequence[Optimizer]) -> Loop:
+    def hold_others(self, before: Loop, optimizers: Sequence[Optimizer]) -> Loop:
         """Go on with other optimizers, where the run is; the loop that does."""
-        place, before = self._place, self._place.loop
-        assert before is not None
+        place = self._place
         before.verify()
         self._audit.check()
         checked, self._audit.weights = self._audit.checked, None
@@ -128,10 +100,9 @@ class Attachment:
             rows = self._audit.ranks.gathered(torch.tensor([variable_batch_size]))
             self._variable_batch_size = any(bool(row[0]) for row in rows)
 
-    def decide_again(self) -> None:
+    def decide_again(self, loop: Loop) -> None:
         """Before the first step: code that was compiled since counts too, and batches of several sizes."""
-        loop = self._place.loop
-        if loop is None or not self.backward.skips:
+        if not self.backward.skips:
             return
         now = frozenset(compiled(loop.context.module))
         if now != self._compiled or (now and self._variable_batch_size):
@@ -145,7 +116,7 @@ class Attachment:
         """What differs between what the ranks were given."""
         return self._audit.ranks.disagreement(
             {
-                **Identity(self._schedule, members.groups, members.held_groups).as_dict(),
+                **Identity(self._place.schedule, members.groups, members.held_groups).as_dict(),
                 "excluded": [step.excludes for step in members.steps],
                 "skip_backward": self.backward.skips,
                 "optimizer_state": self._options.optimizer_state,

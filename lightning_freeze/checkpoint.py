@@ -24,8 +24,7 @@ class Identity:
 
     schedule: Schedule
     groups: Groups
-    optimizers: Sequence[Sequence[str]]
-    """For each optimizer the groups that it holds, sorted."""
+    optimizers: Sequence[Sequence[str]]  # for each optimizer the groups that it holds, sorted
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins alone."""
@@ -113,8 +112,7 @@ _SCHEMA: _Schema = {
     "epoch_updates": _COUNTS,
     "logged": _NAMES,
 }
-_LATER = {"logged", "moved_by_user", *SINCE_METRICS}
-"""Keys that the first release did not write."""
+_LATER = {"logged", "moved_by_user", *SINCE_METRICS}  # keys that the first release did not write
 
 
 def _check(value: object, schema: _Kind | _Schema, key: str) -> None:
@@ -171,19 +169,14 @@ _SAID = {
 
 
 def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) -> tuple[Position, list[str]]:
-    """Where a saved run was, and what differs from this run.
-
-    Raises:
-        ScheduleError: It is of another version, or differs; the message shows the difference.
-    """
+    """Where a saved run was, and what differs from this run; refused where it was altered or may not differ."""
     if state.get("version") != VERSION:
         raise ScheduleError(
             f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads "
             f"{VERSION}. Resume with the release of lightning-freeze that wrote it."
         )
-    _check(
-        {key: value for key, value in state.items() if key in _SCHEMA}, _SCHEMA, ""
-    )  # callbacks add keys of their own
+    # Callbacks add keys of their own.
+    _check({key: value for key, value in state.items() if key in _SCHEMA}, _SCHEMA, "")
     _check_references(state)
     ours = mine.as_dict()
     found = [

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -39,19 +40,19 @@ _LOG = logging.getLogger("lightning_freeze")
 _FORESEEN = 3000  # windows in which the longest frozen interval is looked for
 
 _MOVED = {
-    "hear": ("metrics", "log"),
-    "awaits": ("metrics", "awaited"),
-    "unheard": ("metrics", "missing"),
-    "unlogged": ("metrics", "unlogged"),
-    "position": ("preview", "position"),
-    "sizes": ("preview", "sizes"),
-    "hears_backward": ("needs_backward",),
-    "check": ("audit", "check"),
-    "counts": ("audit", "counts"),
-    "add": ("log", "add"),
-    "explain": ("holds", "explain"),
-    "before_backward": ("holds", "before_backward"),
-    "optimizer_state": ("options", "optimizer_state"),
+    "hear": "metrics.log",
+    "awaits": "metrics.awaited",
+    "unheard": "metrics.missing",
+    "unlogged": "metrics.unlogged",
+    "position": "preview.position",
+    "sizes": "preview.sizes",
+    "hears_backward": "needs_backward",
+    "check": "audit.check",
+    "counts": "audit.counts",
+    "add": "log.add",
+    "explain": "holds.explain",
+    "before_backward": "holds.before_backward",
+    "optimizer_state": "options.optimizer_state",
 }
 """Former names, and where they are now."""
 
@@ -137,12 +138,11 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         self.schedule = schedule
         self.options = setup.Options(skip_backward, optimizer_state, frozen_modules == "eval", audit)
         self.log = Log(record)
-        self._place = Place()
-        self.audit = RunAudit(model, self.log, self._place.position, suspects)
+        self._place = Place(schedule)
+        self.audit = RunAudit(model, self.log, lambda: self._place.at, suspects)
         context = RunContext(model, wrapper, compiled=is_compiled)
-        self._attachment = Attachment(self._place, schedule, self.options, self.audit, context, say)
+        self._attachment = Attachment(self._place, self.options, self.audit, context, say)
         self._on_change = on_schedule_change
-        self._say = say
         self._place.groups = group_parameters(model, selectors_for(model, dict(groups or {}), schedule), rest)
         self.audit.exempt = Exemptions(model, self.groups)
         self.metrics = MetricLog(schedule, self._place.planned, self._place.logged)
@@ -152,7 +152,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """Former names are found where they are now, with a warning."""
         if name not in _MOVED:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        now = ".".join(_MOVED[name])
+        now = _MOVED[name]
         warnings.warn(f"FreezeController.{name} is now FreezeController.{now}", DeprecationWarning, stacklevel=2)
         return attrgetter(now)(self)
 
@@ -253,10 +253,9 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """
         self.detach()
         self._attachment.meet(run, scaler, closures)
-        self._attachment.hold(optimizers, attach=not waits, epoch=epoch)
-        loop = self._loop
-        setup.say_frozen_by_user(self.groups, self._say)
-        setup.say_what_is_held(loop.plan, self.groups, self.options, self.backward, loop.members, self._say)
+        setup.say_what_is_held(
+            self._attachment.hold(optimizers, attach=not waits, epoch=epoch), self.options, self.backward
+        )
 
     def begin(
         self,
@@ -297,15 +296,9 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             checkpoint.warn_of_lost_value(at, self.metrics.awaited, at.epoch if epoch is None else epoch)
         loop.hooks.attach()
         loop.built.holds.begin()
-        self.audit.exempt.begin(whole=state is None)
-        setup.warn_of_step_counters(
-            loop.members,
-            self.traits,
-            lambda: self.preview(windows_per_epoch or NO_END, windows=_FORESEEN),
-            at.updates,
-            self._attachment.closures,
-        )
-        self.log.record(setup.run_record(self.schedule, self.groups, loop.members, at, state is not None))
+        coming = partial(self.preview, windows_per_epoch or NO_END, windows=_FORESEEN)
+        setup.warn_of_step_counters(loop.members, self.traits, coming, at.updates, self._attachment.closures)
+        setup.begin_audit(self.audit, self.schedule, loop.members, resumed=state is not None)
 
     def begin_step(self, epoch: int | None = None, optimizers: Sequence[Optimizer] | None = None) -> None:
         """A batch begins.
@@ -319,9 +312,9 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """
         loop = self._place.loop or self._loop
         if optimizers is not None and not same_objects(optimizers, loop.given):
-            loop = self._attachment.hold_others(optimizers)
+            loop = self._attachment.hold_others(loop, optimizers)
         if loop.state is RunState.ATTACHED:
-            self._attachment.decide_again()
+            self._attachment.decide_again(loop)
             loop.built.holds.begin()
         loop.begin_step(epoch)
 
@@ -389,11 +382,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
 
     def finish(self) -> list[Finding]:
         """The fit ends: a last comparison, called by all ranks together."""
-        found = self.audit.finish()
-        if self.audit.begun:
-            self.flush()
-            self.log.record(self.audit.counts())
-        return found
+        return self.audit.finish(self.flush)
 
     def flush(self) -> None:
         """Record the steps made since the last epoch's end."""
@@ -427,11 +416,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             "epoch_updates": self.audit.updates_before,
             "logged": sorted(self.metrics.logged),
         }
-        return {
-            "version": checkpoint.VERSION,
-            **self._place.identity(self.schedule).as_dict(),
-            **checkpoint.to_builtins(rest),
-        }
+        return {"version": checkpoint.VERSION, **self._place.identity.as_dict(), **checkpoint.to_builtins(rest)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was made.
@@ -440,7 +425,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             ScheduleError: It was made under another schedule or with other groups; the message shows the difference.
         """
         loop = self._loop
-        position, differences = checkpoint.read(state, self._place.identity(self.schedule), self._on_change)
+        position, differences = checkpoint.read(state, self._place.identity, self._on_change)
         self.metrics.logged = set(state.get("logged", ()))
         if differences:
             checkpoint.carry_over(position, loop.plan, len(loop.members.steps))

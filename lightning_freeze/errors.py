@@ -80,11 +80,7 @@ def is_list(value: object) -> TypeGuard[Sequence[object]]:
 
 
 def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
-    """A count from a schedule, or an error that teaches.
-
-    Raises:
-        ScheduleError: It is not a whole number of at least ``least``.
-    """
+    """A count from a schedule, or an error that teaches."""
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -99,11 +95,7 @@ def whole_number(value: object, key: str, meaning: str, least: int = 1) -> int:
 
 
 def one_of(key: str, value: object, valid: tuple[str | bool, ...]) -> None:
-    """Refuse a word that is none of those that an argument takes.
-
-    Raises:
-        ScheduleError: It is another.
-    """
+    """Refuse a word that is none of those that an argument takes."""
     if not any(value is each or (isinstance(each, str) and value == each) for each in valid):
         near = did_you_mean(str(value), map(str, valid))
         raise ScheduleError(f"`{key}` is {value!r}, but must be one of {', '.join(map(repr, valid))}.{near}", key=key)

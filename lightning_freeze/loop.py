@@ -11,19 +11,21 @@ from torch.optim import Optimizer
 
 from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
+from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.checkpoint import Identity
 from lightning_freeze.errors import SelectionError
+from lightning_freeze.holds.backward import SkipBackward
+from lightning_freeze.holds.hold import Holds
 from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Membership, Sets, Split, Step
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import NO_END, REST, Plan, Position, Schedule
+from lightning_freeze.plan.schedule import NO_END, Plan, Position, Schedule
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Steps
 from lightning_freeze.report.table import folded
-from lightning_freeze.setup import Built
 
 _BEFORE_A_BATCH = (
     "it steps before a batch has begun, with which phases that count epochs and skipped backward work begin.",
@@ -40,43 +42,34 @@ _SECOND_STEP = (
 class RunState(Enum):
     """Where an attached run is; a run that is detached has no loop."""
 
-    ATTACHED = auto()
-    """The optimizers are hooked; no batch has begun."""
+    ATTACHED = auto()  # the optimizers are hooked; no batch has begun
     TRAINING = auto()
-    PAUSED = auto()
-    """Between batches, where nothing is to be seen of the holds."""
+    PAUSED = auto()  # between batches, where nothing is to be seen of the holds
 
 
 @dataclass(eq=False)
 class Place:
     """Where a run is; it outlives the attachment to optimizers."""
 
+    schedule: Schedule
     at: Position = field(default_factory=Position)
-    steps: Steps = field(default_factory=Steps)
-    """The steps since the last epoch's end."""
-    plan: Plan | None = None
-    """The schedule, as it was bound last."""
+    steps: Steps = field(default_factory=Steps)  # since the last epoch's end
+    plan: Plan | None = None  # the schedule, as it was bound last
     loop: Loop | None = None
     groups: Groups = field(default_factory=lambda: Groups({}, {}, (), "train"))
-    held_groups: list[list[str]] = field(default_factory=list)
-    """The groups that each optimizer holds."""
-    epoch_length: int = 0
-    """The updates of the last epoch."""
-    said: set[str] = field(default_factory=set)
-    """What is logged once, and was."""
+    held_groups: list[list[str]] = field(default_factory=list)  # the groups that each optimizer holds
+    epoch_length: int = 0  # the updates of the last epoch
+    said: set[str] = field(default_factory=set)  # what is logged once, and was
 
     @property
     def when(self) -> str:
         """The epoch and the updates so far, for messages."""
         return f"epoch {self.at.epoch}, after {self.at.total} updates"
 
-    def identity(self, schedule: Schedule) -> Identity:
+    @property
+    def identity(self) -> Identity:
         """What a checkpoint must agree with."""
-        return Identity(schedule, self.groups, self.held_groups)
-
-    def position(self) -> Position:
-        """The position in the schedule."""
-        return self.at
+        return Identity(self.schedule, self.groups, self.held_groups)
 
     def planned(self) -> tuple[Plan | None, Position]:
         """The plan, where there is one, and the position."""
@@ -97,30 +90,32 @@ class Place:
         return {"trainable": [sorted(groups) for groups in sets], **self.at.as_dict()}
 
 
+@dataclass(frozen=True)
+class Built:
+    """The holds of a run, and those of them that are asked something."""
+
+    holds: Holds
+    weights: WeightAudit | None
+    skip: SkipBackward
+    needs_backward: bool  # whether something is to be done after each backward
+
+
 class Loop:
     """What trains, decided from the plan and applied through the holds."""
 
     built: Built
-    given: tuple[Optimizer, ...] = ()
-    """The optimizers as they were given, with what wraps them."""
+    plan: Plan  # the schedule, bound to the optimizers as they are now
+    given: tuple[Optimizer, ...] = ()  # the optimizers as they were given, with what wraps them
 
     def __init__(
-        self,
-        place: Place,
-        schedule: Schedule,
-        members: Membership,
-        audit: RunAudit,
-        context: RunContext,
-        say: Callable[[str], None],
+        self, place: Place, members: Membership, audit: RunAudit, context: RunContext, say: Callable[[str], None]
     ) -> None:
         self.members = members
         self.context = context
         self.say = say
         self.said = place.said
         self.state = RunState.ATTACHED
-        self.sets: Sets = ()
-        """What each optimizer trains, as decided."""
-        self._schedule = schedule
+        self.sets: Sets = ()  # what each optimizer trains, as decided
         self._audit = audit
         self._place = place
         self._announced: Sets = ()
@@ -129,17 +124,10 @@ class Loop:
         self._stable_until = 0
 
     def hold(self, plan: Plan, built: Built, attach: bool, fresh: bool) -> None:
-        """Take plan and holds, decide what trains, and hook into the optimizers.
-
-        Args:
-            plan: The schedule, bound to the optimizers.
-            built: The holds.
-            attach: Whether steps are the run's from now on.
-            fresh: Whether an epoch begins.
-        """
-        self.built = built
+        """Take plan and holds, decide what trains, and hook into the optimizers, where steps are the run's by now."""
+        self.built, self.plan = built, plan
         self.hooks = StepHooks(self.members.steps, built.holds, self._arrives, self._ran)
-        self._place.plan, self._place.loop = plan, self  # now that it can be detached
+        self._place.loop = self  # now that it can be detached
         self._remember()
         self.members.names.attach()
         self.decide()
@@ -148,12 +136,6 @@ class Loop:
         built.holds.attach()
         if fresh:
             self.begin_epoch()
-
-    @property
-    def plan(self) -> Plan:
-        """The schedule, bound to the optimizers as they are now."""
-        assert self._place.plan is not None
-        return self._place.plan
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -256,7 +238,7 @@ class Loop:
         place, trainable = self.plan.where(at), self.plan.trainable(at)
         return (
             folded(trainable, self.members.groups.members),
-            folded(sorted(self.members.freezable.keys() - trainable), self.members.groups.members),
+            folded(sorted(self.members.groups.freezable.keys() - trainable), self.members.groups.members),
             f"after {at.total} updates in epoch {at.epoch}",
             f" ({place})" if place else "",
         )
@@ -265,14 +247,8 @@ class Loop:
         """The groups that train again within a few updates, if every group finds its gradients."""
         at, optimizers = self._place.at, len(self.members.steps)
         length, made = self._place.epoch_length or NO_END, at.total - self._place.steps.first
-        coming = preview(
-            self.plan,
-            -(-SHORTEST // optimizers),
-            lambda epoch: -(-length // optimizers),
-            tuple(range(optimizers)),
-            at,
-            done=made // optimizers,
-        )
+        windows, in_epoch = -(-SHORTEST // optimizers), -(-length // optimizers)
+        coming = preview(self.plan, windows, in_epoch, tuple(range(optimizers)), at, done=made // optimizers)
         return frozenset().union(*(step.trained for step in coming))
 
     def stalled(self) -> list[Finding]:
@@ -281,11 +257,7 @@ class Loop:
             return []  # a run resumed from a checkpoint of after the epoch's last batch
         waited_for = self.plan.pending(self._place.at)
         idle = [step for step in self.members.steps if step.index in waited_for and not step.attempted]
-        return stalled(
-            {step.index: type(step.optimizer).__qualname__ for step in idle},
-            self._place.at.epoch,
-            {step.index: [group for group in step.members if group != REST] for step in idle},
-        )
+        return [stalled(step, self._place.at.epoch) for step in idle]
 
     def detach(self, bring_back: bool) -> None:
         """Undo everything."""
@@ -316,7 +288,6 @@ class Loop:
         self.built.holds.freeze(freezes, self._split)
 
     def _arrives(self, step: Step) -> None:
-        """The last moment before a step."""
         if self.members.names.changed() or self.members.holders.changed(step.index):
             self._rebind()
         if self.members.lost:
@@ -334,7 +305,6 @@ class Loop:
         return RuntimeError(f"optimizer {step.index} ({name}), {where}after {self.updates()} updates: {what} {fix}")
 
     def _ran(self, step: Step) -> None:
-        """A step ran: neither skipped nor raised."""
         if not step.updated:
             return
         at = self._place.at
@@ -352,10 +322,9 @@ class Loop:
         holds.thaw(members.everything(), self._split)
         try:
             lines = members.refresh()
-            plan = self._schedule.bind(members.layout)
+            self.plan = self._place.schedule.bind(members.layout)
         except SelectionError as error:
             raise SelectionError(f"the model has other parameters, {self._place.when}: {error}") from None
-        self._place.plan = plan
         self._remember()
         holds.rebind(members)
         self.sets = self._announced = self._applied = ()
@@ -368,16 +337,12 @@ class Loop:
     def _remember(self) -> None:
         """Keep what outlives the attachment."""
         place = self._place
-        place.groups, place.held_groups = self.members.groups, self.members.held_groups
+        place.plan, place.groups, place.held_groups = self.plan, self.members.groups, self.members.held_groups
         for group in self.plan.start().updates:
             place.at.updates.setdefault(group, 0)
 
     def _refuse_lost(self) -> None:
-        """Refuse to go on where a group trains and no optimizer holds a parameter of it.
-
-        Raises:
-            SelectionError: It names the parameter.
-        """
+        """Refuse to go on where a group trains and no optimizer holds a parameter of it."""
         trains = frozenset().union(*self.sets)
         for group, names in self.members.lost.items():
             if group in trains:

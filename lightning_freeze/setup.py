@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_freeze.audit.run_audit import RunAudit, size_of
+from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.backward import SkipBackward as SkipHold
@@ -26,16 +25,15 @@ from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFacto
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
-from lightning_freeze.plan.groups import Groups, Rest
+from lightning_freeze.loop import Built, Loop
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
-from lightning_freeze.plan.schedule import REST, Plan, Position, Schedule
+from lightning_freeze.plan.schedule import REST, Plan, Schedule
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.proxies import nested_optimizers
 from lightning_freeze.probe.step_counters import first_update, supports_state_reset
 from lightning_freeze.probe.verdict import hold_method
-from lightning_freeze.report.records import Record
 
 _ALIKE = 0.05
 
@@ -55,11 +53,7 @@ def _holding(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -> I
 
 
 def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse optimizers that are known, without a probe, to move frozen parameters.
-
-    Raises:
-        UnsupportedError: LBFGS, or an optimizer without step hooks, holds a scheduled parameter.
-    """
+    """Refuse optimizers that are known, without a probe, to move frozen parameters."""
     for name, optimizer in _holding(optimizers, scheduled):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
@@ -75,11 +69,7 @@ def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tenso
 
 
 def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]) -> None:
-    """Refuse learning-rate factors where a param group has no learning rate to multiply.
-
-    Raises:
-        UnsupportedError: A param group's ``lr`` is missing or no number; LBFGS holds such a parameter.
-    """
+    """Refuse learning-rate factors where a param group has no learning rate to multiply."""
     for name, optimizer in _holding(optimizers, rated):
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedError(
@@ -96,12 +86,7 @@ def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]
 
 
 def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse an `optimizer_state` that these optimizers do not support.
-
-    Raises:
-        UnsupportedError: ``reset`` with an optimizer that does not support a state reset; ``offload`` of sharded
-            parameters; either with an optimizer that wraps another, or runs no hooks when its state is saved.
-    """
+    """Refuse an `optimizer_state` that these optimizers do not support."""
     if mode == "keep":
         return
     wanted = {id(parameter): parameter for parameter in scheduled}
@@ -128,9 +113,6 @@ def _refuses_state(mode: OptimizerState, optimizer: Optimizer, wanted: Mapping[i
     return None
 
 
-# --- what each optimizer needs ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Options:
     """The arguments of `FreezeController` that choose holds."""
@@ -141,42 +123,24 @@ class Options:
     audit: bool
 
 
-def check_optimizers(members: Membership, plan: Plan, groups: Groups, options: Options) -> None:
-    """Refuse optimizers under which the schedule cannot be held."""
-    optimizers = members.holders.optimizers
-    refuse_state(options.optimizer_state, optimizers, members.scheduled)
-    refuse_without_rate(optimizers, (m.parameter for group in plan.rated for m in groups.members.get(group, ())))
-
-
 def learn(
-    members: Membership, plan: Plan, rest: Rest, closures: bool | None, say: Callable[[str], None], audited: bool
+    members: Membership, plan: Plan, options: Options, closures: bool | None, say: Callable[[str], None]
 ) -> Iterator[tuple[int, OptimizerTraits]]:
-    """Probe each optimizer that holds something which freezes, and note how it must be held.
-
-    Args:
-        members: The index of the run.
-        plan: The schedule, bound.
-        rest: What becomes of the rest.
-        closures: Whether steps are given a closure; None where that is not known.
-        say: Logs a line.
-        audited: Whether the audit would report an optimizer that cannot be probed.
+    """Probe each optimizer that holds something which freezes, and note how it must be held, or refuse it.
 
     Yields:
         The index of an optimizer and its traits, also of one that is refused.
-
-    Raises:
-        UnsupportedError: An optimizer cannot hold what is frozen.
     """
-    forever = {REST} if rest == "freeze" else set()
+    forever = {REST} if members.groups.rest == "freeze" else set()
     for step in members.steps:
-        freezable = step.members.keys() & members.freezable.keys()
+        freezable = step.members.keys() & members.groups.freezable.keys()
         if not freezable or (plan.never_freezes() and not freezable & forever):
             continue
         found = probe_optimizer(step.optimizer, closures)
         yield step.index, found
         late = sorted(freezable - plan.trains(plan.start(), step.index) - forever)
         method = hold_method(
-            found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=audited
+            found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=options.audit
         )
         step.excludes, step.reads_before_closure = method == "excluded", found.reads_before_closure
         if method == "excluded":
@@ -194,11 +158,7 @@ def learn(
 
 
 def fully_frozen_reason(members: Membership, plan: Plan) -> str | None:
-    """Under a GradScaler: why an optimizer can come to a step with nothing to train; None where none can.
-
-    Raises:
-        UnsupportedError: It is fused: torch's scaler then fails with "No inf checks were recorded".
-    """
+    """Under a GradScaler: why an optimizer can come to a step with nothing to train; refused where it is fused."""
     reason = None
     for step in members.steps:
         why = plan.can_be_fully_frozen(step.index) if step.members else None
@@ -216,7 +176,7 @@ def fully_frozen_reason(members: Membership, plan: Plan) -> str | None:
 
 def decide_skipping(asked: SkipBackward, run: RunContext, plan: Plan, members: Membership) -> Decision:
     """Whether backward work of frozen groups is skipped."""
-    groups = {id(m.parameter): group for group, found in members.freezable.items() for m in found}
+    groups = {id(m.parameter): group for group, found in members.groups.freezable.items() for m in found}
     return choose(asked, run, plan.sets(), groups)
 
 
@@ -232,7 +192,9 @@ def warn_of_step_counters(
         found = traits.get(step.index)
         if found is None or not found.step_counters or found.skips_none is None:
             continue
-        interval = longest_interval(coming(), step.index, step.members.keys() & members.freezable.keys(), updates)
+        interval = longest_interval(
+            coming(), step.index, step.members.keys() & members.groups.freezable.keys(), updates
+        )
         if interval is None:
             continue
         ratio = first_update(
@@ -254,59 +216,16 @@ def warn_of_step_counters(
             )
 
 
-# --- the holds --------------------------------------------------------------------------------------------------------
-
-
-class Run(Protocol):
-    """What holds ask of the run that they are part of."""
-
-    said: set[str]
-    """What is logged once, and was."""
-
-    def updates(self) -> int:
-        """The updates made so far."""
-
-    def frozen(self) -> set[int]:
-        """The identities of what is frozen, by the set that is applied or by the coming one."""
-
-    def soon(self) -> frozenset[str]:
-        """The groups that train again within a few updates."""
-
-    def describe(self) -> tuple[str, str, str, str]:
-        """What trains, what is frozen, when, and in which phase."""
-
-    def say(self, line: str) -> None:
-        """Log a line."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """The holds of a run, and those of them that are asked something."""
-
-    holds: Holds
-    weights: WeightAudit | None
-    skip: SkipHold
-    needs_backward: bool
-    """Whether something is to be done after each backward."""
-
-
 def build_holds(
-    run: Run,
-    audit: RunAudit,
-    members: Membership,
-    options: Options,
-    context: RunContext,
-    decision: Decision,
-    *,
-    rated: bool,
-    scaler: bool,
+    loop: Loop, plan: Plan, audit: RunAudit, options: Options, decision: Decision, *, scaler: bool
 ) -> Built:
     """The holds of a run, in the order in which they freeze: state is dropped before the audit reads it, moved after."""
-    module, optimizers = context.module, members.holders.optimizers
-    guard = ScheduleFreeGuard(members.steps, run.frozen)
-    offload = OffloadState(optimizers, run.soon) if options.optimizer_state == "offload" else None
+    members, module = loop.members, loop.context.module
+    optimizers = members.holders.optimizers
+    guard = ScheduleFreeGuard(members.steps, loop.frozen)
+    offload = OffloadState(optimizers, loop.soon) if options.optimizer_state == "offload" else None
     attention = any(isinstance(each, nn.MultiheadAttention) for each in module.modules())
-    skip = SkipHold(audit.shards, context.manual_optimization, attention, run.said, run.describe)
+    skip = SkipHold(audit.shards, loop.context.manual_optimization, attention, loop.said, loop.describe)
     skip.allowed = decision.skips
     weights = None
     if options.audit:
@@ -315,7 +234,7 @@ def build_holds(
             members.names,
             members.holders,
             members.trained(),
-            run.updates,
+            loop.updates,
             buffers_held=options.eval_modules,
             suspects=audit.suspects,
             offload=offload,
@@ -330,32 +249,24 @@ def build_holds(
         offload,
         skip if decision.skips else None,
         ZeroGradsForDDP(decision.reducer, lambda: [*skip.held.values()]) if decision.reducer is not None else None,
-        ReentrantInputs(lambda: bool(skip.held), run.say, run.said) if decision.skips else None,
+        ReentrantInputs(lambda: bool(skip.held), loop.say, loop.said) if decision.skips else None,
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
-        LearningRateFactors() if rated else None,
+        LearningRateFactors() if plan.rated else None,
     ]
     present = Holds(hold for hold in holds if hold is not None)
     return Built(present, weights, skip, scaler or decision.reducer is not None)
 
 
-# --- what is logged once ----------------------------------------------------------------------------------------------
-
-
-def say_frozen_by_user(groups: Groups, say: Callable[[str], None]) -> None:
-    """Log what was found with ``requires_grad=False``."""
-    own = groups.frozen_by_user
-    if own:
+def say_what_is_held(loop: Loop, options: Options, decision: Decision) -> None:
+    """Log who freezes what, and how it is held; warn where nothing ever freezes."""
+    plan, members, say = loop.plan, loop.members, loop.say
+    groups = members.groups
+    if own := groups.frozen_by_user:
         say(
             f"freeze: {len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}"
             f"{', …' if len(own) > 3 else ''}); they are yours to freeze and belong to no group."
         )
-
-
-def say_what_is_held(
-    plan: Plan, groups: Groups, options: Options, decision: Decision, members: Membership, say: Callable[[str], None]
-) -> None:
-    """Log how frozen groups are held, and warn where nothing ever freezes."""
     never = plan.never_freezes() and not (groups.rest == "freeze" and REST in groups.members)
     if options.optimizer_state == "offload" and all(p.device.type == "cpu" for p in members.scheduled):
         say("freeze: `optimizer_state: offload` has nothing to do: the optimizer state is in host memory already.")
@@ -372,17 +283,14 @@ def say_what_is_held(
         )
 
 
-def run_record(schedule: Schedule, groups: Groups, members: Membership, at: Position, resumed: bool) -> Record:
-    """The record that a run begins with."""
-    return {
-        "type": "run",
-        "schedule": schedule.describe(),
-        "groups": {group: size_of(m.parameter for m in found) for group, found in groups.members.items()},
-        "users_own": list(groups.frozen_by_user),  # a key in files since the first version
-        **({"moved_by": dict(groups.reasons)} if groups.reasons else {}),
-        "rest": groups.rest,
-        "optimizers": [type(step.optimizer).__qualname__ for step in members.steps],
-        "updates_before": at.total,
-        "epoch": at.epoch,
-        "resumed": resumed,
-    }
+def begin_audit(audit: RunAudit, schedule: Schedule, members: Membership, resumed: bool) -> None:
+    """Begin to audit, with what else the record of a scheduled run holds."""
+    groups = members.groups
+    audit.begin(
+        {group: [m.parameter for m in found] for group, found in groups.members.items()},
+        resumed,
+        schedule=schedule.describe(),
+        users_own=list(groups.frozen_by_user),  # a key in files since the first version
+        rest=groups.rest,
+        optimizers=[type(step.optimizer).__qualname__ for step in members.steps],
+    )

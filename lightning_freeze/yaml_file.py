@@ -32,17 +32,11 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 
 @dataclass(frozen=True)
 class Place:
-    """A value in a YAML file.
+    """A value in a YAML file."""
 
-    Args:
-        path: The file; None for a value on the command line.
-        key: Its key from the root, such as ``trainer.callbacks[0].init_args``.
-        node: The value as YAML's composer made it.
-    """
-
-    path: Path | None
-    key: str
-    node: Node
+    path: Path | None  # None for a value on the command line
+    key: str  # from the root, such as `trainer.callbacks[0].init_args`
+    node: Node  # as YAML's composer made it
 
     @property
     def where(self) -> str:
@@ -107,10 +101,7 @@ class Place:
 def read(path: Path, named_by: Place | None = None, fix: str = "") -> Place:
     """The root of a YAML file without duplicate keys, its merge keys (``<<``) resolved.
 
-    Args:
-        path: The file.
-        named_by: The value that names the file, if one does.
-        fix: What else to do where the file does not exist.
+    Where it does not exist, the error is about the value that names it (``named_by``) and ends with ``fix``.
 
     Raises:
         ConfigError: The file does not exist, is not YAML, is empty, or has a duplicate key.
@@ -128,13 +119,7 @@ def read(path: Path, named_by: Place | None = None, fix: str = "") -> Place:
 
 
 def compose(text: str, path: Path | None = None, key: str = "") -> Place:
-    """The root of a YAML text, checked as `read` does.
-
-    Args:
-        text: The text.
-        path: The file that it is from; None for the command line.
-        key: The key of the root.
-    """
+    """The root of a YAML text, checked as `read` does; without a path it is of the command line."""
     root = Place(path, key, _node(text, str(path or f"--{key}"), bool(path)))
     _refuse_endless(root, (), {})
     merger = _Loader("")

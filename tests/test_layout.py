@@ -13,7 +13,7 @@ import lightning_freeze
 
 ROOT = Path(lightning_freeze.__file__).parent
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py"))}
-ORDER = ["errors.py", "yaml_file.py", "plan", "holds", "probe", "audit", "setup.py", "checkpoint.py", "loop.py"]
+ORDER = ["errors.py", "yaml_file.py", "plan", "holds", "probe", "audit", "checkpoint.py", "loop.py", "setup.py"]
 ORDER += ["attachment.py", "controller.py", "trainer", "cli"]
 """Each imports what stands before it, and itself."""
 BESIDE = {"report": {"errors.py", "yaml_file.py", "plan", "report"}, "inputs": {"inputs"}}

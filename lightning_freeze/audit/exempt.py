@@ -34,10 +34,10 @@ def exempt_groups(exempt: object) -> dict[str, Selector]:
 class Exemptions:
     """Whether what the user moves did move over a run, by name: the user may replace the parameters themselves."""
 
-    def __init__(self, module: nn.Module, groups: Groups | None = None) -> None:
+    def __init__(self, module: nn.Module, groups: Groups) -> None:
         self._module, self._before = module, dict[str, Digest | None]()
-        self.reasons: Mapping[str, str] = groups.reasons if groups is not None else {}
-        moved = groups.moved_by_user.values() if groups is not None else ()
+        self.reasons = groups.reasons
+        moved = groups.moved_by_user.values()
         group_of = {id(member.parameter): member.group for members in moved for member in members}
         named = ParamNames(module).parameters if moved else {}
         self.names = {name: group_of[id(p)] for name, p in named.items() if id(p) in group_of}

@@ -22,11 +22,9 @@ _PROGRAMS = 2048  # several for each multiprocessor of any device there is
 
 
 def multilinear(words: Tensor, seed: int) -> Tensor:
-    """The two int64 sums over flat int32 words, exactly as torch makes them.
+    """The two int64 sums over flat int32 words on CUDA, exactly as torch makes them.
 
-    Args:
-        words: A flat int32 tensor on CUDA.
-        seed: The place of index 0 in SplitMix64's sequence, as a signed 64-bit number.
+    ``seed`` is the place of index 0 in SplitMix64's sequence, as a signed 64-bit number.
     """
     if triton is None:
         raise ModuleNotFoundError("Triton is not installed", name="triton")

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_freeze.audit.fingerprint import Digest, differ, digests, to_builtins
 from lightning_freeze.errors import listed
+from lightning_freeze.plan.membership import Step
+from lightning_freeze.plan.schedule import REST
 from lightning_freeze.report.findings import Finding
 
 _MaxGrad = Tensor | float | None  # the largest entry of a gradient, 0 at a learning rate of 0, None without a gradient
@@ -31,7 +33,7 @@ class MovedAudit:
         groups: Mapping[str, Sequence[tuple[str, Tensor]]],  # group to (FQN, parameter) of its members
         rate: Callable[[Tensor], float],  # gives the learning rate that a parameter has now
         need_not_move: Callable[[Tensor], bool] = lambda parameter: False,  # called at an epoch's end
-        known: Callable[[Tensor], Digest | None] = lambda parameter: None,  # gives a digest made a moment ago
+        known: Callable[[int], Digest | None] = lambda key: None,  # gives a digest made a moment ago, by identity
         split: bool = False,  # whether this process holds parts of parameters
     ) -> None:
         self.last_moved: frozenset[str] = frozenset()  # what the last epoch moved, of the groups that were to train
@@ -59,7 +61,7 @@ class MovedAudit:
     def begin_epoch(self) -> None:
         """Remember the bits of everything that may train."""
         parameters = [parameter for members in self._groups.values() for _, parameter in members]
-        self._before = {id(parameter): self._known(parameter) for parameter in parameters}
+        self._before = {id(parameter): self._known(id(parameter)) for parameter in parameters}
         missing = [parameter for parameter in parameters if self._before[id(parameter)] is None]
         self._before.update(zip(map(id, missing), digests(missing), strict=True))
         self._planned, self._max_grads, self._sampled = set(), {}, defaultdict(set)
@@ -136,18 +138,14 @@ _UNDONE = (
 )
 
 
-def stalled(optimizers: Mapping[int, str], epoch: int, groups: Mapping[int, Sequence[str]]) -> list[Finding]:
-    """Findings for optimizers, by index and name, that the schedule waits for and that were never stepped."""
-    return [
-        _finding(
-            "stalled",
-            f"optimizer {index} ({name}), which holds {listed(groups[index])}, was never stepped in epoch {epoch}, and the "
-            "schedule waits for its updates. Call its `step()` in `training_step`, or take its groups out of the schedule.",
-            epoch,
-            groups[index][0] if groups[index] else None,
-        )
-        for index, name in optimizers.items()
-    ]
+def stalled(step: Step, epoch: int) -> Finding:
+    """The finding for an optimizer that the schedule waits for and that was never stepped."""
+    name, groups = type(step.optimizer).__qualname__, [group for group in step.members if group != REST]
+    text = (
+        f"optimizer {step.index} ({name}), which holds {listed(groups)}, was never stepped in epoch {epoch}, and the schedule "
+        "waits for its updates. Call its `step()` in `training_step`, or take its groups out of the schedule."
+    )
+    return _finding("stalled", text, epoch, groups[0] if groups else None)
 
 
 def unheld(names: Sequence[str], epoch: int, updates: int) -> list[Finding]:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.moved import unheld
-from lightning_freeze.audit.run_audit import RunAudit, size_of
+from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.run_context import RunContext
@@ -103,25 +103,14 @@ class RequiresGradWatch:
         """Training begins."""
         self._at.epoch = epoch
         self._weights.begin()
-        self.audit.exempt.begin(whole=not resumed)
         self.audit.begin_epoch()
         self._frozen_first = frozenset(name for name, p in self._parameters if not p.requires_grad)
         if self._frozen_first:
             self._at.updates.setdefault(_FROZEN, 0)
-        self.log.record(
-            {
-                "type": "run",
-                "schedule": None,
-                "groups": {
-                    _FROZEN: size_of(p for _, p in self._parameters if not p.requires_grad),
-                    _TRAINED: size_of(p for _, p in self._parameters if p.requires_grad),
-                },
-                "updates_before": self._at.total,
-                "epoch": epoch,
-                "resumed": resumed,
-                **({"moved_by": self.audit.exempt.reasons} if self.audit.exempt.reasons else {}),
-            }
-        )
+        groups: dict[str, list[nn.Parameter]] = {_FROZEN: [], _TRAINED: []}
+        for _, p in self._parameters:
+            groups[_TRAINED if p.requires_grad else _FROZEN].append(p)
+        self.audit.begin(groups, resumed, schedule=None)
 
     def begin_step(self, epoch: int, optimizers: Sequence[Optimizer] | None = None) -> None:
         """A batch begins: see what is frozen now, and by whom it is held."""
@@ -152,10 +141,7 @@ class RequiresGradWatch:
 
     def finish(self) -> list[Finding]:
         """The fit ends: a last comparison. All ranks call it together."""
-        found = self.audit.finish()
-        if self.audit.begun:
-            self.log.record(self.audit.counts())
-        return found
+        return self.audit.finish()
 
     def flush(self) -> None:
         """There is nothing but counts to record."""
@@ -180,7 +166,6 @@ class RequiresGradWatch:
         self._weights.hold_buffers(frozen_modules(self._module, lambda p: id(p) in frozen))
 
     def _arrives(self, step: Step) -> None:
-        """The last moment before a step."""
         if self._names.changed() or self._holders.changed(step.index):
             self._rebind()
         self._read_flags()
@@ -224,7 +209,6 @@ class RequiresGradWatch:
         self.log.add(unheld(lost, self.epoch, self.total))
 
     def _rebuilt(self, optimizers: Sequence[Optimizer]) -> None:
-        """Go on with other optimizers."""
         self.audit.check()
         checked = self.audit.checked
         self.attach(*optimizers, run=self._run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,17 +21,12 @@ from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Log, Record
 
 
-def size_of(parameters: Iterable[Tensor]) -> dict[str, int]:
-    """The numbers of parameters and elements, as a ``run`` record holds them."""
-    found = list(parameters)
-    return {"parameters": len(found), "elements": sum(0 if is_lazy(p) else p.numel() for p in found)}
-
-
 class RunAudit:
     """The audits of a run over its epochs and its ranks; ``suspects`` name what else in it writes to weights."""
 
+    exempt: Exemptions
+
     def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
-        self.exempt = Exemptions(module)
         self.log = log
         self.suspects = suspects
         self.ranks = Ranks()
@@ -56,6 +51,24 @@ class RunAudit:
         self._mismatches.clear()
         self.shards = Shards(self._module)
         self.split = self.ranks.is_distributed and is_split(context.wrapper)
+
+    def begin(self, groups: Mapping[str, Sequence[Tensor]], resumed: bool, **more: object) -> None:
+        """Training begins: record the run, and remember the bits of what is exempt."""
+        self.exempt.begin(whole=not resumed)
+        self.log.record(
+            {
+                "type": "run",
+                **more,
+                "groups": {
+                    group: {"parameters": len(found), "elements": sum(0 if is_lazy(p) else p.numel() for p in found)}
+                    for group, found in groups.items()
+                },
+                **({"moved_by": dict(self.exempt.reasons)} if self.exempt.reasons else {}),
+                "updates_before": self._place().total,
+                "epoch": self._place().epoch,
+                "resumed": resumed,
+            }
+        )
 
     def begin_epoch(self) -> None:
         """An epoch begins."""
@@ -84,15 +97,19 @@ class RunAudit:
         self._mismatches.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
         return found + self._compare_copies(epoch)
 
-    def finish(self) -> list[Finding]:
-        """Nothing trains any more: compare what is frozen now.
+    def finish(self, flush: Callable[[], None] = lambda: None) -> list[Finding]:
+        """Nothing trains any more: compare what is frozen now, and record steps (by `flush`) and counts.
 
         What moved since the last epoch's end is a warning where something averages weights, and so writes its average back.
         """
         self._closing |= not self.begun
         if self.weights is not None:
             self.weights.check_offloaded()
-        return self.check() + ([] if self.ends_later else self.unmoved_exemptions())
+        found = self.check() + ([] if self.ends_later else self.unmoved_exemptions())
+        if self.begun:
+            flush()
+            self.log.record(self.counts())
+        return found
 
     def unmoved_exemptions(self) -> list[Finding]:
         """The exemptions that excused nothing in the whole run, which all ranks ask together."""

@@ -52,13 +52,7 @@ class WeightAudit(Hold):
         self._training_weights = training_weights
         self.exchanges = training_weights is not nullcontext  # whether an optimizer does, in evaluation
         self.frozen = FrozenAudit()
-        self.moved = MovedAudit(
-            {},
-            lambda parameter: self._holders.rate(parameter),
-            need_not_move,
-            lambda parameter: self.frozen.last_digest(id(parameter)),
-            split,
-        )
+        self.moved = MovedAudit({}, lambda p: self._holders.rate(p), need_not_move, self.frozen.last_digest, split)
         self.use(holders, trained)
         self._early: list[Tensor] = []  # whose intervals began before the batch that freezes them
         self._reported: set[tuple[str, str | None]] = set()
@@ -66,14 +60,7 @@ class WeightAudit(Hold):
         self._buffers: Mapping[tuple[int, str], Watched] = {}  # of frozen modules, by module and name
         self._has_buffers = True
         self._split: Split | None = None
-        self._context = AuditContext(
-            mover=self._mover,
-            tied=self._tied,
-            owner=lambda name: self._names.names.modules.get(name.rpartition(".")[0]),
-            suspects=suspects,
-            buffers_held=buffers_held,
-            sets_to_none=sets_to_none,
-        )
+        self._context = AuditContext(self._mover, self._tied, self._owner, suspects, buffers_held, sets_to_none)
 
     # --- as a hold
 
@@ -144,7 +131,7 @@ class WeightAudit(Hold):
         self._buffers = now
 
     def stepped(
-        self, planned: frozenset[str], updated: frozenset[str], leaked: Sequence[Tensor], optimizer: int = 0
+        self, planned: frozenset[str], updated: frozenset[str], leaked: Sequence[Tensor], optimizer: int
     ) -> None:
         """An optimizer has stepped: what was to train, which groups had a gradient, and frozen parameters that did."""
         self.moved.stepped(planned, updated, optimizer)
@@ -165,7 +152,9 @@ class WeightAudit(Hold):
 
     def check(self, epoch: int) -> list[Finding]:
         """Compare everything that is frozen now; what was found since the last call."""
-        with self._synchronized():
+        if self._offload is not None:
+            self._offload.synchronize()  # digests that were made on the copy stream
+        with self._training_weights():
             self.frozen.check(self._updates())
             return self._collect(epoch)
 
@@ -185,11 +174,6 @@ class WeightAudit(Hold):
                 self.close(part)
                 self.open(part.members)
                 self._offload.send(part)
-
-    def _synchronized(self) -> AbstractContextManager[None]:
-        if self._offload is not None:
-            self._offload.synchronize()  # digests that were made on the copy stream
-        return self._training_weights()
 
     def _collect(self, epoch: int) -> list[Finding]:
         """One finding for each parameter, whatever the number of its intervals; a note about a buffer is made once."""
@@ -237,6 +221,9 @@ class WeightAudit(Hold):
 
         now = self._names.owner(member.name)
         return Watched(member.name, member.group, lambda: parameter if (p := now()) is None else p, state, parameter)
+
+    def _owner(self, name: str) -> nn.Module | None:
+        return self._names.names.modules.get(name.rpartition(".")[0])
 
     def _mover(self, parameter: Tensor) -> str | None:
         for optimizer in self._holders.of(parameter):

@@ -15,8 +15,7 @@ from lightning_freeze.plan.selectors import ParamNames, ParsedSelector, Selector
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
 
-Rest = Literal["train", "freeze", "error"]
-"""What becomes of the parameters that no group names."""
+Rest = Literal["train", "freeze", "error"]  # what becomes of the parameters that no group names
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,7 @@ def group_parameters(module: Module, groups: Mapping[str, Selector], rest: Rest 
 def regroup(groups: Groups, before: NamedParameters, held: Container[int]) -> Groups:
     """The groups of a model that has got other parameters: each takes the group of its name.
 
-    Args:
-        groups: The groups until now.
-        before: The model's parameters until now.
-        held: The identities of what optimizers hold, from which a module may have been taken away.
+    What optimizers hold, by identity in ``held``, stays in its group where a module was taken away.
 
     Raises:
         SelectionError: A parameter that was added is in no group under ``rest: error``, or in two.

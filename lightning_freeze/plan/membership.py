@@ -21,8 +21,7 @@ from lightning_freeze.plan.selectors import clean_name
 
 _CACHED = 64
 
-Sets = tuple[frozenset[str], ...]
-"""For each optimizer, the groups that it trains."""
+Sets = tuple[frozenset[str], ...]  # for each optimizer, the groups that it trains
 
 
 def held_by(*optimizers: Optimizer) -> set[int]:
@@ -144,7 +143,6 @@ class Step:
 
 
 def _without_gradient(held: Sequence[Parameter]) -> bool:
-    """Whether no parameter of a group has a gradient."""
     # FSDP1 keeps parameters without elements whole on other ranks: a group of these alone is taken to have a gradient.
     here = [parameter for parameter in held if isinstance(parameter, UninitializedTensorMixin) or parameter.numel()]
     return bool(here) and all(parameter.grad is None for parameter in here)
@@ -211,8 +209,7 @@ class Membership:
         self.names = NamedParameters(module)
         self.steps = [Step(index, optimizer, {}) for index, optimizer in enumerate(optimizers)]
         self._by_optimizer = {id(step.optimizer): step for step in self.steps}
-        self.lost: dict[str, list[str]] = {}
-        """Group to the names of its parameters that no optimizer holds any more."""
+        self.lost: dict[str, list[str]] = {}  # group to the names of its parameters that no optimizer holds any more
         self._last_held: dict[str, int] = {}  # name to the identity of its parameter, when an optimizer last held it
         self._sort({})
 
@@ -236,11 +233,12 @@ class Membership:
             step.rebind(self._held(step.index))
         by_user = set(self.groups.frozen_by_user)
         self._by_user = {id(p) for name, p in self._module.named_parameters() if clean_name(name) in by_user}
-        self._held_groups = {group: list(self._by_holders(group, each)) for group, each in self.freezable.items()}
+        self._held_groups = {
+            group: list(self._by_holders(group, each)) for group, each in self.groups.freezable.items()
+        }
         self.changes = lru_cache(_CACHED)(self._changes)
         """What freezes and what thaws between two trainable sets; before the first, everything is one or the other."""
-        self.split = lru_cache(_CACHED)(self._split)
-        """What is frozen under a trainable set."""
+        self.split = lru_cache(_CACHED)(self._split)  # what is frozen under a trainable set
 
     def step_of(self, optimizer: object) -> Step | None:
         """The step of an optimizer, or of a wrapper around it."""
@@ -253,14 +251,9 @@ class Membership:
         return [sorted(step.members) for step in self.steps]
 
     @property
-    def freezable(self) -> dict[str, tuple[Member, ...]]:
-        """The groups that can be frozen, with ``rest`` where it is."""
-        return self.groups.freezable
-
-    @property
     def scheduled(self) -> list[Parameter]:
         """The parameters that can be frozen."""
-        return [member.parameter for members in self.freezable.values() for member in members]
+        return [member.parameter for members in self.groups.freezable.values() for member in members]
 
     def trained(self) -> dict[str, list[Member]]:
         """Group to the members that are to move; of the rest, those that an optimizer holds."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from lightning_freeze.errors import NOT_ATTACHED
-from lightning_freeze.plan.schedule import Plan, Position, Schedule
+from lightning_freeze.plan.schedule import Planned, Schedule
 
 
 class MetricLog:
     """What was logged of the metrics that end a run's phases; ``changed`` is called with whether that ended one."""
 
-    def __init__(
-        self, schedule: Schedule, planned: Callable[[], tuple[Plan | None, Position]], changed: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, schedule: Schedule, planned: Planned, changed: Callable[[bool], None]) -> None:
         self.keys: dict[str, str] = {metric: key for key, metric in reversed(schedule.metrics())}
         """Each metric that ends a phase, with the first key in the schedule that names it."""
         self.logged: set[str] = set()

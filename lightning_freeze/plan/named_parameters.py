@@ -26,12 +26,10 @@ class NamedParameters:
     """
 
     def __init__(self, module: Module) -> None:
-        self.touched = False
-        """Whether a parameter or module was assigned to the model since `changed` was called."""
+        self.touched = False  # whether a parameter or module was assigned to the model since `changed` was called
         self.module = module
         self._hooks: list[Any] = []
-        self.by_name: dict[str, Parameter] = {}
-        """Every name with its parameter, as they were last read."""
+        self.by_name: dict[str, Parameter] = {}  # every name with its parameter, as they were last read
         self.refresh()
 
     def refresh(self) -> list[str]:
@@ -48,11 +46,7 @@ class NamedParameters:
         return [f"{len(found)} parameter(s) were {what}: {listed(found)}." for what, found in kinds.items() if found]
 
     def changed(self, walk: bool = False) -> bool:
-        """Whether a name of the model has another parameter than it had, or is new.
-
-        Args:
-            walk: Whether to look even though no hook saw an assignment.
-        """
+        """Whether a name is new, gone, or another parameter's; with ``walk``, also where no hook saw an assignment."""
         if not (self.touched or walk):
             return False
         self.touched = False

@@ -14,7 +14,7 @@ from lightning_freeze.plan import preview as previews
 from lightning_freeze.plan.costs import Size
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.membership import Step
-from lightning_freeze.plan.schedule import Plan, Position
+from lightning_freeze.plan.schedule import Planned, Position
 
 StateBytes = Callable[[Optimizer, Sequence[Parameter]], Sequence[int | None]]
 """The bytes of optimizer state that each of some parameters will have; None where that is not known."""
@@ -25,7 +25,7 @@ class Outlook:
 
     def __init__(
         self,
-        planned: Callable[[], tuple[Plan | None, Position]],
+        planned: Planned,
         optimizers: Callable[[], Sequence[Step]],
         groups: Callable[[], Groups],
         state_bytes: StateBytes,

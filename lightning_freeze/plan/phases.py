@@ -15,8 +15,7 @@ from lightning_freeze.errors import ScheduleError, is_list, one_of, whole_number
 from lightning_freeze.plan.phase import BoundPhase, Phase
 from lightning_freeze.plan.schedule import NO_END, REST, Layout, Plan, Position, Schedule
 
-Change = Literal["step", "batch"]
-"""When what trains may change."""
+Change = Literal["step", "batch"]  # when what trains may change
 
 
 class Phases(Schedule):
@@ -355,7 +354,6 @@ class _PhasesPlan(Plan):
         self._next(at)
 
     def _next(self, at: Position) -> None:
-        """Enter the next phase."""
         before = self._current(at)
         ramp = before.phase.ramp or 0
         rising = {group: thawed for group, thawed in at.thawed.items() if at.updates.get(group, 0) - thawed < ramp}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -16,10 +16,8 @@ from typing import Any, ClassVar
 
 from lightning_freeze.errors import ScheduleError, did_you_mean
 
-REST = "rest"
-"""The reserved group of all parameters that no other group names."""
-ALL = "all"
-"""In a schedule: every named group."""
+REST = "rest"  # the reserved group of all parameters that no other group names
+ALL = "all"  # in a schedule: every named group
 _FIRST = frozenset({0})
 
 
@@ -86,8 +84,7 @@ class Layout:
         return frozenset().union(*map(self.holders, groups or {REST}))
 
 
-NO_END = 1 << 62
-"""A count that no run comes to."""
+NO_END = 1 << 62  # a count that no run comes to
 
 _NOT_SAVED = {"window", "made", "why"}
 # The fields since phases can end by metrics and have ramps; positions that were saved before have none of them.
@@ -124,11 +121,7 @@ class Position:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Position:
-        """The position that `as_dict` wrote, in this version or an earlier one."""
-        known = {f.name for f in fields(cls)} - _NOT_SAVED
-        if plain.keys() - known or known - plain.keys() - SINCE_METRICS:
-            odd = ", ".join(sorted(plain.keys() ^ known))
-            raise ScheduleError(f"a saved position has other keys than this version writes: {odd}")
+        """The position that `as_dict` wrote, in this version or an earlier one; `checkpoint.read` has checked its keys."""
         values = copy.deepcopy(dict(plain))
         values["done"] = {int(index): int(count) for index, count in plain["done"]}
         return cls(**values)
@@ -142,12 +135,9 @@ class Plan(ABC):
     """A schedule bound to a model's groups. Everything it says follows from the `Position` it is given."""
 
     layout: Layout
-    pairs_within_a_window = False
-    """Whether what trains depends on what was updated earlier in the same batch."""
-    by_batch = False
-    """Whether what trains changes only between batches."""
-    rated: frozenset[str] = frozenset()
-    """The groups whose learning rate some phase changes."""
+    pairs_within_a_window = False  # whether what trains depends on what was updated earlier in the same batch
+    by_batch = False  # whether what trains changes only between batches
+    rated: frozenset[str] = frozenset()  # the groups whose learning rate some phase changes
 
     def start(self, epoch: int = 0) -> Position:
         """The position before the first step."""
@@ -256,6 +246,9 @@ class Plan(ABC):
         return self.layout.rest_trains and optimizer in self.layout.optimizers.get(REST, frozenset())
 
 
+Planned = Callable[[], tuple[Plan | None, Position]]  # gives a run's plan, where it has one, and its position
+
+
 @dataclass(frozen=True, repr=False)
 class Part:
     """A part of a schedule: described and shown without its defaults.
@@ -263,8 +256,7 @@ class Part:
     A dataclass, as its subclasses are: jsonargparse would ask for their ``class_path`` otherwise.
     """
 
-    _always: ClassVar[tuple[str, ...]]
-    """The fields that are shown in any case."""
+    _always: ClassVar[tuple[str, ...]]  # the fields that are shown in any case
 
     def _given(self) -> dict[str, Any]:
         values = [(each, getattr(self, each.name)) for each in fields(self)]

@@ -70,8 +70,6 @@ def suggest_groups(module: nn.Module) -> dict[str, Selector]:
 
 
 class _Blocks(NamedTuple):
-    """A list of blocks."""
-
     path: str
     members: Sequence[str]
     selector: str  # of all members

@@ -30,11 +30,7 @@ _ONE_AT_A_TIME = threading.RLock()  # of threads, each of which restores what it
 
 @contextmanager
 def undisturbed(parameters: Iterable[Tensor] = ()) -> Iterator[None]:
-    """A context that restores global random states, runs no global step hooks and shows no warnings.
-
-    Args:
-        parameters: Those whose devices' generators may be used, besides the CPU's.
-    """
+    """Restores random states, also of these parameters' devices, and hides step hooks and warnings."""
     gpus = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
     numpy: Any = sys.modules.get("numpy")
     with _ONE_AT_A_TIME, ExitStack() as stack:
@@ -120,8 +116,7 @@ def clone_by_parts(optimizer: Optimizer, proxies: Proxies) -> Optimizer:
 class _Memo(dict[int, Any]):
     """The memo of `copy.deepcopy`: identities to copies."""
 
-    shared: Collection[int] = ()
-    """Parameters with several proxies: a reference to one of them alone has no copy."""
+    shared: Collection[int] = ()  # parameters with several proxies: a reference to one of them alone has no copy
 
     def get(self, key: int, default: Any = None) -> Any:
         """The copy of an object."""

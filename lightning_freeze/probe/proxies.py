@@ -15,9 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.holds.snapshots import elements
 
-LARGE = (
-    4096  # elements; 8-bit optimizers treat smaller parameters differently, so a proxy of a larger one keeps as many
-)
+LARGE = 4096  # elements; 8-bit optimizers treat smaller parameters differently, so proxies of larger ones keep as many
 MOST_COPIED = 1 << 20  # elements; nothing larger that an optimizer holds is copied
 MOST_KINDS = 24  # of parameters; an optimizer whose param groups have more is tried on the first of them
 _MOST_FULL_SIZE = 1 << 16  # elements of all parameters; trials of more would take long

@@ -23,24 +23,17 @@ _MOST_FROZEN = 200  # updates that are run; counters that rise evenly are moved 
 
 def first_update(
     optimizer: Optimizer,
-    before: int,
-    length: int,
+    before: int,  # updates of the frozen parameter before the interval; 0 where it is frozen from the first step on
+    length: int,  # updates of others in the interval
     *,
-    closure: bool | None = None,
-    excludes: bool = False,
-    reads_before_closure: bool = False,
+    closure: bool | None = None,  # whether steps are given one
+    excludes: bool = False,  # whether what is frozen is excluded from its param groups
+    reads_before_closure: bool = False,  # whether its gradients are set to None before the step, too
 ) -> float | None:
     """How many times larger the first update after a frozen interval is than without the interval.
 
-    One clone is run through the interval, another without it; both are then given the same gradient.
-
-    Args:
-        optimizer: Left as it is, as is every global random state.
-        before: Updates of the frozen parameter before the interval; 0 where it is frozen from the first step on.
-        length: Updates of others in the interval.
-        closure: Whether steps are given a closure.
-        excludes: Whether what is frozen is excluded from its param groups.
-        reads_before_closure: Whether its gradients are set to None before the step, too.
+    One clone is run through the interval, another without it; both are then given the same gradient. The optimizer is
+    left as it is, as is every global random state.
 
     Returns:
         The ratio of the kind of parameter for which it is furthest from 1; None where it is not known.

@@ -76,13 +76,10 @@ def step_recipes(optimizer: Optimizer, closure: bool | None, failures: list[str]
 
 
 def step(optimizer: Optimizer, closure: str, backward: Callable[[], Tensor]) -> None:
-    """Make one step.
+    """Make one step, where ``backward`` gives gradients.
 
-    Args:
-        optimizer: The optimizer.
-        closure: What it is given: ``no`` closure; ``yes``; ``after backward``, for those that read gradients before they
-            call it (SAM); ``pair``, for those whose closure returns outputs and loss (GSAM).
-        backward: Gives its parameters their gradients.
+    It is given ``no`` closure; ``yes``; ``after backward``, for those that read gradients before they call it (SAM); or a
+    ``pair``, for those whose closure returns outputs and loss (GSAM).
     """
     if closure in ("no", "after backward"):
         backward()
@@ -210,7 +207,6 @@ class Trial:
 
 
 def _groups(proxies: Proxies) -> Mapping[str, tuple[nn.Parameter, ...]]:
-    """The groups of a trial that hold something."""
     frozen = set(proxies.frozen)
     trained = [[p for p in held if p not in frozen] for held in proxies.groups.values()]
     trained = list(filter(None, trained))

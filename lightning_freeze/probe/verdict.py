@@ -14,24 +14,13 @@ HoldMethod = Literal["none", "excluded", "unknown"]
 
 def hold_method(
     traits: OptimizerTraits,
-    index: int,
+    index: int,  # its place among the run's optimizers
     *,
-    late: Sequence[str] = (),
-    fully_frozen: str | None = None,
-    audited: bool = True,
+    late: Sequence[str] = (),  # groups of it that are frozen at its first step and train later
+    fully_frozen: str | None = None,  # why it can come to a step with nothing to train
+    audited: bool = True,  # whether a leak would be found
 ) -> HoldMethod:
-    """The method by which an optimizer holds what a schedule freezes.
-
-    Args:
-        traits: What the probe has learnt of it.
-        index: Its place among the run's optimizers.
-        late: Groups of it that are frozen at its first step and train later.
-        fully_frozen: Why it can come to a step with nothing to train; None if it never can.
-        audited: Whether frozen weights are audited, so that a leak would be found.
-
-    Raises:
-        UnsupportedError: It cannot hold them, or would fail in the middle of training.
-    """
+    """The method by which an optimizer holds what a schedule freezes; refused where it cannot, or would fail later."""
     if traits.skips_none is None and not traits.steps_in_backward and audited:
         return "unknown"
     if refusal := _refusal(traits, late, fully_frozen):

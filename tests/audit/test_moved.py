@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from lightning_freeze.audit.moved import MovedAudit, stalled
+from lightning_freeze.plan.membership import Step
+from lightning_freeze.plan.schedule import REST
 
 G = frozenset({"g"})
 
@@ -89,7 +91,8 @@ def test_many_parameters_make_one_finding_with_the_count() -> None:
 
 
 def test_stalled_names_the_optimizer_and_what_it_holds() -> None:
-    (found,) = stalled({1: "Adam"}, 2, {1: ["generator"]})
+    weight = torch.nn.Parameter(torch.ones(1))
+    found = stalled(Step(1, torch.optim.Adam([weight]), {"generator": (weight,), REST: (weight,)}), 2)
     assert (found.kind, found.severity, found.group) == ("stalled", "warning", "generator")
     assert found.message.startswith("optimizer 1 (Adam), which holds 'generator', was never stepped in epoch 2")
 

@@ -36,7 +36,7 @@ def test_a_layout_says_which_optimizer_holds_which_group(rest: Any, trains: bool
     assert index.layout.groups == ("shared", "a", "b")
     assert index.layout.optimizers == {"shared": {0, 1}, "a": {0}, "b": {1}, REST: {1}}
     assert index.layout.rest_trains is trains
-    assert set(index.freezable) == {"shared", "a", "b", *([REST] if rest == "freeze" else [])}
+    assert set(index.groups.freezable) == {"shared", "a", "b", *([REST] if rest == "freeze" else [])}
 
 
 def test_a_rest_in_no_optimizer_does_not_train() -> None:
