@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -211,6 +212,7 @@ def test_a_frozen_module_may_be_replaced_by_its_copy() -> None:
         assert run.controller.end_epoch() == []
     assert run.model.a.weight.requires_grad
     assert old.training
+    assert run.model.a.training, "the mode of what it was copied from"
 
 
 def test_copies_made_in_a_batch_require_gradients() -> None:
@@ -220,6 +222,9 @@ def test_copies_made_in_a_batch_require_gradients() -> None:
         assert not run.model.a.weight.requires_grad
         made = copy.deepcopy(run.model)
         assert all(parameter.requires_grad for parameter in made.parameters())
+        pickled = pickle.loads(pickle.dumps(run.model))
+        assert all(parameter.requires_grad for parameter in pickled.parameters())
+        assert not run.model.a.weight.requires_grad
         run.controller.pause()
         run.model.a = made.a
         assert "__deepcopy__" in vars(nn.Parameter)
@@ -273,6 +278,31 @@ def test_what_is_put_into_a_module_without_parameters_is_seen() -> None:
         run.model.more["empty"].append(nn.Linear(3, 3))
         with pytest.raises(SelectionError, match="more.empty.0.weight"):
             run.batch()
+
+
+@pytest.mark.parametrize("put", [nn.Identity(), nn.Sequential(nn.Linear(3, 3))], ids=["nothing", "another module"])
+def test_a_frozen_module_that_is_taken_away_is_said(put: nn.Module) -> None:
+    with run_of(ONLY_B, GROUPS, "freeze") as run:
+        run.batch()
+        run.model.a = put  # type: ignore[assignment]
+        assert run.batch() == {"b"}
+        assert "2 parameter(s) were removed: 'a.weight', 'a.bias'." in " ".join(run.lines)
+        assert run.controller.end_epoch() == []
+
+
+def test_pruning_removes_nothing() -> None:
+    with run_of(ONLY_B, GROUPS, "freeze") as run:
+        run.batch()
+        nn.utils.prune.l1_unstructured(run.model.a, "weight", amount=0.5)
+        assert run.batch() == {"b"}
+        assert not any("removed" in line or "added" in line for line in run.lines)
+
+
+def test_clipping_sees_only_what_trains_where_something_was_replaced_in_the_batch() -> None:
+    with run_of(ONLY_B, GROUPS, "freeze", skip_backward=False) as run:
+        run.batch()
+        run.batch(late=lambda: void(run.replace("a.weight")))
+        assert run.model.a.weight.grad is None
 
 
 def grow(run: Run, name: str = "new") -> None:
@@ -723,6 +753,42 @@ def test_the_audit_alone_says_what_no_optimizer_holds(tmp_path: Path) -> None:
     ):
         fitted(pl, audit, lambda _: Frozen(on_the_module_alone), epochs=2, default_root_dir=tmp_path)
     assert [finding.parameter for finding in audit.findings] == ["net.b.weight"]
+
+
+class MovesA(pl.Callback):
+    """Moves a frozen layer as an average does, which gets a parameter in the second epoch."""
+
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        module.net.a.requires_grad_(False)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        if trainer.current_epoch == 1 and not hasattr(module.net.a, "extra"):
+            module.net.a.extra = nn.Parameter(torch.zeros(2), requires_grad=False)
+        for parameter in module.net.a.parameters():
+            parameter.data += 0.01
+
+
+def test_what_an_exempt_module_gets_later_is_exempt_too(tmp_path: Path) -> None:
+    audit = FreezeAudit(inputs=False, exempt={"net.a": "moved by an average"})
+    fitted(pl, audit, lambda _: MovesA(), default_root_dir=tmp_path)
+    assert audit.findings == []
+
+
+class RebuildsLate(pl.Callback):
+    """Rebuilds the optimizers once a batch has begun."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
+        if (trainer.current_epoch, index) == (1, 3):
+            trainer.strategy.setup_optimizers(trainer)
+
+
+@pytest.mark.parametrize("skip", [True, False], ids=["skipped", "not skipped"])
+def test_optimizers_rebuilt_within_a_batch_are_held_and_counted_at_their_step(skip: bool, tmp_path: Path) -> None:
+    phases = Phases([Phase(["b"], updates=3), Phase(["a"], updates=2)], repeat=True)
+    callback = FreezeScheduler(phases, {"a": "net.a", "b": "net.b"}, "freeze", skip_backward=skip)
+    fitted(pl, callback, lambda _: RebuildsLate(), default_root_dir=tmp_path)
+    assert callback.updates == {"a": 9, "b": 15}
+    assert callback.findings == []
 
 
 class Rebuilds(pl.Callback):

@@ -46,7 +46,8 @@ class RequiresGradWatch:
         self.holds = Hold()  # nothing is held
         self.log = Log(record)
         self.audit = RunAudit(module, self.log, lambda: self._at, suspects)
-        self.audit.exempt = Exemptions(module, group_parameters(module, exempt or {}))
+        self._exempt = exempt or {}
+        self.audit.exempt = Exemptions(module, group_parameters(module, self._exempt))
         self._module = module
         self._say = say
         self._at = Position(updates={_TRAINED: 0})
@@ -200,6 +201,8 @@ class RequiresGradWatch:
         self._weights.replaced(replaced)
         self._weights.close(p for _, p in self._parameters)
         lines = self._names.refresh()
+        if self._exempt:
+            self.audit.exempt.names |= Exemptions(self._module, group_parameters(self._module, self._exempt)).names
         self._holders = OptimizerIndex(self._given)
         self._sort()
         for line in lines:
