@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze import Every, FreezeScheduler, FreezeViolation, Phase, Phases, ScheduleError
+from lightning_freeze import Every, FreezeScheduler, FreezeViolation, Phase, Phases, ScheduleError, SelectionError
 from lightning_freeze.report.records import read_records, steps_of
 from lightning_freeze.trainer import seam
 from tests.conftest import Net, batches, make_trainer
@@ -173,6 +173,22 @@ def test_a_second_fit_goes_on_under_the_same_trainer(
     assert second.current_epoch == 1 + same_trainer
     assert tuple(scheduler.updates.values()) == counts
     assert [line for line in lines if "Trainer" in line] == [said]
+    assert scheduler.findings == []
+
+
+def test_a_fit_that_was_refused_keeps_the_place_of_the_one_before(trainer: Any, monkeypatch: Any) -> None:
+    scheduler, model = FreezeScheduler(SCHEDULES["every"]()), Twice(True, True)
+    run = trainer(scheduler, max_epochs=1)
+    run.fit(model, batches(4))
+    run.fit_loop.max_epochs = 2
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            model, "configure_optimizers", lambda: torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        )
+        with pytest.raises(SelectionError, match="is in no optimizer"):
+            run.fit(model, batches(4))
+    run.fit(model, batches(4))
+    assert tuple(scheduler.updates.values()) == (3, 8)
     assert scheduler.findings == []
 
 
