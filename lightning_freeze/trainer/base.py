@@ -12,7 +12,7 @@ from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding, check_words
 
 CreatedBy = Literal["switch", "command", "user"]
-_NOT_COPIED = ("log", "log_dict", "on_exception")  # set in every run, by Lightning and by `seam.call_first`
+_NOT_COPIED = ("log", "log_dict")  # set in every run by Lightning
 _RESET_IN_COPIES: dict[str, Any] = {
     **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_handled", "_logged", "_fitted_by")),
     "_removals": (),
@@ -24,6 +24,7 @@ class Auditor(seam.Callback):
 
     created_by: CreatedBy = "user"
     """The user, ``lightning-freeze inputs`` or ``LIGHTNING_FREEZE_AUDIT``."""
+    _engine: Any = None
 
     def __init__(self, on_finding: OnFinding) -> None:
         super().__init__()
@@ -50,10 +51,11 @@ class Auditor(seam.Callback):
             except Exception as error:
                 exception.add_note(f"freeze: as the run ended: {type(error).__name__}: {error}")
 
-    def on_fit_end(self, *args: Any, **kwargs: Any) -> None:
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
         self._undo()
 
-    teardown = on_fit_end
+    def _act_on_findings(self, trainer: seam.Trainer, unsaved: str = "") -> None:
+        """Report the findings since the last call, and stop the run for errors."""
 
     def _explain(self, trainer: seam.Trainer, exception: BaseException) -> None:
         """Add a note to an exception that comes from us."""

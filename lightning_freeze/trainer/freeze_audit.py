@@ -26,12 +26,13 @@ from lightning_freeze.trainer.input_audit import InputAudit, InputWatch
 class _Audited(Auditor):
     """Hooks around an engine that audits weights, and the report of its findings."""
 
+    _engine: FreezeController | RequiresGradWatch | None = None
+
     def __init__(self, on_finding: OnFinding, every_n_updates: int | None, inputs: bool) -> None:
         super().__init__(on_finding)
         if every_n_updates is not None:
             whole_number(every_n_updates, "every_n_updates", "the audit compares after that many updates, too")
         self._every_n_updates = every_n_updates
-        self._engine: FreezeController | RequiresGradWatch | None = None
         self._recorder: Recorder | None = None
         self._records: list[Record] = []
         self._acted_on = self._compared_at = 0
@@ -134,7 +135,7 @@ class _Audited(Auditor):
 
     def _begin_report(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._undo()
-        self._removals = [seam.call_first(trainer, self)]
+        _Boundaries(self).stand(trainer, first=True)
         self._handled = sys.exc_info()[1]  # where the fit is itself a second try
         others = any(isinstance(callback, InputAudit) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
@@ -184,7 +185,6 @@ class _Audited(Auditor):
             seam.say(trainer, line)
 
     def _act_on_findings(self, trainer: seam.Trainer, unsaved: str = "") -> None:
-        """Report the findings since the last call, and stop the run for errors."""
         fresh = self.findings[self._acted_on :]
         self._acted_on += len(fresh)
         reported = [finding for finding in fresh if finding.audit != "inputs"]  # which are reported in one line
@@ -251,7 +251,6 @@ class FreezeAudit(_Audited):
             exempt=self.exempt,
         )
         self._watch.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
-        _Boundaries(self._watch, self._act_on_findings).stand(trainer, first=True)
 
     def on_train_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self._watch is not None:

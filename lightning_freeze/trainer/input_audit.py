@@ -18,6 +18,7 @@ from lightning_freeze.report.records import FILE_NAME, Recorder
 from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding
 from lightning_freeze.trainer.base import Auditor, CreatedBy
+from lightning_freeze.trainer.boundaries import _Boundaries
 from lightning_freeze.trainer.declarations import read_declarations
 
 _STOPPING = ("unused", "dead")
@@ -155,7 +156,8 @@ class InputAudit(Auditor):
         self._silent = any(audit.created_by == "command" for audit in audits)
         self._findings, self._verdicts = [], {}
         self._watch = InputWatch(pl_module, **self._options)
-        self._removals = [seam.call_first(trainer, self), self._watch.end_batch]
+        self._removals = [self._watch.end_batch]
+        _Boundaries(self).stand(trainer, first=True)
         directory = seam.log_directory(trainer)  # on every rank: it may be broadcast
         writes = stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None

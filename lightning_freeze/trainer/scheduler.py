@@ -29,7 +29,6 @@ from lightning_freeze.trainer.arguments import (
     SkipBackward,
     check_words,
 )
-from lightning_freeze.trainer.boundaries import _Boundaries
 from lightning_freeze.trainer.freeze_audit import FreezeAudit, _Audited
 from lightning_freeze.trainer.fsdp2_checkpoints import load_without_state, loads_later
 from lightning_freeze.trainer.metrics import LoggedMetrics
@@ -177,7 +176,6 @@ class FreezeScheduler(_Audited):
             waits=loads_later(trainer),
             closures=True,
         )
-        _Boundaries(self._controller, self._act_on_findings).stand(trainer, first=True)
         self._removals.append(load_without_state(trainer))
         self._fitted_by = weakref.ref(trainer)
         if self._resume is not None:  # known already, unless the strategy loads checkpoints later

@@ -238,20 +238,6 @@ def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callabl
     return Patch.of(bar, "get_metrics", with_text).add(text)
 
 
-def call_first(trainer: Trainer, auditor: Callback) -> Callable[[], object]:
-    """Call a callback's `on_exception` before those of all others, one of which may raise; returns what undoes it."""
-
-    def after_ours(original: Callable[..., None], users: Callable[[], Iterator[Any]]) -> Callable[..., None]:
-        def on_exception(*args: Any) -> None:
-            for each in users():
-                type(each).on_exception(each, *args)
-            original(*args)
-
-        return on_exception
-
-    return Patch.of(trainer.callbacks[0], "on_exception", after_ours).add(auditor)  # type: ignore[attr-defined]
-
-
 def refuse_strategy(strategy: object) -> None:
     """Raise UnsupportedError for strategies whose gradients cannot be set to None."""
     names = {kind.__name__ for kind in type(strategy).__mro__}
