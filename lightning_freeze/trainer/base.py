@@ -14,7 +14,7 @@ from lightning_freeze.trainer.arguments import OnFinding, check_words
 CreatedBy = Literal["switch", "command", "user"]
 _NOT_COPIED = ("log", "log_dict")  # set in every run by Lightning
 _RESET_IN_COPIES: dict[str, Any] = {
-    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_handled", "_logged", "_fitted_by")),
+    **dict.fromkeys(("_engine", "_controller", "_inputs", "_recorder", "_handled", "_logged", "_fitted_by")),
     "_removals": (),
 }
 
@@ -25,6 +25,7 @@ class Auditor(seam.Callback):
     created_by: CreatedBy = "user"
     """The user, ``lightning-freeze inputs`` or ``LIGHTNING_FREEZE_AUDIT``."""
     _engine: Any = None
+    _inputs: Any = None
 
     def __init__(self, on_finding: OnFinding) -> None:
         super().__init__()
@@ -42,6 +43,18 @@ class Auditor(seam.Callback):
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a run hooks into its Trainer and its optimizers; a copy of the callback starts without.
         return {key: _RESET_IN_COPIES.get(key, value) for key, value in vars(self).items() if key not in _NOT_COPIED}
+
+    def on_validation_batch_start(
+        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._inputs is not None and not trainer.sanity_checking:
+            self._inputs.begin_batch(trainer.current_epoch if trainer.state.fn == "fit" else 0, batch_idx)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._inputs is not None:
+            self._inputs.end_batch()
+
+    on_validation_batch_end = on_train_batch_end
 
     def on_exception(self, trainer: seam.Trainer, pl_module: seam.LightningModule, exception: BaseException) -> None:
         """Undo everything; what goes wrong with that becomes a note of the exception."""
@@ -63,6 +76,9 @@ class Auditor(seam.Callback):
     def _undo(self) -> None:
         """Undo everything; each is tried, whatever another raises. Safe to call again."""
         removals, self._removals = self._removals, []
+        if self._inputs is not None:
+            removals.append(self._inputs.end_batch)
+            self._inputs = None
         each_tried(removals)()
 
     def _stop_for(self, errors: Sequence[Finding], trainer: seam.Trainer, name: str, unsaved: str = "") -> None:

@@ -40,7 +40,6 @@ class _Audited(Auditor):
         self._running = False
         self._audits_inputs = inputs
         self._writes = True
-        self._inputs: InputWatch | None = None
 
     def dry_run(self) -> None:
         """Write no file and audit no inputs."""
@@ -62,8 +61,7 @@ class _Audited(Auditor):
             self._engine.holds.detach(False)
             self._act_on_findings(trainer)
         self._engine.begin_step(trainer.current_epoch, trainer.optimizers)
-        if self._inputs is not None:
-            self._inputs.begin_batch(trainer.current_epoch, batch_idx)
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx)  # inputs are watched in both
         if self._every_n_updates is None:
             return
         updates = self._updates_so_far(trainer, pl_module)
@@ -83,18 +81,6 @@ class _Audited(Auditor):
     def _all_ranks(self) -> bool:
         """Whether all ranks run this hook together: not where one of them saves because of an exception."""
         return sys.exc_info()[1] is self._handled
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if self._inputs is not None:
-            self._inputs.end_batch()
-
-    def on_validation_batch_start(
-        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if self._inputs is not None and not trainer.sanity_checking:
-            self._inputs.begin_batch(trainer.current_epoch, batch_idx)
-
-    on_validation_batch_end = on_train_batch_end
 
     def on_train_epoch_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self._engine is None or self._engine.epoch > trainer.current_epoch:  # ended before the run was resumed
@@ -156,9 +142,6 @@ class _Audited(Auditor):
 
     def _undo(self) -> None:
         self._running = False
-        if self._inputs is not None:
-            self._removals.append(self._inputs.end_batch)
-            self._inputs = None
         if self._engine is not None:  # Lightning's teardown takes optimizer state to host memory anyway
             self._removals.append(partial(self._engine.detach, bring_back=False))
         super()._undo()
@@ -223,6 +206,8 @@ class FreezeAudit(_Audited):
         []
     """
 
+    _engine: RequiresGradWatch | None = None
+
     def __init__(
         self,
         every_n_updates: int | None = None,
@@ -235,24 +220,22 @@ class FreezeAudit(_Audited):
         self.exempt = exempt_groups(exempt or {})
         self.every_n_updates = every_n_updates
         self.on_finding = on_finding
-        self._watch: RequiresGradWatch | None = None
 
     def on_fit_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self.created_by == "switch" and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
-            self._engine = self._watch = None
+            self._engine = None
             return
         self._begin_report(trainer, pl_module)
-        suspects = seam.averaging_callbacks(trainer)
-        self._watch = self._engine = RequiresGradWatch(
+        self._engine = RequiresGradWatch(
             pl_module,
-            suspects=suspects,
+            suspects=seam.averaging_callbacks(trainer),
             record=self._record,
             say=lambda line: seam.say(trainer, line),
             exempt=self.exempt,
         )
-        self._watch.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
+        self._engine.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
 
     def on_train_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
-        if self._watch is not None:
-            self._watch.begin(trainer.current_epoch, seam.resumes(trainer))
+        if self._engine is not None:
+            self._engine.begin(trainer.current_epoch, seam.resumes(trainer))
             self._running = True

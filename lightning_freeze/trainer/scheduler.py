@@ -180,7 +180,7 @@ class FreezeScheduler(_Audited):
         self._fitted_by = weakref.ref(trainer)
         if self._resume is not None:  # known already, unless the strategy loads checkpoints later
             self._controller.load_state_dict(self._resume)
-        clipping = None if pl_module.automatic_optimization else seam.clipping_method(pl_module)
+        clipping = None if pl_module.automatic_optimization else seam.method_that_names(pl_module, seam.CLIPPING)
         if clipping is not None:
             seam.rank_zero_warn(
                 f"{clipping} clips gradients itself, in manual optimization, before `step()`: there the frozen gradients "
