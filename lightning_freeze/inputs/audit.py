@@ -204,8 +204,6 @@ class InputsAudit:
 
 def _calibrate() -> None:
     """Measure how many references a tensor has that only a call holds."""
-    if Tracer.active is not None:
-        return
     counts: list[int] = []
 
     def ended(thread: Thread, frame: Frame) -> list[Judged]:
