@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_freeze.cli.command import log_levels_restored
 from lightning_freeze.trainer.seam import PACKAGES, LightningDataModule, LightningModule
 
 
@@ -33,16 +34,11 @@ class MissingPackageError(ImportError):
 def quiet() -> Iterator[None]:
     """Silence the tables, notes and warnings of Trainers, of which many in a row would fill the screen."""
     loggers = [logging.getLogger(name) for name in (*PACKAGES, "lightning_freeze")]
-    levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with log_levels_restored(loggers), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 class _Classifier(LightningModule):

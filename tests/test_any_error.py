@@ -28,7 +28,7 @@ from lightning_freeze.holds.eval_mode import EvalModes
 from lightning_freeze.holds.patch import Patch
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.report.records import FILE_NAME, Recorder
-from lightning_freeze.trainer import seam
+from lightning_freeze.trainer.boundaries import _Boundaries
 from tests.conftest import batches, make_trainer
 from tests.probe.planted_optimizers import FillsZeros
 from tests.process_state import changes, state
@@ -304,7 +304,7 @@ def test_undoing_after_another_s_error_is_found(tmp_path: Path, monkeypatch: pyt
     """Lightning calls no callback after one that raises in `on_exception`."""
     row: Row = (("module", "training_step"), ValueError, False, True)
     assert left_over(row, ("scheduler", 3, 0), tmp_path / "whole") == []
-    monkeypatch.setattr(seam, "call_first", lambda trainer, auditor: lambda: None)
+    monkeypatch.setattr(_Boundaries, "on_exception", lambda *_: None)
     found = left_over(row, ("scheduler", 3, 0), tmp_path / "last")
     assert {line.partition(":")[0] for line in found} >= {"requires_grad", "modes", "hooks of the optimizer"}
     gc.collect()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,13 +77,13 @@ def check_picture(option: str, path: Path) -> None:
 
 
 @contextmanager
-def log_levels_restored() -> Iterator[None]:
-    """Restore the levels of Lightning's loggers."""
-    levels = [logger.level for logger in _LOGGERS]
+def log_levels_restored(loggers: Sequence[logging.Logger] = _LOGGERS) -> Iterator[None]:
+    """Restore the levels of some loggers; by default Lightning's."""
+    levels = [logger.level for logger in loggers]
     try:
         yield
     finally:
-        for logger, level in zip(_LOGGERS, levels, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 

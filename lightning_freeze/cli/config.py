@@ -86,7 +86,7 @@ def explain(roots: Sequence[Place], arguments: Sequence[str] = (), written: Path
     for place in _walk(roots):
         name, items = _class_name(place), place.items()
         if name in _CALLBACKS:
-            _build(items.get("init_args", place), _CALLBACKS[name], written, () if "init_args" in items else _SPEC)
+            _build(place, _CALLBACKS[name], written)
         elif name not in public_names and str(items["class_path"].plain() if name else "") == _OURS + name:
             raise items["class_path"].error(f"lightning_freeze has no {name!r}.{did_you_mean(name, public_names)}")
 
@@ -102,11 +102,13 @@ def _class_name(place: Place) -> str:
     return path.rpartition(".")[2] if path.startswith(_OURS) or "." not in path else ""
 
 
-def _build(place: Place, kind: Callable[..., Any], written: Path | None = None, spec: Sequence[str] = ()) -> Any:
-    """Build a class from a mapping of its arguments; an error names the key at fault."""
-    items = {key: value for key, value in place.items().items() if key not in spec}
-    if not items and place.plain() and not spec:
+def _build(place: Place, kind: Callable[..., Any], written: Path | None = None) -> Any:
+    """Build a class from a mapping of its arguments, or one that holds it; an error names the key at fault."""
+    if "class_path" in place.items():
+        place = place.items().get("init_args", place)
+    if not place.items() and place.plain():
         raise place.error(f"is {place.plain()!r}, but must be a mapping of the arguments of {kind.__name__}.")
+    items = {key: value for key, value in place.items().items() if key != "class_path"}
     _check_keys(items, [*inspect.signature(kind).parameters], f" of {kind.__name__}")
     values = {key: _argument(key, value, written) for key, value in items.items()}
     try:
@@ -143,10 +145,9 @@ def _argument(key: str, place: Place, written: Path | None) -> Any:
 
 
 def _part(place: Place, kind: type) -> Any:
-    if "class_path" not in place.items():
-        return _build(place, kind)
-    _check_keys(place.items(), _SPEC)
-    return _build(place.items().get("init_args", place), kind, None, _SPEC)
+    if "class_path" in place.items():
+        _check_keys(place.items(), _SPEC)
+    return _build(place, kind)
 
 
 def build_schedule(place: Place, above: tuple[Path, ...] = ()) -> Schedule:

@@ -202,14 +202,8 @@ class InputsAudit:
         return tally
 
 
-def _forward(self: nn.Module, input: Tensor, other: Any = None) -> Tensor:
-    return input
-
-
 def _calibrate() -> None:
     """Measure how many references a tensor has that only a call holds."""
-    if Tracer.active is not None:
-        return
     counts: list[int] = []
 
     def ended(thread: Thread, frame: Frame) -> list[Judged]:
@@ -218,7 +212,8 @@ def _calibrate() -> None:
 
     tracer = Tracer(lambda module: ("", module, False), ended, lambda thread: None, lambda frame: None)
     # on a class of its own: other threads may be calling modules
-    kind = type("_Probe", (nn.Module,), {"forward": _forward, "__call__": tracer.replacement(lambda *_, **__: None)})
+    methods = {"forward": lambda self, input, other=None: input, "__call__": tracer.replacement(lambda *_, **__: None)}
+    kind = type("_Probe", (nn.Module,), methods)
     with torch._C.DisableTorchFunction(), _disable_current_modes():  # no mode of the user sees this
         probe: Any = kind()
         probe(torch.empty(1))

@@ -16,12 +16,12 @@ AUTOCAST = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKe
 
 @dataclass(slots=True)
 class Marks:
-    """What was seen of inputs while a call ran, as `Fate` has it of one, here one bit for each."""
+    """What was seen of inputs while a call ran, as `Fate` has it of one, in its order, here one bit for each."""
 
-    read: int = 0
-    metadata: int = 0
     left: int = 0
     kept: int = 0
+    read: int = 0
+    metadata: int = 0
     handed: int = 0
     handed_computed: int = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import astuple
 from itertools import chain
 from typing import Any
 
@@ -171,16 +172,7 @@ class Thread:
             outputs.update(id(part) for leaf in frame.leaves for part in self.labels.made_of(plain(leaf.tensor)))
             marks.kept |= self.labels.survivors(frame, unknown, outputs)
             self._held(frame, unknown & ~same, counts)
-        seen = (
-            computed,
-            same,
-            marks.left,
-            marks.kept,
-            marks.read,
-            marks.metadata,
-            marks.handed,
-            marks.handed_computed,
-        )
+        seen = (computed, same, *astuple(marks))
         for index in range(count):
             bit = 1 << (frame.base + index)
             frame.fates.append(Fate(*[bits & bit != 0 for bits in seen]))

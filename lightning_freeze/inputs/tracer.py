@@ -70,7 +70,6 @@ class Tracer:
                 )
             self.failure = None
             self._suspensions = 0
-            self._follows_compiler = False
             try:
                 for prepare in preparations:
                     prepare()

@@ -118,15 +118,13 @@ class Steps:
         self.first = first
         self._sets: dict[frozenset[str], int] = {}
         self._runs: list[list[int]] = []
-        self._last: tuple[int, frozenset[str]] | None = None
 
     def add(self, optimizer: int, groups: frozenset[str]) -> None:
         """Add a step that updated these groups."""
-        if self._last is not None and self._last[0] == optimizer and self._last[1] == groups:
-            self._runs[-1][2] += 1
-            return
-        self._last = (optimizer, groups)
-        self._runs.append([optimizer, self._sets.setdefault(groups, len(self._sets)), 1])
+        number = self._sets.setdefault(groups, len(self._sets))
+        if not self._runs or self._runs[-1][0] != optimizer or self._runs[-1][1] != number:
+            self._runs.append([optimizer, number, 0])
+        self._runs[-1][2] += 1
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins: what a ``phase`` record and a checkpoint hold."""
@@ -136,11 +134,8 @@ class Steps:
     def from_dict(cls, plain: Mapping[str, Any]) -> Steps:
         """The steps that `as_dict` wrote."""
         steps = cls(plain["first"])
-        sets = [frozenset(groups) for groups in plain["sets"]]
-        steps._sets = {groups: number for number, groups in enumerate(sets)}
+        steps._sets = {frozenset(groups): number for number, groups in enumerate(plain["sets"])}
         steps._runs = [list(run) for run in plain["steps"]]
-        if steps._runs:
-            steps._last = (steps._runs[-1][0], sets[steps._runs[-1][1]])
         return steps
 
 

@@ -12,9 +12,9 @@ from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding, check_words
 
 CreatedBy = Literal["switch", "command", "user"]
-_NOT_COPIED = ("log", "log_dict", "on_exception")  # set in every run, by Lightning and by `seam.call_first`
+_NOT_COPIED = ("log", "log_dict")  # set in every run by Lightning
 _RESET_IN_COPIES: dict[str, Any] = {
-    **dict.fromkeys(("_engine", "_controller", "_watch", "_inputs", "_recorder", "_handled", "_logged", "_fitted_by")),
+    **dict.fromkeys(("_engine", "_controller", "_inputs", "_recorder", "_handled", "_logged", "_fitted_by")),
     "_removals": (),
 }
 
@@ -24,6 +24,8 @@ class Auditor(seam.Callback):
 
     created_by: CreatedBy = "user"
     """The user, ``lightning-freeze inputs`` or ``LIGHTNING_FREEZE_AUDIT``."""
+    _engine: Any = None
+    _inputs: Any = None
 
     def __init__(self, on_finding: OnFinding) -> None:
         super().__init__()
@@ -42,6 +44,18 @@ class Auditor(seam.Callback):
         # What belongs to a run hooks into its Trainer and its optimizers; a copy of the callback starts without.
         return {key: _RESET_IN_COPIES.get(key, value) for key, value in vars(self).items() if key not in _NOT_COPIED}
 
+    def on_validation_batch_start(
+        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._inputs is not None and not trainer.sanity_checking:
+            self._inputs.begin_batch(trainer.current_epoch if trainer.state.fn == "fit" else 0, batch_idx)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._inputs is not None:
+            self._inputs.end_batch()
+
+    on_validation_batch_end = on_train_batch_end
+
     def on_exception(self, trainer: seam.Trainer, pl_module: seam.LightningModule, exception: BaseException) -> None:
         """Undo everything; what goes wrong with that becomes a note of the exception."""
         for act in (partial(self._explain, trainer, exception), self._undo):
@@ -50,10 +64,11 @@ class Auditor(seam.Callback):
             except Exception as error:
                 exception.add_note(f"freeze: as the run ended: {type(error).__name__}: {error}")
 
-    def on_fit_end(self, *args: Any, **kwargs: Any) -> None:
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
         self._undo()
 
-    teardown = on_fit_end
+    def _act_on_findings(self, trainer: seam.Trainer, unsaved: str = "") -> None:
+        """Report the findings since the last call, and stop the run for errors."""
 
     def _explain(self, trainer: seam.Trainer, exception: BaseException) -> None:
         """Add a note to an exception that comes from us."""
@@ -61,6 +76,9 @@ class Auditor(seam.Callback):
     def _undo(self) -> None:
         """Undo everything; each is tried, whatever another raises. Safe to call again."""
         removals, self._removals = self._removals, []
+        if self._inputs is not None:
+            removals.append(self._inputs.end_batch)
+            self._inputs = None
         each_tried(removals)()
 
     def _stop_for(self, errors: Sequence[Finding], trainer: seam.Trainer, name: str, unsaved: str = "") -> None:

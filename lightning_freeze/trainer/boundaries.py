@@ -1,4 +1,4 @@
-"""A private callback around all others, so that nothing of theirs lies between two frozen intervals."""
+"""A private callback around all others: nothing of theirs lies between two frozen intervals, or prevents the undoing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_freeze.trainer import seam
+from lightning_freeze.trainer.base import Auditor
 
 _OF_STEPS = """on_train_batch_start on_train_batch_end on_validation_batch_start on_validation_batch_end
 on_before_zero_grad on_before_backward on_after_backward on_before_optimizer_step""".split()
 
 
 class _Boundaries(seam.Callback):
-    """Stands first in a Trainer's list while it trains, then last, and leaves it with the fit."""
+    """Stands first in a Trainer's list until a fit ends, then last, and leaves it with the run.
 
-    def __init__(self, engine: Any, act: Callable[..., None]) -> None:
+    Lightning calls no callback's ``on_exception`` after one that raises there, so this one calls its auditor's.
+    """
+
+    def __init__(self, auditor: Auditor) -> None:
         super().__init__()
         vars(self).update(dict.fromkeys(_OF_STEPS))  # Lightning skips what is not callable: a step costs nothing
-        self._engine, self._act = engine, act
-        engine.audit.ends_later = True
+        self._auditor = auditor
         self._last_check: Callable[[], object] = list
 
     def __reduce__(self) -> Any:
@@ -30,18 +33,23 @@ class _Boundaries(seam.Callback):
         trainer.callbacks = [self] * first + others + [self] * last  # type: ignore[attr-defined]
 
     def on_validation_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
-        self._engine.pause()
+        if self._auditor._engine is not None:
+            self._auditor._engine.pause()
 
     on_train_epoch_end = on_validation_start
 
     def on_fit_end(self, trainer: seam.Trainer, *_: Any) -> None:
-        self._last_check = self._engine.audit.last_check()
+        if self._auditor._engine is not None:
+            self._last_check = self._auditor._engine.audit.last_check()
+        self._auditor._undo()
         self.stand(trainer, last=True)
 
     def teardown(self, trainer: seam.Trainer, *_: Any, **__: Any) -> None:
         self.stand(trainer)
+        self._auditor._undo()
         self._last_check()
-        self._act(trainer, unsaved="the fit had ended")
+        self._auditor._act_on_findings(trainer, unsaved="the fit had ended")
 
-    def on_exception(self, trainer: seam.Trainer, *_: Any) -> None:
+    def on_exception(self, trainer: seam.Trainer, *args: Any) -> None:
         self.stand(trainer)
+        self._auditor.on_exception(trainer, *args)

@@ -26,12 +26,13 @@ from lightning_freeze.trainer.input_audit import InputAudit, InputWatch
 class _Audited(Auditor):
     """Hooks around an engine that audits weights, and the report of its findings."""
 
+    _engine: FreezeController | RequiresGradWatch | None = None
+
     def __init__(self, on_finding: OnFinding, every_n_updates: int | None, inputs: bool) -> None:
         super().__init__(on_finding)
         if every_n_updates is not None:
             whole_number(every_n_updates, "every_n_updates", "the audit compares after that many updates, too")
         self._every_n_updates = every_n_updates
-        self._engine: FreezeController | RequiresGradWatch | None = None
         self._recorder: Recorder | None = None
         self._records: list[Record] = []
         self._acted_on = self._compared_at = 0
@@ -39,7 +40,6 @@ class _Audited(Auditor):
         self._running = False
         self._audits_inputs = inputs
         self._writes = True
-        self._inputs: InputWatch | None = None
 
     def dry_run(self) -> None:
         """Write no file and audit no inputs."""
@@ -61,8 +61,7 @@ class _Audited(Auditor):
             self._engine.holds.detach(False)
             self._act_on_findings(trainer)
         self._engine.begin_step(trainer.current_epoch, trainer.optimizers)
-        if self._inputs is not None:
-            self._inputs.begin_batch(trainer.current_epoch, batch_idx)
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx)  # inputs are watched in both
         if self._every_n_updates is None:
             return
         updates = self._updates_so_far(trainer, pl_module)
@@ -82,18 +81,6 @@ class _Audited(Auditor):
     def _all_ranks(self) -> bool:
         """Whether all ranks run this hook together: not where one of them saves because of an exception."""
         return sys.exc_info()[1] is self._handled
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if self._inputs is not None:
-            self._inputs.end_batch()
-
-    def on_validation_batch_start(
-        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if self._inputs is not None and not trainer.sanity_checking:
-            self._inputs.begin_batch(trainer.current_epoch, batch_idx)
-
-    on_validation_batch_end = on_train_batch_end
 
     def on_train_epoch_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self._engine is None or self._engine.epoch > trainer.current_epoch:  # ended before the run was resumed
@@ -134,7 +121,7 @@ class _Audited(Auditor):
 
     def _begin_report(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._undo()
-        self._removals = [seam.call_first(trainer, self)]
+        _Boundaries(self).stand(trainer, first=True)
         self._handled = sys.exc_info()[1]  # where the fit is itself a second try
         others = any(isinstance(callback, InputAudit) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
@@ -155,9 +142,6 @@ class _Audited(Auditor):
 
     def _undo(self) -> None:
         self._running = False
-        if self._inputs is not None:
-            self._removals.append(self._inputs.end_batch)
-            self._inputs = None
         if self._engine is not None:  # Lightning's teardown takes optimizer state to host memory anyway
             self._removals.append(partial(self._engine.detach, bring_back=False))
         super()._undo()
@@ -184,7 +168,6 @@ class _Audited(Auditor):
             seam.say(trainer, line)
 
     def _act_on_findings(self, trainer: seam.Trainer, unsaved: str = "") -> None:
-        """Report the findings since the last call, and stop the run for errors."""
         fresh = self.findings[self._acted_on :]
         self._acted_on += len(fresh)
         reported = [finding for finding in fresh if finding.audit != "inputs"]  # which are reported in one line
@@ -223,6 +206,8 @@ class FreezeAudit(_Audited):
         []
     """
 
+    _engine: RequiresGradWatch | None = None
+
     def __init__(
         self,
         every_n_updates: int | None = None,
@@ -235,25 +220,23 @@ class FreezeAudit(_Audited):
         self.exempt = exempt_groups(exempt or {})
         self.every_n_updates = every_n_updates
         self.on_finding = on_finding
-        self._watch: RequiresGradWatch | None = None
 
     def on_fit_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self.created_by == "switch" and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
-            self._engine = self._watch = None
+            self._engine = None
             return
         self._begin_report(trainer, pl_module)
-        suspects = seam.averaging_callbacks(trainer)
-        self._watch = self._engine = RequiresGradWatch(
+        self._engine = RequiresGradWatch(
             pl_module,
-            suspects=suspects,
+            suspects=seam.averaging_callbacks(trainer),
             record=self._record,
             say=lambda line: seam.say(trainer, line),
             exempt=self.exempt,
         )
-        self._watch.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
-        _Boundaries(self._watch, self._act_on_findings).stand(trainer, first=True)
+        self._engine.audit.ends_later = True
+        self._engine.attach(*trainer.optimizers, run=seam.run_context(trainer, pl_module))
 
     def on_train_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
-        if self._watch is not None:
-            self._watch.begin(trainer.current_epoch, seam.resumes(trainer))
+        if self._engine is not None:
+            self._engine.begin(trainer.current_epoch, seam.resumes(trainer))
             self._running = True

@@ -18,6 +18,7 @@ from lightning_freeze.report.records import FILE_NAME, Recorder
 from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding
 from lightning_freeze.trainer.base import Auditor, CreatedBy
+from lightning_freeze.trainer.boundaries import _Boundaries
 from lightning_freeze.trainer.declarations import read_declarations
 
 _STOPPING = ("unused", "dead")
@@ -126,7 +127,6 @@ class InputAudit(Auditor):
             "metadata_inputs": sorted(parse_metadata(metadata_inputs) | parse_metadata(shapes)),
             "replay": replay,
         }
-        self._watch: InputWatch | None = None
         self._recorder: Recorder | None = None
         self._findings: list[Finding] = []
         self._verdicts: dict[tuple[str, str], str] = {}
@@ -144,7 +144,6 @@ class InputAudit(Auditor):
 
     def setup(self, trainer: seam.Trainer, pl_module: seam.LightningModule, stage: str) -> None:
         self._undo()
-        self._watch = None
         audits = [c for c in trainer.callbacks if isinstance(c, InputAudit)]  # type: ignore[attr-defined]
         if self is not max(audits, key=lambda audit: get_args(CreatedBy).index(audit.created_by)):
             if self.created_by == "user":
@@ -154,25 +153,14 @@ class InputAudit(Auditor):
             return
         self._silent = any(audit.created_by == "command" for audit in audits)
         self._findings, self._verdicts = [], {}
-        self._watch = InputWatch(pl_module, **self._options)
-        self._removals = [seam.call_first(trainer, self), self._watch.end_batch]
+        self._inputs = InputWatch(pl_module, **self._options)
+        _Boundaries(self).stand(trainer, first=True)
         directory = seam.log_directory(trainer)  # on every rank: it may be broadcast
         writes = stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None
 
-    def on_train_batch_start(
-        self, trainer: seam.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if self._watch is not None and not trainer.sanity_checking:
-            self._watch.begin_batch(trainer.current_epoch if trainer.state.fn == "fit" else 0, batch_idx)
-
-    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
-
-    def _close(self, *_: Any, **__: Any) -> None:
-        if self._watch is not None:
-            self._watch.end_batch()
-
-    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _close
+    on_train_batch_start = on_test_batch_start = on_predict_batch_start = Auditor.on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = Auditor.on_train_batch_end
 
     def on_train_epoch_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._report(trainer)
@@ -189,10 +177,10 @@ class InputAudit(Auditor):
 
     def _report(self, trainer: seam.Trainer) -> None:
         """Report what was found in the epoch, and stop the run where that is asked for."""
-        if self._watch is None:
+        if self._inputs is None:
             return
-        self._verdicts = dict(self._watch.audit.verdicts) or self._verdicts
-        findings, fresh = self._watch.end_epoch(trainer.current_epoch)
+        self._verdicts = dict(self._inputs.audit.verdicts) or self._verdicts
+        findings, fresh = self._inputs.end_epoch(trainer.current_epoch)
         self._record(fresh)
         if self._silent:
             return
@@ -212,7 +200,7 @@ class InputAudit(Auditor):
         return self._on_finding == "raise" and confirmed and finding.kind in _STOPPING
 
     def _report_stale(self) -> None:
-        stale = self._watch.end_run() if self._watch is not None else []
+        stale = self._inputs.end_run() if self._inputs is not None else []
         self._record(stale)
         for finding in stale if not self._silent else ():
             seam.rank_zero_warn(finding.message)

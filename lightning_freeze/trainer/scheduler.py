@@ -29,7 +29,6 @@ from lightning_freeze.trainer.arguments import (
     SkipBackward,
     check_words,
 )
-from lightning_freeze.trainer.boundaries import _Boundaries
 from lightning_freeze.trainer.freeze_audit import FreezeAudit, _Audited
 from lightning_freeze.trainer.fsdp2_checkpoints import load_without_state, loads_later
 from lightning_freeze.trainer.metrics import LoggedMetrics
@@ -179,6 +178,7 @@ class FreezeScheduler(_Audited):
             raise
 
     def _attach(self, trainer: seam.Trainer, pl_module: seam.LightningModule, controller: FreezeController) -> None:
+        controller.audit.ends_later = True
         self._logged = LoggedMetrics(controller.metrics) if controller.metrics else None
         self._clips = seam.may_clip(trainer, pl_module)
         controller.attach(
@@ -188,12 +188,11 @@ class FreezeScheduler(_Audited):
             waits=loads_later(trainer),
             closures=True,
         )
-        _Boundaries(controller, self._act_on_findings).stand(trainer, first=True)
         self._removals.append(load_without_state(trainer))
         self._fitted_by = weakref.ref(trainer)
         if self._resume is not None:  # known already, unless the strategy loads checkpoints later
             controller.load_state_dict(self._resume)
-        clipping = None if pl_module.automatic_optimization else seam.clipping_method(pl_module)
+        clipping = None if pl_module.automatic_optimization else seam.method_that_names(pl_module, seam.CLIPPING)
         if clipping is not None:
             seam.rank_zero_warn(
                 f"{clipping} clips gradients itself, in manual optimization, before `step()`: there the frozen gradients "

@@ -30,7 +30,7 @@ _MODULES = dict.fromkeys(("LightningModule", "LightningDataModule", "Trainer"), 
 _MODULES |= {"LightningCLI": ".cli", "LightningArgumentParser": ".cli", "DummyLogger": ".loggers.logger"}
 _MODULES |= {"MisconfigurationException": ".utilities.exceptions"}
 _PREFIXES = tuple(f"{package}." for package in PACKAGES)
-_CLIPPING = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
+CLIPPING = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
 
 if TYPE_CHECKING:
     from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -128,7 +128,7 @@ def run_context(trainer: Trainer, module: LightningModule) -> RunContext:
         trainer.strategy.model or module,
         trainer.world_size,
         manual_optimization=not module.automatic_optimization,
-        toggles=_method_that_names(module, {"toggle_optimizer", "toggled_optimizer"}),
+        toggles=method_that_names(module, {"toggle_optimizer", "toggled_optimizer"}),
         strategy=type(trainer.strategy).__name__,
         device=trainer.strategy.root_device,
         local_sgd=getattr(trainer.strategy, "_model_averager", None) is not None,
@@ -164,12 +164,8 @@ def may_clip(trainer: Trainer, module: LightningModule) -> bool:
     return trainer.gradient_clip_val is not None or any(not hooks.isdisjoint(vars(c)) for c in _user_classes(module))
 
 
-def clipping_method(module: LightningModule) -> str | None:
-    """The method of a module whose code clips gradients."""
-    return _method_that_names(module, _CLIPPING)
-
-
-def _method_that_names(module: LightningModule, functions: set[str]) -> str | None:
+def method_that_names(module: LightningModule, functions: set[str]) -> str | None:
+    """The method of a module whose code names one of some functions."""
     for user_class in _user_classes(module):
         for name, method in vars(user_class).items():
             if isinstance(method, FunctionType) and functions.intersection(method.__code__.co_names):
@@ -236,20 +232,6 @@ def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callabl
         }
 
     return Patch.of(bar, "get_metrics", with_text).add(text)
-
-
-def call_first(trainer: Trainer, auditor: Callback) -> Callable[[], object]:
-    """Call a callback's `on_exception` before those of all others, one of which may raise; returns what undoes it."""
-
-    def after_ours(original: Callable[..., None], users: Callable[[], Iterator[Any]]) -> Callable[..., None]:
-        def on_exception(*args: Any) -> None:
-            for each in users():
-                type(each).on_exception(each, *args)
-            original(*args)
-
-        return on_exception
-
-    return Patch.of(trainer.callbacks[0], "on_exception", after_ours).add(auditor)  # type: ignore[attr-defined]
 
 
 def refuse_strategy(strategy: object) -> None:
