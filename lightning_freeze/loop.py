@@ -29,7 +29,7 @@ from lightning_freeze.report.table import folded
 
 _BEFORE_A_BATCH = (
     "it steps before a batch has begun, with which phases that count epochs and skipped backward work begin.",
-    "Step in `training_step` or later, also with `skip_backward: false`.",
+    "Step in `training_step` or later; `skip_backward: false` does not help.",
     "Call `begin_step()` before each forward.",
 )
 _SECOND_STEP = (

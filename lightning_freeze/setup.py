@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
-from lightning_freeze.errors import UnsupportedError
+from lightning_freeze.errors import UnsupportedError, listed
 from lightning_freeze.holds.backward import SkipBackward as SkipHold
 from lightning_freeze.holds.checkpointing import ReentrantInputs
 from lightning_freeze.holds.ddp import ZeroGradsForDDP
@@ -266,6 +266,11 @@ def say_what_is_held(loop: Loop, options: Options, decision: Decision) -> None:
         say(
             f"freeze: {len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}"
             f"{', …' if len(own) > 3 else ''}); they are yours to freeze and belong to no group."
+        )
+    moved = [m for found in groups.moved_by_user.values() for m in found if members.holders.indices(m.parameter)]
+    if moved:
+        say(
+            f"freeze: an optimizer holds {listed([m.name for m in moved])}, which `by: user` takes from the schedule: it trains."
         )
     never = plan.never_freezes() and not (groups.rest == "freeze" and REST in groups.members)
     if options.optimizer_state == "offload" and all(p.device.type == "cpu" for p in members.scheduled):

@@ -30,7 +30,7 @@ _WARNED: dict[str, Severity] = {"cache": "warning"}
 
 
 def outermost(module: nn.Module, moved: Collection[str]) -> Callable[[str], str]:
-    """From a parameter that moved to the outermost module of which every parameter did, else to itself."""
+    """A parameter that moved to the outermost module whose parameters all moved, else to itself."""
 
     def above(name: str) -> Iterator[str]:
         return accumulate(name.split("."), "{}.{}".format)

@@ -56,7 +56,10 @@ class Exemptions:
         rows = ranks.gathered(torch.tensor([group not in moved for group in self.reasons]))
         declared, found = "{!r} (by {}) is exempt from the audits".format, "but kept every bit in the whole run"
         kept = compress(self.reasons.items(), torch.stack(rows).all(0).tolist())
-        return [covered_nothing("frozen", declared(group, why), found, group=group) for group, why in kept]
+        return [
+            covered_nothing("frozen", declared(group.removeprefix("exempt."), why), found, group=group)
+            for group, why in kept
+        ]
 
     def _digests(self) -> dict[str, Digest | None]:
         named = ParamNames(self._module).parameters if self.names else {}

@@ -145,7 +145,10 @@ class FrozenAudit:
 
 
 def _digest_on(device: torch.device, tensor: Tensor | None) -> Digest | None:
-    """The digest of a plain tensor that is on the CPU now, as when a fit ends, made where it was; else one of no device."""
+    """The digest of a plain CPU tensor, made on another device.
+
+    When a fit ends, weights are moved to the CPU; their digests were made on the accelerator.
+    """
     return digests([tensor.detach().to(device)])[0] if tensor is not None and type(tensor) in PLAIN else 0
 
 

@@ -195,7 +195,7 @@ class WeightAudit(Hold):
     # --- what optimizers hold
 
     def use(self, holders: OptimizerIndex, trained: Mapping[str, Sequence[Member]]) -> None:
-        """From here on the optimizers hold these, of which this is to move."""
+        """From here on the optimizers hold these, and this is to move."""
         self._trained = {group: [(m.name, m.parameter) for m in members] for group, members in trained.items()}
         self.moved.use(self._trained)
         self._read(holders)

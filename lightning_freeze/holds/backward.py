@@ -158,7 +158,7 @@ class SkipBackward(Hold):
             )
 
     def _settle(self) -> None:
-        """What was held at a batch's beginning, and no longer is, trains: code that toggled it has restored what it found."""
+        """Turn on what is held no more: code that toggled it may have restored what it found."""
         for key, parameter in self._released.items():
             if key not in self.held:
                 parameter.requires_grad = True

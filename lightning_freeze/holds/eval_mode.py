@@ -79,7 +79,7 @@ class EvalModes(Hold):
         return held
 
     def note(self, root: Module, training: bool, held: Sequence[Module]) -> None:
-        """Modes were set; eval mode of a module around what is held is passing, as for validation."""
+        """Keep the modes that were set; eval mode around what is held is passing, as for validation."""
         if training or id(root) in self._held:
             self._held.update({id(module): (module, module.training) for module in held})
 

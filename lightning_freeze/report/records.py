@@ -53,7 +53,9 @@ class Log:
 
 
 class Recorder:
-    """Appends records to a file, each written at once; where one fails, as on a full disk, it warns and writes no more.
+    """Appends records to a file, each written at once.
+
+    Where one cannot be written, as on a full disk, it warns and writes no more.
 
     Args:
         path: The file; made with its folder at the first record. A file that is there loses the unfinished last line of a

@@ -28,7 +28,8 @@ class _Boundaries(seam.Callback):
         return seam.Callback, ()  # a copy, made during a run, is to do nothing
 
     def stand(self, trainer: seam.Trainer, first: bool = False, last: bool = False) -> None:
-        """Enter the list at one of its ends, or leave it; a hook may be running over the former list."""
+        """Enter the list at one of its ends, or leave it."""
+        # Another list, since a hook may be running over the former one.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [self] * first + others + [self] * last  # type: ignore[attr-defined]
 

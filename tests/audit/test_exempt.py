@@ -277,7 +277,7 @@ def test_one_that_excused_nothing_is_a_finding_after_a_whole_run(resumed: bool, 
     stale = [finding for finding in found if finding.kind == "stale"]
     assert len(stale) == count
     for finding in stale:
-        assert finding.message.startswith(STALE.format("exempt.teacher", "user: it follows the net"))
+        assert finding.message.startswith(STALE.format("teacher", "user: it follows the net"))
 
 
 class _Other(Ranks):
@@ -345,7 +345,7 @@ def test_both_callbacks_take_exemptions(alone: bool, trainer: Any) -> None:
     with pytest.raises(FreezeViolation, match="'teacher.weight'"):
         fit(model, None)
     model.idle = nn.Linear(1, 1)
-    with pytest.warns(UserWarning, match=r"'exempt.idle' .* kept every bit"):
+    with pytest.warns(UserWarning, match=r"'idle' .* kept every bit"):
         fit(model, EXEMPT | {"idle": "it does nothing"})
 
 

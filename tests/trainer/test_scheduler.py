@@ -155,7 +155,7 @@ class Misplaced(Net):
             "step",
             "after 0 updates: it steps before .*Step in `training_step` or later, also with",
         ),
-        ("on_train_start", False, "batch", "after 0 updates: it steps before .*also with `skip_backward: false`"),
+        ("on_train_start", False, "batch", "after 0 updates: it steps before .*`skip_backward: false` does not help"),
     ],
 )
 def test_a_step_where_none_is_expected_works_or_names_its_hook(
