@@ -153,7 +153,7 @@ class Misplaced(Net):
             "on_train_start",
             True,
             "step",
-            "after 0 updates: it steps before .*Step in `training_step` or later, also with",
+            "after 0 updates: it steps before .*Step in `training_step` or later; `skip_backward: false`",
         ),
         ("on_train_start", False, "batch", "after 0 updates: it steps before .*`skip_backward: false` does not help"),
     ],
