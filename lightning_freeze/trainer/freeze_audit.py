@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lightning_freeze.audit.exempt import exempt_groups
-from lightning_freeze.audit.requires_grad import RequiresGradWatch
-from lightning_freeze.controller import FreezeController
 from lightning_freeze.errors import SelectionError, whole_number
 from lightning_freeze.inputs.messages import summary
 from lightning_freeze.report.findings import Finding
@@ -21,6 +19,10 @@ from lightning_freeze.trainer.arguments import OnFinding
 from lightning_freeze.trainer.base import Auditor
 from lightning_freeze.trainer.boundaries import _Boundaries
 from lightning_freeze.trainer.input_audit import InputAudit, InputWatch
+
+if TYPE_CHECKING:
+    from lightning_freeze.audit.requires_grad import RequiresGradWatch
+    from lightning_freeze.controller import FreezeController
 
 
 class _Audited(Auditor):
@@ -222,6 +224,8 @@ class FreezeAudit(_Audited):
         self.on_finding = on_finding
 
     def on_fit_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
+        from lightning_freeze.audit.requires_grad import RequiresGradWatch  # not before a fit
+
         if self.created_by == "switch" and any(isinstance(c, _Audited) and c is not self for c in trainer.callbacks):  # type: ignore[attr-defined]
             self._engine = None
             return

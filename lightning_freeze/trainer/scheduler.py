@@ -5,12 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.controller import FreezeController
 from lightning_freeze.errors import ScheduleError, whole_number
 from lightning_freeze.holds.run_context import compiled
 from lightning_freeze.plan.every import Every
@@ -32,6 +31,9 @@ from lightning_freeze.trainer.arguments import (
 from lightning_freeze.trainer.freeze_audit import FreezeAudit, _Audited
 from lightning_freeze.trainer.fsdp2_checkpoints import load_without_state, loads_later
 from lightning_freeze.trainer.metrics import LoggedMetrics
+
+if TYPE_CHECKING:
+    from lightning_freeze.controller import FreezeController
 
 _PENDING = "unjudged"
 """The key, in a checkpoint, of findings that no epoch's end has acted on."""
@@ -156,6 +158,8 @@ class FreezeScheduler(_Audited):
             )
 
     def on_fit_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
+        from lightning_freeze.controller import FreezeController  # not before a fit: `--help` takes as long as without
+
         self._resume = self._state_to_resume(trainer)
         self._begin_report(trainer, pl_module)
         before, self._controller = (
