@@ -336,7 +336,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         loop = self._place.loop or self._loop
         loop.verify()
         step = loop.members.step_of(optimizer)
-        if step is None and optimizers is not None:
+        if step is None and optimizers is not None and not same_objects(optimizers, loop.given):
             self.begin_step(None, optimizers)
             loop = self._loop
             if (step := loop.members.step_of(optimizer)) is not None:

@@ -791,6 +791,13 @@ def test_optimizers_rebuilt_within_a_batch_are_held_and_counted_at_their_step(sk
     assert callback.findings == []
 
 
+def test_an_optimizer_that_the_run_does_not_have_begins_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_of(ONLY_B, GROUPS, "freeze") as run:
+        run.batch()
+        monkeypatch.setattr(run.controller, "begin_step", lambda *_: pytest.fail("no other optimizers were given"))
+        run.controller.before_optimizer_step(run.new_optimizer(), optimizers=[run.optimizer])
+
+
 class Rebuilds(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.current_epoch == 1:

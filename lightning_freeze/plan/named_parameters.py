@@ -59,12 +59,11 @@ class NamedParameters:
     def _gone(self, now: Mapping[str, Parameter], before: Mapping[str, Parameter]) -> list[str]:
         """The names that the model has no more, neither of a parameter nor of a tensor computed from one."""
         there = set(map(id, now.values()))
-        return [n for n, p in before.items() if n not in now and id(p) not in there and not self._is_tensor(n)]
-
-    def _is_tensor(self, name: str) -> bool:
-        path, _, key = name.rpartition(".")
-        owner = next((each for n, each in self.module.named_modules() if clean_name(n) == path), None)
-        return isinstance(getattr(owner, key, None), Tensor)
+        missing = [name for name, p in before.items() if name not in now and id(p) not in there]
+        modules = {clean_name(name): module for name, module in self.module.named_modules()} if missing else {}
+        places = [name.rpartition(".") for name in missing]
+        found = [getattr(modules.get(path), key, None) for path, _, key in places]
+        return [name for name, tensor in zip(missing, found, strict=True) if not isinstance(tensor, Tensor)]
 
     def replaced(self) -> list[tuple[str, Parameter, Parameter]]:
         """Each name that has another parameter, with the one before and the one now."""

@@ -27,6 +27,7 @@ HOOKS += ["on_validation_epoch_start", "on_validation_batch_start", "on_validati
 HOOKS += ["on_validation_epoch_end", "on_validation_end", "on_train_epoch_end", "on_save_checkpoint", "on_train_end"]
 HOOKS += ["on_fit_end", "teardown"]
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+NOT_SEEN = README.partition("Not seen is what is written")[2].partition("`FreezeAudit()` alone")[0]
 
 
 class Spots(Net):
@@ -96,7 +97,7 @@ def test_a_write_is_found_in_every_hook_that_the_readme_does_not_name(
     written = [hook for hook in HOOKS if hook not in unseen and hasattr(model if who == "module" else writer, hook)]
     assert sorted(found) == sorted(written)
     assert {f.severity for f in ours.findings} == {"error"}
-    assert [hook for hook in unseen if f"`{hook}`" not in README] == []
+    assert [hook for hook in unseen if f"`{hook}`" not in NOT_SEEN] == []
 
 
 @pytest.mark.filterwarnings("ignore:'spots")
