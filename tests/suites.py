@@ -39,6 +39,7 @@ SUITES = {
         "tests/tests_pytorch",
         ("callbacks", "trainer/optimization", "loops", "models", "tuner", "checkpointing"),
         ("tests",),
+        {"*.test_restore::test_callbacks_state_fit_ckpt_path": "counts the Trainer's callbacks while a fit runs"},
     ),
     "finetuning-scheduler": Suite("tests", ("test_finetuning_scheduler_callback.py",), ("src", ".")),
 }

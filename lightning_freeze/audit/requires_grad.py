@@ -106,6 +106,7 @@ class RequiresGradWatch:
         self._weights.begin()
         self.audit.begin_epoch()
         self._frozen_first = frozenset(name for name, p in self._parameters if not p.requires_grad)
+        self._first = self._held_first()
         if self._frozen_first:
             self._at.updates.setdefault(_FROZEN, 0)
         groups: dict[str, list[nn.Parameter]] = {_FROZEN: [], _TRAINED: []}
@@ -178,15 +179,20 @@ class RequiresGradWatch:
             return
         self._at.total += 1
         self._at.updates[_TRAINED] = self._at.total
-        first = (p for name, p in self._parameters if name in self._frozen_first) if self._frozen_first else ()
-        if any(p.requires_grad and p.grad is not None and step.index in self._holders.indices(p) for p in first):
+        first = (p for p in self._first if p.requires_grad and p.grad is not None)
+        if any(step.index in self._holders.indices(p) for p in first):
             self._at.updates[_FROZEN] += 1
+
+    def _held_first(self) -> list[nn.Parameter]:
+        """What was frozen when training began and optimizers hold now; most often nothing, while it is frozen."""
+        return [p for name, p in self._parameters if name in self._frozen_first and self._holders.indices(p)]
 
     def _sort(self) -> None:
         """Sort in the parameters that the model and the optimizers have now."""
         named = [(name, p) for name, p in self._names.by_name.items() if name not in self.audit.exempt.names]
         self._parameters = [*{id(p): (name, p) for name, p in reversed(named)}.values()][::-1]
         self._flags = []
+        self._first = self._held_first()
         held = [Member(name, p, _TRAINED) for name, p in self._parameters if self._holders.indices(p)]
         self._weights.use(self._holders, {_TRAINED: held})
         for step in self._steps:

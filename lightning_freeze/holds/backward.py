@@ -100,10 +100,8 @@ class SkipBackward(Hold):
 
     def replaced(self, pairs: Iterable[tuple[str, nn.Parameter, nn.Parameter]]) -> None:
         for _, old, new in pairs:
-            if (
-                id(old) in self.held or id(old) in self._paused
-            ):  # it may have been made with `requires_grad` of the old one
-                new.requires_grad = True
+            if id(old) in self.held or id(old) in self._paused:
+                new.requires_grad = True  # it may have been made with that of the old one
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         if self.active:

@@ -22,9 +22,8 @@ class EvalModes(Hold):
     def __init__(self) -> None:
         self._held: dict[int, tuple[Module, bool]] = {}
         self._frozen: Sequence[Module] = ()
-        self._modes: dict[
-            str, bool
-        ] = {}  # by name, of what was held last: a copy in its place has the mode of the hold
+        # By name, the modes of what was held last: a copy in its place has the mode of the hold.
+        self._modes: dict[str, bool] = {}
         self._patch = Patch.of(Module, "train", _noting)
 
     def attach(self) -> None:

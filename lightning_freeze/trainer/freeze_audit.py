@@ -195,7 +195,7 @@ class FreezeAudit(_Audited):
         inputs: Whether to audit, in the first batch of an epoch and the first of its validation, that every module uses
             its inputs; findings are warnings. An `InputAudit` in the same Trainer replaces this.
         exempt: Selectors of parameters that your own code moves, with a reason: ``{"teacher": "moved by EMA"}``. They are
-            not audited; one of which nothing moved in a whole run is a finding. Beside a `FreezeScheduler`, each is a
+            not audited; one that nothing moves in a whole run is a finding. Beside a `FreezeScheduler`, each is a
             group with ``by: user``.
 
     Raises:

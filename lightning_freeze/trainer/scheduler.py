@@ -162,21 +162,18 @@ class FreezeScheduler(_Audited):
 
         self._resume = self._state_to_resume(trainer)
         self._begin_report(trainer, pl_module)
-        before, self._controller = (
-            self._controller,
-            FreezeController(
-                pl_module,
-                self._schedule,
-                self._groups,
-                **self._options,
-                suspects=seam.averaging_callbacks(trainer),
-                say=lambda text: seam.say(trainer, text),
-                record=self._record,
-            ),
+        before = self._controller
+        controller = self._engine = self._controller = FreezeController(
+            pl_module,
+            self._schedule,
+            self._groups,
+            **self._options,
+            suspects=seam.averaging_callbacks(trainer),
+            say=lambda text: seam.say(trainer, text),
+            record=self._record,
         )
-        self._engine = self._controller
         try:
-            self._attach(trainer, pl_module, self._controller)
+            self._attach(trainer, pl_module, controller)
         except BaseException:
             self._controller = before  # where a corrected fit goes on
             raise
