@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lightning_freeze.probe.probe import probe_optimizer as probe_optimizer
     from lightning_freeze.report.findings import Finding as Finding
     from lightning_freeze.report.findings import FreezeViolation as FreezeViolation
+    from lightning_freeze.report.run_report import RunReport as RunReport
+    from lightning_freeze.report.run_report import read_report as read_report
     from lightning_freeze.trainer.freeze_audit import FreezeAudit as FreezeAudit
     from lightning_freeze.trainer.input_audit import InputAudit as InputAudit
     from lightning_freeze.trainer.scheduler import AlternatingFreeze as AlternatingFreeze
@@ -49,6 +51,7 @@ _NAMES = {
     "plan.until": ["Until"],
     "probe.probe": ["OptimizerTraits", "probe_optimizer"],
     "report.findings": ["Finding", "FreezeViolation"],
+    "report.run_report": ["RunReport", "read_report"],
     "trainer.freeze_audit": ["FreezeAudit"],
     "trainer.input_audit": ["InputAudit"],
     "trainer.scheduler": ["AlternatingFreeze", "FreezeScheduler"],

@@ -81,6 +81,11 @@ _COUNTS = _COUNT.by_name("counts of at least 0 by group")
 _FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
 _NUMBER = _Kind("a number", is_number)
 
+
+def _is_set(value: object) -> bool:
+    return value is None or _NAMES.holds(value)
+
+
 _Schema = Mapping[str, "_Kind | _Schema"]
 _SCHEMA: _Schema = {
     "schedule": _Kind("a mapping of plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
@@ -108,11 +113,21 @@ _SCHEMA: _Schema = {
         "first": _COUNT,
         "sets": _NAMES.in_list("a list of sets of groups"),
         "steps": _COUNT.in_list().in_list("a list of [optimizer, set, count]"),
+        "planned": _Kind("a list of sets of groups, or null", lambda v: isinstance(v, list) and all(map(_is_set, v))),
+        "places": _NAME.in_list("a list of keys"),
+        "lr_factors": _NUMBER.by_name("").in_list("a list of numbers by group"),
     },
     "epoch_updates": _COUNTS,
     "logged": _NAMES,
 }
-_LATER = {"logged", "moved_by_user", *SINCE_METRICS}  # keys that the first release did not write
+_LATER = {
+    "logged",
+    "moved_by_user",
+    "planned",
+    "places",
+    "lr_factors",
+    *SINCE_METRICS,
+}  # keys that the first release did not write
 
 
 def _check(value: object, schema: _Kind | _Schema, key: str) -> None:
@@ -143,6 +158,9 @@ def _check_references(state: Mapping[str, Any]) -> None:
         raise _altered("position.total", position["total"], f"at least {least}, the updates of a group")
     if steps["first"] > position["total"]:
         raise _altered("steps.first", steps["first"], f"at most {position['total']}, the total")
+    for column in steps.keys() & {"planned", "places", "lr_factors"}:
+        if len(steps[column]) != sets:
+            raise _altered(f"steps.{column}", steps[column], f"as long as `steps.sets`, {sets}")
     for run in position["done"]:
         if len(run) != 2 or run[0] >= optimizers:
             raise _altered("position.done", run, f"[optimizer, updates], with an optimizer below {optimizers}")

@@ -34,7 +34,8 @@ from lightning_freeze.plan.selectors import Selector
 from lightning_freeze.probe.probe import OptimizerTraits
 from lightning_freeze.probe.state_size import state_bytes
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.records import Log, Record, Steps
+from lightning_freeze.report.records import Log, Record
+from lightning_freeze.report.steps import Steps
 
 _LOG = logging.getLogger("lightning_freeze")
 _FORESEEN = 3000  # windows in which the longest frozen interval is looked for
@@ -298,7 +299,9 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         loop.built.holds.begin()
         coming = partial(self.preview, windows_per_epoch or NO_END, windows=_FORESEEN)
         setup.warn_of_step_counters(loop.members, self.traits, coming, at.updates, self._attachment.closures)
-        setup.begin_audit(self.audit, self.schedule, loop.members, resumed=state is not None)
+        setup.begin_audit(
+            self.audit, self.schedule, self.options, self.backward, loop, self.traits, resumed=state is not None
+        )
 
     def begin_step(self, epoch: int | None = None, optimizers: Sequence[Optimizer] | None = None) -> None:
         """A batch begins.
@@ -370,9 +373,8 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         loop.verify(walk=True)
         found = self.audit.end_epoch(loop.stalled() if self.audit.weights is not None else ())
         found += self.compare_ranks(epoch)
-        self._place.epoch_length = at.total - self._place.steps.first
-        self.flush()
-        self.log.record(self.audit.counts())
+        self._place.epoch_length = at.total - self.audit.steps.first
+        self.audit.record_epoch()
         loop.plan.end_epoch(at)
         loop.decide()
         loop.say_why()
@@ -382,13 +384,11 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
 
     def finish(self) -> list[Finding]:
         """The fit ends: a last comparison, called by all ranks together."""
-        return self.audit.finish(self.flush)
+        return self.audit.finish()
 
     def flush(self) -> None:
         """Record the steps made since the last epoch's end."""
-        at = self._place.at
-        self.log.record({"type": "phase", "epoch": at.epoch, **self._place.steps.as_dict()})
-        self._place.steps = Steps(at.total)
+        self.audit.flush()
 
     def detach(self, bring_back: bool = True) -> None:
         """Undo everything: hooks, modes, ``requires_grad``, optimizer state that was moved.
@@ -412,7 +412,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """Everything that a resumed run needs, as builtins alone."""
         rest = {
             "position": self._place.at.as_dict(),
-            "steps": self._place.steps.as_dict(),
+            "steps": self.audit.steps.as_dict(),
             "epoch_updates": self.audit.updates_before,
             "logged": sorted(self.metrics.logged),
         }
@@ -432,7 +432,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             if "differences" not in self._place.said:  # a state is read again when training starts
                 self._place.said.add("differences")
                 checkpoint.warn_of_differences(differences, position, loop.plan)
-        self._place.at, self._place.steps = position, Steps.from_dict(state["steps"])
+        self._place.at, self.audit.steps = position, Steps.from_dict(state["steps"])
         before = state["epoch_updates"]
         self.audit.updates_before = {group: before.get(group, 0) for group in position.updates}
         loop.decide(again=True)

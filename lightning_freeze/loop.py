@@ -24,7 +24,6 @@ from lightning_freeze.plan.membership import Membership, Sets, Split, Step
 from lightning_freeze.plan.preview import preview
 from lightning_freeze.plan.schedule import NO_END, Plan, Position, Schedule
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.records import Steps
 from lightning_freeze.report.table import folded
 
 _BEFORE_A_BATCH = (
@@ -53,7 +52,6 @@ class Place:
 
     schedule: Schedule
     at: Position = field(default_factory=Position)
-    steps: Steps = field(default_factory=Steps)  # since the last epoch's end
     plan: Plan | None = None  # the schedule, as it was bound last
     loop: Loop | None = None
     groups: Groups = field(default_factory=lambda: Groups({}, {}, (), "train"))
@@ -160,6 +158,7 @@ class Loop:
             self.hooks.restore(step)  # after a step that failed, and that the model has survived
         self.verify(walk=not at.begun)
         self.state = RunState.TRAINING
+        self._audit.steps.begin_batch()
         if self.plan.begin_window(at, at.epoch if epoch is None else epoch):
             self.decide()
             self.say_why()
@@ -180,6 +179,7 @@ class Loop:
         self.built.holds.pause()
         if self.state is RunState.TRAINING:
             self.state = RunState.PAUSED
+            self._audit.steps.pause()
 
     def verify(self, walk: bool = False) -> None:
         """Sort in parameters that the model has got; with ``walk``, also those that torch does not tell of."""
@@ -203,6 +203,7 @@ class Loop:
             self._lr_factors = lr_factors
             for step in self.members.steps:
                 step.factors = {id(p): f for group, f in lr_factors.items() for p in step.members.get(group, ())}
+        self._audit.steps.plan(sets, plan.place(at), self._lr_factors or {})
         if sets != self.sets:
             self.sets = sets
             for step, groups in zip(self.members.steps, sets, strict=True):
@@ -246,7 +247,7 @@ class Loop:
     def soon(self) -> frozenset[str]:
         """The groups that train again within a few updates, if every group finds its gradients."""
         at, optimizers = self._place.at, len(self.members.steps)
-        length, made = self._place.epoch_length or NO_END, at.total - self._place.steps.first
+        length, made = self._place.epoch_length or NO_END, at.total - self._audit.steps.first
         windows, in_epoch = -(-SHORTEST // optimizers), -(-length // optimizers)
         coming = preview(self.plan, windows, in_epoch, tuple(range(optimizers)), at, done=made // optimizers)
         return frozenset().union(*(step.trained for step in coming))
@@ -308,7 +309,7 @@ class Loop:
         if not step.updated:
             return
         at = self._place.at
-        self._place.steps.add(step.index, step.updated)
+        self._audit.steps.add(step.index, step.updated)
         self.plan.update(at, step.index, step.updated)
         if at.total > self._stable_until:
             self.decide()

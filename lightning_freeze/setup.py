@@ -26,7 +26,7 @@ from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
 from lightning_freeze.loop import Built, Loop
-from lightning_freeze.plan.membership import Membership, held_by
+from lightning_freeze.plan.membership import Membership, Step, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan, Schedule
@@ -34,6 +34,7 @@ from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.proxies import nested_optimizers
 from lightning_freeze.probe.step_counters import first_update, supports_state_reset
 from lightning_freeze.probe.verdict import hold_method
+from lightning_freeze.report.records import OptimizerRecord
 
 _ALIKE = 0.05
 
@@ -288,14 +289,39 @@ def say_what_is_held(loop: Loop, options: Options, decision: Decision) -> None:
         )
 
 
-def begin_audit(audit: RunAudit, schedule: Schedule, members: Membership, resumed: bool) -> None:
+def begin_audit(
+    audit: RunAudit,
+    schedule: Schedule,
+    options: Options,
+    decision: Decision,
+    loop: Loop,
+    traits: Mapping[int, OptimizerTraits],
+    resumed: bool,
+) -> None:
     """Begin to audit, with what else the record of a scheduled run holds."""
+    members = loop.members
     groups = members.groups
     audit.begin(
-        {group: [m.parameter for m in found] for group, found in groups.members.items()},
+        lambda: {group: [m.parameter for m in found] for group, found in members.groups.members.items()},
+        lambda: members.steps,
         resumed,
         schedule=schedule.describe(),
         users_own=list(groups.frozen_by_user),  # a key in files since the first version
         rest=groups.rest,
-        optimizers=[type(step.optimizer).__qualname__ for step in members.steps],
+        skip_backward={"asked": options.skip_backward, "skips": decision.skips, "why": decision.why},
+        optimizer_state=options.optimizer_state,
+        frozen_modules="eval" if options.eval_modules else "train",
+        optimizers=[_optimizer_record(step, traits.get(step.index)) for step in members.steps],
     )
+
+
+def _optimizer_record(step: Step, traits: OptimizerTraits | None) -> OptimizerRecord:
+    found: OptimizerRecord = {
+        "name": type(step.optimizer).__qualname__,
+        "groups": [*step.members],
+        "excludes": step.excludes,
+    }
+    if traits is not None:
+        found |= {"skips_none": traits.skips_none, "late_first_step_ok": traits.late_first_step_ok}
+        found |= {"step_counters": [*traits.step_counters], "why": traits.why}
+    return found

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from lightning_freeze.cli.main import main
-from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.records import read_records
+from lightning_freeze.report.steps import steps_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "model" in yaml.safe_load(path.read_text())]
@@ -155,7 +156,7 @@ def run(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
             ),
         ]
     )
-    return list(read_records(folder / "freeze_audit.jsonl"))
+    return list(read_records(folder / "freeze_runs" / "freeze_audit.jsonl"))
 
 
 @pytest.mark.parametrize("config", RUNS, ids=lambda path: path.name)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError, UnsupportedError
-from lightning_freeze.report.records import steps_of
+from lightning_freeze.report.steps import steps_of
 from tests.observer import same
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze import Every, FreezeController, FreezeScheduler, Phase, Phases
-from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.records import read_records
+from lightning_freeze.report.steps import steps_of
 from tests.conftest import batches
 
 STEPS = 23
@@ -78,7 +79,7 @@ def test_one_generator_update_for_five(kind: str, order: tuple[int, ...], raw: b
 def fit_records(fit: pl.Trainer) -> Any:
     from pathlib import Path
 
-    return Path(fit.default_root_dir) / "freeze_audit.jsonl"
+    return Path(fit.default_root_dir) / "freeze_runs" / "freeze_audit.jsonl"
 
 
 @pytest.mark.parametrize(

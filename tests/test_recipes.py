@@ -15,7 +15,8 @@ import torch
 
 from lightning_freeze import FreezeController, Phases, ScheduleError
 from lightning_freeze.cli.forecast import Forecast, Horizon, forecast
-from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.records import read_records
+from lightning_freeze.report.steps import steps_of
 from tests.conftest import make_trainer
 from tests.loop import step
 from tests.observer import same
@@ -151,7 +152,7 @@ def test_the_plan_is_the_runs_own_record_update_for_update(name: str, tmp_path: 
     planned = foresee(name, tmp_path / "plan", **options)
     assert not (tmp_path / "plan" / "freeze_audit.jsonl").exists(), "a run that is only looked at writes nothing"
     fit(name, tmp_path, save=True, **options)
-    recorded = steps_of(read_records(tmp_path / "freeze_audit.jsonl"))
+    recorded = steps_of(read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl"))
     assert steps_in(planned) == recorded
     assert len(recorded) >= EPOCHS * BATCHES // accumulates(name)
     for middle in ("1-1", "2-0", "3-0", *(() if name == "unfreezing_on_plateau" else ("2-2",))):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze import Every, FreezeScheduler, FreezeViolation, Phase, Phases, ScheduleError, SelectionError
-from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.records import read_records
+from lightning_freeze.report.steps import steps_of
 from lightning_freeze.trainer import seam
 from tests.conftest import Net, batches, make_trainer
 from tests.observer import same
@@ -89,7 +90,7 @@ def test_resumed_at_every_step_it_goes_on_alike(name: str, tmp_path: Path) -> No
 
 def steps_of_run(root: Path) -> dict[Any, int]:
     found: dict[Any, int] = {}
-    for step in steps_of(read_records(root / "freeze_audit.jsonl")):
+    for step in steps_of(read_records(root / "freeze_runs" / "freeze_audit.jsonl")):
         found[step] = found.get(step, 0) + 1
     return found
 
@@ -231,7 +232,9 @@ def test_killed_and_resumed_from_the_last_checkpoint(tmp_path: Path) -> None:
     assert again.updates == scheduler.updates
     assert same(resumed_bits[0], bits[0])
     assert same(resumed_bits[1], bits[1])
-    assert len(steps_of(read_records(tmp_path / "freeze_audit.jsonl"))) == EPOCHS * BATCHES // ACCUMULATE
+    assert (
+        len(steps_of(read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl"))) == EPOCHS * BATCHES // ACCUMULATE
+    )
 
 
 class Validated(SameData):

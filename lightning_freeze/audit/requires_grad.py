@@ -109,10 +109,14 @@ class RequiresGradWatch:
         self._first = self._held_first()
         if self._frozen_first:
             self._at.updates.setdefault(_FROZEN, 0)
+        self.audit.begin(self._by_flag, lambda: self._steps, resumed, schedule=None)
+
+    def _by_flag(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters by ``requires_grad``."""
         groups: dict[str, list[nn.Parameter]] = {_FROZEN: [], _TRAINED: []}
         for _, p in self._parameters:
             groups[_TRAINED if p.requires_grad else _FROZEN].append(p)
-        self.audit.begin(groups, resumed, schedule=None)
+        return groups
 
     def begin_step(self, epoch: int, optimizers: Sequence[Optimizer] | None = None) -> None:
         """A batch begins: see what is frozen now, and by whom it is held."""
@@ -124,11 +128,13 @@ class RequiresGradWatch:
             self._rebuilt(optimizers)
         self._read_flags()
         self.audit.begin_batch()
+        self.audit.steps.begin_batch()
 
     def pause(self) -> None:
         """An epoch's batches, or some of them, have ended: see what is frozen now."""
         if self.audit.begun:
             self.begin_step(self._at.epoch)
+            self.audit.steps.pause()
 
     def end_epoch(self) -> list[Finding]:
         """A training epoch ended: the audits' findings of it."""
@@ -136,7 +142,7 @@ class RequiresGradWatch:
         if self._names.changed(walk=True):
             self._rebind()
         found = self.audit.end_epoch()
-        self.log.record(self.audit.counts())
+        self.audit.record_epoch()
         self._at.epoch += 1
         self.audit.begin_epoch()
         return found
@@ -146,7 +152,8 @@ class RequiresGradWatch:
         return self.audit.finish()
 
     def flush(self) -> None:
-        """There is nothing but counts to record."""
+        """Record the steps made since the last epoch's end."""
+        self.audit.flush()
 
     def detach(self, bring_back: bool = True) -> None:
         """Remove every hook; idempotent."""
@@ -178,6 +185,7 @@ class RequiresGradWatch:
         if not step.updated:
             return
         self._at.total += 1
+        self.audit.steps.add(step.index, _PLANNED)
         self._at.updates[_TRAINED] = self._at.total
         first = (p for p in self._first if p.requires_grad and p.grad is not None)
         if any(step.index in self._holders.indices(p) for p in first):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.fingerprint import digests
 from lightning_freeze.audit.ranks import Ranks, copies_mismatch, copies_of
+from lightning_freeze.audit.run_record import group_sizes, state_bytes, step_costs, surroundings
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.fsdp2 import Shards
 from lightning_freeze.holds.run_context import RunContext, is_split
+from lightning_freeze.plan.membership import Step
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Log, Record
+from lightning_freeze.report.steps import Steps
 
 
 class RunAudit:
@@ -28,6 +31,7 @@ class RunAudit:
 
     def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
         self.log = log
+        self.steps = Steps()  # since the last epoch's end
         self.suspects = suspects
         self.ranks = Ranks()
         self.split = False  # whether this process holds parts of parameters
@@ -38,6 +42,8 @@ class RunAudit:
         self._closing = False  # whether nothing trains any more
         self.updates_before: dict[str, int] = {}  # of each group before the epoch
         self._place = place
+        self._groups: Callable[[], Mapping[str, Sequence[Tensor]]] = dict
+        self._optimizers: Callable[[], Sequence[Step]] = list
         self._module = module
         self._context: RunContext | None = None
         self._mismatches: set[str] = set()
@@ -52,18 +58,28 @@ class RunAudit:
         self.shards = Shards(self._module)
         self.split = self.ranks.is_distributed and is_split(context.wrapper)
 
-    def begin(self, groups: Mapping[str, Sequence[Tensor]], resumed: bool, **more: object) -> None:
-        """Training begins: record the run, and remember the bits of what is exempt."""
+    def begin(
+        self,
+        groups: Callable[[], Mapping[str, Sequence[Tensor]]],
+        steps: Callable[[], Sequence[Step]],
+        resumed: bool,
+        **more: object,
+    ) -> None:
+        """Training begins: record the run with its groups and optimizers, and remember the bits of what is exempt."""
+        self._groups, self._optimizers = groups, steps
         self.exempt.begin(whole=not resumed)
+        self.log.begin_run()
         self.log.record(
             {
                 "type": "run",
+                **(surroundings(self._context) if self._context is not None else {}),
+                "groups": group_sizes(groups()),
+                "optimizers": [
+                    {"name": type(step.optimizer).__qualname__, "groups": [*step.members]} for step in steps()
+                ],
                 **more,
-                "groups": {
-                    group: {"parameters": len(found), "elements": sum(0 if is_lazy(p) else p.numel() for p in found)}
-                    for group, found in groups.items()
-                },
                 **({"moved_by": dict(self.exempt.reasons)} if self.exempt.reasons else {}),
+                "resumes": self.log.resumes,
                 "updates_before": self._place().total,
                 "epoch": self._place().epoch,
                 "resumed": resumed,
@@ -91,25 +107,38 @@ class RunAudit:
 
     def end_epoch(self, more: Iterable[Finding] = ()) -> list[Finding]:
         """A training epoch ended: compare what was frozen, what should have moved, and copies; add `more`."""
+        self.steps.pause()
         epoch, found = self._place().epoch, self._compare(self.weights)
         found = self.ranks.merged([*found, *(self.weights.end_epoch(epoch) if self.weights is not None else ()), *more])
         found = self.log.add(self._without_moved(found) if self.split else found)
         self._mismatches.update(finding.parameter for finding in found if finding.kind == "value" and finding.parameter)
         return found + self._compare_copies(epoch)
 
-    def finish(self, flush: Callable[[], None] = lambda: None) -> list[Finding]:
-        """Nothing trains any more: compare what is frozen now, and record steps (by `flush`) and counts.
+    def finish(self) -> list[Finding]:
+        """Nothing trains any more: compare what is frozen now, and record steps and counts.
 
         What moved since the last epoch's end is a warning where something averages weights, and so writes its average back.
         """
+        self.steps.pause()
         self._closing |= not self.begun
         if self.weights is not None:
             self.weights.check_offloaded()
         found = self.check() + ([] if self.ends_later else self.unmoved_exemptions())
         if self.begun:
-            flush()
-            self.log.record(self.counts())
+            self.record_epoch()
         return found
+
+    def record_epoch(self) -> None:
+        """Record the steps made since the last epoch's end, and the counts."""
+        counts = self.counts()
+        self.flush()
+        self.log.record(counts)
+
+    def flush(self) -> None:
+        """Record the steps made since the last epoch's end."""
+        self.log.record({**self.steps.record(self._place().epoch)})
+        before, self.steps = self.steps, Steps(self._place().total)
+        self.steps.follow(before)
 
     def unmoved_exemptions(self) -> list[Finding]:
         """The exemptions that excused nothing in the whole run, which all ranks ask together."""
@@ -136,6 +165,9 @@ class RunAudit:
             "intervals": self.checked,
             "intervals_in_epoch": self.checked - self._checked_before,
             "findings": self.log.severities(place.epoch),
+            **step_costs(self.steps, self._groups()),
+            "state_bytes": state_bytes(step.optimizer for step in self._optimizers()),
+            "lr": dict(ChainMap(*(step.learning_rates() for step in self._optimizers()))),
         }
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -109,6 +109,8 @@ class RunContext:
         fully_frozen: Under a GradScaler, why an optimizer can come to a step with nothing to train.
         toggles: The method of the model that calls Lightning's `toggle_optimizer`.
         strategy: The name of what distributes the run.
+        precision: How the run computes, in Lightning's words.
+        versions: The package that trains, and its version.
         device: Where processes exchange what is small; by default that of the model's first parameter.
         local_sgd: Whether weights differ between processes, and are averaged now and then.
         compiled: Whether code is compiled around both, so that neither shows it.
@@ -123,6 +125,8 @@ class RunContext:
     fully_frozen: str | None = None
     toggles: str | None = None
     strategy: str = ""
+    precision: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
     device: torch.device | None = None
     local_sgd: bool = False
     compiled: bool = False

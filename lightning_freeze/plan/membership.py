@@ -135,6 +135,17 @@ class Step:
         """Whether anything that trains has a gradient."""
         return any(parameter.grad is not None for _, held in self._now.active for parameter in held)
 
+    def learning_rates(self) -> dict[str, float]:
+        """Group to the learning rate of its first parameter, with its factor; groups without a rate are left out."""
+        first = {id(held[0]): group for group, held in self.members.items() if held}
+        return {
+            first[id(p)]: float(param_group["lr"]) * self.factors.get(id(p), 1.0)
+            for param_group in self.optimizer.param_groups
+            if isinstance(param_group.get("lr"), (int, float, Tensor))
+            for p in param_group["params"]
+            if id(p) in first
+        }
+
     def note(self) -> None:
         """Remember which groups have a gradient, right before the step."""
         now = self._now

@@ -180,6 +180,8 @@ def _refuse_open_end(key: str, phase: Phase, why: str) -> None:
 class _Current:
     """The phase that a run is in, with its groups drawn."""
 
+    key: str  # in the schedule
+    visit: int  # how often it was entered before
     phase: Phase
     groups: frozenset[str]
     trains: frozenset[str]  # the groups, and `rest` where it trains
@@ -200,16 +202,17 @@ class _PhasesPlan(Plan):
 
     # --- what is read from a position
 
-    def _entered(self, number: int) -> tuple[BoundPhase, frozenset[str]]:
-        """The phase entered as the ``number``-th, and the groups that it trains."""
+    def _entered(self, number: int) -> tuple[str, int, frozenset[str]]:
+        """The key of the phase entered as the ``number``-th, how often it was before, and the groups that it trains."""
         key, visit, stage = self._schedule._entered_as(number)
-        return self._bound[key], self._bound[key].groups(visit, stage, self._schedule.seed)
+        return key, visit, self._bound[key].groups(visit, stage, self._schedule.seed)
 
     def _current(self, at: Position) -> _Current:
         if self._last is None or self._last[0] != at.phase:
-            bound, groups = self._entered(at.phase if self._length is None else min(at.phase, self._length - 1))
-            optimizers = self.layout.optimizers_of(groups)
-            now = _Current(bound.phase, groups, groups | self.layout.always, optimizers, bound.lr_factors)
+            number = at.phase if self._length is None else min(at.phase, self._length - 1)
+            key, visit, groups = self._entered(number)
+            bound, optimizers = self._bound[key], self.layout.optimizers_of(groups)
+            now = _Current(key, visit, bound.phase, groups, groups | self.layout.always, optimizers, bound.lr_factors)
             self._last = (at.phase, now)
         return self._last[1]
 
@@ -253,17 +256,20 @@ class _PhasesPlan(Plan):
         until = self._current(at).phase.until
         return until.metric if until is not None and at.entered and not self.ran_out(at) else None
 
+    def place(self, at: Position) -> str:
+        return "after the last phase" if self.ran_out(at) else self._current(at).key
+
     def where(self, at: Position) -> str:
         if self.ran_out(at):
-            return "after the last phase"
-        key, visit, _ = self._schedule._entered_as(at.phase)
-        return f"`{key}`" + (f" (visit {visit + 1})" if visit else "")
+            return self.place(at)
+        now = self._current(at)
+        return f"`{now.key}`" + (f" (visit {now.visit + 1})" if now.visit else "")
 
     # --- what holds at every position
 
     def sets(self) -> Iterator[frozenset[str]]:
         for number in count() if self._length is None else range(self._length):
-            _, groups = self._entered(number)
+            *_, groups = self._entered(number)
             yield groups | self.layout.always
 
     def never_freezes(self) -> bool:

@@ -227,8 +227,12 @@ class Plan(ABC):
         """Group to the factor on its learning rate at the next update, where that is not 1."""
         return {}
 
+    def place(self, at: Position) -> str:
+        """The key of the phase at which a position stands, if the schedule has phases."""
+        return ""
+
     def where(self, at: Position) -> str:
-        """The key in the schedule at which a position stands, if it has keys for phases."""
+        """The same for messages, with how often the phase was entered before."""
         return ""
 
     def awaits(self, at: Position) -> str | None:

@@ -38,7 +38,8 @@ def state_bytes(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> lis
         ValueError: The optimizer does not hold one of the parameters.
     """
     held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    learnt: dict[tuple[int, Shape, torch.dtype], list[_Term] | None] = {}
+    kinds = [_kind(group) for group in optimizer.param_groups]
+    learnt: dict[tuple[str, Shape, torch.dtype], list[_Term] | None] = {}
     found: list[int | None] = []
     for index, parameter in enumerate(parameters):
         number = held.get(id(parameter))
@@ -48,12 +49,17 @@ def state_bytes(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> lis
                 f"{type(optimizer).__qualname__}, which will hold no state for it. Ask the optimizer that holds it."
             )
         shape = tuple(parameter.shape)
-        key = (number, _ranks(shape), parameter.dtype)
+        key = (kinds[number], _ranks(shape), parameter.dtype)
         if key not in learnt:
             learnt[key] = _learn(optimizer, optimizer.param_groups[number], key[1], parameter.dtype)
         terms = learnt[key]
         found.append(None if terms is None else _bytes(terms, shape))
     return found
+
+
+def _kind(group: Mapping[str, Any]) -> str:
+    """The hyper-parameters of a param group on which the size of state may depend: all but the learning rate."""
+    return repr(sorted((name, value) for name, value in options(group).items() if "lr" not in name))
 
 
 def _ranks(shape: Shape) -> Shape:

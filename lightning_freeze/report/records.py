@@ -1,10 +1,6 @@
 """``freeze_audit.jsonl``: typed, versioned records of a run, one JSON object a line, from which its report is made.
 
-- ``run``: a fit began or went on: schedule, groups, optimizers, and the count of updates it goes on from.
-- ``phase``: the optimizer steps of an epoch, run-length encoded: ``steps`` holds ``[optimizer, set, count]``, ``sets``
-  the groups that were updated, ``first`` the count of updates before it.
-- ``counts``: at an epoch's end, the updates of each group, the frozen intervals compared and the findings.
-- ``finding``: one finding.
+Each has a ``version``, a ``type``, and in ``run`` the id of its run, since a file may hold several.
 """
 
 from __future__ import annotations
@@ -13,16 +9,102 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NotRequired, TypedDict
+from uuid import uuid4
 
 from lightning_freeze.report.findings import Finding
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = "freeze_audit.jsonl"
 _BEGINNING = b'{"version": '
 _BLOCK = 1 << 16
 
 Record = dict[str, Any]
+
+
+class GroupRecord(TypedDict):
+    """How large a group is."""
+
+    parameters: int
+    elements: int
+    bytes: NotRequired[int]  # of the parameters
+    gradient_bytes: NotRequired[int]
+    state_bytes: NotRequired[int | None]  # of optimizer state once it was updated; None where that is not known
+
+
+class OptimizerRecord(TypedDict, total=False):
+    """An optimizer, and what the probe learnt of it (None where it was not probed)."""
+
+    name: str
+    groups: list[str]  # that it holds
+    excludes: bool  # whether frozen parameters are excluded from its param groups
+    skips_none: bool | None
+    late_first_step_ok: bool | None
+    step_counters: list[str]  # of param groups
+    why: str  # it could not be probed
+
+
+class RunRecord(TypedDict, total=False):
+    """``run``: a fit began or went on."""
+
+    type: str
+    run: str  # its id
+    resumes: str | None  # the id of the run that it goes on from
+    time: str  # UTC, by ISO 8601
+    versions: dict[str, str]  # of Python and packages
+    model: str  # its class, as the others below
+    strategy: str | None
+    precision: str | None
+    processes: int
+    device: str
+    seed: int | None  # by `seed_everything`
+    skip_backward: dict[str, Any] | None  # asked, skips, why
+    optimizer_state: str | None
+    frozen_modules: str | None
+    schedule: dict[str, Any] | None  # as in YAML; None without a scheduler
+    rest: str | None
+    groups: dict[str, GroupRecord]
+    users_own: list[str]  # found with requires_grad=False
+    moved_by: dict[str, str]  # exempt group to the reason
+    optimizers: list[OptimizerRecord]
+    updates_before: int
+    epoch: int
+    resumed: bool
+
+
+class PhaseRecord(TypedDict, total=False):
+    """``phase``: the optimizer steps since the last one, as `Steps.as_dict` writes them."""
+
+    type: str
+    run: str
+    epoch: int
+    first: int  # the updates before them
+    steps: list[Any]  # [optimizer, set, count], or {"times": n, "steps": [...]}
+    sets: list[list[str]]  # the groups that were updated; each of the following has an entry for each set
+    planned: list[list[str] | None]  # the groups that could have been, where others
+    places: list[str]  # the phase's key in the schedule
+    lr_factors: list[dict[str, float]]  # by group, as such a step was first made
+    seconds: list[float]  # the time of the batches that ended in such a step
+
+
+class CountsRecord(TypedDict, total=False):
+    """``counts``: sums at an epoch's end."""
+
+    type: str
+    run: str
+    epoch: int
+    updates: dict[str, int]  # by group, so far
+    updates_before_epoch: dict[str, int]
+    total: int
+    intervals: int  # frozen intervals compared so far
+    intervals_in_epoch: int
+    findings: dict[str, int]  # by severity
+    seconds: float  # of training
+    step_seconds: float | None  # of a step in the mean
+    trainable_elements: float  # of a step in the mean
+    gradient_bytes: int  # of the step with the most
+    state_bytes: int  # of optimizer state on the parameters' devices
+    lr: dict[str, float]  # by group, with the phase's factor
 
 
 class Log:
@@ -34,7 +116,17 @@ class Log:
 
     def __init__(self, record: Callable[[Record], None]) -> None:
         self.findings: list[Finding] = []
-        self.record = record
+        self.run = ""  # the id of the run, or of the one that it goes on from
+        self.resumes: str | None = None  # the id of the run that it goes on from
+        self._record = record
+
+    def begin_run(self) -> None:
+        """A run begins; it goes on from the one before, if there is one."""
+        self.run, self.resumes = uuid4().hex[:12], self.run or None
+
+    def record(self, record: Record) -> None:
+        """Let a record of the run leave."""
+        self._record({**record, "run": self.run})
 
     def add(self, findings: Iterable[Finding]) -> list[Finding]:
         """Add findings, each with a record."""
@@ -113,34 +205,6 @@ def _whole_lines(file: IO[bytes]) -> int:
     return end + found
 
 
-class Steps:
-    """The optimizer steps of an epoch, run-length encoded while they happen."""
-
-    def __init__(self, first: int = 0) -> None:
-        self.first = first
-        self._sets: dict[frozenset[str], int] = {}
-        self._runs: list[list[int]] = []
-
-    def add(self, optimizer: int, groups: frozenset[str]) -> None:
-        """Add a step that updated these groups."""
-        number = self._sets.setdefault(groups, len(self._sets))
-        if not self._runs or self._runs[-1][0] != optimizer or self._runs[-1][1] != number:
-            self._runs.append([optimizer, number, 0])
-        self._runs[-1][2] += 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """As builtins: what a ``phase`` record and a checkpoint hold."""
-        return {"first": self.first, "sets": [*map(sorted, self._sets)], "steps": [list(run) for run in self._runs]}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Steps:
-        """The steps that `as_dict` wrote."""
-        steps = cls(plain["first"])
-        steps._sets = {frozenset(groups): number for number, groups in enumerate(plain["sets"])}
-        steps._runs = [list(run) for run in plain["steps"]]
-        return steps
-
-
 def read_records(path: Path) -> Iterator[Record]:
     """The records of a file, without the unfinished last line of a killed run.
 
@@ -164,17 +228,11 @@ def read_records(path: Path) -> Iterator[Record]:
                     f"{path}, line {number}: a record of version {record['version']}; this release reads up to {VERSION}. "
                     "Update lightning-freeze."
                 )
-            yield record
+            yield _as_now(record)
 
 
-def steps_of(records: Iterable[Record]) -> list[tuple[int, frozenset[str]]]:
-    """Every update of a run in order, as (optimizer, groups); those that a resumed run repeated, once, as last done."""
-    steps: list[tuple[int, frozenset[str]]] = []
-    for record in records:
-        if record["type"] == "run":
-            del steps[record["updates_before"] :]
-        elif record["type"] == "phase":
-            del steps[record["first"] :]
-            for optimizer, number, count in record["steps"]:
-                steps += [(optimizer, frozenset(record["sets"][number]))] * count
-    return steps
+def _as_now(record: Record) -> Record:
+    """A record of an earlier version in today's form."""
+    if isinstance(record.get("optimizers"), list):
+        record["optimizers"] = [{"name": each} if isinstance(each, str) else each for each in record["optimizers"]]
+    return record

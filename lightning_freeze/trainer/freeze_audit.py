@@ -129,9 +129,11 @@ class _Audited(Auditor):
         self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
         self._records = []
         self._acted_on = self._compared_at = 0
-        directory = seam.log_directory(trainer)  # on every rank: it may be broadcast
+        path = seam.record_directory(trainer) / FILE_NAME  # on every rank: it may be broadcast
         writes = self._writes and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None
+        self._recorder = Recorder(path) if writes and self.created_by != "switch" else None
+        if self._recorder is not None and not trainer.loggers:
+            seam.say(trainer, f"freeze: the records of this run are written to {path}.")
 
     def _record(self, record: Record) -> None:
         # The table needs no steps, which are as many as the run is long, and only the last counts.

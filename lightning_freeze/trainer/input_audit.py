@@ -155,9 +155,9 @@ class InputAudit(Auditor):
         self._findings, self._verdicts = [], {}
         self._inputs = InputWatch(pl_module, **self._options)
         _Boundaries(self).stand(trainer, first=True)
-        directory = seam.log_directory(trainer)  # on every rank: it may be broadcast
+        path = seam.record_directory(trainer) / FILE_NAME  # on every rank: it may be broadcast
         writes = stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._recorder = Recorder(directory / FILE_NAME) if writes and self.created_by != "switch" else None
+        self._recorder = Recorder(path) if writes and self.created_by != "switch" else None
 
     on_train_batch_start = on_test_batch_start = on_predict_batch_start = Auditor.on_validation_batch_start
     on_test_batch_end = on_predict_batch_end = Auditor.on_train_batch_end

@@ -35,6 +35,8 @@ from lightning_freeze.trainer.metrics import LoggedMetrics
 if TYPE_CHECKING:
     from lightning_freeze.controller import FreezeController
 
+_RUN = "run"
+"""The key, in a checkpoint, of the run's id in its records."""
 _PENDING = "unjudged"
 """The key, in a checkpoint, of findings that no epoch's end has acted on."""
 
@@ -208,6 +210,7 @@ class FreezeScheduler(_Audited):
                 f"the checkpoint {str(trainer.ckpt_path)!r} holds no state of a freeze scheduler, so the schedule starts "
                 "from its first step."
             )
+        self._controller.log.run = (self._resume or {}).get(_RUN, "")
         self._controller.begin(
             trainer.current_epoch,
             self._resume,
@@ -280,7 +283,9 @@ class FreezeScheduler(_Audited):
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed run needs, in builtins and tensors alone."""
-        return self._controller.state_dict() if self._controller is not None else {}
+        if self._controller is None:
+            return {}
+        return {**self._controller.state_dict(), _RUN: self._controller.log.run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until training starts."""

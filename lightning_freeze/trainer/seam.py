@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,12 @@ def log_directory(trainer: Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
+def record_directory(trainer: Trainer) -> Path:
+    """Where records of runs are written: the logger's directory, else a folder of their own. All ranks must call it."""
+    directory = trainer.log_dir if trainer.loggers else None
+    return Path(directory) if directory is not None else Path(trainer.default_root_dir) / "freeze_runs"
+
+
 def resumes(trainer: Trainer) -> bool:
     """Whether a fit resumes from a checkpoint of the user's, not from one of Lightning's tuners."""
     name = Path(str(trainer.ckpt_path)).name if trainer.ckpt_path is not None else ""
@@ -130,10 +137,19 @@ def run_context(trainer: Trainer, module: LightningModule) -> RunContext:
         manual_optimization=not module.automatic_optimization,
         toggles=method_that_names(module, {"toggle_optimizer", "toggled_optimizer"}),
         strategy=type(trainer.strategy).__name__,
+        precision=str(trainer.precision),
+        versions={"lightning": _package(trainer)},
         device=trainer.strategy.root_device,
         local_sgd=getattr(trainer.strategy, "_model_averager", None) is not None,
         hook=lambda: getattr(module, "_current_fx_name", None),
     )
+
+
+def _package(trainer: Trainer) -> str:
+    """The Lightning package that a Trainer is of, and its version."""
+    homes = {kind.__module__ for kind in type(trainer).__mro__}
+    name = next((name for name in PACKAGES if any(home.startswith(name) for home in homes)), "")
+    return f"{name} {version(name.partition('.')[0].replace('_', '-'))}" if name else ""
 
 
 def windows_per_epoch(trainer: Trainer, module: LightningModule) -> int | None:

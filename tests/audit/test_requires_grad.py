@@ -29,7 +29,9 @@ def test_a_clean_run_is_silent(trainer: Any, tmp_path: Path) -> None:
     audit = FreezeAudit()
     trainer(audit, max_epochs=2).fit(half_frozen(), batches(4))
     assert audit.findings == []
-    counts = [record for record in read_records(tmp_path / "freeze_audit.jsonl") if record["type"] == "counts"]
+    counts = [
+        record for record in read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl") if record["type"] == "counts"
+    ]
     assert [record["intervals_in_epoch"] for record in counts] == [1, 1]
     assert [record["total"] for record in counts] == [4, 8]
 

@@ -13,7 +13,8 @@ from jsonargparse import ArgumentParser
 
 from lightning_freeze.cli.main import COMMANDS, FreezeCLI, main
 from lightning_freeze.plan.phases import Phases
-from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.records import read_records
+from lightning_freeze.report.steps import steps_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALTERNATING = str(CONFIGS / "alternating.yaml")
@@ -108,7 +109,7 @@ def run(text: str) -> list[list[str]]:
     """The groups of every update of a fit with these callbacks."""
     Path("run.yaml").write_text(text)
     main(["fit", "--config", "run.yaml", *MODEL, *SHORT])
-    return [sorted(groups) for _, groups in steps_of(read_records(Path("freeze_audit.jsonl")))]
+    return [sorted(groups) for _, groups in steps_of(read_records(Path("freeze_runs/freeze_audit.jsonl")))]
 
 
 ONE = """

@@ -28,7 +28,8 @@ from lightning_freeze.cli.forecast import Forecast, Horizon, forecast
 from lightning_freeze.cli.metrics_file import read_metrics
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.plan.costs import Held, Size
-from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.records import read_records
+from lightning_freeze.report.steps import steps_of
 from tests.conftest import Net, batches, make_trainer
 from tests.recipes import GAN, data, model_of, scheduler_of
 
@@ -96,7 +97,7 @@ def test_it_is_the_runs_own_record(options: dict[str, Any], callbacks: list[Any]
     planned = foresee(tmp_path / "plan", None, *callbacks, **options)
     scheduler = every()
     make_trainer(tmp_path, *copy.deepcopy(callbacks), scheduler, **options).fit(Net(), batches(BATCHES))
-    recorded = steps_of(read_records(tmp_path / "freeze_audit.jsonl"))
+    recorded = steps_of(read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl"))
     assert [(step.optimizer, step.trained) for step in planned.steps] == recorded
     assert updates(planned) == scheduler.updates
     assert planned.first == 0

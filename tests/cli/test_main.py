@@ -22,7 +22,8 @@ from lightning_freeze import AlternatingFreeze, Every, FreezeAudit, FreezeSchedu
 from lightning_freeze.cli.config import locate
 from lightning_freeze.cli.main import main
 from lightning_freeze.demos import TwoLayerNet
-from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.records import read_records
+from lightning_freeze.report.steps import steps_of
 from lightning_freeze.yaml_file import read
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -82,7 +83,7 @@ data: {{class_path: lightning_freeze.demos.DigitsData}}
 
 def trained(folder: Path) -> list[list[str]]:
     """The groups of every update that a run below this folder recorded."""
-    return [sorted(groups) for _, groups in steps_of(read_records(folder / "freeze_audit.jsonl"))]
+    return [sorted(groups) for _, groups in steps_of(read_records(folder / "freeze_runs" / "freeze_audit.jsonl"))]
 
 
 # --- the four subcommands -------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def test_other_subcommands_run_and_freeze_nothing(
     monkeypatch.setattr(TwoLayerNet, step, watched)
     main([subcommand, "--config", str(CONFIGS / "alternating.yaml"), *few(tmp_path, 2)])
     assert seen == [True, True]
-    assert not (tmp_path / "freeze_audit.jsonl").exists()
+    assert not (tmp_path / "freeze_runs" / "freeze_audit.jsonl").exists()
 
 
 # --- help and print_config ------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def test_schedule_on_the_command_line(tmp_path: Path) -> None:
 def test_option_of_the_command_line_beats_the_file(tmp_path: Path) -> None:
     path = config(tmp_path, "{class_path: Every, init_args: {periods: {slow: 3}, of: fast}}")
     main(["fit", "--config", path, "--model.hidden=7", *few(tmp_path, 1)])
-    run = next(read_records(tmp_path / "freeze_audit.jsonl"))
+    run = next(read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl"))
     assert run["groups"]["fast"]["elements"] == 7 * 10
 
 
@@ -365,5 +366,5 @@ def test_a_module_in_the_current_folder_that_brings_its_own_data(tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     main(["fit", "--config", "own.yaml"])
-    counts = [r for r in read_records(tmp_path / "freeze_audit.jsonl") if r["type"] == "counts"]
+    counts = [r for r in read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl") if r["type"] == "counts"]
     assert counts[-1]["updates"] == {"slow": 3, "fast": 7}

@@ -17,7 +17,8 @@ from pytorch_lightning.demos.boring_classes import BoringModel
 from lightning_freeze import FreezeScheduler, Phase, Phases, Pick, Until
 from lightning_freeze.cli.main import main
 from lightning_freeze.demos import DigitsMixer, TwoLayerNet
-from lightning_freeze.report.records import read_records, steps_of
+from lightning_freeze.report.records import read_records
+from lightning_freeze.report.steps import steps_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALTERNATING = str(CONFIGS / "alternating.yaml")
@@ -105,7 +106,7 @@ def test_the_printed_numbers_are_the_runs(capsys: pytest.CaptureFixture[str], mo
 
     quiet = ("enable_progress_bar", "enable_checkpointing", "logger")
     main(["fit", "--config", ALTERNATING, FEW, "--trainer.max_epochs=2", *(f"--trainer.{key}=false" for key in quiet)])
-    recorded = steps_of(read_records(Path("freeze_audit.jsonl")))
+    recorded = steps_of(read_records(Path("freeze_runs/freeze_audit.jsonl")))
     assert updates(printed) == Counter(group for _, groups in recorded for group in groups)
 
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_freeze.report import records
-from lightning_freeze.report.records import VERSION, Recorder, Steps, read_records, steps_of
+from lightning_freeze.report.records import VERSION, Recorder, read_records
+from lightning_freeze.report.steps import Steps, steps_of
 
 FEW = settings(max_examples=80, deadline=None)
 STEPS = st.lists(
@@ -45,6 +46,9 @@ def test_runs_of_equal_steps_are_one_entry() -> None:
         "type": "phase",
         "first": 7,
         "sets": [["fast", "slow"], ["fast"]],
+        "planned": [None, None],
+        "places": ["", ""],
+        "lr_factors": [{}, {}],
         "steps": [[0, 0, 1], [0, 1, 2], [0, 0, 1], [1, 0, 1]],
     }
 

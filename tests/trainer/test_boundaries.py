@@ -166,7 +166,7 @@ def test_what_moves_as_a_fit_ends_is_recorded_and_raised_last(
     assert ended == ["teardown"]
     assert fit.callbacks == callbacks
     assert [(f.kind, f.epoch, f.severity) for f in ours.findings] == [("value", 0, "error")]
-    assert '"type": "finding"' in (tmp_path / "freeze_audit.jsonl").read_text().splitlines()[-1]
+    assert '"type": "finding"' in (tmp_path / "freeze_runs" / "freeze_audit.jsonl").read_text().splitlines()[-1]
     saved = torch.load(fit.checkpoint_callback.best_model_path, weights_only=True)
     assert {key.partition("{")[0] for key in saved["callbacks"]} == {ours.state_key, "ModelCheckpoint"}
 

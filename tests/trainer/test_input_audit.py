@@ -30,7 +30,7 @@ from lightning_freeze.inputs.declarations import DeclarationError
 from lightning_freeze.inputs.readers import Readers
 from lightning_freeze.inputs.tracer import Tracer
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.records import read_records
+from lightning_freeze.report.records import VERSION, read_records
 from lightning_freeze.trainer import switch
 from lightning_freeze.trainer.input_audit import InputWatch, once_a_class
 from lightning_freeze.yaml_file import ConfigError
@@ -513,10 +513,10 @@ def test_a_copy_of_the_callback_works(copied: Any, trainer: Any) -> None:
 def test_findings_are_recorded(trainer: Any, tmp_path: Path) -> None:
     audit = InputAudit()
     trainer(audit, max_epochs=2).fit(Faulty(), batches(2))
-    records = [r for r in read_records(tmp_path / "freeze_audit.jsonl") if r["type"] == "finding"]
+    records = [r for r in read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl") if r["type"] == "finding"]
     assert len(records) == len(audit.findings) == 2
     for record, finding in zip(records, audit.findings, strict=True):
-        assert record["version"] == 1
+        assert record["version"] == VERSION
         given = {key: value for key, value in record.items() if key not in ("type", "version")}
         expected = {k: list(v) if isinstance(v, tuple) else v for k, v in finding.as_dict().items()}
         assert given == expected
@@ -647,7 +647,11 @@ def test_a_stale_entry_is_told_once_at_the_run_s_end_and_never_stops_it(
     assert sum("Block.x" in str(w.message) for w in warned) == 1
     assert [f.kind for f in audit.findings] == ["stale"]
     assert ended == ([0, 0, 0] if loop == "fit" else [])
-    recorded = [r["kind"] for r in read_records(tmp_path / "freeze_audit.jsonl")] if loop == "fit" else ["stale"]
+    recorded = (
+        [r["kind"] for r in read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl")]
+        if loop == "fit"
+        else ["stale"]
+    )
     assert recorded == ["stale"]
 
 
@@ -685,7 +689,7 @@ def test_a_scheduler_gives_one_line_an_epoch(trainer: Any) -> None:
 def test_a_finding_about_inputs_never_stops_a_scheduler(trainer: Any, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="inputs: 2"):
         trainer(alternating(on_finding="raise")).fit(Faulty(), batches(2))
-    found = [r for r in read_records(tmp_path / "freeze_audit.jsonl") if r["type"] == "finding"]
+    found = [r for r in read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl") if r["type"] == "finding"]
     assert [(r["audit"], r["module"]) for r in found] == [("inputs", "blocks.0"), ("inputs", "blocks.1")]
 
 

@@ -87,22 +87,29 @@ def test_counts_and_findings_go_to_the_logger(trainer: Any, tmp_path: Path) -> N
     assert (Path(fit.logger.log_dir) / "freeze_audit.jsonl").exists()
 
 
-def test_records_lie_in_the_root_folder_without_a_logger_and_are_appended_to(trainer: Any, tmp_path: Path) -> None:
-    for _ in range(2):
-        trainer(AlternatingFreeze("layer1", "layer2", every=5)).fit(Net(), batches(5))
-    records = list(read_records(tmp_path / "freeze_audit.jsonl"))
+def test_records_lie_in_a_folder_of_their_own_without_a_logger_and_are_appended_to(
+    trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            trainer(AlternatingFreeze("layer1", "layer2", every=5)).fit(Net(), batches(5))
+    said = [message for message in caplog.messages if "records of this run" in message]
+    assert said == [f"freeze: the records of this run are written to {tmp_path}/freeze_runs/freeze_audit.jsonl."] * 2
+    records = list(read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl"))
     assert [record["type"] for record in records] == ["run", "phase", "counts"] * 2
     assert records[0]["groups"] == {
-        "slow": {"parameters": 1, "elements": 32},
-        "fast": {"parameters": 1, "elements": 24},
+        "slow": {"parameters": 1, "elements": 32, "bytes": 128},
+        "fast": {"parameters": 1, "elements": 24, "bytes": 96},
     }
+    assert len({record["run"] for record in records}) == 2
+    assert [record["run"] for record in records] == [records[0]["run"]] * 3 + [records[3]["run"]] * 3
 
 
 @pytest.mark.parametrize("callback", ["scheduler", "audit", "inputs"])
 def test_a_folder_in_the_place_of_the_records_is_refused_before_training(
     callback: str, trainer: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "freeze_audit.jsonl").mkdir()
+    (tmp_path / "freeze_runs" / "freeze_audit.jsonl").mkdir(parents=True)
     made = {"audit": FreezeAudit, "inputs": InputAudit}.get(callback, lambda: AlternatingFreeze("layer1", "layer2", 5))
     fit = trainer(made())
     with pytest.raises(ValueError, match="freeze_audit.jsonl is a folder: records of a run are written to"):
@@ -113,8 +120,8 @@ def test_a_folder_in_the_place_of_the_records_is_refused_before_training(
 def test_records_that_can_no_longer_be_written_do_not_end_a_run(trainer: Any, tmp_path: Path) -> None:
     class Replaces(pl.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
-            (tmp_path / "freeze_audit.jsonl").unlink(missing_ok=True)
-            (tmp_path / "freeze_audit.jsonl").symlink_to("/dev/null")
+            (tmp_path / "freeze_runs" / "freeze_audit.jsonl").unlink(missing_ok=True)
+            (tmp_path / "freeze_runs" / "freeze_audit.jsonl").symlink_to("/dev/null")
 
     with pytest.warns(UserWarning, match="no longer written to .*freeze_audit.jsonl is a link.* The run goes on"):
         trainer(AlternatingFreeze("layer1", "layer2", every=5), Replaces()).fit(Net(), batches(1))

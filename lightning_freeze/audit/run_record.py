@@ -1,0 +1,76 @@
+"""What the records of a run say about it: where it runs, how large it is, how fast its steps are."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from lightning_freeze.holds.run_context import RunContext
+from lightning_freeze.report.records import GroupRecord
+from lightning_freeze.report.steps import Steps
+
+
+def surroundings(context: RunContext) -> dict[str, Any]:
+    """When, where and of what a run is."""
+    seed = os.environ.get("PL_GLOBAL_SEED", "")  # by Lightning's `seed_everything`
+    device = context.device or next((p.device for p in context.module.parameters()), "cpu")
+    versions = {"lightning_freeze": version("lightning-freeze"), "torch": torch.__version__}
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "versions": {**versions, **context.versions, "python": platform.python_version()},
+        "model": type(context.module).__name__,
+        "strategy": context.strategy or None,
+        "precision": context.precision or None,
+        "processes": context.world,
+        "device": str(device),
+        "seed": int(seed) if seed.isdecimal() else None,
+    }
+
+
+def group_sizes(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, GroupRecord]:
+    """Group to its size; of a split parameter the whole, of a lazy one nothing."""
+    made = {group: [p for p in found if not is_lazy(p)] for group, found in groups.items()}
+    return {
+        group: {
+            "parameters": len(groups[group]),
+            "elements": sum(p.numel() for p in found),
+            "bytes": sum(p.numel() * p.element_size() for p in found),
+        }
+        for group, found in made.items()
+    }
+
+
+def step_costs(steps: Steps, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
+    """What the steps of an epoch took."""
+    sizes, counted, seconds = group_sizes(groups), [*steps.counted()], steps.seconds
+    number = sum(count for _, count in counted)
+    elements = sum(count * sum(sizes[g]["elements"] for g in trained if g in sizes) for trained, count in counted)
+    return {
+        "seconds": round(seconds, 6),
+        "step_seconds": round(seconds / number, 9) if number else None,
+        "trainable_elements": elements / number if number else 0.0,
+        "gradient_bytes": max(
+            (sum(sizes[g]["bytes"] for g in trained if g in sizes) for trained, _ in counted), default=0
+        ),
+    }
+
+
+def state_bytes(optimizers: Iterable[Optimizer]) -> int:
+    """The bytes of optimizer state that lie on the devices of the parameters."""
+    return sum(
+        value.numel() * value.element_size()
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        if isinstance(parameter, Tensor) and isinstance(state, Mapping)
+        for value in state.values()
+        if isinstance(value, Tensor) and value.device == parameter.device
+    )

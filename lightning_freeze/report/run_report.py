@@ -1,0 +1,168 @@
+"""A run, read back from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from lightning_freeze.errors import did_you_mean
+from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.records import FILE_NAME, CountsRecord, PhaseRecord, Record, RunRecord, read_records
+from lightning_freeze.report.steps import StepKind, runs_of
+from lightning_freeze.report.table import counted
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run planned, did and proved, by its records.
+
+    Args:
+        path: The file of records.
+        runs: The ``run`` records: where it was resumed, oldest first.
+        phases: The ``phase`` records.
+        counts: The ``counts`` records, one an epoch.
+        findings: Everything that was found.
+
+    Example:
+        >>> RunReport(Path("freeze_audit.jsonl"), [{"run": "f00d", "groups": {}}]).verdict
+        'nothing was frozen'
+    """
+
+    path: Path
+    runs: Sequence[RunRecord]
+    phases: Sequence[PhaseRecord] = ()
+    counts: Sequence[CountsRecord] = ()
+    findings: Sequence[Finding] = ()
+    _records: Sequence[Record] = field(default=(), repr=False)
+
+    @property
+    def run(self) -> RunRecord:
+        """The ``run`` record that began the last fit."""
+        return self.runs[-1]
+
+    @cached_property
+    def steps(self) -> list[tuple[StepKind, int]]:
+        """The optimizer steps in order, equal ones in a row as one with their number."""
+        return runs_of(self._records)
+
+    @property
+    def updates(self) -> dict[str, int]:
+        """Group to its updates."""
+        return dict(self.counts[-1]["updates"]) if self.counts else dict.fromkeys(self.run["groups"], 0)
+
+    @property
+    def total(self) -> int:
+        """The optimizer steps in which anything was updated."""
+        return self.counts[-1]["total"] if self.counts else 0
+
+    @property
+    def intervals(self) -> int:
+        """The frozen intervals that were compared, in all fits of the run."""
+        last = {record.get("run"): record["intervals"] for record in self.counts}
+        return sum(last.values())
+
+    @property
+    def violations(self) -> list[Finding]:
+        """The findings that break the guarantee."""
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a sentence."""
+        errors = len(self.violations)
+        if errors:
+            return f"{counted(errors, 'violation')}: what was planned frozen moved"
+        if buffers := sum(finding.audit == "buffers" for finding in self.findings):
+            return f"every frozen weight held; {counted(buffers, 'buffer')} of frozen modules moved"
+        if self.intervals:
+            return f"{self.intervals:,} of {self.intervals:,} frozen intervals held, bit for bit"
+        return "nothing was frozen"
+
+
+def read_report(path: Path | str, run: str | None = None) -> RunReport:
+    """Read the report of a run.
+
+    Args:
+        path: A file ``freeze_audit.jsonl``, or a folder below which the newest one is taken.
+        run: The id of a run in it, or its beginning; by default the last. With the runs that it goes on from.
+
+    Returns:
+        The report; in a notebook, its last expression shows it.
+
+    Raises:
+        ValueError: There is no such file or no such run, or the file is not one of records.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "freeze_audit.jsonl"
+        >>> line = '{"version": 2, "type": "run", "run": "f00d", "groups": {}, "updates_before": 0, "resumed": false}'
+        >>> _ = path.write_text(line)
+        >>> read_report(path).verdict
+        'nothing was frozen'
+    """
+    file = _file(Path(path))
+    by_id = _by_run(read_records(file))
+    if not by_id:
+        raise ValueError(f"{file} holds no run. A fit with a FreezeScheduler or a FreezeAudit writes one.")
+    last = next(reversed(by_id)) if run is None else _chosen(run, by_id, file)
+    chain = [last]
+    while (before := by_id[chain[0]][0].get("resumes")) in by_id and before not in chain:
+        chain.insert(0, before)
+    records = [record for each in chain for record in by_id[each]]
+    of_type = {kind: [*found] for kind, found in groupby(sorted(records, key=_type), key=_type)}
+    findings = [
+        Finding.from_dict({k: v for k, v in each.items() if k not in _ENVELOPE}) for each in of_type.get("finding", ())
+    ]
+    runs: Any = of_type["run"]
+    phases: Any = of_type.get("phase", ())
+    counts: Any = of_type.get("counts", ())
+    return RunReport(file, runs, phases, counts, findings, records)
+
+
+_ENVELOPE = {"version", "type", "run"}
+
+
+def _type(record: Record) -> str:
+    return str(record["type"])
+
+
+def _file(path: Path) -> Path:
+    """A file of records, where a folder is given the newest below it."""
+    if path.is_dir():
+        found = sorted(path.rglob(FILE_NAME), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise ValueError(f"there is no {FILE_NAME} below {path}. A fit writes it into its logger's folder.")
+        return found[-1]
+    if not path.exists():
+        others = [*map(str, path.parent.rglob(FILE_NAME))] if path.parent.is_dir() else []
+        raise ValueError(f"{path} does not exist.{did_you_mean(str(path), others)} Give the folder of a run's logger.")
+    return path
+
+
+def _by_run(records: Any) -> dict[str, list[Record]]:
+    """The records of each run, in the order in which the runs began; those without an id belong to the run before them."""
+    found: dict[str, list[Record]] = {}
+    last = ""
+    for record in records:
+        name = record.get("run") or last
+        if record["type"] == "run" and not record.get("run"):  # of the first version, which had no ids
+            last, name = name, str(len(found) + 1)
+            record |= {"run": name, "resumes": last if record["resumed"] else None}
+        if record["type"] == "run":
+            last = name
+            found.setdefault(name, []).append(record)
+        elif name in found:
+            found[name].append(record)
+    return found
+
+
+def _chosen(run: str, known: dict[str, list[Record]], file: Path) -> str:
+    found = [name for name in known if name.startswith(run)]
+    if len(found) != 1:
+        what = "is the beginning of several" if found else "is not one"
+        raise ValueError(f"{run!r} {what} of the runs in {file}: {', '.join(known)}.")
+    return found[0]

@@ -1,0 +1,185 @@
+"""The optimizer steps of an epoch, run-length encoded while they happen, and decoded again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+_NOTHING: Mapping[str, float] = {}
+_COLUMNS: dict[str, Any] = {"planned": None, "places": "", "lr_factors": _NOTHING, "seconds": 0.0}
+"""What a record says of each set, and what those of the first version mean."""
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """What an optimizer step did; equal steps in a row are one entry.
+
+    Args:
+        optimizer: Its index in the run.
+        updated: The groups that were updated.
+        planned: The groups that the plan let train.
+        place: The phase, as its key in the schedule; empty where the schedule has none.
+        lr_factors: Group to the factor on its learning rate when such a step was first made.
+        epoch: The epoch it was made in.
+    """
+
+    optimizer: int
+    updated: frozenset[str]
+    planned: frozenset[str]
+    place: str = ""
+    lr_factors: Mapping[str, float] = field(default_factory=dict, compare=False)
+    epoch: int = 0
+
+
+@dataclass
+class _Row:
+    """A set of groups that is updated in some phase."""
+
+    groups: frozenset[str]
+    planned: frozenset[str] | None  # where it differs
+    place: str
+    lr_factors: Mapping[str, float]
+    seconds: float = 0.0
+
+
+class Steps:
+    """The optimizer steps of an epoch, run-length encoded while they happen, and how long their batches took."""
+
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
+        self._rows: list[_Row] = []
+        self._numbers: dict[tuple[frozenset[str], frozenset[str] | None, str], int] = {}
+        self._runs: list[list[int]] = []
+        self._planned: Sequence[frozenset[str]] = ()
+        self._place, self._lr_factors = "", _NOTHING
+        self._since: float | None = None
+
+    def plan(self, planned: Sequence[frozenset[str]], place: str, lr_factors: Mapping[str, float] = _NOTHING) -> None:
+        """From here on the plan lets these groups of each optimizer train, in this phase."""
+        self._planned, self._place, self._lr_factors = planned, place, lr_factors
+
+    def add(self, optimizer: int, groups: frozenset[str]) -> None:
+        """Add a step that updated these groups."""
+        planned = self._planned[optimizer] if self._planned else None
+        key = (groups, None if planned == groups else planned, self._place)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._rows)
+            self._rows.append(_Row(*key, dict(self._lr_factors)))
+        if not self._runs or self._runs[-1][0] != optimizer or self._runs[-1][1] != number:
+            self._runs.append([optimizer, number, 0])
+        self._runs[-1][2] += 1
+
+    def begin_batch(self) -> None:
+        """A batch begins; the time since the last one counts to the step that it ended in."""
+        now = perf_counter()
+        if self._since is not None and self._runs:
+            self._rows[self._runs[-1][1]].seconds += now - self._since
+        self._since = now
+
+    def pause(self) -> None:
+        """Batches have ended for now: what follows is not training."""
+        self.begin_batch()
+        self._since = None
+
+    def follow(self, other: Steps) -> None:
+        """Begin where another ends, in the same phase."""
+        self.plan(other._planned, other._place, other._lr_factors)
+
+    def counted(self) -> Iterator[tuple[frozenset[str], int]]:
+        """Each set of groups that was updated, and in how many steps."""
+        for _, number, count in self._runs:
+            yield self._rows[number].groups, count
+
+    @property
+    def seconds(self) -> float:
+        """The time of the batches so far."""
+        return sum(row.seconds for row in self._rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As builtins, for a checkpoint."""
+        return {
+            "first": self.first,
+            "sets": [sorted(row.groups) for row in self._rows],
+            "planned": [None if row.planned is None else sorted(row.planned) for row in self._rows],
+            "places": [row.place for row in self._rows],
+            "lr_factors": [dict(row.lr_factors) for row in self._rows],
+            "steps": [list(run) for run in self._runs],
+        }
+
+    def record(self, epoch: int) -> Mapping[str, Any]:
+        """The ``phase`` record of them."""
+        seconds = [round(row.seconds, 6) for row in self._rows]
+        return {"type": "phase", "epoch": epoch, **self.as_dict(), "seconds": seconds}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Steps:
+        """The steps that `as_dict` wrote, of this version or one before."""
+        steps = cls(plain["first"])
+        steps._rows = [
+            _Row(frozenset(row[0]), None if row[1] is None else frozenset(row[1]), *row[2:]) for row in _rows(plain)
+        ]
+        steps._numbers = {(row.groups, row.planned, row.place): number for number, row in enumerate(steps._rows)}
+        steps._runs = [list(run) for run in plain["steps"]]
+        return steps
+
+
+def _rows(plain: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Each set of a record with what the record says of it; of the first version, with nothing."""
+    sets = plain["sets"]
+    return zip(sets, *(plain.get(key) or [default] * len(sets) for key, default in _COLUMNS.items()), strict=True)
+
+
+def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
+    """The steps of a run in order, equal ones in a row as one; those that a resumed run repeated, once, as last done."""
+    runs: list[tuple[StepKind, int]] = []
+    total = 0
+    for record in records:
+        if record["type"] in ("run", "phase"):
+            first = record["updates_before" if record["type"] == "run" else "first"]
+            total = _cut(runs, total, first)
+        if record["type"] == "phase":
+            rows = [*_rows(record)]
+            for optimizer, number, count in _flat(record["steps"]):
+                groups, planned, place, lr_factors, _ = rows[number]
+                updated = frozenset(groups)
+                kind = StepKind(
+                    optimizer,
+                    updated,
+                    updated if planned is None else frozenset(planned),
+                    place,
+                    lr_factors,
+                    record.get("epoch", 0),
+                )
+                runs.append((kind, count))
+                total += count
+    return runs
+
+
+def _cut(runs: list[tuple[StepKind, int]], total: int, first: int) -> int:
+    """Take away the steps from the ``first``-th on; how many are left."""
+    while runs and total > first:
+        kind, count = runs.pop()
+        total -= count
+        if total < first:
+            runs.append((kind, first - total))
+            total = first
+    return total
+
+
+def _flat(steps: Iterable[Any]) -> Iterator[Sequence[int]]:
+    """The entries ``[optimizer, set, count]`` of a record; ``{"times": n, "steps": […]}`` is those within, n times over."""
+    for entry in steps:
+        if isinstance(entry, Mapping):
+            within = [*_flat(entry["steps"])]
+            for _ in range(entry["times"]):
+                yield from within
+        else:
+            yield entry
+
+
+def steps_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[int, frozenset[str]]]:
+    """Every update of a run in order, as (optimizer, groups); those that a resumed run repeated, once, as last done."""
+    return [(kind.optimizer, kind.updated) for kind, count in runs_of(records) for _ in range(count)]

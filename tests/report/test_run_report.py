@@ -1,0 +1,130 @@
+"""A run is read back from its records: the one that is asked for, with those that it goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_freeze import AlternatingFreeze, read_report
+from tests.conftest import Net, batches
+
+
+def written(path: Path, *records: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"version": 2, **record}) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def run(name: str, resumes: str | None = None, before: int = 0) -> dict[str, Any]:
+    groups = {"a": {"parameters": 1, "elements": 3, "bytes": 12}}
+    resumed = resumes is not None
+    return {
+        "type": "run",
+        "run": name,
+        "resumes": resumes,
+        "groups": groups,
+        "updates_before": before,
+        "resumed": resumed,
+    }
+
+
+def counts(name: str, total: int, intervals: int = 0) -> dict[str, Any]:
+    return {"type": "counts", "run": name, "epoch": 0, "updates": {"a": total}, "total": total, "intervals": intervals}
+
+
+def phase(name: str, first: int, count: int) -> dict[str, Any]:
+    return {"type": "phase", "run": name, "epoch": 0, "first": first, "sets": [["a"]], "steps": [[0, 0, count]]}
+
+
+def finding(name: str, severity: str = "error") -> dict[str, Any]:
+    kind = {"audit": "frozen", "kind": "value", "severity": severity, "message": "moved", "epoch": 0}
+    return {"type": "finding", "run": name, **kind}
+
+
+def test_runs_in_a_file_are_kept_apart_and_resumed_ones_belong_together(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "freeze_audit.jsonl",
+        run("aa11"),
+        phase("aa11", 0, 4),
+        run("bb22"),  # another process, which writes at the same time
+        counts("aa11", 4, 2),
+        phase("bb22", 0, 9),
+        counts("bb22", 9),
+        finding("bb22"),
+        run("cc33", resumes="aa11", before=3),
+        phase("cc33", 3, 2),
+        counts("cc33", 5, 1),
+    )
+    last = read_report(file)
+    assert [each["run"] for each in last.runs] == ["aa11", "cc33"]
+    assert (last.total, last.updates, last.intervals, last.findings) == (5, {"a": 5}, 3, [])
+    assert sum(count for _, count in last.steps) == 5
+    assert last.verdict == "3 of 3 frozen intervals held, bit for bit"
+    other = read_report(tmp_path, run="bb")
+    assert other.run["run"] == "bb22"
+    assert other.verdict == "1 violation: what was planned frozen moved"
+    assert [each.kind for each in other.violations] == ["value"]
+
+
+def test_a_file_of_the_first_version_has_runs_by_their_order(tmp_path: Path) -> None:
+    former = [
+        {k: v for k, v in each.items() if k not in ("run", "resumes")} for each in (run("", None), run("", "x", 2))
+    ]
+    plain = [{k: v for k, v in phase("", 0, 2).items() if k != "run"}, {**phase("", 2, 1), "run": None}]
+    file = written(tmp_path / "freeze_audit.jsonl", former[0], plain[0], former[1], plain[1])
+    report = read_report(file)
+    assert [each["run"] for each in report.runs] == ["1", "2"]
+    assert sum(count for _, count in report.steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen", "message"),
+    [
+        ("", "zz", r"'zz' is not one of the runs in .*: aa11, ab22\."),
+        ("", "a", r"'a' is the beginning of several of the runs in .*: aa11, ab22\."),
+        ("nothing", None, r"there is no freeze_audit.jsonl below .*nothing\. A fit writes it"),
+        ("freeze_audit.json", None, r"does not exist\. Did you mean '.*freeze_audit\.jsonl'\? Give the folder"),
+        ("inputs.jsonl", None, r"inputs\.jsonl holds no run\. A fit with a FreezeScheduler"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(given: str, chosen: str | None, message: str, tmp_path: Path) -> None:
+    written(tmp_path / "freeze_audit.jsonl", run("aa11"), run("ab22"))
+    written(tmp_path / "inputs.jsonl", {"type": "finding"})
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ValueError, match=message):
+        read_report(tmp_path / given, chosen)
+
+
+def test_the_newest_file_below_a_folder_is_read(tmp_path: Path) -> None:
+    for number, name in enumerate(("newer", "older")):
+        file = written(tmp_path / name / "freeze_audit.jsonl", run(name))
+        os.utime(file, (0, 100 - number))
+    assert read_report(tmp_path).run["run"] == "newer"
+
+
+def test_a_fit_and_the_one_that_resumes_it_are_one_report(trainer: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    fit = trainer(AlternatingFreeze("layer1", "layer2", every=2))
+    fit.fit(Net(), batches(3))
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    trainer(AlternatingFreeze("layer1", "layer2", every=2), max_epochs=2).fit(
+        Net(), batches(3), ckpt_path=tmp_path / "a.ckpt"
+    )
+    report = read_report(tmp_path)
+    first, second = report.runs
+    assert second["resumes"] == first["run"]
+    assert (report.total, report.updates) == (6, {"slow": 3, "fast": 6})
+    run = report.run
+    assert run["model"] == "Net"
+    assert run["versions"].keys() == {"lightning_freeze", "torch", "lightning", "python"}
+    assert run["versions"]["lightning"].startswith("pytorch_lightning 2.")
+    assert (run["strategy"], run["precision"], run["processes"]) == ("SingleDeviceStrategy", "32-true", 1)
+    assert (run["seed"], run["device"], run["optimizer_state"], run["frozen_modules"]) == (7, "cpu", "keep", "train")
+    assert run["skip_backward"] == {"asked": "auto", "skips": True, "why": run["skip_backward"]["why"]}
+    optimizer = run["optimizers"][0]
+    assert optimizer["groups"] == ["slow", "fast"]
+    assert (optimizer["skips_none"], optimizer["excludes"], optimizer["step_counters"]) == (True, False, [])
