@@ -52,6 +52,8 @@ class Steps:
         self._rows: list[_Row] = []
         self._numbers: dict[tuple[frozenset[str], frozenset[str] | None, str], int] = {}
         self._runs: list[list[int]] = []
+        self._run = [-1, -1, 0]  # the last of them
+        self._groups: frozenset[str] | None = None  # what its steps updated, while the plan stays
         self._planned: Sequence[frozenset[str]] = ()
         self._place, self._lr_factors = "", _NOTHING
         self._since: float | None = None
@@ -59,24 +61,30 @@ class Steps:
     def plan(self, planned: Sequence[frozenset[str]], place: str, lr_factors: Mapping[str, float] = _NOTHING) -> None:
         """From here on the plan lets these groups of each optimizer train, in this phase."""
         self._planned, self._place, self._lr_factors = planned, place, lr_factors
+        self._groups = None
 
     def add(self, optimizer: int, groups: frozenset[str]) -> None:
         """Add a step that updated these groups."""
-        planned = self._planned[optimizer] if self._planned else None
+        if groups is not self._groups or optimizer != self._run[0]:
+            self._begin_run(optimizer, groups)
+        self._run[2] += 1
+
+    def _begin_run(self, optimizer: int, groups: frozenset[str]) -> None:
+        planned = self._planned[optimizer] if self._planned else groups
         key = (groups, None if planned == groups else planned, self._place)
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self._rows)
-            self._rows.append(_Row(*key, dict(self._lr_factors)))
-        if not self._runs or self._runs[-1][0] != optimizer or self._runs[-1][1] != number:
-            self._runs.append([optimizer, number, 0])
-        self._runs[-1][2] += 1
+        number = self._numbers.setdefault(key, len(self._rows))
+        if number == len(self._rows):
+            self._rows.append(_Row(*key, self._lr_factors))
+        if optimizer != self._run[0] or number != self._run[1]:
+            self._run = [optimizer, number, 0]
+            self._runs.append(self._run)
+        self._groups = groups
 
     def begin_batch(self) -> None:
         """A batch begins; the time since the last one counts to the step that it ended in."""
         now = perf_counter()
         if self._since is not None and self._runs:
-            self._rows[self._runs[-1][1]].seconds += now - self._since
+            self._rows[self._run[1]].seconds += now - self._since
         self._since = now
 
     def pause(self) -> None:
@@ -123,6 +131,7 @@ class Steps:
         ]
         steps._numbers = {(row.groups, row.planned, row.place): number for number, row in enumerate(steps._rows)}
         steps._runs = [list(run) for run in plain["steps"]]
+        steps._run = steps._runs[-1] if steps._runs else steps._run
         return steps
 
 
