@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from torch.optim import Optimizer
 
+from lightning_freeze.audit.frozen import collector_paused
 from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
@@ -281,6 +282,7 @@ class Loop:
             self._announced = self.sets
             self.built.holds.decided(self._split)
 
+    @collector_paused()
     def _apply(self) -> None:
         self._audit.shards.close()  # within a step, modules may show other parameters
         freezes, thaws = self.members.changes(self._applied, self.sets)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,19 @@ _Bits = tuple[Digest | None, _State | None]  # of a value and of its state, None
 HERE = nullcontext()  # the stream of the step itself
 
 
-@dataclass(frozen=True)
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Python's garbage collector rests: it would walk the thousands of small objects that a boundary makes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True, slots=True)
 class Watched:
     """A parameter or buffer that an interval watches."""
 
@@ -28,7 +41,7 @@ class Watched:
     first: Tensor | None = None  # the parameter that the interval began with, where another may take its place
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Change:
     """Something frozen that is not what it was."""
 
@@ -40,7 +53,7 @@ class Change:
     gradient_at: int | None  # the first update of the interval at which it had a gradient
 
 
-@dataclass
+@dataclass(slots=True)
 class _Interval:
     watched: Watched
     since: int
@@ -65,11 +78,13 @@ class FrozenAudit:
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
+    @collector_paused()
     def open(self, watched: Mapping[Any, Watched], update: int) -> None:
         """These froze after so many updates: remember their bits."""
         for (key, each), (value, state) in zip(watched.items(), _read(watched.values()), strict=True):
             self._open[key] = _Interval(each, update, value, state, update)
 
+    @collector_paused()
     def close(self, keys: Iterable[object], update: int, on_copy_stream: AbstractContextManager[object] = HERE) -> None:
         """These thaw after so many updates: compare the bits of those that were frozen.
 
@@ -81,6 +96,7 @@ class FrozenAudit:
         for interval, bits in zip(closed, now, strict=True):
             self._compare(interval, update, bits, on_copy_stream)
 
+    @collector_paused()
     def check(self, update: int) -> None:
         """Compare everything that is frozen now, and watch it on from here."""
         now = _read([interval.watched for interval in self._open.values()])
@@ -132,16 +148,30 @@ class FrozenAudit:
         (value, state), before = bits, interval.state
         if isinstance(interval.value, Tensor) and isinstance(value, int):
             value = _digest_on(interval.value.device, interval.watched.read())
+        if type(value) is int and value == interval.value and _equal(before, state):
+            return
         moved = differ(interval.value, value)
         entries: dict[str, bool | Tensor] = {}
         if before is not None and state is not None:
             with on_copy_stream:
-                entries = {
-                    entry: differ(before[entry], state[entry]) if entry in before and entry in state else True
-                    for entry in before | state
-                }
+                entries = _moved_entries(before, state)
         if any(flag is not False for flag in (moved, *entries.values())):
             self._compared.append((interval, update, moved, entries))
+
+
+def _moved_entries(before: _State, now: _State) -> dict[str, bool | Tensor]:
+    """Each entry of optimizer state, and whether it moved."""
+    both = before.keys() & now.keys()
+    return {entry: differ(before[entry], now[entry]) if entry in both else True for entry in before | now}
+
+
+def _equal(before: _State | None, state: _State | None) -> bool:
+    """Whether digests of state, made on the CPU, are the same: the usual case. One that is offloaded says nothing."""
+    if before is None or state is None:
+        return True
+    return len(before) == len(state) and all(
+        type(digest) is int and digest == state.get(entry) for entry, digest in before.items()
+    )
 
 
 def _digest_on(device: torch.device, tensor: Tensor | None) -> Digest | None:

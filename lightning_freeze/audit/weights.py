@@ -208,19 +208,26 @@ class WeightAudit(Hold):
 
     def _watched(self, member: Member) -> Watched:
         """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
-        parameter = member.parameter
-        holders = [each for holder in self._holders.of(parameter) for each in self._nested[id(holder)]]
+        parameter, now = member.parameter, self._names.owner(member.name)
+        state = self._state(parameter)
+        return Watched(member.name, member.group, lambda: parameter if (p := now()) is None else p, state, parameter)
 
-        def state() -> object:  # read from the optimizer each time: `load_state_dict` gives it another dict
-            if self._offload is not None and self._offload.offloaded(parameter):
+    def _state(self, parameter: Tensor) -> Callable[[], object]:
+        """Gives the state that optimizers hold for a parameter, read each time: `load_state_dict` makes another dict."""
+        nested = (each for holder in self._holders.of(parameter) for each in self._nested[id(holder)])
+        # LBFGS keeps the history of all its parameters under the first.
+        holders, offload = [each for each in nested if not isinstance(each, LBFGS)], self._offload
+        if offload is None and len(holders) == 1:
+            return lambda: holders[0].state.get(parameter, _NO_STATE)
+
+        def state() -> object:
+            if offload is not None and offload.offloaded(parameter):
                 return None
-            # A wrapper may share it with the one inside; LBFGS keeps the history of all its parameters under the first.
-            kept = {id(holder.state): holder.state for holder in holders if not isinstance(holder, LBFGS)}
-            found = [each.get(parameter, {}) for each in kept.values()]
+            kept = {id(holder.state): holder.state for holder in holders}  # a wrapper may share it with the one inside
+            found = [each.get(parameter, _NO_STATE) for each in kept.values()]
             return found[0] if len(found) == 1 else found
 
-        now = self._names.owner(member.name)
-        return Watched(member.name, member.group, lambda: parameter if (p := now()) is None else p, state, parameter)
+        return state
 
     def _owner(self, name: str) -> nn.Module | None:
         return self._names.names.modules.get(name.rpartition(".")[0])
@@ -238,6 +245,9 @@ class WeightAudit(Hold):
         memory = _memory(parameter)
         others = (each for members in self._trained.values() for each in members if each[1] is not parameter)
         return next((name for name, other in others if memory is not None and _memory(other) == memory), None)
+
+
+_NO_STATE: dict[str, object] = {}
 
 
 def _memory(tensor: Tensor) -> int | None:

@@ -603,3 +603,28 @@ def test_an_objects_address_is_no_change() -> None:
 
 def test_a_tensor_in_state_has_its_own_digest() -> None:
     assert digests_of([torch.ones(3)])[0] == {"": digest(torch.ones(3))}
+
+
+# --- read by address
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6.0),
+        torch.arange(6.0)[2:5],  # not at the storage's beginning
+        torch.arange(6.0).view(2, 3).T,
+        torch.tensor(3),
+        torch.empty(0, 4),
+        torch.ones(3, dtype=torch.bool),
+        torch.randn(2, dtype=torch.complex64),
+        torch.randn(2, dtype=torch.complex64).conj(),
+        torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16)),
+        torch.ones(3, 4).expand(2, 3, 4),
+    ],
+    ids=["whole", "part", "transposed", "scalar", "empty", "bool", "complex", "conj", "bf16", "expanded"],
+)
+def test_a_digest_by_address_is_that_of_the_bytes(tensor: Tensor) -> None:
+    plain = tensor.detach().resolve_conj().contiguous()
+    raw = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    assert digest(tensor) == xxhash.xxh3_128_intdigest(raw, seed=module._salt(tensor.dtype, tensor.shape))

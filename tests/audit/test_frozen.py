@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from typing import Any
 
@@ -130,3 +131,29 @@ def test_digests_of_two_devices_prove_nothing() -> None:
     here, elsewhere = digest(torch.ones(2)), multilinear(_bytes(torch.zeros(2)), 1)
     assert differ(here, elsewhere) is differ(elsewhere, here) is False
     assert differ(here, None) is differ(elsewhere, None) is True
+
+
+# --- the garbage collector
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_it_was_after_a_boundary(enabled: bool) -> None:
+    def seen() -> torch.Tensor:
+        states.append(gc.isenabled())
+        if len(states) == 3:
+            raise OSError("gone")
+        return torch.ones(2)
+
+    audit, states = FrozenAudit(), list[bool]()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        audit.open({1: Watched("a", "g", seen)}, 0)
+        after = [gc.isenabled()]
+        audit.check(1)
+        with pytest.raises(OSError, match="gone"):
+            audit.close([1], 2)
+        after.append(gc.isenabled())
+    finally:
+        gc.enable()
+    assert states == [False] * 3
+    assert after == [enabled] * 2
