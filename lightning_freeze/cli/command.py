@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_freeze.trainer.seam import PACKAGES
+from jsonargparse import ArgumentError
+
 from lightning_freeze.yaml_file import ConfigError
 
 if TYPE_CHECKING:
     from lightning_freeze.trainer.seam import LightningModule, Trainer
 
-_LOGGERS = [logging.getLogger(name) for name in PACKAGES]
 _ONE_CPU = {
     **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
     **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},
@@ -57,6 +57,14 @@ class Command(ABC):
         """Run it; `fit` fits the model."""
 
 
+def parse(parser: Any, arguments: Sequence[str]) -> Any:
+    """The arguments of a command that needs no fit."""
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(f"{error}. {parser.prog} --help lists the options.") from error
+
+
 def at_least_one(given: Any, *names: str) -> None:
     """Refuse a number below 1."""
     for name in names:
@@ -77,14 +85,22 @@ def check_picture(option: str, path: Path) -> None:
 
 
 @contextmanager
-def log_levels_restored(loggers: Sequence[logging.Logger] = _LOGGERS) -> Iterator[None]:
+def log_levels_restored(loggers: Sequence[logging.Logger] | None = None) -> Iterator[None]:
     """Restore the levels of some loggers; by default Lightning's."""
+    loggers = _loggers() if loggers is None else loggers
     levels = [logger.level for logger in loggers]
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _loggers() -> list[logging.Logger]:
+    """Lightning's loggers; with Lightning, which some commands do without."""
+    from lightning_freeze.trainer.seam import PACKAGES
+
+    return [logging.getLogger(name) for name in PACKAGES]
 
 
 def on_one_cpu(trainer: Any) -> int | None:
@@ -95,7 +111,7 @@ def on_one_cpu(trainer: Any) -> int | None:
     """
     from lightning_freeze.trainer.seam import refuse_strategy
 
-    for logger in _LOGGERS:
+    for logger in _loggers():
         logger.setLevel(logging.WARNING)
     if "deepspeed" in str(trainer.get("strategy")).lower():
         refuse_strategy(type("DeepSpeedStrategy", (), {})())  # by its name, as a fit does

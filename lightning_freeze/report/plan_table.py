@@ -59,11 +59,11 @@ def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0)
     for group, size in sizes.items():
         trained = [group in step.trained for step in steps]
         updates = sum(trained)
-        table.add_row(escape(group), f"{size.elements:,}", f"{updates:,}", share(updates, len(steps)), _strip(trained))
+        table.add_row(escape(group), f"{size.elements:,}", f"{updates:,}", share(updates, len(steps)), strip(trained))
     return table
 
 
-def _strip(trained: Sequence[bool]) -> str:
+def strip(trained: Sequence[bool]) -> str:
     """When something happens, as a strip of characters; a darker one has more of it."""
     width = min(_STRIP, len(trained))
     edges = [cell * len(trained) // width for cell in range(width)] + [len(trained)]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.markup import escape
 
 from lightning_freeze.errors import did_you_mean
 from lightning_freeze.report.findings import Finding
-from lightning_freeze.report.records import FILE_NAME, CountsRecord, PhaseRecord, Record, RunRecord, read_records
-from lightning_freeze.report.steps import StepKind, runs_of
-from lightning_freeze.report.table import counted
+from lightning_freeze.report.page import html_page, in_a_frame
+from lightning_freeze.report.records import FILE_NAME, Record, read_records
+from lightning_freeze.report.run_data import RunData
+from lightning_freeze.report.run_view import lines, run_view
+from lightning_freeze.report.timeline_picture import draw_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class RunReport:
+class RunReport(RunData):
     """What a run planned, did and proved, by its records.
 
     Args:
@@ -32,55 +38,20 @@ class RunReport:
         'nothing was frozen'
     """
 
-    path: Path
-    runs: Sequence[RunRecord]
-    phases: Sequence[PhaseRecord] = ()
-    counts: Sequence[CountsRecord] = ()
-    findings: Sequence[Finding] = ()
-    _records: Sequence[Record] = field(default=(), repr=False)
+    def to_html(self, path: Path | str) -> None:
+        """Write one HTML file that needs no network, to open in a browser or to send."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(html_page(self), encoding="utf-8")
 
-    @property
-    def run(self) -> RunRecord:
-        """The ``run`` record that began the last fit."""
-        return self.runs[-1]
+    def to_png(self, path: Path | str | None = None) -> Figure:
+        """Draw the timeline; a path's suffix names the format. Needs matplotlib, the extra ``plot``."""
+        return draw_run(None if path is None else Path(path), self)
 
-    @cached_property
-    def steps(self) -> list[tuple[StepKind, int]]:
-        """The optimizer steps in order, equal ones in a row as one with their number."""
-        return runs_of(self._records)
+    def _repr_html_(self) -> str:
+        return in_a_frame(html_page(self))
 
-    @property
-    def updates(self) -> dict[str, int]:
-        """Group to its updates."""
-        return dict(self.counts[-1]["updates"]) if self.counts else dict.fromkeys(self.run["groups"], 0)
-
-    @property
-    def total(self) -> int:
-        """The optimizer steps in which anything was updated."""
-        return self.counts[-1]["total"] if self.counts else 0
-
-    @property
-    def intervals(self) -> int:
-        """The frozen intervals that were compared, in all fits of the run."""
-        last = {record.get("run"): record["intervals"] for record in self.counts}
-        return sum(last.values())
-
-    @property
-    def violations(self) -> list[Finding]:
-        """The findings that break the guarantee."""
-        return [finding for finding in self.findings if finding.severity == "error"]
-
-    @property
-    def verdict(self) -> str:
-        """The outcome in a sentence."""
-        errors = len(self.violations)
-        if errors:
-            return f"{counted(errors, 'violation')}: what was planned frozen moved"
-        if buffers := sum(finding.audit == "buffers" for finding in self.findings):
-            return f"every frozen weight held; {counted(buffers, 'buffer')} of frozen modules moved"
-        if self.intervals:
-            return f"{self.intervals:,} of {self.intervals:,} frozen intervals held, bit for bit"
-        return "nothing was frozen"
+    def __rich__(self) -> Group:
+        return Group(run_view(self), *map(escape, lines(self)))
 
 
 def read_report(path: Path | str, run: str | None = None) -> RunReport:
@@ -138,7 +109,8 @@ def _file(path: Path) -> Path:
             raise ValueError(f"there is no {FILE_NAME} below {path}. A fit writes it into its logger's folder.")
         return found[-1]
     if not path.exists():
-        others = [*map(str, path.parent.rglob(FILE_NAME))] if path.parent.is_dir() else []
+        above = path.parent if path.parent.is_dir() else path.parent.parent
+        others = [str(file) for file in above.rglob(FILE_NAME)]
         raise ValueError(f"{path} does not exist.{did_you_mean(str(path), others)} Give the folder of a run's logger.")
     return path
 

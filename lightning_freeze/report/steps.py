@@ -151,7 +151,7 @@ def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
             total = _cut(runs, total, first)
         if record["type"] == "phase":
             rows = [*_rows(record)]
-            for optimizer, number, count in _flat(record["steps"]):
+            for optimizer, number, count in flat(record["steps"]):
                 groups, planned, place, lr_factors, _ = rows[number]
                 updated = frozenset(groups)
                 kind = StepKind(
@@ -178,11 +178,11 @@ def _cut(runs: list[tuple[StepKind, int]], total: int, first: int) -> int:
     return total
 
 
-def _flat(steps: Iterable[Any]) -> Iterator[Sequence[int]]:
+def flat(steps: Iterable[Any]) -> Iterator[Sequence[int]]:
     """The entries ``[optimizer, set, count]`` of a record; ``{"times": n, "steps": […]}`` is those within, n times over."""
     for entry in steps:
         if isinstance(entry, Mapping):
-            within = [*_flat(entry["steps"])]
+            within = [*flat(entry["steps"])]
             for _ in range(entry["times"]):
                 yield from within
         else:
