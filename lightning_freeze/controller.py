@@ -300,7 +300,14 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         coming = partial(self.preview, windows_per_epoch or NO_END, windows=_FORESEEN)
         setup.warn_of_step_counters(loop.members, self.traits, coming, at.updates, self._attachment.closures)
         setup.begin_audit(
-            self.audit, self.schedule, self.options, self.backward, loop, self.traits, resumed=state is not None
+            self.audit,
+            self.schedule,
+            self.options,
+            self.backward,
+            loop,
+            self.traits,
+            self.preview.sizes(),
+            state is not None,
         )
 
     def begin_step(self, epoch: int | None = None, optimizers: Sequence[Optimizer] | None = None) -> None:

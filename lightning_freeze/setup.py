@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
 from lightning_freeze.loop import Built, Loop
+from lightning_freeze.plan.costs import Size
 from lightning_freeze.plan.membership import Membership, Step, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
@@ -296,6 +297,7 @@ def begin_audit(
     decision: Decision,
     loop: Loop,
     traits: Mapping[int, OptimizerTraits],
+    sizes: tuple[Mapping[str, Size], Sequence[str]],
     resumed: bool,
 ) -> None:
     """Begin to audit, with what else the record of a scheduled run holds."""
@@ -305,6 +307,10 @@ def begin_audit(
         lambda: {group: [m.parameter for m in found] for group, found in members.groups.members.items()},
         lambda: members.steps,
         resumed,
+        memory={
+            group: {"gradient_bytes": size.gradient, "state_bytes": None if sizes[1] else size.state}
+            for group, size in sizes[0].items()
+        },
         schedule=schedule.describe(),
         users_own=list(groups.frozen_by_user),  # a key in files since the first version
         rest=groups.rest,

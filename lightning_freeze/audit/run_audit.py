@@ -63,6 +63,7 @@ class RunAudit:
         groups: Callable[[], Mapping[str, Sequence[Tensor]]],
         steps: Callable[[], Sequence[Step]],
         resumed: bool,
+        memory: Mapping[str, Mapping[str, int | None]] | None = None,
         **more: object,
     ) -> None:
         """Training begins: record the run with its groups and optimizers, and remember the bits of what is exempt."""
@@ -73,7 +74,9 @@ class RunAudit:
             {
                 "type": "run",
                 **(surroundings(self._context) if self._context is not None else {}),
-                "groups": group_sizes(groups()),
+                "groups": {
+                    name: {**size, **(memory or {}).get(name, {})} for name, size in group_sizes(groups()).items()
+                },
                 "optimizers": [
                     {"name": type(step.optimizer).__qualname__, "groups": [*step.members]} for step in steps()
                 ],
