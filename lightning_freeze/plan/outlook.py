@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import NOT_ATTACHED
@@ -71,14 +72,14 @@ class Outlook:
         return self._planned()[1].copy()
 
     def sizes(self) -> tuple[dict[str, Size], list[str]]:
-        """How much memory each group needs, and the optimizers whose future state is not known."""
+        """How much memory each group needs, lazy parameters none; and the optimizers whose future state is not known."""
         steps = self._optimizers()
         if not steps:
             raise RuntimeError(NOT_ATTACHED)
         state: dict[int, int] = defaultdict(int)
         unknown: dict[str, None] = {}
         for step in steps:
-            held = list(chain.from_iterable(step.members.values()))
+            held = [p for p in chain.from_iterable(step.members.values()) if not is_lazy(p)]
             for parameter, found in zip(held, self._state_bytes(step.optimizer, held), strict=True):
                 if found is None:
                     unknown[type(step.optimizer).__qualname__] = None
@@ -86,7 +87,7 @@ class Outlook:
                     state[id(parameter)] += found
         sizes = {}
         for group, members in self._groups().members.items():
-            parameters = [member.parameter for member in members]
+            parameters = [member.parameter for member in members if not is_lazy(member.parameter)]
             elements = sum(p.numel() for p in parameters)
             gradient = sum(p.numel() * p.element_size() for p in parameters)
             sizes[group] = Size(elements, gradient, sum(state[id(p)] for p in parameters))

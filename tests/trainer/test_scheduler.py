@@ -98,8 +98,8 @@ def test_records_lie_in_a_folder_of_their_own_without_a_logger_and_are_appended_
     records = list(read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl"))
     assert [record["type"] for record in records] == ["run", "phase", "counts"] * 2
     assert records[0]["groups"] == {
-        "slow": {"parameters": 1, "elements": 32, "bytes": 128, "gradient_bytes": 128, "state_bytes": 128},
-        "fast": {"parameters": 1, "elements": 24, "bytes": 96, "gradient_bytes": 96, "state_bytes": 96},
+        "slow": {"parameters": 1, "elements": 32, "bytes": 128, "gradient_bytes": 128, "state_bytes": 2 * 128 + 4},
+        "fast": {"parameters": 1, "elements": 24, "bytes": 96, "gradient_bytes": 96, "state_bytes": 2 * 96 + 4},
     }
     assert len({record["run"] for record in records}) == 2
     assert [record["run"] for record in records] == [records[0]["run"]] * 3 + [records[3]["run"]] * 3
