@@ -8,6 +8,7 @@ import math
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
@@ -51,6 +52,7 @@ def page_data(report: RunData) -> Data:
         "run": run,
         "resumes": [each["run"] for each in report.runs[:-1]],
         "first": report.runs[0].get("updates_before", 0),
+        "sizes": [astuple(size) for size in report.sizes.values()],
         "timeline": _timeline(run["groups"], report.steps),
         "metrics": _metrics(report.path.with_name("metrics.csv")),
         "rates": [(counts["total"], counts["lr"]) for counts in report.counts if counts.get("lr")],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from lightning_freeze.plan.costs import Size
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import CountsRecord, PhaseRecord, Record, RunRecord
 from lightning_freeze.report.steps import StepKind, runs_of
@@ -49,6 +50,22 @@ class RunData:
         """The frozen intervals that were compared, in all fits of the run."""
         last = {record.get("run"): record["intervals"] for record in self.counts}
         return sum(last.values())
+
+    @property
+    def sizes(self) -> dict[str, Size]:
+        """Group to what it takes of memory, 0 where that is not known; of state, its share of what was there at the end."""
+        groups, last = self.run["groups"], self.counts[-1] if self.counts else {}
+        updated = sum(groups[group]["elements"] for group, number in self.updates.items() if number and group in groups)
+        kept = last.get("state_bytes", 0) if self.run.get("optimizer_state") in ("keep", None) else 0
+        return {
+            name: Size(
+                n,
+                each.get("gradient_bytes", each.get("bytes", 0)),
+                each.get("state_bytes") or kept * n // (updated or 1),
+            )
+            for name, each in groups.items()
+            for n in [each["elements"]]
+        }
 
     @property
     def violations(self) -> list[Finding]:

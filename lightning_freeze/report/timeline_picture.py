@@ -7,10 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_freeze.plan.costs import Size
 from lightning_freeze.report.picture import finish
 from lightning_freeze.report.plan_picture import draw_plan
-from lightning_freeze.report.records import GroupRecord
 from lightning_freeze.report.run_data import RunData
 
 if TYPE_CHECKING:
@@ -30,17 +28,13 @@ def draw_run(path: Path | None, report: RunData) -> Figure:
     steps = [step for step, count in report.steps for _ in range(count)]
     if not steps:
         raise ValueError(f"{report.path} has no update to draw: the run stopped before its first epoch ended.")
-    sizes = {name: _size(group) for name, group in report.run["groups"].items()}
+    sizes = report.sizes
     epochs = [index for index, (a, b) in enumerate(pairwise(steps), start=1) if a.epoch != b.epoch]
     figure = draw_plan(None, [step.updated & frozenset(sizes) for step in steps], sizes, epochs=epochs)
     for row, name in enumerate(sizes):
         _outline(figure.axes[0], row, _spans([name in step.planned for step in steps]), _PLANNED)
         _mark(figure.axes[0], row, name, report)
     return finish(figure, path, report.verdict.capitalize(), above=19)
-
-
-def _size(group: GroupRecord) -> Size:
-    return Size(group["elements"], group.get("gradient_bytes", 0), group.get("state_bytes") or 0)
 
 
 def _mark(axes: Axes, row: int, name: str, report: RunData) -> None:

@@ -94,7 +94,7 @@ SECTIONS = {
 @pytest.mark.parametrize(("name", "sections"), SECTIONS.items(), ids=SECTIONS)
 def test_what_there_is_nothing_of_is_left_out(name: str, sections: set[str], tmp_path: Path) -> None:
     data = page_data(read_report(write(name, tmp_path)))
-    assert data.keys() == sections | {"title", "verdict", "path", "run"}
+    assert data.keys() == sections | {"title", "verdict", "path", "run", "sizes"}
 
 
 def sets_of(timeline: dict[str, Any], which: int) -> list[frozenset[str]]:

@@ -79,6 +79,7 @@ def test_it_is_read_by_pointer_and_by_keyboard(seen: Mapping[str, Any]) -> None:
     small, large = seen["small"]["seen"], seen["large"]["seen"]
     for each in (small, large):
         assert (each["zoomed"], each["reset"], each["wheel"]) == (True, True, True)
+    assert seen["violations"]["seen"]["copy"] in ("Copied", "Selected")
     assert small["hover"] == "bodyupdated as plannedupdate 29, epoch 2, phase 3"
     assert small["right"] == "body: frozen. update 2, epoch 0, phase 1"
     assert small["down"] == "head: updated as planned. update 2, epoch 0, phase 1"

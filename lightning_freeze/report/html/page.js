@@ -5,7 +5,7 @@
   const { run, timeline: line, first = 0 } = data;
   const rank = ["error", "warning", "info"];
   const findings = (data.findings ?? []).sort((a, b) => rank.indexOf(a.severity) - rank.indexOf(b.severity));
-  const groups = Object.entries(run.groups);
+  const groups = (line?.groups ?? Object.keys(run.groups)).filter((name) => name in run.groups).map((name) => [name, run.groups[name]]);
   const counts = []; // of updates, planned and done, by the index of a group
   const $ = (id) => document.getElementById(id);
   const number = new Intl.NumberFormat("en");
@@ -29,7 +29,8 @@
     const families = new Map();
     for (const name of names) {
       const [family, ...rest] = name.split("/");
-      families.set(family, [...(families.get(family) ?? []), rest.join("/")]);
+      if (!families.has(family)) families.set(family, []);
+      families.get(family).push(rest.join("/"));
     }
     return [...families].map(([family, members]) => (members.length === 1 && members[0] === "" ? family : `${family}/${ranges(members)}`)).join(", ");
   }
@@ -62,7 +63,8 @@
     const found = new Map();
     for (const each of findings) {
       const key = JSON.stringify([each.severity, each.audit, each.kind, each.cause, each.group, each.module_class, each.argument]);
-      found.set(key, [...(found.get(key) ?? []), each]);
+      if (!found.has(key)) found.set(key, []);
+      found.get(key).push(each);
     }
     return [...found.values()];
   }
@@ -756,17 +758,17 @@
   function short(value) {
     if (value === 0) return "0";
     const large = Math.abs(value);
-    return large < 1e-3 || large >= 1e5 ? value.toExponential(large < 1e-3 ? 1 : 2).replace("e+", "e") : String(Number(value.toPrecision(3)));
+    return large < 1e-3 || large >= 1e5 ? value.toExponential(2).replace(/\.?0*e\+?/, "e") : String(Number(value.toPrecision(3)));
   }
 
-  /** Round values from `low` to `high`, some three of them; powers of ten where `log`. */
+  /** Round values from `low` to `high`, some four of them; powers of ten where `log`. */
   function ticks(low, high, log) {
     if (log) {
       const [a, b] = [Math.ceil(Math.log10(low) - 1e-9), Math.floor(Math.log10(high) + 1e-9)];
       const every = Math.max(1, Math.ceil((b - a + 1) / 4));
       return Array.from({ length: Math.max(0, Math.floor((b - a) / every) + 1) }, (_, index) => 10 ** (a + index * every));
     }
-    const raw = (high - low) / 3 || 1;
+    const raw = (high - low) / 4 || 1;
     const power = 10 ** Math.floor(Math.log10(raw));
     const every = [1, 2, 2.5, 5, 10].map((each) => each * power).find((each) => each >= raw);
     const first = Math.ceil(low / every - 1e-9);
@@ -776,7 +778,7 @@
 
   /** Draws lines of [update, value] into an empty SVG, between its left edge and its right. */
   function drawLines(canvas, series, { from, to, left, width, height, log, steps }) {
-    const values = series.flatMap((each) => each.points.map((each_) => each_[1]));
+    const values = series.flatMap((each) => each.points.map((each_) => each_[1]).filter((value) => value !== null));
     let [low, high] = [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
     if (log) [low, high] = [low / 1.3, high * 1.3];
     else if (low === high) [low, high] = [low - Math.abs(low || 1) * 0.1, high + Math.abs(high || 1) * 0.1];
@@ -797,8 +799,7 @@
       const first = Math.max(0, above(points.map((each) => each[0]), from) - 1);
       const last = Math.min(points.length, above(points.map((each) => each[0]), to) + 1);
       const shown = points.slice(first, last);
-      const d = shown.map(([update, value], index) => `${index ? (steps ? `H${x(update).toFixed(1)}V` : `L${x(update).toFixed(1)} `) : `M${x(update).toFixed(1)} `}${y(value).toFixed(1)}`);
-      const path = svg("path", { class: "series", d: d.join("") + (steps ? `H${x(to).toFixed(1)}` : ""), "clip-path": `url(#${clip})` });
+      const path = svg("path", { class: "series", d: steps ? stepsOf(points, x, y, to) : lineOf(shown, x, y), "clip-path": `url(#${clip})` });
       Object.assign(path.style, style);
       canvas.append(path);
       if (!steps && shown.length < 40) for (const [update, value] of shown) if (update >= from && update <= to) canvas.append(svg("circle", { class: "dot", cx: x(update), cy: y(value), r: 2.2 }));
@@ -806,6 +807,18 @@
     return x;
   }
   drawLines.count = 0;
+
+  const lineOf = (points, x, y) => points.map(([update, value], index) => `${index ? "L" : "M"}${x(update).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+
+  /** Each value holds until the next point; none where it is null. */
+  function stepsOf(points, x, y, to) {
+    const drawn = points.map(([update, value], index) => {
+      if (value === null) return "";
+      const joined = index && points[index - 1][1] !== null;
+      return `${joined ? "V" : `M${x(update).toFixed(1)} `}${y(value).toFixed(1)}H${x(points[index + 1]?.[0] ?? to).toFixed(1)}`;
+    });
+    return drawn.join("");
+  }
 
   /** The points of metrics over the updates: their logger counts batches, in which several optimizers may have stepped. */
   function overUpdates(metrics) {
@@ -842,18 +855,29 @@
     };
   }
 
-  const STYLES = [["accent", ""], ["bad", ""], ["ink", "5 3"], ["warn", ""], ["accent", "2 3"], ["bad", "5 3"], ["ink", "1 3"], ["warn", "4 2 1 2"]];
+  const STYLES = ["none", "6 3", "2 2"].flatMap((dash) => ["accent", "bad", "warn", "muted"].map((color) => [color, dash]));
 
-  /** The learning rate of each epoch; groups that always had the same, as one. */
+  /** The learning rate of each epoch in which a group trained, null in the others; groups alike as one. */
   function rateSeries() {
-    const points = new Map();
+    const numbers = new Map(line.groups.map((group, index) => [group, index]));
+    const points = new Map(line.groups.map((group) => [group, []]));
     let begin = 0;
     for (const [total, rates] of data.rates) {
-      for (const [group, rate] of Object.entries(rates)) points.set(group, [...(points.get(group) ?? []), [begin, rate]]);
-      begin = total - first;
+      const end = total - first;
+      for (const [group, rate] of Object.entries(rates)) {
+        if (!points.has(group)) continue;
+        const [done] = sharesOf(updated, [numbers.get(group)], begin, Math.max(end, begin + 1), 1);
+        points.get(group).push([begin, done ? rate : null]);
+      }
+      begin = end;
     }
     const same = new Map();
-    for (const [group, each] of points) same.set(String(each), { names: [...(same.get(String(each))?.names ?? []), group], points: each });
+    for (const [group, each] of points) {
+      if (each.every(([, rate]) => rate === null)) continue;
+      const key = JSON.stringify(each);
+      if (!same.has(key)) same.set(key, { names: [], points: each });
+      same.get(key).names.push(group);
+    }
     return [...same.values()].map(({ names, points: each }) => ({ name: folded(names), points: each }));
   }
 
@@ -863,16 +887,17 @@
     const keys = element("ul", { className: "keys" });
     const series = found.slice(0, STYLES.length).map((each, index) => {
       const [color, dash] = STYLES[index];
-      const style = { stroke: `var(--${color})`, strokeDasharray: dash || "none" };
+      const style = { stroke: `var(--${color})`, strokeDasharray: dash };
       const path = svg("path", { class: "series", d: "M0 5H26" });
       Object.assign(path.style, style);
       keys.append(element("li", {}, svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, path), each.name));
       return { points: each.points, style };
     });
-    const more = found.length > series.length ? ` ${found.length - series.length} more groups had others.` : "";
-    const note = `As it was at the end of each epoch, with the factor of its phase.${more}`;
+    const more = found.length > series.length ? ` ${counted(found.length - series.length, "more rate")} not shown.` : "";
+    const note = `Of what trained, as it was at the end of each epoch, with the factor of its phase.${more}`;
+    if (!series.length) return () => {};
     show("rates", element("div", { className: "chart" }, canvas), keys, element("p", { className: "note" }, note));
-    const all = series.flatMap((each) => each.points.map((each_) => each_[1]));
+    const all = series.flatMap((each) => each.points.map((each_) => each_[1]).filter((value) => value !== null));
     const least = all.reduce((a, b) => Math.min(a, b));
     const log = least > 0 && all.reduce((a, b) => Math.max(a, b)) / least > 15;
     return () => drawLines(canvas, series, { from: 0, to: line.total, left: 52, width: $("rates").clientWidth, height: 190, log, steps: true });
@@ -930,26 +955,26 @@
     return made;
   }
 
-  /** The mean over the updates of a size of what they trained, and that of everything; null where it is not known. */
-  function meanOf(size) {
-    const sizes = groups.map(([, each]) => each[size]);
-    if (!line || sizes.some((each) => each == null)) return null;
-    return [sum(sizes.map((each, index) => each * counts[index].updated)) / line.total, sum(sizes)];
+  const [ELEMENTS, GRADIENT, STATE] = [0, 1, 2]; // of the sizes of a group
+
+  /** A size of what an update trained: its mean and the most over the updates, and that of everything. */
+  function trained(which) {
+    const sizes = data.sizes.map((each) => each[which]);
+    const width = Math.ceil(line.groups.length / 4);
+    const ofSet = line.sets.map((hex) => sum([...nibbles(hex, width)].flatMap((bits, at) => [1, 2, 4, 8].map((bit, offset) => (bits & bit ? sizes[4 * at + offset] ?? 0 : 0)))));
+    const most = line.kinds.reduce((most_, kind) => Math.max(most_, ofSet[kind[1]]), 0);
+    return { mean: sum(sizes.map((each, index) => each * counts[index].updated)) / line.total, most, all: sum(sizes) };
   }
 
   function drawSavings() {
-    const [elements, gradients] = [meanOf("elements"), meanOf("gradient_bytes")];
-    const state = groups.every(([, each]) => each.state_bytes != null) && data.state_bytes != null ? [data.state_bytes, sum(groups.map(([, each]) => each.state_bytes))] : null;
-    const lines = [
-      ["Parameters that train", elements, (value) => number.format(Math.round(value)), "on average"],
-      ["Gradients", gradients, bytes, "on average"],
-      ["Optimizer state", state, bytes, "at the end"],
-    ].filter(([, values]) => values && values[1]);
-    if (!lines.length) return;
-    show("savings", element("div", { className: "saved" }, ...lines.map(([label, [part, whole], write, when]) => {
-      const text = `${write(part)} ${when} of ${write(whole)}, ${percent(part / whole)}`;
-      return element("div", {}, element("div", { className: "line" }, label, element("span", {}, text)), bar(Math.min(1, part / whole), 0));
-    })));
+    if (!line) return;
+    const parts_ = (write, { mean, most, all }) => [`${write(mean)} of ${write(all)} on average, ${percent(mean / all)}; at most ${write(most)}`, mean / all];
+    const [elements, gradient, state] = [trained(ELEMENTS), trained(GRADIENT), sum(data.sizes.map((each) => each[STATE]))];
+    const lines = [["Parameters that train", ...parts_((value) => number.format(Math.round(value)), elements)]];
+    if (gradient.all) lines.push(["Gradients", ...parts_(bytes, gradient)]);
+    if (state && data.state_bytes) lines.push(["Optimizer state", `${bytes(data.state_bytes)} of ${bytes(state)} at the end, ${percent(data.state_bytes / state)}`, data.state_bytes / state]);
+    show("savings", element("div", { className: "saved" }, ...lines.map(([label, text, share]) => (
+      element("div", {}, element("div", { className: "line" }, label, element("span", {}, text)), bar(Math.min(1, share), 0))))));
     if (run.skip_backward && !run.skip_backward.skips) {
       show("savings", element("p", { className: "note" }, "Backward was not skipped: it made gradients of frozen groups, too, which were then set to None."));
     }
@@ -962,7 +987,7 @@
     const each = ([, steps, seconds]) => (1000 * seconds) / steps;
     const rows_ = data.seconds.map((set) => [folded(set[0]) || "nothing", number.format(set[1]), each(set).toPrecision(3), all ? percent(each(set) / each(all)) : NONE]);
     const columns = [["trains"], ["steps", "number"], ["ms a step", "number"], ["beside everything", "number"]];
-    const note = all ? "The time of a batch that ended in such a step, as measured in this run." : "Time beside training everything was not measured: no step trained everything.";
+    const note = all ? "Wall time of the batches that ended in such a step, warm-up included." : "Time beside training everything was not measured: no step trained everything.";
     show("savings", element("h3", {}, "Time of a step"), tableOf("Time of a step", columns, rows_), element("p", { className: "note" }, note));
   }
 
