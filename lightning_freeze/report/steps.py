@@ -150,19 +150,16 @@ def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
             first = record["updates_before" if record["type"] == "run" else "first"]
             total = _cut(runs, total, first)
         if record["type"] == "phase":
-            rows = [*_rows(record)]
+            rows, made = [*_rows(record)], dict[tuple[int, int], StepKind]()
             for optimizer, number, count in flat(record["steps"]):
-                groups, planned, place, lr_factors, _ = rows[number]
-                updated = frozenset(groups)
-                kind = StepKind(
-                    optimizer,
-                    updated,
-                    updated if planned is None else frozenset(planned),
-                    place,
-                    lr_factors,
-                    record.get("epoch", 0),
-                )
-                runs.append((kind, count))
+                if (optimizer, number) not in made:
+                    groups, planned, place, factors, _ = rows[number]
+                    updated = frozenset(groups)
+                    allowed = updated if planned is None else frozenset(planned)
+                    made[optimizer, number] = StepKind(
+                        optimizer, updated, allowed, place, factors, record.get("epoch", 0)
+                    )
+                runs.append((made[optimizer, number], count))
                 total += count
     return runs
 

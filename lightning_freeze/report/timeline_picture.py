@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PLANNED, _VIOLATION = "#00566b", "#d55e00"
+_PLANNED, _VIOLATION, _COLUMNS = "#00566b", "#d55e00", 1000
 
 
 def draw_run(path: Path | None, report: RunData) -> Figure:
@@ -48,8 +48,10 @@ def _mark(axes: Axes, row: int, name: str, report: RunData) -> None:
 
 
 def _spans(values: Sequence[bool]) -> list[tuple[int, int]]:
-    """Where values are true: where that begins, and for how long."""
-    edges = [index for index, (a, b) in enumerate(pairwise([False, *values, False])) if a != b]
+    """Where values are true: where that begins, and for how long; of many, in bins, where any is."""
+    length = -(-len(values) // _COLUMNS)
+    bins = [any(values[begin : begin + length]) for begin in range(0, len(values), length)]
+    edges = [min(index * length, len(values)) for index, (a, b) in enumerate(pairwise([False, *bins, False])) if a != b]
     return [(begin, end - begin) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
