@@ -144,8 +144,10 @@ def _rows(plain: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
     """The steps of a run in order, equal ones in a row as one; those that a resumed run repeated, once, as last done."""
     runs: list[tuple[StepKind, int]] = []
-    total = 0
+    total, held = 0, list[frozenset[str]]()
     for record in records:
+        if record["type"] == "run":
+            held = [frozenset(each.get("groups") or record["groups"]) for each in record.get("optimizers", ())]
         if record["type"] in ("run", "phase"):
             first = record["updates_before" if record["type"] == "run" else "first"]
             total = _cut(runs, total, first)
@@ -153,15 +155,19 @@ def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
             rows, made = [*_rows(record)], dict[tuple[int, int], StepKind]()
             for optimizer, number, count in flat(record["steps"]):
                 if (optimizer, number) not in made:
-                    groups, planned, place, factors, _ = rows[number]
-                    updated = frozenset(groups)
-                    allowed = updated if planned is None else frozenset(planned)
-                    made[optimizer, number] = StepKind(
-                        optimizer, updated, allowed, place, factors, record.get("epoch", 0)
-                    )
+                    made[optimizer, number] = _kind(optimizer, rows[number], record.get("epoch", 0), held)
                 runs.append((made[optimizer, number], count))
                 total += count
     return runs
+
+
+def _kind(optimizer: int, row: tuple[Any, ...], epoch: int, held: Sequence[frozenset[str]]) -> StepKind:
+    """The kind of a step by its row; a plan may name groups of other optimizers, too."""
+    updated = frozenset(row[0])
+    planned = (
+        updated if row[1] is None else frozenset(row[1]) & updated.union(*held[optimizer : optimizer + 1] or [row[1]])
+    )
+    return StepKind(optimizer, updated, planned, row[2], row[3], epoch)
 
 
 def _cut(runs: list[tuple[StepKind, int]], total: int, first: int) -> int:

@@ -149,7 +149,7 @@ def _small() -> Iterator[Record]:
 
 def _violations() -> Iterator[Record]:
     """Two that moved, an unused input, drifted buffers, and updates that were planned and not made."""
-    yield run(GROUPS, optimizers=[{"name": "Adam", "groups": ["body"], **TRAITS}, {"name": "Muon", "groups": ["head"], **TRAITS, "skips_none": False, "excludes": True, "step_counters": ["step"], "late_first_step_ok": False, "why": "it turns None into zeros"}])  # fmt: skip
+    yield run(GROUPS, optimizers=[{"name": "Adam", "groups": [*GROUPS], **TRAITS}, {"name": "Muon", "groups": [*GROUPS], **TRAITS, "skips_none": False, "excludes": True, "step_counters": ["step"], "late_first_step_ok": False, "why": "it turns None into zeros"}])  # fmt: skip
     buffers = [drifted(f"body.{index}.running_{what}") for index in range(12) for what in ("mean", "var")]
     steps = [(HEAD, HEAD, "phases[0]")] * 4 + [(BODY, BODY, "phases[1]")] * 4
     first = epoch(0, 0, steps, GROUPS, {}, [0, 1] * 4, findings=[OUTSIDE, UNUSED, *buffers])

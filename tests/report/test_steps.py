@@ -86,3 +86,19 @@ def test_a_run_is_recorded_with_its_phases() -> None:
         v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values() if hasattr(v, "numel")
     )
     assert counts["state_bytes"] == held
+
+
+def test_what_was_planned_of_a_step_is_of_its_optimizer() -> None:
+    run = {
+        "type": "run",
+        "updates_before": 0,
+        "optimizers": [{"name": "A", "groups": ["g"]}, {"name": "B", "groups": ["d", "e"]}],
+    }
+    sets = {"sets": [["g"], ["d"]], "planned": [["g", "d"], ["g", "d", "e"]]}
+    phase = {"type": "phase", "first": 0, **sets, "steps": [[0, 0, 1], [1, 1, 1]]}
+    kinds = [kind for kind, _ in runs_of([run, phase])]
+    assert [kind.planned for kind in kinds] == [{"g"}, {"d", "e"}]
+    assert [kind.planned for kind, _ in runs_of([phase])] == [
+        {"g", "d"},
+        {"g", "d", "e"},
+    ]  # by whom it is held is not known
