@@ -36,14 +36,12 @@ def html_page(report: RunData) -> str:
 
 def in_a_frame(page: str) -> str:
     """A page within another, such as a notebook, that keeps its styles and its script apart."""
-    return (
-        f'<iframe sandbox="allow-scripts" width="100%" height="720" frameborder="0" srcdoc="{escape(page)}"></iframe>'
-    )
+    return f'<iframe sandbox="allow-scripts" width="100%" height="720" srcdoc="{escape(page)}"></iframe>'
 
 
 def page_data(report: RunData) -> Data:
     """What the page's script makes charts and tables of; what there is nothing of is left out."""
-    run, last = report.run, report.counts[-1] if report.counts else {}
+    run, schedule = report.run, report.run.get("schedule")
     data = {
         "title": f"{run.get('model') or 'A run'}: {report.verdict}",
         "verdict": report.verdict,
@@ -57,13 +55,11 @@ def page_data(report: RunData) -> Data:
         "metrics": _metrics(report.path.with_name("metrics.csv")),
         "rates": [(counts["total"], counts["lr"]) for counts in report.counts if counts.get("lr")],
         "seconds": _seconds(report),
-        "state_bytes": last.get("state_bytes"),
+        "state_bytes": report.counts[-1].get("state_bytes") if report.counts else None,
         "findings": [finding.as_dict() for finding in report.findings],
-        "schedule": yaml.safe_dump(
-            {"schedule": run.get("schedule")}, sort_keys=False, default_flow_style=None, width=88
-        ),
+        "schedule": schedule and yaml.safe_dump({"schedule": schedule}, sort_keys=False, default_flow_style=None),
     }
-    return {key: value for key, value in data.items() if value and (key != "schedule" or run.get("schedule"))}
+    return {key: value for key, value in data.items() if value}
 
 
 def _source(text: str) -> str:

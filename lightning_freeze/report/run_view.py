@@ -20,7 +20,9 @@ def run_view(report: RunData) -> Table:
     """A row for each group: what was planned and done, when, and what was found; the verdict beneath."""
     steps = [step for step, count in report.steps for _ in range(count)]
     numbers = ("elements", "planned", "updated", "share", "violations", "warnings")
-    names = filter(None, [report.run.get("model"), *(each["name"] for each in report.run.get("optimizers", ()))])
+    names = dict.fromkeys(
+        [report.run.get("model", "A run"), *(each["name"] for each in report.run.get("optimizers", ()))]
+    )
     made = f"{counted(len(steps), 'update')} in {counted(len({step.epoch for step in steps}), 'epoch')}"
     table = new_table(escape(", ".join([*names, made])), ("group", *numbers, "when"), right=numbers)
     table.caption = escape(report.verdict.capitalize())

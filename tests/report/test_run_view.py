@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lightning_freeze import read_report
-from lightning_freeze.report.run_view import lines
+from lightning_freeze.report.run_view import lines, run_view
 from tests.report.made_runs import write
 
 
@@ -25,6 +25,12 @@ def test_a_row_says_what_was_planned_and_done_and_when(tmp_path: Path) -> None:
     (body,) = [line.split() for line in shown.splitlines() if line.startswith("  body ")]
     assert body == ["body", "3,000", "6", "6", "38%", "1", "0", "████", "██"]
     assert "2 violations: what was planned frozen moved" in shown
+
+
+def test_optimizers_of_one_class_are_named_once(tmp_path: Path) -> None:
+    report = read_report(write("small", tmp_path))
+    report.run["optimizers"].append(report.run["optimizers"][0])
+    assert str(run_view(report).title) == "DigitsMixer, AdamW, 36 updates in 3 epochs"
 
 
 def test_findings_come_worst_first_each_with_its_fix(tmp_path: Path) -> None:
