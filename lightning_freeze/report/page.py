@@ -36,7 +36,7 @@ def html_page(report: RunData) -> str:
 
 def in_a_frame(page: str) -> str:
     """A page within another, such as a notebook, that keeps its styles and its script apart."""
-    return f'<iframe sandbox="allow-scripts" width="100%" height="720" srcdoc="{escape(page)}"></iframe>'
+    return f'<iframe sandbox="allow-scripts" allow="clipboard-write" width="100%" height="720" srcdoc="{escape(page)}"></iframe>'
 
 
 def page_data(report: RunData) -> Data:

@@ -263,6 +263,7 @@
   const LEVELS = 8;
   const colors = {};
   let updated, planned, starts, rows, marks;
+  let beyond = false; // whether an update was made that was not planned
   const window_ = { from: 0, to: 0 };
   const size = { width: 0, left: 0, row: 22, head: 0 };
   const at = { update: -1, row: 0 };
@@ -717,7 +718,7 @@
       item("updated", box({ fill: "var(--accent)" })),
       ...(binned || rows.some((row) => row.family !== null) ? [item("part of the updates or groups", box({ fill: "var(--faint)" }))] : []),
       item("planned", box({})),
-      ...(planned === updated ? [] : [item("updated, not planned", box({ fill: "var(--accent)", stroke: "var(--bad)", "stroke-width": 2.5 }))]),
+      ...(!beyond ? [] : [item("updated, not planned", box({ fill: "var(--accent)", stroke: "var(--bad)", "stroke-width": 2.5 }))]),
       item("frozen", box({ fill: "var(--never)", stroke: "none" })),
       ...(marks.length ? [item("violation", svg("path", { d: "M11 0 17 6 11 12 5 6Z", fill: "var(--bad)" }))] : []),
     );
@@ -728,6 +729,7 @@
     const sets = line.sets.map((hex) => nibbles(hex, width));
     updated = edgesOf(line, sets, 1, line.groups.length);
     planned = line.kinds.some((kind) => kind[1] !== kind[2]) ? edgesOf(line, sets, 2, line.groups.length) : updated;
+    beyond = line.kinds.some(([, done, meant]) => sets[done].some((bits, index) => bits & ~sets[meant][index]));
     starts = new Float64Array(line.runs.length / 2);
     for (let index = 1; index < starts.length; index++) starts[index] = starts[index - 1] + line.runs[2 * index - 1];
     const length = (edges) => edges.reduce((made, edge, index) => made + (index % 2 ? edge : -edge), 0);
