@@ -262,7 +262,7 @@
   const EPOCHS = 20;
   const LEVELS = 8;
   const colors = {};
-  let updated, planned, starts, rows, marks;
+  let sets, updated, planned, starts, rows, marks;
   let beyond = false; // whether an update was made that was not planned
   const window_ = { from: 0, to: 0 };
   const size = { width: 0, left: 0, row: 22, head: 0 };
@@ -726,7 +726,7 @@
 
   function readTimeline() {
     const width = Math.ceil(line.groups.length / 4);
-    const sets = line.sets.map((hex) => nibbles(hex, width));
+    sets = line.sets.map((hex) => nibbles(hex, width));
     updated = edgesOf(line, sets, 1, line.groups.length);
     planned = line.kinds.some((kind) => kind[1] !== kind[2]) ? edgesOf(line, sets, 2, line.groups.length) : updated;
     beyond = line.kinds.some(([, done, meant]) => sets[done].some((bits, index) => bits & ~sets[meant][index]));
@@ -962,8 +962,13 @@
   /** A size of what an update trained: its mean and the most over the updates, and that of everything. */
   function trained(which) {
     const sizes = data.sizes.map((each) => each[which]);
-    const width = Math.ceil(line.groups.length / 4);
-    const ofSet = line.sets.map((hex) => sum([...nibbles(hex, width)].flatMap((bits, at) => [1, 2, 4, 8].map((bit, offset) => (bits & bit ? sizes[4 * at + offset] ?? 0 : 0)))));
+    const ofSet = sets.map((set) => {
+      let total = 0;
+      set.forEach((bits, index) => {
+        for (let group = 4 * index; bits; group++, bits >>= 1) if (bits & 1) total += sizes[group] ?? 0;
+      });
+      return total;
+    });
     const most = line.kinds.reduce((most_, kind) => Math.max(most_, ofSet[kind[1]]), 0);
     return { mean: sum(sizes.map((each, index) => each * counts[index].updated)) / line.total, most, all: sum(sizes) };
   }
