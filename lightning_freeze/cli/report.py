@@ -18,23 +18,16 @@ from lightning_freeze.yaml_file import ConfigError
 
 def add_options(parser: Any) -> None:
     """Add the options of the command."""
-    parser.add_argument(
-        "path", metavar="RUN", type=Path, help="freeze_audit.jsonl, or a folder with the newest below it"
-    )
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write one page that needs nothing else (report.html)"
-    )
+    parser.add_argument("path", metavar="RUN", type=Path, help="freeze_audit.jsonl, or a folder: the newest below it")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page that needs nothing else")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the timeline (report.png, .svg or .pdf)")
-    parser.add_argument(
-        "--run", metavar="ID", help="which run of a file, by its id or how that begins; by default the last"
-    )
+    parser.add_argument("--run", metavar="ID", help="the run, or how its id begins; by default the last of a file")
 
 
 def report(arguments: Sequence[str]) -> None:
     """Show what a run planned, did and proved, from the records that it left."""
-    parser = ArgumentParser(
-        prog="lightning-freeze report", description=report.__doc__, exit_on_error=False, allow_abbrev=False
-    )
+    about: dict[str, Any] = {"description": report.__doc__, "exit_on_error": False, "allow_abbrev": False}
+    parser = ArgumentParser(prog="lightning-freeze report", **about)
     add_options(parser)
     asked, console = parse(parser, arguments), Console()
     if asked.html is not None and asked.html.suffix != ".html":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -87,22 +86,14 @@ def _timeline(groups: Iterable[str], steps: Sequence[tuple[StepKind, int]]) -> D
     return {**timeline, "epochs": [*epochs.items()]} if steps else None
 
 
-def _metrics(path: Path, most: int = 2000) -> dict[str, list[tuple[int, int, float]]]:
-    """The columns of a `metrics.csv` of Lightning's CSVLogger, each as (epoch, step, value)."""
-    found: dict[str, list[tuple[int, int, float]]] = {}
+def _metrics(path: Path, most: int = 2000) -> dict[str, list[Sequence[str]]]:
+    """The columns of a `metrics.csv` of Lightning's CSVLogger, each as (epoch, step, value), as they are written."""
+    found: dict[str, list[Sequence[str]]] = {}
     for row in csv.DictReader(path.read_text("utf-8").splitlines() if path.is_file() else ()):
-        epoch, step = (int(_number(row.pop(key, None), -1)) for key in ("epoch", "step"))
         for name, text in row.items():
-            if not name.startswith("freeze/") and math.isfinite(value := _number(text)):
-                found.setdefault(name, []).append((epoch, step, value))
+            if text and name and name not in ("epoch", "step") and not name.startswith("freeze/"):
+                found.setdefault(name, []).append((row.get("epoch", ""), row.get("step", ""), text))
     return {name: points[:: -(-len(points) // most)] for name, points in found.items()}
-
-
-def _number(text: Any, otherwise: float = math.nan) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):  # an empty cell, or a text that somebody logged
-        return otherwise
 
 
 def _seconds(report: RunData) -> list[tuple[list[str], int, float]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunReport(RunData):
     """What a run planned, did and proved, by its records.
 
@@ -49,6 +49,9 @@ class RunReport(RunData):
 
     def _repr_html_(self) -> str:
         return in_a_frame(html_page(self))
+
+    def __repr__(self) -> str:
+        return f"<RunReport of {self.path}: {self.verdict}>"
 
     def __rich__(self) -> Group:
         return Group(run_view(self), *map(escape, lines(self)))

@@ -233,7 +233,7 @@ def write(name: str, folder: Path) -> Path:
 
 def write_metrics(folder: Path, updates: int = 36, epochs: int = 3) -> None:
     """A ``metrics.csv`` as Lightning's CSVLogger writes it."""
-    lines = ["epoch,freeze/head/updates,step,train_loss,val_accuracy,val_loss"]
+    lines = ["epoch,freeze/head/updates,step,train_loss,val_accuracy,val_loss,word", ",,0,nan,,,none"]
     for step in range(updates):
         number = step * epochs // updates
         lines.append(f"{number},,{step},{2.3 * 0.95**step + 0.1 * (step % 3)},,")

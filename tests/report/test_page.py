@@ -129,15 +129,17 @@ def test_metrics_lie_beside(tmp_path: Path) -> None:
     path = write("small", tmp_path)
     write_metrics(path.parent)
     metrics = data_in(html_page(read_report(path)))["metrics"]
-    assert list(metrics) == ["train_loss", "val_accuracy", "val_loss"]
-    assert metrics["val_accuracy"] == [[0, 11, 0.3], [1, 23, 0.5], [2, 35, 0.7]]
-    assert len(metrics["train_loss"]) == 36
+    assert list(metrics) == ["train_loss", "word", "val_accuracy", "val_loss"]
+    assert metrics["val_accuracy"] == [["0", "11", "0.3"], ["1", "23", "0.5"], ["2", "35", "0.7"]]
+    assert len(metrics["train_loss"]) == 37
 
 
 def test_metrics_may_be_anything(tmp_path: Path) -> None:
+    """The script leaves out what is no number."""
     path = write("small", tmp_path)
-    path.with_name("metrics.csv").write_text("epoch,step,a,b,c\n0,1,nan,word,\n,2,0.5,,inf\n", encoding="utf-8")
-    assert data_in(html_page(read_report(path)))["metrics"] == {"a": [[-1, 2, 0.5]]}
+    path.with_name("metrics.csv").write_text("epoch,step,a,b\n0,1,nan,word,more\n,2,0.5\n", encoding="utf-8")
+    metrics = data_in(html_page(read_report(path)))["metrics"]
+    assert metrics == {"a": [["0", "1", "nan"], ["", "2", "0.5"]], "b": [["0", "1", "word"]]}
 
 
 def test_findings_are_whole(tmp_path: Path) -> None:

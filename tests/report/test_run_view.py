@@ -52,3 +52,8 @@ def test_it_ends_with_the_verdict(name: str, verdict: str, tmp_path: Path) -> No
     shown = printed(name, tmp_path)
     assert verdict in shown
     assert name != "untrusted" or "[bold]" in shown
+
+
+def test_its_repr_is_a_line(tmp_path: Path) -> None:
+    report = read_report(write("small", tmp_path))
+    assert repr(report) == f"<RunReport of {report.path}: 18 of 18 frozen intervals held, bit for bit>"

@@ -826,8 +826,10 @@
   function overUpdates(metrics) {
     const begins = new Map(line.epochs);
     const ends = new Map();
-    const shown = metrics.sort(([a], [b]) => Number(b.includes("loss")) - Number(a.includes("loss"))).slice(0, 8);
-    for (const [, points] of metrics) for (const [epoch, step] of points) ends.set(epoch, Math.max(ends.get(epoch) ?? 0, step));
+    const read = ([name, points]) => [name, points.filter((each) => each[1] !== "").map((each) => each.map(Number)).filter((each) => each.every(Number.isFinite))];
+    const shown = metrics.map(read).filter(([, points]) => points.length)
+      .sort(([a], [b]) => Number(b.includes("loss")) - Number(a.includes("loss"))).slice(0, 8);
+    for (const [, points] of shown) for (const [epoch, step] of points) ends.set(epoch, Math.max(ends.get(epoch) ?? 0, step));
     const update = (epoch, step) => {
       if ((run.optimizers?.length ?? 1) < 2 || !begins.has(epoch)) return step + 1 - first;
       const before = ends.get(epoch - 1) ?? -1;
