@@ -53,19 +53,9 @@ class RunData:
 
     @property
     def sizes(self) -> dict[str, Size]:
-        """Group to what it takes of memory, 0 where that is not known; of state, its share of what was there at the end."""
-        groups, last = self.run["groups"], self.counts[-1] if self.counts else {}
-        updated = sum(groups[group]["elements"] for group, number in self.updates.items() if number and group in groups)
-        kept = last.get("state_bytes", 0) if self.run.get("optimizer_state") in ("keep", None) else 0
-        return {
-            name: Size(
-                n,
-                each.get("gradient_bytes", each.get("bytes", 0)),
-                each.get("state_bytes") or kept * n // (updated or 1),
-            )
-            for name, each in groups.items()
-            for n in [each["elements"]]
-        }
+        """Group to what it takes of memory; 0 where its record does not say."""
+        groups = self.run["groups"].items()
+        return {n: Size(g["elements"], g.get("gradient_bytes", 0), g.get("state_bytes") or 0) for n, g in groups}
 
     @property
     def violations(self) -> list[Finding]:

@@ -981,7 +981,7 @@
     const [elements, gradient, state] = [trained(ELEMENTS), trained(GRADIENT), sum(data.sizes.map((each) => each[STATE]))];
     const lines = [["Parameters that train", ...parts_((value) => number.format(Math.round(value)), elements)]];
     if (gradient.all) lines.push(["Gradients", ...parts_(bytes, gradient)]);
-    if (state && data.state_bytes) lines.push(["Optimizer state", `${bytes(data.state_bytes)} of ${bytes(state)} at the end, ${percent(data.state_bytes / state)}`, data.state_bytes / state]);
+    if (data.sizes.every((each) => each[STATE]) && data.state_bytes) lines.push(["Optimizer state", `${bytes(data.state_bytes)} of ${bytes(state)} at the end, ${percent(data.state_bytes / state)}`, data.state_bytes / state]);
     show("savings", element("div", { className: "saved" }, ...lines.map(([label, text, share]) => (
       element("div", {}, element("div", { className: "line" }, label, element("span", {}, text)), bar(Math.min(1, share), 0))))));
     if (run.skip_backward && !run.skip_backward.skips) {
