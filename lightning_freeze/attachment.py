@@ -90,9 +90,8 @@ class Attachment:
         if loop.built.weights is not None:
             loop.built.weights.frozen.checked = checked
         classes = ", ".join(type(step.optimizer).__qualname__ for step in loop.members.steps)
-        self._say(f"freeze, {place.when}: the optimizers were rebuilt ({classes}); the schedule goes on.")
-        for line in setup.notes(loop, self._options):
-            self._say(f"freeze, {place.when}: {line}")
+        rebuilt = f"the optimizers were rebuilt ({classes}); the schedule goes on."
+        self._say(f"freeze, {place.when}: {'; '.join((rebuilt, *setup.notes(loop, self._options)))}")
         return loop
 
     def begin(self, variable_batch_size: bool) -> None:

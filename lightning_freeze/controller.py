@@ -310,8 +310,8 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             state is not None,
         )
         setup.warn_of_what_trains(loop.plan, self.schedule, record)
-        notes = setup.notes(loop, self.options)
-        loop.say(start_text(record, loop.plan.stage(at)[0], self.trainable, loop.plan.when, notes))
+        stage, notes = loop.plan.stage(at)[0], setup.notes(loop, self.options)
+        loop.say(start_text(record, stage, self.trainable, loop.plan.when, notes))
 
     def begin_step(self, epoch: int | None = None, optimizers: Sequence[Optimizer] | None = None) -> None:
         """A batch begins.

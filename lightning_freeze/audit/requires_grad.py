@@ -110,8 +110,7 @@ class RequiresGradWatch:
             self._at.updates.setdefault(_FROZEN, 0)
         record = self.audit.begin(self._by_flag, lambda: self._steps, resumed, schedule=None)
         when = {_FROZEN: "frozen, audited", _TRAINED: "always"}
-        foreigners = (f"{found}." for found in foreign(self._names, self._holders))
-        self._say(start_text(record, "", (), when.__getitem__, foreigners))
+        self._say(start_text(record, "", (), when.__getitem__, foreign(self._names, self._holders)))
 
     def _by_flag(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by ``requires_grad``."""

@@ -128,8 +128,7 @@ class _EveryPlan(Plan):
         return self._always.union(due) if due else self._always
 
     def when(self, group: str) -> str:
-        period = self._periods.get(group, 1)
-        of = f" of {self._of}" if self._of is not None else ""
+        period, of = self._periods.get(group, 1), "" if self._of is None else f" of {self._of}"
         return "always" if period == 1 else f"with 1 of {period} updates{of}"
 
     def never_freezes(self) -> bool:

@@ -18,8 +18,7 @@ from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
 from lightning_freeze.report.table import as_text, counted, folded, new_table, share, span
 
-_SHOWN = 4
-_MOST_ROWS, _LONGEST = 24, 60
+_SHOWN, _MOST_ROWS, _LONGEST = 4, 24, 60
 
 
 def summary_table(records: Sequence[Record]) -> Table:
@@ -44,10 +43,9 @@ def verdict(intervals: int, errors: int, buffers: int) -> str:
     """The outcome of a run in a sentence."""
     if errors:
         return f"{counted(errors, 'violation')}: what was planned frozen moved"
-    if not intervals:
-        return "nothing was frozen"
     moved = f"; {counted(buffers, 'buffer')} of frozen modules moved" if buffers else ""
-    return f"{intervals:,} of {intervals:,} frozen intervals held, bit for bit{moved}"
+    held = f"{intervals:,} of {intervals:,} frozen intervals held, bit for bit{moved}"
+    return held if intervals else "nothing was frozen"
 
 
 def start_text(run: Record, stage: str, now: Iterable[str], when: Callable[[str], str], notes: Iterable[str]) -> str:
@@ -59,8 +57,8 @@ def start_text(run: Record, stage: str, now: Iterable[str], when: Callable[[str]
     texts = {group: when(group) for group in sizes if group != REST}
     texts[REST] = f"{'always' if rest == 'train' else 'never'}, by `rest: {rest}`"
     total = sum(size["elements"] for size in sizes.values())
-    numbers, words = ("parameters", "elements", "share"), ("group", "trains")
-    table = new_table(None, (words[0], *numbers, words[1]), right=numbers, wrapped=words)
+    numbers = ("parameters", "elements", "share")
+    table = new_table(None, ("group", *numbers, "trains"), right=numbers, wrapped=("group", "trains"))
     for name, row in _rows(sizes, texts.__getitem__):
         parameters, elements = (sum(sizes[group][key] for group in row) for key in ("parameters", "elements"))
         part, text = share(elements, total, 1), escape(span(texts[row[0]], texts[row[-1]]))

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from lightning_freeze.controller import FreezeController
 
 
-_MOST_RATES = 32  # groups whose learning rates are logged
-
-
 class _Audited(Auditor):
     """Hooks around an engine that audits weights, and the report of its findings."""
 
@@ -119,8 +116,7 @@ class _Audited(Auditor):
     def _explain(self, trainer: seam.Trainer, exception: BaseException) -> None:
         if self._engine is not None and self._running:
             self._engine.holds.explain(exception)
-            audit = self._engine.audit
-            (audit.record_epoch if audit.begun else audit.flush)()
+            (self._engine.audit.record_epoch if self._engine.audit.begun else self._engine.audit.flush)()
             if isinstance(exception, SelectionError) and trainer.world_size == 1:  # other ranks may not come here
                 saved = seam.save_before_stopping(trainer, "freeze-selection")
                 exception.add_note(
@@ -160,7 +156,6 @@ class _Audited(Auditor):
         super()._undo()
 
     def _say(self, trainer: seam.Trainer, text: str) -> None:
-        """Print for information, unless that is not wanted."""
         if self._verbose:
             seam.say(trainer, text)
 
@@ -169,7 +164,7 @@ class _Audited(Auditor):
             return
         values = {f"freeze/{group}/updates": float(number) for group, number in counts["updates"].items()}
         values |= {f"freeze/findings/{severity}": float(number) for severity, number in counts["findings"].items()}
-        if len(counts["lr"]) <= _MOST_RATES:  # of more, the records alone have them
+        if len(counts["lr"]) <= 32:  # of more groups, the records alone have them
             values |= {f"freeze/{group}/lr": rate for group, rate in counts["lr"].items()}
         values |= {"freeze/phase": float(counts["phase"])} if counts["phase"] is not None else {}
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max")

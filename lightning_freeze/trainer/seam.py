@@ -229,9 +229,8 @@ def save_before_stopping(trainer: Trainer, name: str) -> str | None:
 
 def say(trainer: Trainer, text: str) -> None:
     """Print on rank zero without tearing a progress bar."""
-    bar: Any = trainer.progress_bar_callback
-    lost = getattr(bar, "_train_progress_bar", bar) is None  # tqdm's prints nothing before training has begun
-    if getattr(bar, "is_enabled", False) and not lost:
+    bar: Any = trainer.progress_bar_callback  # where tqdm's has not begun to train, it prints nothing
+    if getattr(bar, "is_enabled", False) and getattr(bar, "_train_progress_bar", bar) is not None:
         bar.print(text)
     else:
         rank_zero_info(text)
