@@ -51,12 +51,12 @@ class Attachment:
         freezable = (member.parameter for members in place.groups.freezable.values() for member in members)
         setup.refuse_optimizers(optimizers, freezable)
         members = Membership(context.module, place.groups, optimizers)
-        refuse_foreign(members, self._say)
+        refuse_foreign(members)
         plan = place.schedule.bind(members.layout)
         rated = (m.parameter for group in plan.rated for m in place.groups.members.get(group, ()))
         setup.refuse_state(self._options.optimizer_state, optimizers, members.scheduled)
         setup.refuse_without_rate(optimizers, rated)
-        for index, found in setup.learn(members, plan, self._options, self.closures, self._say):
+        for index, found in setup.learn(members, plan, self._options, self.closures):
             self.traits[index] = found
         context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if self._scaler else None)
         self.backward = setup.decide_skipping(self._options.skip_backward, context, plan, members)
@@ -90,7 +90,8 @@ class Attachment:
         if loop.built.weights is not None:
             loop.built.weights.frozen.checked = checked
         classes = ", ".join(type(step.optimizer).__qualname__ for step in loop.members.steps)
-        self._say(f"freeze, {place.when}: the optimizers were rebuilt ({classes}); the schedule goes on.")
+        rebuilt = f"the optimizers were rebuilt ({classes}); the schedule goes on."
+        self._say(f"freeze, {place.when}: {'; '.join((rebuilt, *setup.notes(loop, self._options)))}")
         return loop
 
     def begin(self, variable_batch_size: bool) -> None:

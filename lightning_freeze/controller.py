@@ -35,6 +35,7 @@ from lightning_freeze.probe.probe import OptimizerTraits
 from lightning_freeze.probe.state_size import state_bytes
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Log, Record
+from lightning_freeze.report.run_table import start_text
 from lightning_freeze.report.steps import Steps
 
 _LOG = logging.getLogger("lightning_freeze")
@@ -141,6 +142,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         self.log = Log(record)
         self._place = Place(schedule)
         self.audit = RunAudit(model, self.log, lambda: self._place.at, suspects)
+        self.audit.stage = lambda: self._place.plan.stage(self._place.at, True) if self._place.plan else ("", None)
         context = RunContext(model, wrapper, compiled=is_compiled)
         self._attachment = Attachment(self._place, self.options, self.audit, context, say)
         self._on_change = on_schedule_change
@@ -254,9 +256,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         """
         self.detach()
         self._attachment.meet(run, scaler, closures)
-        setup.say_what_is_held(
-            self._attachment.hold(optimizers, attach=not waits, epoch=epoch), self.options, self.backward
-        )
+        self._attachment.hold(optimizers, attach=not waits, epoch=epoch)
 
     def begin(
         self,
@@ -299,7 +299,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         loop.built.holds.begin()
         coming = partial(self.preview, windows_per_epoch or NO_END, windows=_FORESEEN)
         setup.warn_of_step_counters(loop.members, self.traits, coming, at.updates, self._attachment.closures)
-        setup.begin_audit(
+        record = setup.begin_audit(
             self.audit,
             self.schedule,
             self.options,
@@ -309,6 +309,9 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             self.preview.sizes(),
             state is not None,
         )
+        setup.warn_of_what_trains(loop.plan, self.schedule, record)
+        stage, notes = loop.plan.stage(at)[0], setup.notes(loop, self.options)
+        loop.say(start_text(record, stage, self.trainable, loop.plan.when, notes))
 
     def begin_step(self, epoch: int | None = None, optimizers: Sequence[Optimizer] | None = None) -> None:
         """A batch begins.

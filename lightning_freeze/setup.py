@@ -27,7 +27,7 @@ from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
 from lightning_freeze.loop import Built, Loop
 from lightning_freeze.plan.costs import Size
-from lightning_freeze.plan.membership import Membership, Step, held_by
+from lightning_freeze.plan.membership import Membership, Step, foreign, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan, Schedule
@@ -35,7 +35,7 @@ from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
 from lightning_freeze.probe.proxies import nested_optimizers
 from lightning_freeze.probe.step_counters import first_update, supports_state_reset
 from lightning_freeze.probe.verdict import hold_method
-from lightning_freeze.report.records import OptimizerRecord
+from lightning_freeze.report.records import OptimizerRecord, Record
 
 _ALIKE = 0.05
 
@@ -126,7 +126,7 @@ class Options:
 
 
 def learn(
-    members: Membership, plan: Plan, options: Options, closures: bool | None, say: Callable[[str], None]
+    members: Membership, plan: Plan, options: Options, closures: bool | None
 ) -> Iterator[tuple[int, OptimizerTraits]]:
     """Probe each optimizer that holds something which freezes, and note how it must be held, or refuse it.
 
@@ -145,12 +145,7 @@ def learn(
             found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=options.audit
         )
         step.excludes, step.reads_before_closure = method == "excluded", found.reads_before_closure
-        if method == "excluded":
-            say(
-                f"freeze: optimizer {step.index} ({found.name}) moves a parameter whose gradient is None "
-                f"({found.reasons['skips_none']}): what is frozen is also excluded from its param groups for each step."
-            )
-        elif method == "unknown":
+        if method == "unknown":
             warnings.warn(
                 f"optimizer {step.index} ({found.name}) could not be probed: {found.why}. Whether it moves a parameter "
                 "whose gradient is None is first known from the audit at the epoch's end. Use an optimizer of torch.optim "
@@ -260,34 +255,37 @@ def build_holds(
     return Built(present, weights, skip, scaler or decision.reducer is not None)
 
 
-def say_what_is_held(loop: Loop, options: Options, decision: Decision) -> None:
-    """Log who freezes what, and how it is held; warn where nothing ever freezes."""
-    plan, members, say = loop.plan, loop.members, loop.say
-    groups = members.groups
-    if own := groups.frozen_by_user:
-        say(
-            f"freeze: {len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}"
-            f"{', …' if len(own) > 3 else ''}); they are yours to freeze and belong to no group."
+def warn_of_what_trains(plan: Plan, schedule: Schedule, run: Record) -> None:
+    """Warn where nothing ever freezes, or where phases name what trains and most of the model trains beside it."""
+    rest = run["groups"].get(REST, {"parameters": 0, "elements": 0})
+    if not plan.never_freezes() or (rest["parameters"] and run["rest"] == "freeze"):
+        part = rest["elements"] / max(1, sum(size["elements"] for size in run["groups"].values()))
+        if part > 0.5 and plan.layout.rest_trains and any(key.endswith(".train") for key, _ in schedule.names()):
+            warnings.warn(
+                f"{part:.0%} of the elements that can train are in no group, and train in every phase, by `rest: train`. To "
+                "freeze them, set `rest: freeze`, or name them in a group of their own.",
+                stacklevel=3,
+            )
+    elif not plan.rated:
+        outside = f", and so do {rest['parameters']} parameter(s) in no group, by `rest: train`" * bool(
+            rest["elements"]
         )
-    moved = [m for found in groups.moved_by_user.values() for m in found if members.holders.indices(m.parameter)]
-    if moved:
-        say(
-            f"freeze: an optimizer holds {listed([m.name for m in moved])}, which `by: user` takes from the schedule: it trains."
-        )
-    never = plan.never_freezes() and not (groups.rest == "freeze" and REST in groups.members)
-    if options.optimizer_state == "offload" and all(p.device.type == "cpu" for p in members.scheduled):
-        say("freeze: `optimizer_state: offload` has nothing to do: the optimizer state is in host memory already.")
-    if options.skip_backward is not False and not never:
-        how = "is skipped" if decision.skips else "is not skipped, their gradients are set to None"
-        say(f"freeze: the backward work of frozen groups {how}: {decision.why}.")
-    if never and not plan.rated:
-        rest = len(groups.members.get(REST, ()))
-        outside = f", and so do {rest} parameter(s) in no group, by `rest: train`" if rest else ""
         warnings.warn(
-            f"this schedule never freezes anything: its groups ({', '.join(groups.named)}) train at every step{outside}. "
-            f"Name what is to be frozen as a group of its own{', or set `rest: freeze`' if rest else ''}.",
+            f"this schedule never freezes anything: its groups ({', '.join(plan.layout.groups)}) train at every step{outside}. "
+            f"Name what is to be frozen as a group of its own{', or set `rest: freeze`' * bool(outside)}.",
             stacklevel=3,
         )
+
+
+def notes(loop: Loop, options: Options) -> Iterator[str]:
+    """What to say when a run begins, beside its record."""
+    members = loop.members
+    yield from (f"{found}; no schedule freezes them." for found in foreign(members.names, members.holders))
+    if options.optimizer_state == "offload" and all(p.device.type == "cpu" for p in members.scheduled):
+        yield "`optimizer_state: offload` has nothing to do: the optimizer state is in host memory already."
+    moved = (m for found in members.groups.moved_by_user.values() for m in found)
+    if held := [m.name for m in moved if members.holders.indices(m.parameter)]:
+        yield f"an optimizer holds {listed(held)}, which `by: user` takes from the schedule: it trains."
 
 
 def begin_audit(
@@ -299,11 +297,11 @@ def begin_audit(
     traits: Mapping[int, OptimizerTraits],
     sizes: tuple[Mapping[str, Size], Sequence[str]],
     resumed: bool,
-) -> None:
-    """Begin to audit, with what else the record of a scheduled run holds."""
+) -> Record:
+    """Begin to audit, with what else the record of a scheduled run holds; that record."""
     members = loop.members
     groups = members.groups
-    audit.begin(
+    return audit.begin(
         lambda: {group: [m.parameter for m in found] for group, found in members.groups.members.items()},
         lambda: members.steps,
         resumed,
@@ -329,5 +327,5 @@ def _optimizer_record(step: Step, traits: OptimizerTraits | None) -> OptimizerRe
     }
     if traits is not None:
         found |= {"skips_none": traits.skips_none, "late_first_step_ok": traits.late_first_step_ok}
-        found |= {"step_counters": [*traits.step_counters], "why": traits.why}
+        found |= {"step_counters": [*traits.step_counters], "why": traits.why or traits.reasons.get("skips_none", "")}
     return found

@@ -59,7 +59,7 @@ def test_its_records_are_read_and_its_report_is_made(name: str, tmp_path: Path) 
     assert read_report(path).total == EPOCHS * BATCHES
     table = summary_table(records)
     assert table.row_count == len(records[0]["groups"])
-    assert "every bit held" in str(table.caption)
+    assert "frozen intervals held, bit for bit" in str(table.caption)
 
 
 def test_its_records_have_no_key_that_is_not_written_now() -> None:

@@ -220,7 +220,7 @@ def test_a_changed_schedule_goes_on_when_asked_to(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, scheduler, trace, max_epochs=EPOCHS)
     with pytest.warns(
         UserWarning,
-        match="updates: 7[\\s\\S]*the run goes on with its counts: .*ends 6; it goes on at `phases\\[0\\]` .visit 2.",
+        match="updates: 7[\\s\\S]*the run goes on with its counts: .*ends 6; it goes on at phase 1 of 1, visit 2, `phases\\[0\\]`",
     ):
         trainer.fit(model_of("lisa"), data(BATCHES), data(1), ckpt_path=str(tmp_path / "1-2.ckpt"))
     assert scheduler.updates["ends"] == EPOCHS * BATCHES

@@ -21,6 +21,7 @@ from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import Position
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Log, Record
+from lightning_freeze.report.run_table import start_text
 
 _FROZEN = "requires_grad=False"
 _TRAINED = "requires_grad=True"
@@ -95,8 +96,6 @@ class RequiresGradWatch:
             split=self.audit.split,
         )
         self._sort()
-        for found in foreign(self._names, self._holders):
-            self._say(f"freeze: {found}.")
         self._hooks = StepHooks(self._steps, self.holds, self._arrives, self._stepped)
         self._hooks.attach()
 
@@ -109,7 +108,9 @@ class RequiresGradWatch:
         self._first = self._held_first()
         if self._frozen_first:
             self._at.updates.setdefault(_FROZEN, 0)
-        self.audit.begin(self._by_flag, lambda: self._steps, resumed, schedule=None)
+        record = self.audit.begin(self._by_flag, lambda: self._steps, resumed, schedule=None)
+        when = {_FROZEN: "frozen, audited", _TRAINED: "always"}
+        self._say(start_text(record, "", (), when.__getitem__, foreign(self._names, self._holders)))
 
     def _by_flag(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by ``requires_grad``."""

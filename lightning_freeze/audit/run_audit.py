@@ -42,6 +42,7 @@ class RunAudit:
         self._closing = False  # whether nothing trains any more
         self.updates_before: dict[str, int] = {}  # of each group before the epoch
         self._place = place
+        self.stage: Callable[[], tuple[str, int | None]] = lambda: ("", None)  # of the last step
         self._groups: Callable[[], Mapping[str, Sequence[Tensor]]] = dict
         self._optimizers: Callable[[], Sequence[Step]] = list
         self._module = module
@@ -65,29 +66,25 @@ class RunAudit:
         resumed: bool,
         memory: Mapping[str, Mapping[str, int | None]] | None = None,
         **more: object,
-    ) -> None:
-        """Training begins: record the run with its groups and optimizers, and remember the bits of what is exempt."""
+    ) -> Record:
+        """Training begins: record the run, and remember the bits of what is exempt; that record."""
         self._groups, self._optimizers = groups, steps
         self.exempt.begin(whole=not resumed)
         self.log.begin_run()
-        self.log.record(
-            {
-                "type": "run",
-                **(surroundings(self._context) if self._context is not None else {}),
-                "groups": {
-                    name: {**size, **(memory or {}).get(name, {})} for name, size in group_sizes(groups()).items()
-                },
-                "optimizers": [
-                    {"name": type(step.optimizer).__qualname__, "groups": [*step.members]} for step in steps()
-                ],
-                **more,
-                **({"moved_by": dict(self.exempt.reasons)} if self.exempt.reasons else {}),
-                "resumes": self.log.resumes,
-                "updates_before": self._place().total,
-                "epoch": self._place().epoch,
-                "resumed": resumed,
-            }
-        )
+        record: Record = {
+            "type": "run",
+            **(surroundings(self._context) if self._context is not None else {}),
+            "groups": {name: {**size, **(memory or {}).get(name, {})} for name, size in group_sizes(groups()).items()},
+            "optimizers": [{"name": type(step.optimizer).__qualname__, "groups": [*step.members]} for step in steps()],
+            **more,
+            **({"moved_by": dict(self.exempt.reasons)} if self.exempt.reasons else {}),
+            "resumes": self.log.resumes,
+            "updates_before": self._place().total,
+            "epoch": self._place().epoch,
+            "resumed": resumed,
+        }
+        self.log.record(record)
+        return record
 
     def begin_epoch(self) -> None:
         """An epoch begins."""
@@ -158,9 +155,11 @@ class RunAudit:
 
     def counts(self) -> Record:
         """The ``counts`` record of the epoch so far."""
-        place = self._place()
+        place, (stage, phase) = self._place(), self.stage()
         return {
             "type": "counts",
+            "stage": stage,
+            "phase": phase,
             "epoch": place.epoch,
             "updates": dict(place.updates),
             "updates_before_epoch": dict(self.updates_before),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Finding, Findings
 
 from .calls import Frame
 from .declarations import Declared
@@ -135,9 +135,9 @@ class InputsAudit:
         return {key: tally.verdict for key, tally in self._tallies.items()}
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Findings:
         """What is not used."""
-        return [describe(tally) for tally in self._tallies.values() if tally.calls - tally.used > tally.excused]
+        return Findings(describe(each) for each in self._tallies.values() if each.calls - each.used > each.excused)
 
     @property
     def stale(self) -> list[Finding]:

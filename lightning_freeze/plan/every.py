@@ -127,6 +127,10 @@ class _EveryPlan(Plan):
             due += [g for g, n in self._other_optimizer.items() if counts[g] * n <= made]
         return self._always.union(due) if due else self._always
 
+    def when(self, group: str) -> str:
+        period, of = self._periods.get(group, 1), "" if self._of is None else f" of {self._of}"
+        return "always" if period == 1 else f"with 1 of {period} updates{of}"
+
     def never_freezes(self) -> bool:
         return all(n == 1 for n in self._periods.values())
 

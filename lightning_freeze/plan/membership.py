@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import chain
@@ -333,19 +333,17 @@ def _outside(group: str, missing: Sequence[str]) -> SelectionError:
     )
 
 
-def refuse_foreign(members: Membership, say: Callable[[str], None]) -> None:
-    """Log which optimizers hold tensors that the model does not have, and refuse that under ``rest: error``.
+def refuse_foreign(members: Membership) -> None:
+    """Refuse, under ``rest: error``, tensors that an optimizer holds and the model does not have.
 
     Raises:
         SelectionError: An optimizer holds such a tensor.
     """
-    for found in foreign(members.names, members.holders):
-        if members.groups.rest == "error":
-            raise SelectionError(
-                f"{found}; they are in no group, and `rest: error` forbids that. Assign them to the model "
-                "(`self.scale = nn.Parameter(...)`), or set `rest: train`."
-            )
-        say(f"freeze: {found}; no schedule freezes them.")
+    for found in foreign(members.names, members.holders) if members.groups.rest == "error" else ():
+        raise SelectionError(
+            f"{found}; they are in no group, and `rest: error` forbids that. Assign them to the model "
+            "(`self.scale = nn.Parameter(...)`), or set `rest: train`."
+        )
 
 
 def foreign(names: NamedParameters, holders: OptimizerIndex) -> Iterator[str]:

@@ -145,6 +145,11 @@ def _entered_by(child: Phase | Phases) -> int:
     return 1 if isinstance(child, Phase) else sum(map(_entered_by, child.phases)) * (child._times or 1)
 
 
+def _number(key: str) -> str:
+    """The number, for people, of the outermost phase of a key."""
+    return str(int(key[len("phases[") : key.index("]")]) + 1)
+
+
 def _check_element(key: str, phase: object) -> None:
     if isinstance(phase, Phase):
         return
@@ -260,10 +265,21 @@ class _PhasesPlan(Plan):
         return "after the last phase" if self.ran_out(at) else self._current(at).key
 
     def where(self, at: Position) -> str:
-        if self.ran_out(at):
-            return self.place(at)
-        now = self._current(at)
-        return f"`{now.key}`" + (f" (visit {now.visit + 1})" if now.visit else "")
+        return self.stage(at)[0] + ("" if self.ran_out(at) else f", `{self.place(at)}`")
+
+    def stage(self, at: Position, ended: bool = False) -> tuple[str, int | None]:
+        number = at.phase - (ended and not at.entered and at.phase > 0)
+        if self._length is not None and number >= self._length:
+            return "after the last phase", self._length
+        key, visit, _ = self._schedule._entered_as(number)
+        visits = f", visit {visit + 1}" if visit else ""
+        return f"phase {_number(key)} of {len(self._schedule.phases)}{visits}", number + 1
+
+    def when(self, group: str) -> str:
+        bounds = {key: bound for key, bound in self._bound.items() if group in bound.possible}
+        drawn = any(group not in bound.at_every_visit for bound in bounds.values())
+        phases = "" if len(bounds) == len(self._bound) else f"phase {', '.join(dict.fromkeys(map(_number, bounds)))}"
+        return ", ".join(filter(None, (phases, "as drawn" * drawn))) or "always" if bounds else "never"
 
     # --- what holds at every position
 

@@ -232,8 +232,16 @@ class Plan(ABC):
         return ""
 
     def where(self, at: Position) -> str:
-        """The same for messages, with how often the phase was entered before."""
+        """The same for messages, as `stage` says it."""
         return ""
+
+    def stage(self, at: Position, ended: bool = False) -> tuple[str, int | None]:
+        """The phase for people, "phase 2 of 3", or with ``ended`` that of the last step; and how many have begun."""
+        return "", None
+
+    @abstractmethod
+    def when(self, group: str) -> str:
+        """When a named group trains, in few words."""
 
     def awaits(self, at: Position) -> str | None:
         """The metric that is to end the present phase."""

@@ -1,10 +1,15 @@
-"""What an audit found, as plain data; knows nobody."""
+"""What an audit found, as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from lightning_freeze.report.table import as_html, new_table
 
 Audit = Literal["frozen", "moved", "inputs", "buffers", "ranks"]
 Severity = Literal["error", "warning", "info"]
@@ -68,6 +73,9 @@ class Finding:
     source: tuple[str, int] | None = None
     ranks: tuple[int, ...] | None = None
 
+    def __repr__(self) -> str:
+        return f"Finding({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
+
     def as_dict(self) -> dict[str, Any]:
         """The finding as builtins, without the fields that its audit does not fill."""
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -77,6 +85,18 @@ class Finding:
         """The finding that `as_dict` wrote, also after it went through JSON."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         return cls(**values)
+
+
+class Findings(list[Finding]):
+    """A list of findings that shows as a table, in terminals by rich and in notebooks as HTML."""
+
+    def __rich__(self) -> Table:
+        table = new_table(f"findings: {len(self)}", ("severity", "kind", "what"), wrapped=("what",))
+        for each in self:
+            table.add_row(each.severity, each.kind, escape(each.message))
+        return table
+
+    _repr_html_ = as_html
 
 
 def lacks_reason(reason: object, why: str) -> str:
@@ -122,7 +142,7 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
     def __init__(
         self, findings: Sequence[Finding], checkpoint: str | None = None, switched: bool = False, unsaved: str = ""
     ) -> None:
-        self.findings = list(findings)
+        self.findings = Findings(findings)
         self.checkpoint = checkpoint
         self._switched, self._unsaved = switched, unsaved
         shown = "\n".join(f"  - {finding.message}" for finding in self.findings[:10])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NotRequired, TypedDict
 from uuid import uuid4
 
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Finding, Findings
 
 VERSION = 2
 FILE_NAME = "freeze_audit.jsonl"
@@ -93,6 +93,8 @@ class CountsRecord(TypedDict, total=False):
     type: str
     run: str
     epoch: int
+    stage: str  # the phase for people, at the epoch's last step
+    phase: int | None  # how many phases have begun
     updates: dict[str, int]  # by group, so far
     updates_before_epoch: dict[str, int]
     total: int
@@ -115,7 +117,7 @@ class Log:
     """
 
     def __init__(self, record: Callable[[Record], None]) -> None:
-        self.findings: list[Finding] = []
+        self.findings = Findings()
         self.run = ""  # the id of the run, or of the one that it goes on from
         self.resumes: str | None = None  # the id of the run that it goes on from
         self._record = record

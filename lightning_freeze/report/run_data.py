@@ -10,8 +10,8 @@ from pathlib import Path
 from lightning_freeze.plan.costs import Size
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import CountsRecord, PhaseRecord, Record, RunRecord
+from lightning_freeze.report.run_table import verdict
 from lightning_freeze.report.steps import StepKind, runs_of
-from lightning_freeze.report.table import counted
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,5 @@ class RunData:
     @property
     def verdict(self) -> str:
         """The outcome in a sentence."""
-        errors = len(self.violations)
-        if errors:
-            return f"{counted(errors, 'violation')}: what was planned frozen moved"
-        if not self.intervals:
-            return "nothing was frozen"
         buffers = len({finding.parameter for finding in self.findings if finding.audit == "buffers"})
-        moved = f"; {counted(buffers, 'buffer')} of frozen modules moved" if buffers else ""
-        return f"{self.intervals:,} of {self.intervals:,} frozen intervals held, bit for bit{moved}"
+        return verdict(self.intervals, len(self.violations), buffers)

@@ -3,75 +3,119 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import methodcaller
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lightning_freeze.errors import listed
+from lightning_freeze.plan.schedule import REST
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
-from lightning_freeze.report.table import counted, share
+from lightning_freeze.report.table import as_text, counted, folded, new_table, share, span
 
-_SHOWN = 4
+_SHOWN, _MOST_ROWS, _LONGEST = 4, 24, 60
 
 
-def summary_table(records: Iterable[Record]) -> Table:
+def summary_table(records: Sequence[Record]) -> Table:
     """A row for each group of a run: its size, updates, share of all updates, and findings."""
-    groups: Mapping[str, Mapping[str, int]] = {}
-    counts: Record = {"updates": {}, "total": 0, "intervals": 0}
-    found: dict[str, Counter[str | None]] = {"error": Counter(), "warning": Counter(), "info": Counter()}
-    buffers, exempt = 0, ""
-    for record in records:
-        if record["type"] == "run":
-            groups = record["groups"]
-            exempt = "".join(
-                f"; exempt: {group.removeprefix('exempt.')} ({by})" for group, by in record.get("moved_by", {}).items()
-            )
-        elif record["type"] == "counts":
-            counts = record
-        elif record["type"] == "finding":
-            found[record["severity"]][record.get("group")] += 1
-            buffers += record.get("audit") == "buffers"
-    table = Table(title="lightning-freeze", caption=escape(_verdict(counts, found["error"].total(), buffers) + exempt))
-    table.add_column("group", overflow="fold")
-    for name in ("parameters", "elements", "updates", "share", "violations", "warnings"):
-        table.add_column(name, justify="right")
-    for group, size in groups.items():
-        updates = counts["updates"].get(group, 0)
-        numbers = (size["parameters"], size["elements"], updates)
-        table.add_row(
-            escape(group),
-            *(f"{number:,}" for number in numbers),
-            share(updates, counts["total"]),
-            str(found["error"][group]),
-            str(found["warning"][group]),
-        )
+    last = {record["type"]: record for record in records}
+    groups, counts = last["run"]["groups"], last.get("counts", {"updates": {}, "total": 0, "intervals": 0})
+    found = Counter((record.get("severity"), record.get("group")) for record in records)
+    errors = [*map(methodcaller("get", "severity"), records)].count("error")
+    buffers = len({record["parameter"] for record in records if record.get("audit") == "buffers"})
+    numbers = ("elements", "updates", "share", "violations", "warnings")
+    table = new_table("lightning-freeze", ("group", *numbers), right=numbers, wrapped=("group",))
+    table.caption = escape("; exempt: ".join([verdict(counts["intervals"], errors, buffers), *_moved_by(last["run"])]))
+    for name, row in _rows(groups, lambda group: len(groups) > _MOST_ROWS or group):
+        made = sorted(counts["updates"].get(group, 0) for group in row)
+        violations, warned = (str(sum(found[kind, group] for group in row)) for kind in ("error", "warning"))
+        elements, updates = sum(groups[group]["elements"] for group in row), span(f"{made[0]:,}", f"{made[-1]:,}")
+        table.add_row(name, f"{elements:,}", updates, share(made[-1], counts["total"]), violations, warned)
     return table
 
 
-def _verdict(counts: Record, errors: int, buffers: int) -> str:
+def verdict(intervals: int, errors: int, buffers: int) -> str:
+    """The outcome of a run in a sentence."""
     if errors:
         return f"{counted(errors, 'violation')}: what was planned frozen moved"
-    if buffers:
-        return f"every frozen weight held; {counted(buffers, 'buffer')} of frozen modules moved"
-    if counts["intervals"]:
-        return f"{counts['intervals']:,} frozen intervals compared, every bit held"
-    return "nothing was frozen"
+    moved = f"; {counted(buffers, 'buffer')} of frozen modules moved" if buffers else ""
+    held = f"{intervals:,} of {intervals:,} frozen intervals held, bit for bit{moved}"
+    return held if intervals else "nothing was frozen"
 
 
-def notes(findings: Iterable[Finding]) -> Iterator[str]:
-    """The lines for findings that are for information: one for all buffers that moved for the same reason."""
+def start_text(run: Record, stage: str, now: Iterable[str], when: Callable[[str], str], notes: Iterable[str]) -> str:
+    """What a run says when it begins: where it begins, a table of its groups, how what is frozen is held, and notes."""
+    sizes, rest = run["groups"], run.get("rest")
+    begins = "goes on in epoch {epoch}, after {updates_before} updates" if run["updates_before"] else "begins"
+    head = f"{begins.format(**run)}{', ' * bool(stage)}{stage}. Now training: {folded(now, sizes)}."
+    head = "audits what has requires_grad=False, and schedules nothing." if run["schedule"] is None else head
+    texts = {group: when(group) for group in sizes if group != REST}
+    texts[REST] = f"{'always' if rest == 'train' else 'never'}, by `rest: {rest}`"
+    total = sum(size["elements"] for size in sizes.values())
+    numbers = ("parameters", "elements", "share")
+    table = new_table(None, ("group", *numbers, "trains"), right=numbers, wrapped=("group", "trains"))
+    for name, row in _rows(sizes, texts.__getitem__):
+        parameters, elements = (sum(sizes[group][key] for group in row) for key in ("parameters", "elements"))
+        part, text = share(elements, total, 1), escape(span(texts[row[0]], texts[row[-1]]))
+        table.add_row(name, f"{parameters:,}", f"{elements:,}", part, text)
+    return as_text(Group(Text(f"lightning-freeze {head}"), table, *(Text(f"- {n}") for n in (*_facts(run), *notes))))
+
+
+def _facts(run: Record) -> Iterator[str]:
+    """How what is frozen is held, and what is the user's own."""
+    for index, optimizer in enumerate(run["optimizers"]):
+        if optimizer.get("excludes"):
+            yield (
+                f"optimizer {index} ({optimizer['name']}) moves a parameter whose gradient is None ({optimizer['why']}): "
+                "what is frozen is also excluded from its param groups for each step."
+            )
+        elif optimizer.get("skips_none"):
+            yield f"optimizer {index} ({optimizer['name']}): the gradients of what is frozen are set to None, which holds it."
+    if (skip := run.get("skip_backward")) and skip["asked"] is not False:
+        how = "is skipped" if skip["skips"] else "is not skipped, their gradients are set to None"
+        yield f"the backward work of frozen groups {how}: {skip['why']}."
+    if own := run.get("users_own"):
+        yield (
+            f"{len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}{', …' * (len(own) > 3)}); "
+            "they are yours to freeze and belong to no group."
+        )
+    yield from (f"moved by your own code, and not audited: {moved}." for moved in _moved_by(run))
+
+
+def _moved_by(run: Record) -> list[str]:
+    return [f"{group.removeprefix('exempt.')} ({by})" for group, by in run.get("moved_by", {}).items()]
+
+
+def _rows(groups: Iterable[str], alike: Callable[[str], object]) -> list[tuple[str, list[str]]]:
+    """Groups by rows, with their names in few words: those of a family that are alike in one, and the last of many."""
+    found: dict[object, list[str]] = {}
+    for group in groups:
+        found.setdefault((group.partition("/")[0], alike(group)), []).append(group)
+    rows = [*found.values()]
+    rows[_MOST_ROWS:-1] = [[*chain(*rows[_MOST_ROWS:-1])]] if len(rows) > _MOST_ROWS + 1 else []
+    names = ((folded(row, row), row) for row in rows)
+    return [(escape(name if len(name) <= _LONGEST else f"{row[0]} … {row[-1]}"), row) for name, row in names]
+
+
+def notes(findings: Iterable[Finding], said: dict[str | None, object]) -> Iterator[str]:
+    """The lines for findings that are for information, one for each cause, where they are others than those last `said`."""
     alike: dict[str | None, list[Finding]] = {}
     for finding in findings:
         if finding.severity == "info":
             alike.setdefault(finding.cause, []).append(finding)
-    for first, *others in alike.values():
+    for cause, (first, *others) in alike.items():
+        names = [finding.parameter or "" for finding in (first, *others)]
         what, _, why = first.message.partition(": ")
         if others:
-            names = listed([finding.parameter or "" for finding in (first, *others)], 1)
-            what = f"{len(others) + 1} buffers of frozen modules moved in epoch {first.epoch} ({names})"
-        yield f"{what}: {why}"
+            what = f"{len(names)} buffers of frozen modules moved in epoch {first.epoch} ({listed(names, 1)})"
+        if said.get(cause) != names:
+            yield f"{what}: {why}"
+        said[cause] = names
 
 
 def epoch_line(counts: Record, before: Mapping[str, int]) -> str:
@@ -81,8 +125,9 @@ def epoch_line(counts: Record, before: Mapping[str, int]) -> str:
     parts = [f"{group} +{updates[group] - before.get(group, 0)} ({updates[group]})" for group in shown]
     if len(updates) > _SHOWN:
         parts.append(f"and {len(updates) - _SHOWN} more groups")
+    stage = f", {counts['stage']}" if counts.get("stage") else ""
     findings = ", ".join(counted(number, severity) for severity, number in counts["findings"].items() if number)
     return (
-        f"freeze, epoch {counts['epoch']}: {', '.join(parts)} | "
+        f"freeze, epoch {counts['epoch']}{stage}: {', '.join(parts)} | "
         f"{counts['intervals_in_epoch']} frozen intervals compared | {findings or 'no findings'}"
     )

@@ -43,4 +43,4 @@ def lines(report: RunData) -> Iterator[str]:
         yield f"- [{finding.severity}] {finding.message} More: `lightning-freeze explain {finding.kind}`."
     if len(ranked) > _SHOWN:
         yield f"- and {counted(len(ranked) - _SHOWN, 'finding')} more: `--html FILE` writes a page with all of them."
-    yield from (f"- [info] {note}" for note in notes(report.findings))
+    yield from (f"- [info] {note}" for note in notes(report.findings, {}))

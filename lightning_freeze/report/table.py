@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from io import StringIO
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -13,9 +14,12 @@ NONE = "–"
 BYTES, COUNTS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), ("", "K", "M", "B", "T")
 
 
-def new_table(title: str | None, names: Sequence[str], right: Sequence[str] = ()) -> Table:
-    """A table of these columns, whose cells are not wrapped; some are aligned right."""
-    columns = [Column(escape(n), justify="right" if n in right else "left", no_wrap=True) for n in names]
+def new_table(title: str | None, names: Sequence[str], right: Sequence[str] = (), wrapped: Sequence[str] = ()) -> Table:
+    """A table of these columns; some are aligned right, and only the cells of some are wrapped."""
+    columns = [
+        Column(escape(n), justify="right" if n in right else "left", no_wrap=n not in wrapped, overflow="fold")
+        for n in names
+    ]
     return Table(*columns, title=title, box=box.SIMPLE)
 
 
@@ -23,6 +27,21 @@ def print_whole(console: Console, table: Table) -> None:
     """Print a table as wide as its names are, so that they can be copied."""
     table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
     console.print(table, soft_wrap=True)
+
+
+def as_text(shown: RenderableType) -> str:
+    """What is shown, as wide as the terminal, without colours: for logs, and for progress bars that print it."""
+    console = Console(color_system=None, force_jupyter=False)
+    with console.capture() as text:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in text.get().rstrip().split("\n"))
+
+
+def as_html(shown: RenderableType) -> str:
+    """What is shown, as HTML for notebooks."""
+    console = Console(record=True, file=StringIO(), width=120, force_jupyter=False)  # which would display it itself
+    console.print(shown)
+    return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
 
 
 def print_line(console: Console, line: str, end: str = "\n") -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, Literal, Self
+
+from rich.console import Group
+from rich.text import Text
 
 from lightning_freeze.holds.hold import each_tried
 from lightning_freeze.report.findings import Finding, FreezeViolation
+from lightning_freeze.report.run_table import summary_table
+from lightning_freeze.report.table import as_html
 from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding, check_words
 
@@ -39,6 +45,19 @@ class Auditor(seam.Callback):
         callback = cls(**options)
         callback.created_by = creator
         return callback
+
+    def __repr__(self) -> str:
+        known = {name.lstrip("_"): value for name, value in vars(self).items()} | vars(self).get("_options", {})
+        arguments = signature(type(self).__init__).parameters.values()
+        given = [each.name for each in arguments if known.get(each.name, {}) not in (each.default, {}, [])]
+        return f"{type(self).__name__}({', '.join(f'{name}={known[name]!r}' for name in given)})"
+
+    def __rich__(self) -> Group:
+        shown: Any = self  # each has findings, and those that audit weights have records
+        tables = [summary_table(records)] if (records := vars(self).get("_records")) else []
+        return Group(Text(repr(self)), *tables, shown.findings)
+
+    _repr_html_ = as_html
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a run hooks into its Trainer and its optimizers; a copy of the callback starts without.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from lightning_freeze.audit.exempt import exempt_groups
-from lightning_freeze.errors import SelectionError, whole_number
+from lightning_freeze.errors import SelectionError, Shortened, whole_number
 from lightning_freeze.inputs.messages import summary
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Findings, FreezeViolation
 from lightning_freeze.report.records import FILE_NAME, Record, Recorder
 from lightning_freeze.report.run_table import epoch_line, notes, summary_table
+from lightning_freeze.report.table import as_text
 from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding
 from lightning_freeze.trainer.base import Auditor
@@ -30,8 +30,10 @@ class _Audited(Auditor):
 
     _engine: FreezeController | RequiresGradWatch | None = None
 
-    def __init__(self, on_finding: OnFinding, every_n_updates: int | None, inputs: bool) -> None:
+    def __init__(self, on_finding: OnFinding, every_n_updates: int | None, inputs: bool, verbose: bool) -> None:
         super().__init__(on_finding)
+        self._verbose = verbose
+        self._said: dict[str | None, object] = {}  # what was said last, so that it is said again only where it changes
         if every_n_updates is not None:
             whole_number(every_n_updates, "every_n_updates", "the audit compares after that many updates, too")
         self._every_n_updates = every_n_updates
@@ -44,13 +46,13 @@ class _Audited(Auditor):
         self._writes = True
 
     def dry_run(self) -> None:
-        """Write no file and audit no inputs."""
-        self._writes = self._audits_inputs = False
+        """Write no file, audit no inputs, and say nothing for information."""
+        self._writes = self._audits_inputs = self._verbose = False
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Findings:
         """Everything that the audits found in the last fit."""
-        return list(self._engine.findings) if self._engine is not None else []
+        return Findings(self._engine.findings if self._engine is not None else ())
 
     def on_train_batch_start(
         self, trainer: seam.Trainer, pl_module: seam.LightningModule, batch: Any, batch_idx: int
@@ -90,10 +92,10 @@ class _Audited(Auditor):
         self._report_inputs(trainer, self._engine)
         self._compared_at = self._updates_so_far(trainer, pl_module)
         self._engine.end_epoch()
+        counts = next(record for record in reversed(self._records) if record["type"] == "counts")
         if self.created_by != "switch":
-            counts = next(record for record in reversed(self._records) if record["type"] == "counts")
             self._log(trainer, pl_module, counts)
-            seam.say(trainer, epoch_line(counts, counts["updates_before_epoch"]))
+        self._say(trainer, epoch_line(counts, counts["updates_before_epoch"]))
         self._act_on_findings(trainer)
 
     def on_train_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
@@ -103,8 +105,8 @@ class _Audited(Auditor):
             self._engine.log.add(stale)
             seam.rank_zero_warn(f"freeze: {summary(stale)}. See .findings")
         self._engine.finish()
-        if self.created_by != "switch" and trainer.is_global_zero:
-            Console().print(summary_table(self._records))
+        self._say(trainer, as_text(summary_table(self._records)))
+        self._draw(trainer, self._engine.log.run)
         self._act_on_findings(trainer)
 
     def on_save_checkpoint(self, trainer: seam.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -114,12 +116,15 @@ class _Audited(Auditor):
     def _explain(self, trainer: seam.Trainer, exception: BaseException) -> None:
         if self._engine is not None and self._running:
             self._engine.holds.explain(exception)
-            self._engine.flush()
+            (self._engine.audit.record_epoch if self._engine.audit.begun else self._engine.audit.flush)()
             if isinstance(exception, SelectionError) and trainer.world_size == 1:  # other ranks may not come here
                 saved = seam.save_before_stopping(trainer, "freeze-selection")
                 exception.add_note(
                     f"freeze: the run was saved to {saved!r}." if saved else "freeze: the run was not saved."
                 )
+            if not isinstance(exception, (Shortened, FreezeViolation)):  # which say how to go on
+                table = as_text(summary_table(self._records))
+                self._say(trainer, f"{table}\nfreeze: the run was interrupted. {seam.how_to_go_on(trainer)}")
 
     def _begin_report(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         self._undo()
@@ -127,7 +132,7 @@ class _Audited(Auditor):
         self._handled = sys.exc_info()[1]  # where the fit is itself a second try
         others = any(isinstance(callback, InputAudit) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._inputs = InputWatch(pl_module) if self._audits_inputs and not others else None
-        self._records = []
+        self._records, self._said = [], {}
         self._acted_on = self._compared_at = 0
         path = seam.record_directory(trainer) / FILE_NAME  # on every rank: it may be broadcast
         writes = self._writes and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -150,12 +155,33 @@ class _Audited(Auditor):
             self._removals.append(partial(self._engine.detach, bring_back=False))
         super()._undo()
 
+    def _say(self, trainer: seam.Trainer, text: str) -> None:
+        if self._verbose:
+            seam.say(trainer, text)
+
     def _log(self, trainer: seam.Trainer, pl_module: seam.LightningModule, counts: Record) -> None:
         if trainer.barebones:
             return
         values = {f"freeze/{group}/updates": float(number) for group, number in counts["updates"].items()}
         values |= {f"freeze/findings/{severity}": float(number) for severity, number in counts["findings"].items()}
+        if len(counts["lr"]) <= 32:  # of more groups, the records alone have them
+            values |= {f"freeze/{group}/lr": rate for group, rate in counts["lr"].items()}
+        values |= {"freeze/phase": float(counts["phase"])} if counts["phase"] is not None else {}
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max")
+
+    def _draw(self, trainer: seam.Trainer, run: str) -> None:
+        """Give TensorBoard the timeline of a run as a figure, where there are matplotlib and a file of records."""
+        boards: list[Any] = [board for board in trainer.loggers if "TensorBoardLogger" in str(type(board).__mro__)]
+        if not boards or self._recorder is None or find_spec("matplotlib") is None:
+            return
+        try:
+            from lightning_freeze.report.run_report import read_report  # not before a fit's end
+
+            figure = read_report(self._recorder.path, run).to_png()
+            for board in boards:
+                board.experiment.add_figure("freeze/timeline", figure, trainer.global_step)
+        except Exception as error:  # a picture ends no run
+            seam.rank_zero_warn(f"TensorBoard got no timeline of the run: {type(error).__name__}: {error}")
 
     def _report_inputs(self, trainer: seam.Trainer, engine: FreezeController | RequiresGradWatch) -> None:
         """Report the epoch's findings about inputs, in one line."""
@@ -163,20 +189,21 @@ class _Audited(Auditor):
             return
         findings, fresh = self._inputs.end_epoch(trainer.current_epoch)
         engine.log.add(fresh)
-        line = (
-            f"freeze, epoch {trainer.current_epoch}: {summary(findings)}. See .findings, or `lightning-freeze inputs`"
-        )
+        if (text := summary(findings)) == self._said.get("inputs"):
+            return
+        self._said["inputs"] = text
+        line = f"freeze, epoch {trainer.current_epoch}: {text}. See .findings, or `lightning-freeze inputs`"
         if any(finding.severity == "warning" for finding in findings):
             seam.rank_zero_warn(line)
         elif findings:
-            seam.say(trainer, line)
+            self._say(trainer, line)
 
     def _act_on_findings(self, trainer: seam.Trainer, unsaved: str = "") -> None:
         fresh = self.findings[self._acted_on :]
         self._acted_on += len(fresh)
         reported = [finding for finding in fresh if finding.audit != "inputs"]  # which are reported in one line
-        for line in notes(reported):
-            seam.say(trainer, f"freeze: {line}")
+        for line in notes(reported, self._said):
+            self._say(trainer, f"freeze: {line}")
         for finding in reported:
             if finding.severity == "warning" or (finding.severity == "error" and self._on_finding == "warn"):
                 seam.rank_zero_warn(finding.message)
@@ -199,6 +226,7 @@ class FreezeAudit(_Audited):
         exempt: Selectors of parameters that your own code moves, with a reason: ``{"teacher": "moved by EMA"}``. They are
             not audited; one that nothing moves in a whole run is a finding. Beside a `FreezeScheduler`, each is a
             group with ``by: user``.
+        verbose: Whether to print the tables at the start and the end, an epoch's line and what is for information.
 
     Raises:
         ScheduleError: An argument is invalid, such as an exemption without a reason.
@@ -218,12 +246,11 @@ class FreezeAudit(_Audited):
         on_finding: OnFinding | None = None,
         inputs: bool = True,
         exempt: dict[str, Any] | None = None,
+        verbose: bool = True,
     ) -> None:
-        super().__init__("raise" if on_finding is None else on_finding, every_n_updates, inputs)
-        self.inputs = inputs
+        super().__init__("raise" if on_finding is None else on_finding, every_n_updates, inputs, verbose)
         self.exempt = exempt_groups(exempt or {})
-        self.every_n_updates = every_n_updates
-        self.on_finding = on_finding
+        self.every_n_updates, self.on_finding, self.inputs, self.verbose = every_n_updates, on_finding, inputs, verbose
 
     def on_fit_start(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         from lightning_freeze.audit.requires_grad import RequiresGradWatch  # not before a fit
@@ -236,7 +263,7 @@ class FreezeAudit(_Audited):
             pl_module,
             suspects=seam.averaging_callbacks(trainer),
             record=self._record,
-            say=lambda line: seam.say(trainer, line),
+            say=lambda line: self._say(trainer, line),
             exempt=self.exempt,
         )
         self._engine.audit.ends_later = True

@@ -13,7 +13,7 @@ from lightning_freeze.inputs.audit import InputsAudit
 from lightning_freeze.inputs.declarations import parse_metadata, parse_whitelist
 from lightning_freeze.inputs.messages import summary
 from lightning_freeze.inputs.tracer import Tracer
-from lightning_freeze.report.findings import Finding, once_a_class
+from lightning_freeze.report.findings import Finding, Findings, once_a_class
 from lightning_freeze.report.records import FILE_NAME, Recorder
 from lightning_freeze.trainer import seam
 from lightning_freeze.trainer.arguments import OnFinding
@@ -133,9 +133,9 @@ class InputAudit(Auditor):
         self._silent = False
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Findings:
         """The findings of the last run, each input once."""
-        return list(self._findings)
+        return Findings(self._findings)
 
     @property
     def verdicts(self) -> dict[tuple[str, str], str]:

@@ -66,6 +66,7 @@ class FreezeScheduler(_Audited):
         on_schedule_change: Whether a checkpoint of another schedule, or of other groups, is refused (``raise``), or the
             run resumes from it (``continue``): with its counts, by the names of groups, and its place in the sequence of
             phases.
+        verbose: Whether to print the tables at the start and the end, an epoch's line and what is for information.
 
     Raises:
         ScheduleError: The schedule cannot be run, or awaits a metric that was not logged.
@@ -90,6 +91,7 @@ class FreezeScheduler(_Audited):
         audit: bool | FreezeAudit = True,
         on_finding: OnFinding = "raise",
         on_schedule_change: OnScheduleChange = "raise",
+        verbose: bool = True,
     ) -> None:
         if not isinstance(schedule, Schedule):
             raise ScheduleError(
@@ -105,12 +107,10 @@ class FreezeScheduler(_Audited):
         words: dict[str, Any] = {"rest": rest, "skip_backward": skip_backward, "optimizer_state": optimizer_state}
         words |= {"frozen_modules": frozen_modules, "on_schedule_change": on_schedule_change}
         check_words(**words)
-        if isinstance(audit, FreezeAudit):
-            super().__init__(audit.on_finding or on_finding, audit.every_n_updates, audit.inputs)
-        else:
-            super().__init__(on_finding, None, bool(audit))
+        how = audit if isinstance(audit, FreezeAudit) else FreezeAudit(inputs=bool(audit))
+        super().__init__(how.on_finding or on_finding, how.every_n_updates, how.inputs, verbose and how.verbose)
         self._schedule = schedule
-        self._groups = {**(groups or {}), **(audit.exempt if isinstance(audit, FreezeAudit) else {})}
+        self._groups = {**(groups or {}), **how.exempt}
         self._options: dict[str, Any] = {**words, "audit": bool(audit)}
         self._clips = True
         self._controller: FreezeController | None = None
@@ -171,7 +171,7 @@ class FreezeScheduler(_Audited):
             self._groups,
             **self._options,
             suspects=seam.averaging_callbacks(trainer),
-            say=lambda text: seam.say(trainer, text),
+            say=lambda text: self._say(trainer, text),
             record=self._record,
         )
         try:
@@ -297,11 +297,11 @@ class FreezeScheduler(_Audited):
         if self._resume is not None or before is None or before.total == 0 or seam.resumes(trainer):
             return self._resume
         if self._fitted_by is not None and self._fitted_by() is trainer:
-            seam.say(
+            self._say(
                 trainer, f"freeze: the fit goes on after this Trainer's last one, which made {before.total} updates."
             )
             return before.state_dict()
-        seam.say(trainer, "freeze: the Trainer is another than that of the last fit, so the schedule begins again.")
+        self._say(trainer, "freeze: the Trainer is another than that of the last fit, so the schedule begins again.")
         return None
 
 
@@ -319,7 +319,7 @@ class AlternatingFreeze(FreezeScheduler):
         every: The number of updates of ``fast`` for one of ``slow``.
         together: Whether both are updated in one step (`Every`), or in turn (`Phases`): ``fast`` alone N times, then
             ``slow`` alone once.
-        rest, skip_backward, optimizer_state, frozen_modules, audit, on_finding, on_schedule_change: As for
+        rest, skip_backward, optimizer_state, frozen_modules, audit, on_finding, on_schedule_change, verbose: As for
             `FreezeScheduler`.
 
     Raises:
@@ -343,12 +343,13 @@ class AlternatingFreeze(FreezeScheduler):
         audit: bool | FreezeAudit = True,
         on_finding: OnFinding = "raise",
         on_schedule_change: OnScheduleChange = "raise",
+        verbose: bool = True,
     ) -> None:
         whole_number(every, "every", "`slow` is updated once for that many updates of `fast`")
+        self.slow, self.fast, self.every, self.together = slow, fast, every, together
         plan: Schedule = Phases([Phase(["fast"], updates=every), Phase(["slow"], updates=1)], repeat=True)
         if together:
             plan = Every({"slow": every}, of="fast")
         groups: dict[str, Any] = {"slow": slow, "fast": fast}
-        super().__init__(
-            plan, groups, rest, skip_backward, optimizer_state, frozen_modules, audit, on_finding, on_schedule_change
-        )
+        words = (rest, skip_backward, optimizer_state, frozen_modules, audit, on_finding, on_schedule_change, verbose)
+        super().__init__(plan, groups, *words)

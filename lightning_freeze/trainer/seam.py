@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -227,12 +228,26 @@ def save_before_stopping(trainer: Trainer, name: str) -> str | None:
 
 
 def say(trainer: Trainer, text: str) -> None:
-    """Print a line on rank zero without tearing a progress bar."""
-    bar = trainer.progress_bar_callback
-    if bar is not None and getattr(bar, "is_enabled", False) and trainer.training:
+    """Print on rank zero without tearing a progress bar."""
+    bar: Any = trainer.progress_bar_callback  # where tqdm's has not begun to train, it prints nothing
+    if getattr(bar, "is_enabled", False) and getattr(bar, "_train_progress_bar", bar) is not None:
         bar.print(text)
     else:
         rank_zero_info(text)
+
+
+def how_to_go_on(trainer: Trainer) -> str:
+    """The call, or under a LightningCLI the option, that goes on from a run's last checkpoint."""
+    names = ("_last_checkpoint_saved", "last_model_path", "best_model_path")
+    saved = (str(getattr(callback, name, "")) for callback in trainer.checkpoint_callbacks for name in names)
+    path = next(filter(None, saved), "")
+    if path and any(type(each).__name__ == "SaveConfigCallback" for each in trainer.callbacks):  # type: ignore[attr-defined]
+        return f"To go on from the last checkpoint, add to the command: --ckpt_path {quote(path)}"
+    return (
+        f"To go on from the last checkpoint: trainer.fit(model, ckpt_path={path!r})"
+        if path
+        else "No checkpoint was saved."
+    )
 
 
 def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callable[[], object]:

@@ -33,4 +33,4 @@ def callbacks() -> list[Any]:
         inputs = InputAudit.create_for("switch", on_finding=mode, whitelist=whitelist)
     except ConfigError as error:
         raise ConfigError(f"the environment variable {WHITELIST_VARIABLE} is {whitelist!r}: {error}") from None
-    return [FreezeAudit.create_for("switch", on_finding=mode, inputs=False), inputs]
+    return [FreezeAudit.create_for("switch", on_finding=mode, inputs=False, verbose=False), inputs]

@@ -151,6 +151,7 @@ def test_what_is_beside_it_is_audited_and_what_nothing_moves_is_a_finding() -> N
     assert stale.message.startswith(STALE.format("teacher", "user"))
 
 
+@pytest.mark.filterwarnings("ignore:.*the elements that can train are in no group")
 def test_a_run_that_was_resumed_or_has_no_audit_is_no_whole_run() -> None:
     model, optimizer = Student(), None
     controller, _ = scheduled(model, nothing)

@@ -17,6 +17,7 @@ from rich.text import Text
 from tests.benchmarks import hook_aims, hooks, inputs
 from tests.benchmarks.details import detail_table, hooks_table, idle_table, inputs_table
 from tests.benchmarks.ratios import Ratio
+from tests.progress import tracked
 
 RATIOS = ("training", "hook_aims", "replacements", "fingerprints", "badam", "lisa", "offload", "llama")
 """Modules whose `measure(device, rounds, quick)` gives rows of the table."""
@@ -72,8 +73,7 @@ def measure(
         "quick": quick,
         "ratios": [],
     }
-    for name in names:
-        console.print(f"{name} …", style="dim")
+    for name in tracked(names, "measuring"):
         fresh = importlib.import_module(f"tests.benchmarks.{name}").measure(device, rounds, quick)
         rows += fresh
         numbers["ratios"] += [{"of": name, **row.as_dict()} for row in fresh]

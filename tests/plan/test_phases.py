@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from lightning_freeze.errors import ScheduleError
+from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
+from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import REST, Layout, Plan, Position
+from lightning_freeze.plan.schedule import REST, Layout, Plan, Position, Schedule
 
 ONE = Layout(("a", "b", "c"), optimizers={g: frozenset({0}) for g in "abc"})
 TWO = Layout(("a", "b"), optimizers={"a": frozenset({0}), "b": frozenset({1})})
@@ -370,3 +372,53 @@ def test_phases_that_contain_themselves_are_refused() -> None:
     for use in (outer.names, lambda: outer.bind(Layout(("a",)))):
         with pytest.raises(ScheduleError, match=r"`phases\[0\].phases\[1\]` contains itself.*`repeat: 10`"):
             use()
+
+
+INNER = Phases([up("a", 1), Phases([up("b", 1), up("a", 1)], 2), Phase(["all"])])
+PICKED = Phases([up("a", 1), Phase([], updates=1, pick=Pick("f"))], repeat=True)
+DRAWN = Layout(("a", "f/0", "f/1"), families={"f": ("f/0", "f/1")})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "layout", "stages"),
+    [
+        (
+            INNER,
+            ONE,
+            ["phase 1 of 3", "phase 2 of 3", "phase 2 of 3", "phase 2 of 3, visit 2", "phase 2 of 3, visit 2"]
+            + ["phase 3 of 3"] * 2,
+        ),
+        (PICKED, DRAWN, ["phase 1 of 2", "phase 2 of 2", "phase 1 of 2, visit 2", "phase 2 of 2, visit 2"]),
+        (Phases([up("a", 1)]), ONE, ["phase 1 of 1", "after the last phase"]),
+    ],
+)
+def test_the_stage_of_a_step_is_for_people(schedule: Phases, layout: Layout, stages: list[str]) -> None:
+    """Before a step it is that of the step; after it, with `ended`, still, though the phase may be over."""
+    plan = schedule.bind(layout)
+    at, seen = plan.start(), []
+    for number, expected in enumerate(stages, start=1):
+        plan.begin_window(at, 0)
+        seen.append(plan.stage(at)[0])
+        assert plan.stage(at)[1] == min(number, len(stages) - (stages[-1] == stages[-2]) - ("after" in stages[-1]))
+        assert plan.where(at).startswith(expected)
+        plan.update(at, 0, plan.next_update(at, 0))
+        assert plan.stage(at, ended=True)[0] == expected
+    assert seen == stages
+
+
+@pytest.mark.parametrize(
+    ("schedule", "layout", "group", "when"),
+    [
+        (INNER, ONE, "a", "phase 1, 2, 3"),
+        (INNER, ONE, "c", "phase 3"),
+        (Phases([up("a", 1), up("ab", 1)]), ONE, "a", "always"),
+        (Phases([up("a", 1), up("b", 1)]), ONE, "c", "never"),
+        (PICKED, DRAWN, "f/1", "phase 2, as drawn"),
+        (Phases([Phase([], updates=1, pick=Pick("f"))], True), DRAWN, "f/0", "as drawn"),
+        (Every({"a": 5}, of="b"), ONE, "a", "with 1 of 5 updates of b"),
+        (Every({"a": 5}, of="b"), ONE, "c", "always"),
+        (Every({"a": 5}), ONE, "a", "with 1 of 5 updates"),
+    ],
+)
+def test_when_a_group_trains_in_few_words(schedule: Schedule, layout: Layout, group: str, when: str) -> None:
+    assert schedule.bind(layout).when(group) == when

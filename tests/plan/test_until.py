@@ -224,7 +224,7 @@ def test_a_phase_awaits_its_metric_from_its_first_step_on() -> None:
     at = plan.start()
     plan.begin_window(at, 0)
     plan.update(at, 0, frozenset({"a"}))
-    assert (plan.awaits(at), plan.where(at)) == (None, "`phases[1]`")
+    assert (plan.awaits(at), plan.where(at)) == (None, "phase 2 of 2, `phases[1]`")
     plan.end_epoch(at)
     plan.begin_window(at, 1)
     assert plan.awaits(at) == LOGGED

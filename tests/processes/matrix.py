@@ -33,6 +33,7 @@ from lightning_freeze import Every, FreezeScheduler, Phase, Phases
 from lightning_freeze.plan.selectors import clean_name
 from tests.conftest import batches, make_trainer
 from tests.processes.pairs import Case, Outcome, run_pairs
+from tests.progress import tracked
 
 README = Path(__file__).parents[2] / "README.md"
 MARKS = ("<!-- matrix: made by `python -m tests.processes.matrix --write` -->", "<!-- matrix: end -->")
@@ -379,16 +380,16 @@ def data(cell: Cell) -> DataLoader[Any]:
 def outcomes_of(wanted: Sequence[Cell], root: Path) -> dict[Cell, list[Outcome]]:
     """What became of each case: in this process where it takes one alone, else in pairs of processes."""
     found: dict[Cell, list[Outcome]] = {}
-    for cell in wanted:
-        if cell.world == 1:
-            try:
-                found[cell] = [Outcome(run(root, **asdict(cell)))]
-            except Exception as error:
-                found[cell] = [Outcome(None, type(error).__name__, str(error))]
-    pairs = {cell.name: cell for cell in wanted if cell.world > 1}
-    cases = [Case(name, "tests.processes.matrix:run", asdict(c), world=c.world) for name, c in pairs.items()]
-    found |= {pairs[name]: outcomes for name, outcomes in run_pairs(root, cases).items()}
-    return {cell: found[cell] for cell in wanted}
+    for cell in tracked(wanted, "cases"):
+        if cell.world > 1:
+            case = Case(cell.name, "tests.processes.matrix:run", asdict(cell), world=cell.world)
+            found[cell] = run_pairs(root, [case])[cell.name]
+            continue
+        try:
+            found[cell] = [Outcome(run(root, **asdict(cell)))]
+        except Exception as error:
+            found[cell] = [Outcome(None, type(error).__name__, str(error))]
+    return found
 
 
 # Who refuses what, by the text of the refusal: Lightning and we before training, torch in the middle.

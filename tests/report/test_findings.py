@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import Any
 
 import pytest
 
 from lightning_freeze import Finding, FreezeViolation
+from lightning_freeze.report.findings import Findings
+from lightning_freeze.report.table import as_text
 
 ERROR = Finding("frozen", "value", "error", "'w' moved", cause="outside", epoch=1, parameter="w", group="g")
 
@@ -76,3 +79,33 @@ def test_a_violation_says_how_to_go_on(finding: Finding, switched: bool, way: st
 
 def test_a_violation_says_why_nothing_was_saved() -> None:
     assert "Nothing was saved, since it rains." in str(FreezeViolation([ERROR], unsaved="it rains"))
+
+
+NAMED = Finding("frozen", "value", "error", "'<b>' [bold]moved", parameter="<b>", epoch=3)
+
+
+def test_findings_are_a_list_that_shows_itself() -> None:
+    found = Findings([NAMED])
+    assert isinstance(found, list)
+    assert (found, Findings()) == ([NAMED], [])
+    assert repr(found) == (
+        "[Finding(audit='frozen', kind='value', severity='error', message=\"'<b>' [bold]moved\", epoch=3, parameter='<b>')]"
+    )
+    assert pickle.loads(pickle.dumps(found))[0] == NAMED
+    text = as_text(found)
+    assert "findings: 1" in text
+    assert "'<b>' [bold]moved" in text
+    html = found._repr_html_()
+    assert html.startswith("<pre")
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html
+
+
+def test_html_is_made_in_a_notebook_without_showing_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a console of rich's shows by itself what is printed to it."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    shown: list[Any] = []
+    monkeypatch.setattr("rich.jupyter.display", lambda *what: shown.append(what))
+    assert Findings([NAMED])._repr_html_().startswith("<pre")
+    assert "findings: 1" in as_text(Findings([NAMED]))
+    assert shown == []
