@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, Timeline, over_time
+from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.picture import INK, NEVER, empty_figure, finish, short
 from lightning_freeze.report.table import BYTES, COUNTS, human, human_bytes
 
@@ -25,29 +27,31 @@ _GRADIENT, _STATE = "#e69f00", "#9aa5b1"
 # Inches.
 _WIDTH, _PANEL, _GAP, _HEAT = 6.4, 0.95, 0.5, 9.6
 _LABEL = 0.155  # the least distance of two rows' labels
+_RIBBON, _LETTER = 0.16, 0.055  # the height of the phases, the width of a letter in it
+
+_MOST_PHASES = 40  # more of them in a ribbon would only flicker
 
 _SHARE, _UPDATES = 43, 100  # points from the axes to where the two columns of numbers end
 
 
 def draw_plan(
     path: Path | None,
-    trained: Sequence[frozenset[str]],
+    steps: Sequence[Step],
     sizes: Mapping[str, Size],
     *,
-    epochs: Sequence[int] = (),
     title: str = "",
     held: Held = ALL_KEPT,
 ) -> Figure:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 
-    A row is a group, a column an update, a filled cell trains. More than 2,000 updates are drawn in bins of equal
-    length: the darker a cell, the larger the share of its updates that train the group; of memory, the most in a bin.
+    A row is a group, a column an update, a filled cell trains, as high as its learning-rate factor; the phases stand above.
+    More than 2,000 updates are drawn in bins of equal length: the darker a cell, the larger the share of its updates that
+    train the group; of memory, the most in a bin.
 
     Args:
         path: The file to write, if any; its suffix names the format.
-        trained: The groups that each update trains.
+        steps: The optimizer steps to come.
         sizes: Every group's size, in the order of the rows.
-        epochs: The updates, counted from 0, with which the epochs after the first begin.
         title: The title.
         held: Whose optimizer state takes up memory.
 
@@ -59,12 +63,16 @@ def draw_plan(
         ValueError: There is no update, or one trains a group that has no size.
     """
     figure = empty_figure("plan")
-    if not trained:
-        raise ValueError("there is no update to draw: `trained` is empty. Preview at least one.")
+    if not steps:
+        raise ValueError("there is no update to draw: `steps` is empty. Preview at least one.")
+    trained = [step.trained for step in steps]
+    epochs = [number for number, (a, b) in enumerate(pairwise(steps), start=1) if a.epoch != b.epoch]
     timeline = over_time(trained, sizes, held)
-    counts, shares, edges = _shares(trained, sizes)
+    counts, shares, rates, edges = _bins(steps, sizes)
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))
-    heights = [row * len(sizes), _PANEL, _PANEL]
+    phases = _phases([step.place for step in steps])
+    above = _RIBBON / row if phases else 0.0  # in rows
+    heights = [row * (len(sizes) + above), _PANEL, _PANEL]
     figure.set_size_inches(_WIDTH, sum(heights) + 2 * _GAP)
     figure.subplots_adjust(0, 0, 1, 1, hspace=3 * _GAP / sum(heights))  # axes fill it; `finish` adds what lies around
     panels = figure.subplots(3, sharex=True, height_ratios=heights)
@@ -72,6 +80,9 @@ def draw_plan(
     for panel in panels:
         _bare(panel)
     _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
+    scale = _draw_factors(panels[0], rates, edges)
+    _draw_phases(panels[0], phases, above, len(steps))
+    _draw_key(panels[0], bool(((shares > 0) & (shares < 1)).any()), scale)
     _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), edges)
     _draw_memory(panels[2], timeline, edges)
     _draw_epochs(panels, epochs, len(trained))
@@ -80,20 +91,25 @@ def draw_plan(
     return finish(figure, path, title, above=19)
 
 
-def _shares(trained: Sequence[frozenset[str]], groups: Iterable[str]) -> tuple[Array, Array, Array]:
-    """Each group's updates; the share of each bin's updates that train it, a row a group; where bins begin and end."""
+def _bins(steps: Sequence[Step], groups: Iterable[str]) -> tuple[Array, Array, Array, Array]:
+    """Each group's updates; a row a group, the share of each bin's updates that train it and its mean learning-rate factor
+    in these; where bins begin and end.
+    """
     import numpy as np
 
     rows = {group: row for row, group in enumerate(groups)}
-    codes: dict[frozenset[str], int] = {}
-    coded = np.fromiter((codes.setdefault(t, len(codes)) for t in trained), dtype=np.intp, count=len(trained))
-    member = np.zeros((len(rows), len(codes)), dtype=bool)
-    for names, code in codes.items():
-        member[[rows[name] for name in names], code] = True
-    length = -(-len(trained) // _COLUMNS)
-    edges = np.append(np.arange(0, len(trained), length), len(trained))
-    sums = np.stack([np.add.reduceat(member[row][coded], edges[:-1], dtype=np.int64) for row in range(len(rows))])
-    return sums.sum(axis=1), sums / np.diff(edges), edges
+    codes: dict[Any, int] = {}
+    each = ((step.trained, tuple(step.lr_factors.items())) for step in steps)
+    coded = np.fromiter((codes.setdefault(code, len(codes)) for code in each), dtype=np.intp, count=len(steps))
+    factors = np.zeros((len(rows), len(codes)))
+    for (names, changed), code in codes.items():
+        factors[[rows[name] for name in names], code] = 1.0
+        for name in names & dict(changed).keys():
+            factors[rows[name], code] = dict(changed)[name]
+    edges = np.append(np.arange(0, len(steps), -(-len(steps) // _COLUMNS)), len(steps))
+    sums = np.stack([np.add.reduceat((line > 0)[coded], edges[:-1], dtype=np.int64) for line in factors])
+    rates = np.stack([np.add.reduceat(line[coded], edges[:-1]) for line in factors])
+    return sums.sum(axis=1), sums / np.diff(edges), rates / np.maximum(sums, 1), edges
 
 
 def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array, edges: Array, row: float) -> None:
@@ -120,6 +136,72 @@ def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array
             axes.annotate(text, (1, index + 0.5), (x, 0), color=INK if count else _QUIET, **right_of, **style)
     for x, name in ((_SHARE, "share"), (_UPDATES, "updates")):
         axes.annotate(name, (1, 0), (x, 4), color=_QUIET, fontsize=7.5, va="bottom", **right_of)
+
+
+def _draw_factors(axes: Axes, rates: Array, edges: Array) -> list[float]:
+    """Cover the rows down to their learning-rate factors, the largest full; returns factors that show the scale."""
+    import numpy as np
+
+    top = max(1.0, float(rates.max()))
+    for index, line in enumerate(rates):
+        if not np.isin(line, (0.0, top)).all():
+            high = np.where(line > 0, _height(line / top), 1.0)
+            axes.stairs(index + 1 - high, edges, baseline=index, fill=True, color=NEVER, linewidth=0)
+    return [top, top / 10, top / 100] if (rates[rates > 0] != 1).any() else []
+
+
+def _height(factor: Any) -> Any:
+    """Of a row, so that a hundredth is still seen."""
+    return factor ** (1 / 3)
+
+
+def _phases(places: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Each phase that a run is in with its first update and its end; those above them where they are too many."""
+    for level in (places, [place.partition(".")[0] for place in places]):
+        begins = [i for i, place in enumerate(level) if i == 0 or place != level[i - 1]]
+        if 1 < len(begins) <= _MOST_PHASES:
+            return [(level[a], a, b) for a, b in pairwise([*begins, len(level)])]
+    return []
+
+
+def _draw_phases(axes: Axes, phases: Sequence[tuple[str, int, int]], above: float, total: int) -> None:
+    """A ribbon of phases above the rows, named where there is room."""
+    for number, (place, begin, end) in enumerate(phases):
+        shade = ("#dde2e6", "#c5cdd3")[number % 2]
+        axes.fill_between([begin, end], -above, -0.2 * above, color=shade, linewidth=0)
+        room = _WIDTH * (end - begin) / total / _LETTER
+        names = (place, place.replace("phases", ""), place.rpartition("phases")[2])
+        if name := next((name for name in names if len(name) <= room), ""):
+            style: dict[str, Any] = {
+                "fontsize": 6.5,
+                "color": INK,
+                "ha": "center",
+                "va": "center_baseline",
+                "zorder": 4,
+            }
+            style["bbox"] = {"color": shade, "pad": 0.6}  # over the lines of epochs
+            axes.text((begin + end) / 2, -0.6 * above, name, **style)
+    axes.set_ylim(axes.get_ylim()[0], -above)
+
+
+def _draw_key(axes: Axes, partly: bool, scale: Sequence[float]) -> None:
+    """What the cells mean, in a line below the rows."""
+    from matplotlib.offsetbox import AnnotationBbox, DrawingArea, HPacker, TextArea
+    from matplotlib.patches import Rectangle
+
+    cells = [("trains", _TRAINED, 1.0), ("in part of the updates", _FAINT, 1.0), ("frozen", NEVER, 1.0)]
+    cells = [cell for cell in cells if partly or cell[1] != _FAINT]
+    cells += [(f"×{factor:g}", _TRAINED, float(_height(factor / scale[0]))) for factor in scale]
+    parts: list[Any] = []
+    for name, color, height in cells:
+        if name.startswith("×1") and height == 1.0:
+            parts.append(TextArea("  height: learning rate", textprops={"fontsize": 7.5, "color": _QUIET}))
+        area = DrawingArea(9, 7)
+        area.add_artist(Rectangle((0, 0), 9, 7 * height, color=color, linewidth=0))
+        parts += [area, TextArea(name, textprops={"fontsize": 7.5, "color": _QUIET})]
+    key = HPacker(children=parts, align="bottom", pad=0, sep=4)
+    place: dict[str, Any] = {"xycoords": "axes fraction", "boxcoords": "offset points", "box_alignment": (0, 1)}
+    axes.add_artist(AnnotationBbox(key, (0, 0), xybox=(0, -5), frameon=False, pad=0, **place))
 
 
 def _labelled(groups: Sequence[str], row: float) -> list[int]:
