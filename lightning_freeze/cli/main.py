@@ -1,4 +1,4 @@
-"""``lightning-freeze``: a LightningCLI with four more commands, whose errors name file, line and key.
+"""``lightning-freeze``: a LightningCLI with more commands, whose errors name file, line and key.
 
 Parsing, types, ``--help`` and ``--print_config`` are jsonargparse's. Configuration files are read strictly before it,
 and where it fails, `explain` looks for the key at fault.
@@ -25,8 +25,10 @@ COMMANDS = {
     "inputs": "write a whitelist of unused inputs of modules",
     "probe": "measure what optimizers do to a frozen weight",
     "report": "show what a run did, also as a page or a picture",
+    "explain": "print the page about a kind of finding",
+    "schema": "print a JSON schema of schedules, for editors",
 }
-_WITHOUT_A_FIT = ("probe", "report")  # each a function of its module's name; needs neither model nor Trainer
+_WITHOUT_A_FIT = ("probe", "report", "explain", "schema")  # functions of their modules; need no model
 
 
 def main(args: Sequence[str] | None = None) -> None:

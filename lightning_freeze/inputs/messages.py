@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import cast
 
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Cause, Finding, OfInputs
 
 from .verdicts import Tally
 
-CAUSE = {"unused": "never_used", "dead": "never_used", "metadata": "shape_only", "conditional": "conditional"}
-"""The three causes of PaddlePaddle's ``UnusedVarCheck``."""
+CAUSE: dict[OfInputs, Cause] = {"unused": "never_used", "dead": "never_used", "metadata": "shape_only"}
+"""With ``conditional``, the three causes of PaddlePaddle's ``UnusedVarCheck``."""
 
 _WHAT = {
     "unused": "and never uses it",
@@ -28,7 +29,7 @@ _USE = {
 
 def describe(tally: Tally) -> Finding:
     """The finding about an input that is not used in some call."""
-    kind, confirmed = tally.verdict, tally.confirmed.total() > 0
+    kind, confirmed = cast(OfInputs, tally.verdict), tally.confirmed.total() > 0
     spare = tally.swallowed or tally.of_torch or (tally.in_batch and kind == "unused")
     serious = confirmed and kind in ("unused", "dead") and not spare
     return Finding(
@@ -36,7 +37,7 @@ def describe(tally: Tally) -> Finding:
         kind=kind,
         severity="warning" if serious else "info",
         message=_message(tally, confirmed),
-        cause=CAUSE[kind],
+        cause=CAUSE.get(kind, "conditional"),
         module=tally.module,
         argument=tally.argument,
         confirmed=confirmed,

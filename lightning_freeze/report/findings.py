@@ -13,6 +13,18 @@ from lightning_freeze.report.table import as_html, new_table
 
 Audit = Literal["frozen", "moved", "inputs", "buffers", "ranks"]
 Severity = Literal["error", "warning", "info"]
+OfFrozen = Literal["value", "optimizer_state", "buffer"]
+OfTraining = Literal["no_gradient", "unmoved", "stalled"]
+OfInputs = Literal["unused", "dead", "metadata", "conditional"]
+Kind = OfFrozen | OfTraining | OfInputs | Literal["stale", "place", "copies"]
+"""Each has a page in ``report/kinds``, which ``lightning-freeze explain KIND`` prints."""
+Cause = (
+    OfTraining
+    | Literal["gradient", "optimizer", "tied", "replaced", "outside", "cache", "statistics"]
+    | Literal["never_used", "shape_only", "conditional", "stale", "place", "copies"]
+)
+"""Each is a heading of the page of its kind."""
+_EXPLAIN = "lightning-freeze explain"
 
 
 @dataclass(frozen=True)
@@ -53,10 +65,10 @@ class Finding:
     """
 
     audit: Audit
-    kind: str
+    kind: Kind
     severity: Severity
     message: str
-    cause: str | None = None
+    cause: Cause | None = None
     epoch: int | None = None
     parameter: str | None = None
     group: str | None = None
@@ -85,6 +97,16 @@ class Finding:
         """The finding that `as_dict` wrote, also after it went through JSON."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         return cls(**values)
+
+    @property
+    def page(self) -> str:
+        """The command that prints the page about findings of this kind."""
+        return f"{_EXPLAIN} {self.kind}"
+
+    @property
+    def text(self) -> str:
+        """The message, and where to read more."""
+        return f"{self.message} More: `{self.page}`."
 
 
 class Findings(list[Finding]):
@@ -152,7 +174,9 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
         else:
             saved = f"Nothing was saved, since {unsaved}." if unsaved else "Nothing was saved."
         what, way_out = self._what_and_way_out()
-        super().__init__(f"{len(self.findings)} violation(s): {what}.\n{shown}{more}\n{saved} To go on{way_out}")
+        kinds = " ".join(dict.fromkeys(finding.kind for finding in self.findings))
+        how = f"{saved} To go on{way_out} More: `{_EXPLAIN} {kinds}`."
+        super().__init__(f"{len(self.findings)} violation(s): {what}.\n{shown}{more}\n{how}")
 
     def _what_and_way_out(self) -> tuple[str, str]:
         audits = {finding.audit for finding in self.findings}
