@@ -145,8 +145,7 @@ def _entered_by(child: Phase | Phases) -> int:
     return 1 if isinstance(child, Phase) else sum(map(_entered_by, child.phases)) * (child._times or 1)
 
 
-def _number(key: str) -> str:
-    """The number, for people, of the outermost phase of a key."""
+def _number(key: str) -> str:  # for people, of the outermost phase
     return str(int(key[len("phases[") : key.index("]")]) + 1)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from operator import methodcaller
 
 from rich.console import Group
 from rich.markup import escape
@@ -26,7 +25,7 @@ def summary_table(records: Sequence[Record]) -> Table:
     last = {record["type"]: record for record in records}
     groups, counts = last["run"]["groups"], last.get("counts", {"updates": {}, "total": 0, "intervals": 0})
     found = Counter((record.get("severity"), record.get("group")) for record in records)
-    errors = [*map(methodcaller("get", "severity"), records)].count("error")
+    errors = sum(record.get("severity") == "error" for record in records)
     buffers = len({record["parameter"] for record in records if record.get("audit") == "buffers"})
     numbers = ("elements", "updates", "share", "violations", "warnings")
     table = new_table("lightning-freeze", ("group", *numbers), right=numbers, wrapped=("group",))
@@ -98,8 +97,7 @@ def _rows(groups: Iterable[str], alike: Callable[[str], object]) -> list[tuple[s
         found.setdefault((group.partition("/")[0], alike(group)), []).append(group)
     rows = [*found.values()]
     rows[_MOST_ROWS:-1] = [[*chain(*rows[_MOST_ROWS:-1])]] if len(rows) > _MOST_ROWS + 1 else []
-    names = ((folded(row, row), row) for row in rows)
-    return [(escape(name if len(name) <= _LONGEST else f"{row[0]} … {row[-1]}"), row) for name, row in names]
+    return [(escape(n if len(n := folded(row, row)) <= _LONGEST else f"{row[0]} … {row[-1]}"), row) for row in rows]
 
 
 def notes(findings: Iterable[Finding], said: dict[str | None, object]) -> Iterator[str]:

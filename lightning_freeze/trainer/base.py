@@ -54,8 +54,7 @@ class Auditor(seam.Callback):
 
     def __rich__(self) -> Group:
         shown: Any = self  # each has findings, and those that audit weights have records
-        tables = [summary_table(records)] if (records := vars(self).get("_records")) else []
-        return Group(Text(repr(self)), *tables, shown.findings)
+        return Group(Text(repr(self)), *map(summary_table, filter(None, [vars(self).get("_records")])), shown.findings)
 
     _repr_html_ = as_html
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from importlib.util import find_spec
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from lightning_freeze.audit.exempt import exempt_groups
@@ -169,17 +170,20 @@ class _Audited(Auditor):
         values |= {"freeze/phase": float(counts["phase"])} if counts["phase"] is not None else {}
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max")
 
-    def _draw(self, trainer: seam.Trainer, run: str) -> None:
-        """Give TensorBoard the timeline of a run as a figure, where there are matplotlib and a file of records."""
+    def _draw(self, trainer: seam.Trainer, run: str) -> None:  # the timeline, for TensorBoard
         boards: list[Any] = [board for board in trainer.loggers if "TensorBoardLogger" in str(type(board).__mro__)]
         if not boards or self._recorder is None or find_spec("matplotlib") is None:
             return
         try:
+            from matplotlib.image import imread
+
             from lightning_freeze.report.run_report import read_report  # not before a fit's end
 
-            figure = read_report(self._recorder.path, run).to_png()
+            drawn = BytesIO()  # with what lies around the axes, which `add_figure` cuts off
+            read_report(self._recorder.path, run).to_png().savefig(drawn, format="png", bbox_inches="tight")
             for board in boards:
-                board.experiment.add_figure("freeze/timeline", figure, trainer.global_step)
+                drawn.seek(0)
+                board.experiment.add_image("freeze/timeline", imread(drawn), trainer.global_step, dataformats="HWC")
         except Exception as error:  # a picture ends no run
             seam.rank_zero_warn(f"TensorBoard got no timeline of the run: {type(error).__name__}: {error}")
 

@@ -159,12 +159,12 @@ def test_a_schedule_without_phases_logs_none_and_many_rates_are_left_to_the_reco
 
 
 class TensorBoardLogger(DummyLogger):
-    """Takes figures."""
+    """Takes pictures."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.figures: list[Any] = []
-        self.experiment_ = type("Writer", (), {"add_figure": lambda _, *figure: self.figures.append(figure)})()
+        self.images: list[Any] = []
+        self.experiment_ = type("Writer", (), {"add_image": lambda _, *image, dataformats: self.images.append(image)})()
 
     @property
     def experiment(self) -> Any:
@@ -184,9 +184,11 @@ def test_tensorboard_gets_the_timeline(fails: bool, tmp_path: Path, monkeypatch:
     if fails:
         assert drawn == ["TensorBoard got no timeline of the run: ZeroDivisionError: division by zero"]
     else:
-        ((tag, figure, step),) = board.figures
-        assert (drawn, tag, step, type(figure).__name__) == ([], "freeze/timeline", 5, "Figure")
-        assert "1 of 1 frozen intervals held, bit for bit" in figure.axes[0].get_title(loc="left")
+        ((tag, image, step),) = board.images
+        assert (drawn, tag, step) == ([], "freeze/timeline", 5)
+        height, width, _ = image.shape
+        assert min(height, width) > 300
+        assert (image[:4] == 1).all()  # a margin: nothing is cut off
 
 
 class Deep(Net):
