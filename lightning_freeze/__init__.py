@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_freeze.report.run_report import read_report as read_report
     from lightning_freeze.trainer.freeze_audit import FreezeAudit as FreezeAudit
     from lightning_freeze.trainer.input_audit import InputAudit as InputAudit
+    from lightning_freeze.trainer.preview_run import preview_run as preview_run
     from lightning_freeze.trainer.scheduler import AlternatingFreeze as AlternatingFreeze
     from lightning_freeze.trainer.scheduler import FreezeScheduler as FreezeScheduler
 
@@ -54,6 +55,7 @@ _NAMES = {
     "report.run_report": ["RunReport", "read_report"],
     "trainer.freeze_audit": ["FreezeAudit"],
     "trainer.input_audit": ["InputAudit"],
+    "trainer.preview_run": ["preview_run"],
     "trainer.scheduler": ["AlternatingFreeze", "FreezeScheduler"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_freeze.cli.command import log_levels_restored
-from lightning_freeze.trainer.seam import PACKAGES, LightningDataModule, LightningModule
+from lightning_freeze.trainer.seam import PACKAGES, LightningDataModule, LightningModule, log_levels_restored
 
 
 class MissingPackageError(ImportError):

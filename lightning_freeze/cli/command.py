@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,6 @@ from lightning_freeze.yaml_file import ConfigError
 
 if TYPE_CHECKING:
     from lightning_freeze.trainer.seam import LightningModule, Trainer
-
-_ONE_CPU = {
-    **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
-    **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},
-}
-# The CPU has none of these; what takes their place has the same bytes.
-_PRECISIONS = {
-    **dict.fromkeys(("16-true", "transformer-engine", "transformer-engine-float16"), "bf16-true"),
-    **dict.fromkeys(("16", "16-mixed"), "32-true"),
-}
 
 
 class Command(ABC):
@@ -84,41 +73,21 @@ def check_picture(option: str, path: Path) -> None:
         )
 
 
-@contextmanager
-def log_levels_restored(loggers: Sequence[logging.Logger] | None = None) -> Iterator[None]:
-    """Restore the levels of some loggers; by default Lightning's."""
-    loggers = _loggers() if loggers is None else loggers
-    levels = [logger.level for logger in loggers]
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _loggers() -> list[logging.Logger]:
-    """Lightning's loggers; with Lightning, which some commands do without."""
-    from lightning_freeze.trainer.seam import PACKAGES
-
-    return [logging.getLogger(name) for name in PACKAGES]
-
-
 def on_one_cpu(trainer: Any) -> int | None:
     """Let a fit run in this process, on the CPU and without Lightning's messages.
 
     Returns:
         The processes that the configuration asks for; None where the machine decides.
     """
-    from lightning_freeze.trainer.seam import refuse_strategy
+    from lightning_freeze.trainer.seam import LOGGERS, one_cpu, refuse_strategy
 
-    for logger in _loggers():
+    for logger in LOGGERS:
         logger.setLevel(logging.WARNING)
     if "deepspeed" in str(trainer.get("strategy")).lower():
         refuse_strategy(type("DeepSpeedStrategy", (), {})())  # by its name, as a fit does
     each = _processes(trainer.get("devices"), trainer.get("accelerator"))
     nodes = int(trainer.get("num_nodes") or 1)
-    trainer["precision"] = _PRECISIONS.get(str(trainer.get("precision")), trainer.get("precision"))
-    for key, value in _ONE_CPU.items():
+    for key, value in one_cpu(trainer.get("precision")).items():
         trainer[key] = value
     return each * nodes if each is not None else None
 

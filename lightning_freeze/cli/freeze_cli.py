@@ -11,12 +11,12 @@ from typing import Any
 from jsonargparse import ArgumentError
 
 from lightning_freeze import __version__
-from lightning_freeze.cli.command import Command, log_levels_restored
+from lightning_freeze.cli.command import Command
 from lightning_freeze.cli.main import COMMANDS
 from lightning_freeze.cli.parser_errors import in_a_sentence
 from lightning_freeze.errors import did_you_mean
 from lightning_freeze.trainer.cli_seam import CommandsCLI
-from lightning_freeze.trainer.seam import MisconfigurationException
+from lightning_freeze.trainer.seam import MisconfigurationException, log_levels_restored
 from lightning_freeze.yaml_file import ConfigError, Place
 
 _OVER_A_FIT = {"plan": "PlanCommand", "groups": "GroupsCommand", "inputs": "InputsCommand"}

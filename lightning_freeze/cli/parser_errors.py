@@ -9,6 +9,10 @@ from typing import Any
 
 from lightning_freeze.errors import did_you_mean
 
+_NO_CLASS = (
+    "names no class. Write `class_path: package.module.Class`, and the arguments of the class under `init_args`. For a "
+    "LightningCLI of your own that names it in its code: preview_run(cli.trainer, cli.model, cli.datamodule), in Python."
+)
 _LIGHTNING = ("torch", "pytorch_lightning", "lightning.")
 
 
@@ -24,6 +28,8 @@ def in_a_sentence(message: str) -> tuple[str, str]:
     """
     key, kind, branch = _first_branch(message)
     if option := re.search(r"Option '([^']+)' is not accepted", branch):
+        if getattr(kind, "__name__", "") in ("LightningModule", "LightningDataModule"):
+            return key, _NO_CLASS
         known = [*inspect.signature(kind).parameters] if callable(kind) else []
         name = option[1].removeprefix(f"{key}.")
         end = f" Its arguments: {', '.join(known)}." if known else ""

@@ -10,11 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from lightning_freeze.cli.command import Command, at_least_one, check_picture, on_one_cpu
-from lightning_freeze.cli.forecast import Horizon, forecast
-from lightning_freeze.cli.metrics_file import read_metrics
-from lightning_freeze.report.plan_picture import draw_plan
-from lightning_freeze.report.plan_table import print_plan
 from lightning_freeze.report.table import print_line
+from lightning_freeze.trainer.forecast import Horizon, forecast
+from lightning_freeze.trainer.metrics_file import read_metrics
 from lightning_freeze.trainer.seam import LightningModule, Trainer
 
 
@@ -44,11 +42,7 @@ class PlanCommand(Command):
         """Print the tables, draw the picture."""
         metrics = read_metrics(self._metrics) if self._metrics is not None else {}
         found = forecast(trainer, fit, replace(self._horizon, metrics=metrics))
-        console = Console()
-        print_plan(console, found.steps, found.sizes, found.first, found.held)
-        for note in found.notes:
-            print_line(console, f"- {note}")
+        found.print_to(console := Console())
         if self._out is not None:
-            title = type(model).__name__
-            draw_plan(self._out, found.trained, found.sizes, epochs=found.epochs, title=title, held=found.held)
+            found.draw(self._out)
             print_line(console, f"The picture is in {self._out}.")

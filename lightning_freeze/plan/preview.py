@@ -20,6 +20,7 @@ class Step:
     trained: frozenset[str]  # the groups it updates; none where all that it holds is frozen
     lr_factors: Mapping[str, float] = field(default_factory=dict)  # group to factor, where that is not 1
     over: bool = False  # whether the schedule has run out
+    place: str = ""  # the key of the phase that it is in
 
 
 def preview(
@@ -47,7 +48,7 @@ def preview(
         plan.begin_window(at, at.epoch if epoch is None else max(epoch, at.epoch))
         for optimizer in order:
             trained = plan.next_update(at, optimizer)
-            yield Step(at.epoch, batch, optimizer, trained, plan.lr_factors(at), plan.ran_out(at))
+            yield Step(at.epoch, batch, optimizer, trained, plan.lr_factors(at), plan.ran_out(at), plan.place(at))
             plan.update(at, optimizer, trained)
         in_epoch += 1
         if in_epoch >= (batches_per_epoch(at.epoch) if callable(batches_per_epoch) else batches_per_epoch):

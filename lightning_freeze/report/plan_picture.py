@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, Timeline, over_time
+from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.picture import INK, NEVER, empty_figure, finish, short
 from lightning_freeze.report.table import BYTES, COUNTS, human, human_bytes
 
@@ -31,10 +33,9 @@ _SHARE, _UPDATES = 43, 100  # points from the axes to where the two columns of n
 
 def draw_plan(
     path: Path | None,
-    trained: Sequence[frozenset[str]],
+    steps: Sequence[Step],
     sizes: Mapping[str, Size],
     *,
-    epochs: Sequence[int] = (),
     title: str = "",
     held: Held = ALL_KEPT,
 ) -> Figure:
@@ -45,9 +46,8 @@ def draw_plan(
 
     Args:
         path: The file to write, if any; its suffix names the format.
-        trained: The groups that each update trains.
+        steps: The optimizer steps to come.
         sizes: Every group's size, in the order of the rows.
-        epochs: The updates, counted from 0, with which the epochs after the first begin.
         title: The title.
         held: Whose optimizer state takes up memory.
 
@@ -59,8 +59,10 @@ def draw_plan(
         ValueError: There is no update, or one trains a group that has no size.
     """
     figure = empty_figure("plan")
-    if not trained:
-        raise ValueError("there is no update to draw: `trained` is empty. Preview at least one.")
+    if not steps:
+        raise ValueError("there is no update to draw: `steps` is empty. Preview at least one.")
+    trained = [step.trained for step in steps]
+    epochs = [number for number, (a, b) in enumerate(pairwise(steps), start=1) if a.epoch != b.epoch]
     timeline = over_time(trained, sizes, held)
     counts, shares, edges = _shares(trained, sizes)
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))

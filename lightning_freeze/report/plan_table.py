@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,37 +18,80 @@ from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, over_time
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.table import counted, folded, human_bytes, new_table, print_line, print_whole, share, span
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _STRIP = 40
 _SHADES = " ░▒▓█"
 _MOST_SETS = 24
 
 
-def print_plan(
-    console: Console, steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0, held: Held = ALL_KEPT
-) -> None:
-    """Print what a run will do: by group, and by the sets of groups that train in turn.
+@dataclass(frozen=True, repr=False)
+class Forecast:
+    """What a run will do; printed, it is its tables.
 
     Args:
-        console: Where to.
-        steps: The optimizer steps to come.
-        sizes: Group to its size.
-        first: The updates that the run had before.
+        steps: Its optimizer steps in order, without those in which everything is frozen.
+        sizes: Group to what it takes of memory.
+        first: The updates before them.
         held: Whose optimizer state takes up memory.
+        notes: What is assumed, and what the user may not have meant.
+        title: The name of the model's class.
     """
-    print_whole(console, plan_table(steps, sizes, first))
-    if not steps:
-        return
-    print_whole(console, phases_table(steps, sizes, first, held))
-    timeline = over_time([step.trained for step in steps], sizes, held)
-    total = sum(size.elements for size in sizes.values())
-    mean = sum(timeline.elements) / len(steps)
-    most, last = human_bytes(max(timeline.state)), human_bytes(timeline.state[-1])
-    print_line(
-        console,
-        f"{counted(len(steps), 'update')}; {mean / total if total else 0:.1%} of the elements train on average; gradients of "
-        f"what trains need up to {human_bytes(max(timeline.gradient))}, optimizer state "
-        f"{f'up to {most}' if held.leaves else f'{last} at the end'}.",
-    )
+
+    steps: Sequence[Step]
+    sizes: Mapping[str, Size]
+    first: int = 0
+    held: Held = ALL_KEPT
+    notes: Sequence[str] = ()
+    title: str = ""
+
+    @property
+    def trained(self) -> list[frozenset[str]]:
+        """The groups updated by each step."""
+        return [step.trained for step in self.steps]
+
+    def draw(self, path: Path | str | None = None) -> Figure:
+        """Draw it; a path's suffix names the format. Needs matplotlib, the extra ``plot``."""
+        from lightning_freeze.report.plan_picture import draw_plan
+
+        return draw_plan(Path(path) if path else None, self.steps, self.sizes, title=self.title, held=self.held)
+
+    def print_to(self, console: Console) -> None:
+        """Print the tables and the notes, no line cut."""
+        for part in self.__rich__().renderables:
+            print_whole(console, part) if isinstance(part, Table) else print_line(console, str(part))
+
+    def __rich__(self) -> Group:
+        tables = [plan_table(self.steps, self.sizes, self.first)]
+        if self.steps:
+            tables.append(phases_table(self.steps, self.sizes, self.first, self.held))
+        return Group(*tables, *self._said(), *(f"- {note}" for note in self.notes))
+
+    def _said(self) -> Iterator[str]:
+        if not self.steps:
+            return
+        timeline = over_time(self.trained, self.sizes, self.held)
+        mean = sum(timeline.elements) / len(self.steps)
+        most, last = human_bytes(max(timeline.state)), human_bytes(timeline.state[-1])
+        yield (
+            f"{counted(len(self.steps), 'update')}; {share(mean, sum(size.elements for size in self.sizes.values()), 1)} of "
+            "the elements train on average; gradients of what trains need up to "
+            f"{human_bytes(max(timeline.gradient))}, optimizer state "
+            f"{f'up to {most}' if self.held.leaves else f'{last} at the end'}."
+        )
+
+    def __repr__(self) -> str:
+        number, groups = counted(len(self.steps), "update"), counted(len(self.sizes), "group")
+        return f"<Forecast of {self.title or 'a run'}: {number} of {groups}>"
+
+    def __str__(self) -> str:
+        self.print_to(Console(file=(out := StringIO()), color_system=None))
+        return out.getvalue()
+
+    def _repr_html_(self) -> str:
+        self.print_to(console := Console(file=StringIO(), record=True))
+        return console.export_html(inline_styles=True, code_format="<pre style='line-height: 1.15'>{code}</pre>")
 
 
 def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0) -> Table:

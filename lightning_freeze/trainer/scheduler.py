@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -145,6 +146,13 @@ class FreezeScheduler(_Audited):
             lightning_freeze.SelectionError: There is no such group.
         """
         return self._controller is not None and self._controller.may_train(group)
+
+    def copy_for(self, trainer: seam.Trainer, other: seam.Trainer) -> FreezeScheduler:
+        """A copy that goes on under another Trainer as this callback would under its own."""
+        copied = copy.deepcopy(self)
+        if self._fitted_by is not None and self._fitted_by() is trainer:
+            copied._controller, copied._fitted_by = self._controller, weakref.ref(other)
+        return copied
 
     def setup(self, trainer: seam.Trainer, pl_module: seam.LightningModule, stage: str) -> None:
         self._undo()  # what an interrupted fit left

@@ -6,9 +6,11 @@ class of its deprecation warnings. So this file imports neither: it uses what th
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
@@ -24,13 +26,30 @@ from lightning_freeze.holds.patch import Patch
 from lightning_freeze.holds.run_context import RunContext
 
 __all__ = ["Callback", "DummyLogger", "LightningArgumentParser", "LightningCLI", "LightningDataModule"]
-__all__ += ["LightningModule", "MisconfigurationException", "Trainer", "rank_zero_info", "rank_zero_warn"]
+__all__ += [
+    "LightningModule",
+    "MisconfigurationException",
+    "Trainer",
+    "isolate_rng",
+    "rank_zero_info",
+    "rank_zero_warn",
+]
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
+LOGGERS = [logging.getLogger(name) for name in PACKAGES]
 _MODULES = dict.fromkeys(("LightningModule", "LightningDataModule", "Trainer"), "")
 _MODULES |= {"LightningCLI": ".cli", "LightningArgumentParser": ".cli", "DummyLogger": ".loggers.logger"}
-_MODULES |= {"MisconfigurationException": ".utilities.exceptions"}
+_MODULES |= {"MisconfigurationException": ".utilities.exceptions", "isolate_rng": ".utilities.seed"}
 _PREFIXES = tuple(f"{package}." for package in PACKAGES)
+# The CPU has none of these precisions; what takes their place has the same bytes.
+_PRECISIONS = {
+    **dict.fromkeys(("16-true", "transformer-engine", "transformer-engine-float16"), "bf16-true"),
+    **dict.fromkeys(("16", "16-mixed"), "32-true"),
+}
+_ONE_CPU = {
+    **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
+    **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},
+}
 CLIPPING = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
 
 if TYPE_CHECKING:
@@ -38,6 +57,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
     from pytorch_lightning.loggers.logger import DummyLogger
+    from pytorch_lightning.utilities.seed import isolate_rng
 
 
 class _NoCallback:
@@ -97,6 +117,27 @@ for _name in _CallbackFinder.modules:
     if _name in sys.modules:
         _CallbackFinder.add_base(sys.modules[_name])
 sys.meta_path.insert(0, _CallbackFinder)
+
+
+def one_cpu(precision: Any) -> dict[str, Any]:
+    """The arguments of a Trainer in one process on the CPU, in place of those of a run in some precision."""
+    return {**_ONE_CPU, "precision": _PRECISIONS.get(str(precision), precision)}
+
+
+@contextmanager
+def log_levels_restored(loggers: Sequence[logging.Logger] = LOGGERS) -> Iterator[None]:
+    """Restore the levels of some loggers; by default Lightning's."""
+    levels = [logger.level for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def trainer_class(trainer: Trainer) -> type[Trainer]:
+    """Lightning's own class of a Trainer, of its package."""
+    return next(c for c in type(trainer).__mro__ if c.__name__ == "Trainer" and c.__module__.startswith(_PREFIXES))
 
 
 def log_directory(trainer: Trainer) -> Path:

@@ -190,7 +190,7 @@ def test_values_of_an_earlier_run_end_phases(capsys: pytest.CaptureFixture[str])
     assert "No values of" not in printed
     printed = plan(*common, capsys=capsys)
     assert updates(printed) == {"lower": 0, "upper": 0, "head": 80}
-    assert "- No values of 'val_loss' are given (--metrics)" in printed
+    assert "- No values of 'val_loss' are given (`metrics`)" in printed
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -291,10 +291,19 @@ def test_sets_that_change_by_batch_are_said_so(capsys: pytest.CaptureFixture[str
     )
 
 
+def test_a_config_of_a_command_line_that_fixes_its_class_says_what_to_do(refused: Any) -> None:
+    """What a stock LightningCLI(TwoLayerNet, DigitsData) prints: the arguments alone."""
+    config = changed("alternating", ("class_path: lightning_freeze.demos.TwoLayerNet", "features: 64"))
+    said = refused("plan", "--config", config)
+    assert "line 16, model: names no class. Write `class_path: package.module.Class`" in said
+    assert "preview_run(cli.trainer, cli.model, cli.datamodule), in Python." in said
+
+
 def test_a_run_without_an_end_says_how_to_ask(refused: Any) -> None:
     said = refused("plan", "--config", ALTERNATING, "--trainer.max_epochs=-1")
     assert said.rstrip().endswith(
-        "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N."
+        "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N (in Python updates=N or "
+        "epochs=N)."
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lightning_freeze.plan.costs import Size
 from lightning_freeze.plan.preview import Step
-from lightning_freeze.report.plan_table import phases_table, plan_table, print_plan
+from lightning_freeze.report.plan_table import Forecast, phases_table, plan_table
 from lightning_freeze.report.table import NONE
 
 
@@ -28,7 +28,7 @@ def sizes(*groups: str) -> dict[str, Size]:
 
 def printed(planned: Sequence[Step], of: Mapping[str, Size], first: int = 0, width: int = 20) -> str:
     out = StringIO()
-    print_plan(Console(file=out, width=width, color_system=None), planned, of, first)
+    Forecast(planned, of, first).print_to(Console(file=out, width=width, color_system=None))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightning_freeze.cli.metrics_file import read_metrics
 from lightning_freeze.errors import ScheduleError
+from lightning_freeze.trainer.metrics_file import read_metrics
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from lightning_freeze.controller import FreezeController
@@ -15,6 +17,7 @@ from lightning_freeze.holds.optimizer_state import SHORTEST
 from lightning_freeze.plan.costs import Held, Size
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.plan.schedule import Position
+from lightning_freeze.report.plan_table import Forecast
 from lightning_freeze.report.table import folded, human_bytes
 from lightning_freeze.trainer.scheduler import FreezeScheduler
 from lightning_freeze.trainer.seam import Callback, DummyLogger, LightningModule, Trainer
@@ -25,35 +28,6 @@ _WATCHED = 100  # batches in which some optimizer must step for its order to be 
 
 class _Seen(Exception):  # noqa: N818 - no error: the fit ends because nothing more is wanted of it
     """Enough was seen of a fit."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a run will do.
-
-    Args:
-        steps: Its optimizer steps in order, without those in which everything is frozen.
-        sizes: Group to what it takes of memory.
-        first: The updates before them.
-        held: Whose optimizer state takes up memory.
-        notes: What is assumed, and what the user may not have meant.
-    """
-
-    steps: Sequence[Step]
-    sizes: Mapping[str, Size]
-    first: int
-    held: Held
-    notes: Sequence[str]
-
-    @property
-    def trained(self) -> list[frozenset[str]]:
-        """The groups updated by each step."""
-        return [step.trained for step in self.steps]
-
-    @property
-    def epochs(self) -> list[int]:
-        """The steps at which epochs after the first begin."""
-        return [i for i, step in enumerate(self.steps) if i and step.epoch != self.steps[i - 1].epoch]
 
 
 @dataclass(frozen=True)
@@ -75,19 +49,24 @@ class Horizon:
     metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
-def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None = None) -> Forecast:
+def forecast(
+    trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None = None, beside: Sequence[object] = ()
+) -> Forecast:
     """What a run will do from where it would begin, or go on; its Trainer is of no other use afterwards.
+
+    The run has callbacks ``beside`` those of this Trainer.
 
     Raises:
         ScheduleError: There is no scheduler, or no end to what is to be foreseen.
     """
-    look = _Look(horizon or Horizon())
+    look = _Look(horizon or Horizon(), beside)
     trainer.callbacks.insert(0, look)  # type: ignore[attr-defined]
     trainer.loggers = [DummyLogger()]
+    trainer.num_sanity_val_steps = 0
     with suppress(_Seen), warnings.catch_warnings():
-        # Lightning's advice on where checkpoints go is of no use to a fit that saves none.
-        for said in ("Checkpoint directory .* exists", "The dirpath has changed"):
-            warnings.filterwarnings("ignore", message=said)
+        # Lightning's advice on checkpoints is of no use to a fit that saves none.
+        advice = "Checkpoint directory .* exists|The dirpath has changed|Be aware that when using `ckpt_path`"
+        warnings.filterwarnings("ignore", message=advice)
         fit()
     if look.seen is None:
         raise ScheduleError(
@@ -97,14 +76,43 @@ def forecast(trainer: Trainer, fit: Callable[[], None], horizon: Horizon | None 
     return look.seen
 
 
+class _Unread:
+    """A loader of which only the length is asked; the data is left alone."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return repeat(None)
+
+    def load_state_dict(self, state: Any) -> None:
+        """A resumed fit would move a loader to where it was."""
+
+
+def _copied(loader: Any) -> Any:
+    """A loader with samplers and generators of its own, over the same data; the loader itself where it has no copy."""
+    try:
+        return deepcopy(loader, {id(loader.dataset): loader.dataset})
+    except Exception:
+        return loader
+
+
 class _Look(Callback):
     """Looks at a fit when everything is set up and restored, and ends it.
 
-    In manual optimization, batches are run until an optimizer has stepped, to see in which order they do.
+    In manual optimization, batches are run until an optimizer has stepped, to see in which order they do. Otherwise no
+    batch is read.
     """
 
-    def __init__(self, horizon: Horizon) -> None:
+    def __init__(self, horizon: Horizon, beside: Sequence[object]) -> None:
         self._horizon = horizon
+        self._beside = beside
         self._scheduler: FreezeScheduler | None = None
         self._start: Position | None = None
         self._epoch = self._done = self._steps = 0
@@ -119,24 +127,35 @@ class _Look(Callback):
         if not schedulers:
             raise ScheduleError(
                 "the Trainer has no freeze scheduler (callbacks: "
-                f"{', '.join(type(c).__name__ for c in callbacks if c is not self) or 'none'}), so there is nothing to "
-                "plan. Add lightning_freeze.FreezeScheduler under `trainer.callbacks`."
+                f"{', '.join(type(c).__name__ for c in (*callbacks, *self._beside) if c is not self) or 'none'}), so there is "
+                "nothing to plan. Add lightning_freeze.FreezeScheduler under `trainer.callbacks`."
             )
         self._scheduler = schedulers[0]
         for scheduler in schedulers:
             scheduler.dry_run()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The optimizers are made: a horizon takes the place of the run's own end."""
+        """A horizon takes the place of the run's own end, and where no batch is run, none is read."""
+        own: Any = trainer
+        ask = own.fit_loop._data_source.dataloader
+        # Lightning replaces the loaders within a CombinedLoader, which may be the user's.
+        own.fit_loop._data_source.dataloader = lambda: copy(found) if hasattr(found := ask(), "flattened") else found
+        own.strategy.process_dataloader = _Unread if pl_module.automatic_optimization else _copied
+        if pl_module.automatic_optimization:  # it is asked right before a batch goes to the model
+            epoch_loop = own.fit_loop.epoch_loop
+            own.precision_plugin.convert_input = lambda batch: self._begin(own, pl_module, epoch_loop.batch_idx + 1)
         if self._horizon.epochs is not None or self._horizon.updates is not None:
             trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The first batch of a model in manual optimization, or of one that asks its loader for batches itself."""
+        if self._start is None:
+            self._begin(trainer, pl_module, batch_idx)
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, done: int) -> None:
         """Everything is there, and Lightning knows where a resumed run goes on."""
-        if self._start is not None:
-            return
         self._start = self._controller.preview.position()
-        self._epoch, self._done, self._steps = trainer.current_epoch, batch_idx, trainer.global_step
+        self._epoch, self._done, self._steps = trainer.current_epoch, done, trainer.global_step
         if pl_module.automatic_optimization:
             self._order = [0]
             self._foresee(trainer, pl_module)
@@ -176,7 +195,10 @@ class _Look(Callback):
         )
         if controller.schedule.describe()["init_args"].get("change") == "batch":
             self._notes.append("What trains changes only between batches (`change: batch`).")
-        self._notes += [*_on_callbacks(callbacks), *_on_metrics(controller.metrics.keys, horizon.metrics)]
+        self._notes += [
+            *_on_callbacks((*callbacks, *self._beside)),
+            *_on_metrics(controller.metrics.keys, horizon.metrics),
+        ]
         self._notes += [f"Not in the plan: {group}, by {by}." for group, by in controller.groups.reasons.items()]
         steps = self._until_the_end(coming, trainer)
         sizes, unknown = controller.preview.sizes()
@@ -191,7 +213,7 @@ class _Look(Callback):
             self._notes.append(f"The size of the state of {', '.join(unknown)} is not known; it is not counted.")
         before = frozenset(group for group, count in start.updates.items() if count and group in sizes)
         held = Held(before, shrinks, SHORTEST if mode == "offload" else 0)
-        self.seen = Forecast(steps, sizes, start.total, held, self._notes)
+        self.seen = Forecast(steps, sizes, start.total, held, self._notes, type(module).__name__)
         # The other callbacks are not to see an exception that is not an error.
         trainer.callbacks = [c for c in callbacks if c in (self, self._scheduler)]  # type: ignore[attr-defined]
         raise _Seen
@@ -204,7 +226,7 @@ class _Look(Callback):
         if found == math.inf:
             raise ScheduleError(
                 "the training data has no length (an IterableDataset), so it cannot be known where epochs end. Say how many "
-                "batches an epoch has: --batches N."
+                "batches an epoch has: --batches N (in Python batches=N)."
             )
         if world is None:
             self._notes.append("How many processes will share the data is not known here; it is counted for one.")
@@ -220,7 +242,8 @@ class _Look(Callback):
             epochs, all_steps = _limit(trainer.max_epochs) - self._epoch, _limit(trainer.max_steps) - self._steps
             if epochs == all_steps == math.inf:
                 raise ScheduleError(
-                    "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N."
+                    "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N (in Python "
+                    "updates=N or epochs=N)."
                 )
         steps: list[Step] = []
         batch = -1
@@ -279,7 +302,7 @@ def _on_metrics(awaited: Iterable[str], given: Mapping[int, Mapping[str, float]]
     known = {name for logged in given.values() for name in logged}
     if missing := sorted(set(awaited) - known):
         names = ", ".join(map(repr, missing))
-        said = f"The metrics given have no {names}" if known else f"No values of {names} are given (--metrics)"
+        said = f"The metrics given have no {names}" if known else f"No values of {names} are given (`metrics`)"
         hint = "".join(f" (did you mean {close!r}?)" for close in nearest(missing[0], sorted(known), 1))
         yield f"{said}{hint}, so a phase that waits for them is taken to last its max_epochs, or to the end."
 

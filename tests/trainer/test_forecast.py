@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases, ScheduleError, SelectionError, Until
-from lightning_freeze.cli.forecast import Forecast, Horizon, forecast
-from lightning_freeze.cli.metrics_file import read_metrics
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.plan.costs import Held, Size
+from lightning_freeze.report.plan_table import Forecast
 from lightning_freeze.report.records import read_records
 from lightning_freeze.report.steps import steps_of
+from lightning_freeze.trainer.forecast import Horizon, forecast
+from lightning_freeze.trainer.metrics_file import read_metrics
 from tests.conftest import Net, batches, make_trainer
 from tests.recipes import GAN, data, model_of, scheduler_of
 
@@ -116,7 +117,7 @@ def test_from_a_checkpoint_it_goes_on_to_the_same_end(tmp_path: Path) -> None:
         found = foresee(tmp_path / "plan", checkpoint=path, max_epochs=-1, max_steps=11)
     assert (found.first, len(found.steps)) == (5, 6)
     assert ["layer1" in groups for groups in found.trained] == [n % 3 == 0 for n in range(5, 11)]
-    assert found.epochs == [2]
+    assert [step.epoch for step in found.steps] == [0, 0, *[1] * 4]
     with pytest.warns(UserWarning, match="checkpoint that ended before the epoch ended"):
         assert len(foresee(tmp_path / "plan", Horizon(epochs=2), checkpoint=path).steps) == 2 + BATCHES
 
@@ -187,7 +188,9 @@ def test_how_far_it_looks(horizon: Horizon, options: dict[str, Any], expected: l
 def test_a_run_without_an_end_needs_a_limit(tmp_path: Path) -> None:
     with pytest.raises(ScheduleError) as caught:
         foresee(tmp_path, max_epochs=-1)
-    assert str(caught.value) == ("the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N.")
+    assert str(caught.value) == (
+        "the run has no end (max_epochs: -1). Say how far to look: --updates N or --epochs N (in Python updates=N or epochs=N)."
+    )
 
 
 class Endless(IterableDataset[Any]):
@@ -199,7 +202,9 @@ class Endless(IterableDataset[Any]):
 def test_data_without_a_length_needs_one(tmp_path: Path) -> None:
     loader: Any = DataLoader(Endless(), batch_size=2)
     for horizon in (None, Horizon(updates=3)):
-        with pytest.raises(ScheduleError, match=r"has no length \(an IterableDataset\).*: --batches N\."):
+        with pytest.raises(
+            ScheduleError, match=r"has no length \(an IterableDataset\).*: --batches N \(in Python batches=N\)\."
+        ):
             foresee(tmp_path, horizon, loader=loader)
     assert in_epochs(foresee(tmp_path, Horizon(batches=5), loader=loader, max_epochs=2)) == [5, 5]
     assert in_epochs(foresee(tmp_path, loader=loader, max_epochs=2, limit_train_batches=3)) == [3, 3]
@@ -302,7 +307,7 @@ def test_what_the_user_moves_is_not_in_the_plan(tmp_path: Path) -> None:
 
 
 def test_a_plan_without_end_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_freeze.cli.forecast._MOST", 5)
+    monkeypatch.setattr("lightning_freeze.trainer.forecast._MOST", 5)
     found = foresee(tmp_path, Horizon(updates=100), loader=batches(4))
     assert len(found.steps) == 5
     assert "The plan is cut after 5 optimizer steps." in found.notes
@@ -611,13 +616,13 @@ def test_without_values_a_phase_lasts_its_max_epochs_or_for_good(tmp_path: Path)
         )
         assert [sorted(groups) for groups in found.trained] == [*[["layer1"]] * 6, *[["layer2"]] * 6]
         (note,) = [note for note in found.notes if "waits for them" in note]
-        said = f"The metrics given have no {missing}" if metrics else f"No values of {missing} are given (--metrics)"
+        said = f"The metrics given have no {missing}" if metrics else f"No values of {missing} are given (`metrics`)"
         assert note.startswith(f"{said}, so a phase that waits for them")
 
 
 def test_the_epochs_of_a_forecast_are_marked(tmp_path: Path) -> None:
     found = foresee(tmp_path, max_epochs=3)
-    assert found.epochs == [7, 14]
+    assert [step.epoch for step in found.steps] == [*[0] * 7, *[1] * 7, *[2] * 7]
     assert found.trained == [step.trained for step in found.steps]
 
 
