@@ -27,6 +27,9 @@ _GRADIENT, _STATE = "#e69f00", "#9aa5b1"
 # Inches.
 _WIDTH, _PANEL, _GAP, _HEAT = 6.4, 0.95, 0.5, 9.6
 _LABEL = 0.155  # the least distance of two rows' labels
+_RIBBON, _LETTER = 0.16, 0.055  # the height of the phases, the width of a letter in it
+
+_MOST_PHASES = 40  # more of them in a ribbon would only flicker
 
 _SHARE, _UPDATES = 43, 100  # points from the axes to where the two columns of numbers end
 
@@ -41,8 +44,9 @@ def draw_plan(
 ) -> Figure:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 
-    A row is a group, a column an update, a filled cell trains. More than 2,000 updates are drawn in bins of equal
-    length: the darker a cell, the larger the share of its updates that train the group; of memory, the most in a bin.
+    A row is a group, a column an update, a filled cell trains, as high as its learning-rate factor; the phases stand above.
+    More than 2,000 updates are drawn in bins of equal length: the darker a cell, the larger the share of its updates that
+    train the group; of memory, the most in a bin.
 
     Args:
         path: The file to write, if any; its suffix names the format.
@@ -66,7 +70,9 @@ def draw_plan(
     timeline = over_time(trained, sizes, held)
     counts, shares, edges = _shares(trained, sizes)
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))
-    heights = [row * len(sizes), _PANEL, _PANEL]
+    phases = _phases([step.place for step in steps])
+    above = _RIBBON / row if phases else 0.0  # in rows
+    heights = [row * (len(sizes) + above), _PANEL, _PANEL]
     figure.set_size_inches(_WIDTH, sum(heights) + 2 * _GAP)
     figure.subplots_adjust(0, 0, 1, 1, hspace=3 * _GAP / sum(heights))  # axes fill it; `finish` adds what lies around
     panels = figure.subplots(3, sharex=True, height_ratios=heights)
@@ -74,6 +80,9 @@ def draw_plan(
     for panel in panels:
         _bare(panel)
     _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
+    scale = _draw_factors(panels[0], list(sizes), steps, edges)
+    _draw_phases(panels[0], phases, above, len(steps))
+    _draw_key(panels[0], bool(((shares > 0) & (shares < 1)).any()), scale)
     _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), edges)
     _draw_memory(panels[2], timeline, edges)
     _draw_epochs(panels, epochs, len(trained))
@@ -122,6 +131,75 @@ def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array
             axes.annotate(text, (1, index + 0.5), (x, 0), color=INK if count else _QUIET, **right_of, **style)
     for x, name in ((_SHARE, "share"), (_UPDATES, "updates")):
         axes.annotate(name, (1, 0), (x, 4), color=_QUIET, fontsize=7.5, va="bottom", **right_of)
+
+
+def _draw_factors(axes: Axes, groups: Sequence[str], steps: Sequence[Step], edges: Array) -> list[float]:
+    """Cover the rows down to their learning-rate factors, the largest full; returns factors that show the scale."""
+    import numpy as np
+
+    codes: dict[Any, int] = {}
+    each = ((step.trained, tuple(step.lr_factors.items())) for step in steps)
+    coded = np.fromiter((codes.setdefault(code, len(codes)) for code in each), dtype=np.intp, count=len(steps))
+    known = [(trained, dict(factors)) for trained, factors in codes]
+    changed = [group for group in groups if any(group in trained and group in lr for trained, lr in known)]
+    top = max([1.0, *(lr[group] for trained, lr in known for group in lr if group in trained)])
+    for index, group in enumerate(groups):
+        if group not in changed and top == 1:
+            continue
+        values = np.array([lr.get(group, 1.0) if group in trained else 0.0 for trained, lr in known])[coded]
+        updates = np.add.reduceat(values > 0, edges[:-1], dtype=np.int64)
+        mean = np.add.reduceat(values, edges[:-1]) / np.maximum(updates, 1)
+        high = np.where(updates > 0, _height(mean / top), 1.0)
+        axes.stairs(index + 1 - high, edges, baseline=index, fill=True, color=NEVER, linewidth=0)
+    return [top, top / 10, top / 100] if changed else []
+
+
+def _height(factor: Any) -> Any:
+    """Of a row, so that a hundredth is still seen."""
+    return factor ** (1 / 3)
+
+
+def _phases(places: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Each phase that a run is in with its first update and its end; those above them where they are too many."""
+    for level in (places, [place.partition(".")[0] for place in places]):
+        begins = [i for i, place in enumerate(level) if i == 0 or place != level[i - 1]]
+        if 1 < len(begins) <= _MOST_PHASES:
+            return [(level[a], a, b) for a, b in pairwise([*begins, len(level)])]
+    return []
+
+
+def _draw_phases(axes: Axes, phases: Sequence[tuple[str, int, int]], above: float, total: int) -> None:
+    """A ribbon of phases above the rows, named where there is room."""
+    for number, (place, begin, end) in enumerate(phases):
+        shade = ("#dde2e6", "#c5cdd3")[number % 2]
+        axes.fill_between([begin, end], -above, -0.2 * above, color=shade, linewidth=0)
+        room = _WIDTH * (end - begin) / total / _LETTER
+        names = (place, place.replace("phases", ""), place.rpartition("phases")[2])
+        if name := next((name for name in names if len(name) <= room), ""):
+            style: dict[str, Any] = {"fontsize": 6.5, "color": INK, "ha": "center", "va": "center_baseline"}
+            style["bbox"] = {"color": shade, "pad": 0.6}  # over the lines of epochs
+            axes.text((begin + end) / 2, -0.6 * above, name, **style)
+    axes.set_ylim(axes.get_ylim()[0], -above)
+
+
+def _draw_key(axes: Axes, partly: bool, scale: Sequence[float]) -> None:
+    """What the cells mean, in a line below the rows."""
+    from matplotlib.offsetbox import AnnotationBbox, DrawingArea, HPacker, TextArea
+    from matplotlib.patches import Rectangle
+
+    cells = [("trains", _TRAINED, 1.0), ("in part of the updates", _FAINT, 1.0), ("frozen", NEVER, 1.0)]
+    cells = [cell for cell in cells if partly or cell[1] != _FAINT]
+    cells += [(f"×{factor:g}", _TRAINED, float(_height(factor / scale[0]))) for factor in scale]
+    parts: list[Any] = []
+    for name, color, height in cells:
+        if name.startswith("×1") and height == 1.0:
+            parts.append(TextArea("  height: learning rate", textprops={"fontsize": 7.5, "color": _QUIET}))
+        area = DrawingArea(9, 7)
+        area.add_artist(Rectangle((0, 0), 9, 7 * height, color=color, linewidth=0))
+        parts += [area, TextArea(name, textprops={"fontsize": 7.5, "color": _QUIET})]
+    key = HPacker(children=parts, align="bottom", pad=0, sep=4)
+    place: dict[str, Any] = {"xycoords": "axes fraction", "boxcoords": "offset points", "box_alignment": (0, 1)}
+    axes.add_artist(AnnotationBbox(key, (0, 0), xybox=(0, -5), frameon=False, pad=0, **place))
 
 
 def _labelled(groups: Sequence[str], row: float) -> list[int]:

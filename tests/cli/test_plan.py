@@ -295,7 +295,7 @@ def test_a_config_of_a_command_line_that_fixes_its_class_says_what_to_do(refused
     """What a stock LightningCLI(TwoLayerNet, DigitsData) prints: the arguments alone."""
     config = changed("alternating", ("class_path: lightning_freeze.demos.TwoLayerNet", "features: 64"))
     said = refused("plan", "--config", config)
-    assert "line 16, model: names no class. Write `class_path: package.module.Class`" in said
+    assert "line 17, model: names no class. Write `class_path: package.module.Class`" in said
     assert "preview_run(cli.trainer, cli.model, cli.datamodule), in Python." in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -16,12 +17,29 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from lightning_freeze.plan.costs import Held, Size, Timeline, over_time
+from lightning_freeze.plan.preview import Step
 from lightning_freeze.report import plan_picture as pictures
-from lightning_freeze.report.plan_picture import draw_plan
 from lightning_freeze.report.table import human_bytes
 
 SIZES = {"head": Size(10, 40, 84), "body": Size(1000, 2000, 8000), "rest": Size(100, 400, 0)}
 HEAD, BODY, ALL = frozenset({"head"}), frozenset({"body", "rest"}), frozenset(SIZES)
+
+
+def draw_plan(
+    path: Path | None,
+    trained: Sequence[frozenset[str]],
+    sizes: Any,
+    epochs: Sequence[int] = (),
+    lr: Sequence[dict[str, float]] = (),
+    places: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """The picture of updates that train these groups, in epochs that begin there."""
+    steps = [
+        Step(bisect(epochs, u), u, 0, groups, lr[u] if lr else {}, False, places[u] if places else "")
+        for u, groups in enumerate(trained)
+    ]
+    return pictures.draw_plan(path, steps, sizes, **options)
 
 
 def matrix(trained: Sequence[frozenset[str]], groups: Sequence[str]) -> Any:
@@ -88,7 +106,7 @@ def test_a_group_without_a_size(call: Any) -> None:
 
 
 def test_no_update_is_no_picture() -> None:
-    with pytest.raises(ValueError, match="there is no update to draw: `trained` is empty"):
+    with pytest.raises(ValueError, match="there is no update to draw: `steps` is empty"):
         draw_plan(None, [], SIZES)
 
 
@@ -136,6 +154,78 @@ def test_labels_shares_and_counts_stand_beside_their_rows() -> None:
     assert [(t.get_text(), t.get_position()[1]) for t in names(figure)] == [("head", 0.5), ("body", 1.5), ("rest", 2.5)]
     assert texts(figure.axes[1])[1] == "at most 1.1 K of 1.11 K (99 %)"
     assert texts(figure.axes[2])[1] == f"at most {human_bytes(8084 + 2400)}"
+
+
+def covers(figure: Any) -> list[list[float]]:
+    """How high the rows are, from those that are covered in part: update by update, from above."""
+    return [[*(1 - (shape.get_data().values - shape.get_data().baseline))] for shape in figure.axes[0].patches]
+
+
+def test_a_row_is_as_high_as_its_learning_rate() -> None:
+    trained = [HEAD, HEAD, ALL, ALL, BODY]
+    ramp = [{}, {}, {"body": 0.001}, {"body": 0.125}, {"body": 1.0}]
+    (body,) = covers(draw_plan(None, trained, SIZES, lr=ramp))
+    assert body == pytest.approx([1, 1, 0.1, 0.5, 1])
+    assert covers(draw_plan(None, trained, SIZES)) == []
+
+
+def test_a_factor_above_one_is_the_full_height() -> None:
+    head, body, rest = covers(draw_plan(None, [HEAD, ALL], SIZES, lr=[{"head": 8.0}, {"head": 8.0}]))
+    assert head == [1, 1]
+    assert body == rest == pytest.approx([1, 0.5])
+    assert "×8" in key(draw_plan(None, [HEAD, ALL], SIZES, lr=[{"head": 8.0}, {}]))
+
+
+def test_a_bin_is_as_high_as_the_mean_of_what_it_trains() -> None:
+    trained = [HEAD if u % 2 else BODY for u in range(4000)]
+    (head,) = covers(draw_plan(None, trained, SIZES, lr=[{"head": 0.125}] * 4000))
+    assert head == pytest.approx([0.5] * 2000)
+
+
+def key(figure: Any) -> list[str]:
+    """The words of the key below the rows."""
+    (box,) = [each for each in figure.axes[0].artists if hasattr(each, "offsetbox")]
+    return [part.get_text() for part in box.offsetbox.get_children() if hasattr(part, "get_text")]
+
+
+def test_the_key_names_what_is_there() -> None:
+    assert key(draw_plan(None, [HEAD, BODY], SIZES)) == ["trains", "frozen"]
+    binned = draw_plan(None, [HEAD if u % 3 else BODY for u in range(3000)], SIZES)
+    assert key(binned) == ["trains", "in part of the updates", "frozen"]
+    rated = draw_plan(None, [HEAD, BODY], SIZES, lr=[{}, {"body": 0.5}])
+    assert key(rated) == ["trains", "frozen", "  height: learning rate", "×1", "×0.1", "×0.01"]
+
+
+def ribbon(figure: Any) -> list[tuple[float, float]]:
+    """Where phases begin and end."""
+    found = [shape.get_paths()[0].get_extents() for shape in figure.axes[0].collections if hasattr(shape, "get_paths")]
+    return [(box.x0, box.x1) for box in found if box.y1 < 0]
+
+
+def test_phases_stand_above_the_rows_by_name_where_there_is_room() -> None:
+    places = [*["phases[0]"] * 40, *["phases[1].phases[0]"] * 3, *["phases[1].phases[1]"] * 57]
+    figure = draw_plan(None, [HEAD] * 100, SIZES, places=places)
+    assert ribbon(figure) == [(0, 40), (40, 43), (43, 100)]
+    assert [text for text in texts(figure.axes[0]) if "[" in text] == ["phases[0]", "[0]", "phases[1].phases[1]"]
+    assert figure.axes[0].get_ylim()[1] < 0
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        (
+            [f"phases[{u // 50}].phases[{u % 2}]" for u in range(100)],
+            [(0, 50), (50, 100)],
+        ),  # as one, where it alternates
+        ([f"phases[{u % 2}]" for u in range(100)], []),
+        (["phases[0]"] * 100, []),
+        ([""] * 100, []),
+    ],
+)
+def test_phases_that_would_flicker_are_drawn_as_one_or_not(places: list[str], expected: Any) -> None:
+    figure = draw_plan(None, [HEAD] * 100, SIZES, places=places)
+    assert ribbon(figure) == expected
+    assert (figure.axes[0].get_ylim()[1] < 0) == bool(expected)
 
 
 def test_a_long_run_is_drawn_in_bins() -> None:
