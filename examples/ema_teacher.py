@@ -1,4 +1,4 @@
-"""A mean teacher: the student trains, the teacher is its slow average, and the audit is told that the teacher may move.
+"""A mean teacher: the student trains, the teacher is its slow average, and the audit lets the teacher move.
 
 The teacher has ``requires_grad=False``, so the audit takes it for frozen. Your own code moves it, which is written down as
 ``groups: {teacher: {select: teacher, by: user}}``. Without that line the run stops at the first epoch's end: shown first.

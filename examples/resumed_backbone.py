@@ -13,7 +13,6 @@ Run it (it needs the extra ``demo``)::
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from pytorch_lightning.callbacks import BackboneFinetuning
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_freeze import FreezeAudit, FreezeScheduler, Phase, Phases
+from lightning_freeze import FreezeAudit, FreezeScheduler, Phase, Phases, read_report
 from lightning_freeze.demos import DigitsData
 
 
@@ -68,9 +67,7 @@ def run(make: Any, folder: str, until: int, resume: bool = False) -> tuple[dict[
     model = Classifier(all_parameters=any(isinstance(each, FreezeScheduler) for each in callbacks))
     trainer.fit(model, DigitsData(), ckpt_path=str(saved) if resume else None, weights_only=False)
     trainer.save_checkpoint(saved)
-    (record,) = Path(folder).rglob("freeze_audit.jsonl")
-    counts = [line for line in map(json.loads, record.read_text().splitlines()) if line["type"] == "counts"]
-    return watch.moved, counts[-1]["updates"], len(callbacks[-1].findings)
+    return watch.moved, read_report(folder).updates, len(callbacks[-1].findings)
 
 
 def lightnings() -> list[Any]:

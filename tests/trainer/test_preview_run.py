@@ -110,7 +110,7 @@ def after_fits(case: str, root: Path, preview: bool) -> Any:
             planned += preview_run(trainer, model, data).steps
             assert kept(trainer, model, scheduler) == before
         trainer.fit(model, data)
-    recorded = steps_of(read_records(root / "freeze_audit.jsonl"))
+    recorded = steps_of(read_records(*root.rglob("freeze_audit.jsonl")))
     assert not preview or [(step.optimizer, step.trained) for step in planned] == recorded
     files = sorted(path.name for path in root.rglob("*"))
     numbers = torch.rand(3), random.random(), np.random.random()
