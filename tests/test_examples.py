@@ -139,6 +139,16 @@ def test_a_head_says_how_to_run_it(name: str) -> None:
         assert f'"{option}"' in text
 
 
+def test_the_page_of_results_names_every_example_and_its_pictures() -> None:
+    text = (EXAMPLES / "programs.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\(([\w./]+)\)", text))
+    assert {f"{name}.py" for name in RUNS} <= named
+    assert [path for path in named if not (EXAMPLES / path).exists()] == []
+    pictures = {path.name for path in EXAMPLES.glob("*.png")} & {f"{name}.png" for name in RUNS}
+    assert pictures <= named
+    assert all((EXAMPLES / name).stat().st_size < 80_000 for name in pictures)
+
+
 # --- the notebook -------------------------------------------------------------------------------------------------
 
 

@@ -176,7 +176,13 @@ def _draw_phases(axes: Axes, phases: Sequence[tuple[str, int, int]], above: floa
         room = _WIDTH * (end - begin) / total / _LETTER
         names = (place, place.replace("phases", ""), place.rpartition("phases")[2])
         if name := next((name for name in names if len(name) <= room), ""):
-            style: dict[str, Any] = {"fontsize": 6.5, "color": INK, "ha": "center", "va": "center_baseline"}
+            style: dict[str, Any] = {
+                "fontsize": 6.5,
+                "color": INK,
+                "ha": "center",
+                "va": "center_baseline",
+                "zorder": 4,
+            }
             style["bbox"] = {"color": shade, "pad": 0.6}  # over the lines of epochs
             axes.text((begin + end) / 2, -0.6 * above, name, **style)
     axes.set_ylim(axes.get_ylim()[0], -above)
