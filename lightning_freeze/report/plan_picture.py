@@ -68,7 +68,7 @@ def draw_plan(
     trained = [step.trained for step in steps]
     epochs = [number for number, (a, b) in enumerate(pairwise(steps), start=1) if a.epoch != b.epoch]
     timeline = over_time(trained, sizes, held)
-    counts, shares, edges = _shares(trained, sizes)
+    counts, shares, rates, edges = _bins(steps, sizes)
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))
     phases = _phases([step.place for step in steps])
     above = _RIBBON / row if phases else 0.0  # in rows
@@ -80,7 +80,7 @@ def draw_plan(
     for panel in panels:
         _bare(panel)
     _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
-    scale = _draw_factors(panels[0], list(sizes), steps, edges)
+    scale = _draw_factors(panels[0], rates, edges)
     _draw_phases(panels[0], phases, above, len(steps))
     _draw_key(panels[0], bool(((shares > 0) & (shares < 1)).any()), scale)
     _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), edges)
@@ -91,20 +91,25 @@ def draw_plan(
     return finish(figure, path, title, above=19)
 
 
-def _shares(trained: Sequence[frozenset[str]], groups: Iterable[str]) -> tuple[Array, Array, Array]:
-    """Each group's updates; the share of each bin's updates that train it, a row a group; where bins begin and end."""
+def _bins(steps: Sequence[Step], groups: Iterable[str]) -> tuple[Array, Array, Array, Array]:
+    """Each group's updates; a row a group, the share of each bin's updates that train it and its mean learning-rate factor
+    in these; where bins begin and end.
+    """
     import numpy as np
 
     rows = {group: row for row, group in enumerate(groups)}
-    codes: dict[frozenset[str], int] = {}
-    coded = np.fromiter((codes.setdefault(t, len(codes)) for t in trained), dtype=np.intp, count=len(trained))
-    member = np.zeros((len(rows), len(codes)), dtype=bool)
-    for names, code in codes.items():
-        member[[rows[name] for name in names], code] = True
-    length = -(-len(trained) // _COLUMNS)
-    edges = np.append(np.arange(0, len(trained), length), len(trained))
-    sums = np.stack([np.add.reduceat(member[row][coded], edges[:-1], dtype=np.int64) for row in range(len(rows))])
-    return sums.sum(axis=1), sums / np.diff(edges), edges
+    codes: dict[Any, int] = {}
+    each = ((step.trained, tuple(step.lr_factors.items())) for step in steps)
+    coded = np.fromiter((codes.setdefault(code, len(codes)) for code in each), dtype=np.intp, count=len(steps))
+    factors = np.zeros((len(rows), len(codes)))
+    for (names, changed), code in codes.items():
+        factors[[rows[name] for name in names], code] = 1.0
+        for name in names & dict(changed).keys():
+            factors[rows[name], code] = dict(changed)[name]
+    edges = np.append(np.arange(0, len(steps), -(-len(steps) // _COLUMNS)), len(steps))
+    sums = np.stack([np.add.reduceat((line > 0)[coded], edges[:-1], dtype=np.int64) for line in factors])
+    rates = np.stack([np.add.reduceat(line[coded], edges[:-1]) for line in factors])
+    return sums.sum(axis=1), sums / np.diff(edges), rates / np.maximum(sums, 1), edges
 
 
 def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array, edges: Array, row: float) -> None:
@@ -133,25 +138,16 @@ def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array
         axes.annotate(name, (1, 0), (x, 4), color=_QUIET, fontsize=7.5, va="bottom", **right_of)
 
 
-def _draw_factors(axes: Axes, groups: Sequence[str], steps: Sequence[Step], edges: Array) -> list[float]:
+def _draw_factors(axes: Axes, rates: Array, edges: Array) -> list[float]:
     """Cover the rows down to their learning-rate factors, the largest full; returns factors that show the scale."""
     import numpy as np
 
-    codes: dict[Any, int] = {}
-    each = ((step.trained, tuple(step.lr_factors.items())) for step in steps)
-    coded = np.fromiter((codes.setdefault(code, len(codes)) for code in each), dtype=np.intp, count=len(steps))
-    known = [(trained, dict(factors)) for trained, factors in codes]
-    changed = [group for group in groups if any(group in trained and group in lr for trained, lr in known)]
-    top = max([1.0, *(lr[group] for trained, lr in known for group in lr if group in trained)])
-    for index, group in enumerate(groups):
-        if group not in changed and top == 1:
-            continue
-        values = np.array([lr.get(group, 1.0) if group in trained else 0.0 for trained, lr in known])[coded]
-        updates = np.add.reduceat(values > 0, edges[:-1], dtype=np.int64)
-        mean = np.add.reduceat(values, edges[:-1]) / np.maximum(updates, 1)
-        high = np.where(updates > 0, _height(mean / top), 1.0)
-        axes.stairs(index + 1 - high, edges, baseline=index, fill=True, color=NEVER, linewidth=0)
-    return [top, top / 10, top / 100] if changed else []
+    top = max(1.0, float(rates.max()))
+    for index, line in enumerate(rates):
+        if not np.isin(line, (0.0, top)).all():
+            high = np.where(line > 0, _height(line / top), 1.0)
+            axes.stairs(index + 1 - high, edges, baseline=index, fill=True, color=NEVER, linewidth=0)
+    return [top, top / 10, top / 100] if (rates[rates > 0] != 1).any() else []
 
 
 def _height(factor: Any) -> Any:

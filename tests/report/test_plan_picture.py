@@ -170,8 +170,7 @@ def test_a_row_is_as_high_as_its_learning_rate() -> None:
 
 
 def test_a_factor_above_one_is_the_full_height() -> None:
-    head, body, rest = covers(draw_plan(None, [HEAD, ALL], SIZES, lr=[{"head": 8.0}, {"head": 8.0}]))
-    assert head == [1, 1]
+    body, rest = covers(draw_plan(None, [HEAD, ALL], SIZES, lr=[{"head": 8.0}, {"head": 8.0}]))
     assert body == rest == pytest.approx([1, 0.5])
     assert "×8" in key(draw_plan(None, [HEAD, ALL], SIZES, lr=[{"head": 8.0}, {}]))
 
@@ -248,7 +247,7 @@ def test_a_long_run_is_drawn_in_bins() -> None:
 
 @pytest.mark.parametrize(("updates", "columns"), [(1, 1), (2000, 2000), (2001, 1001), (100_000, 2000)])
 def test_never_more_than_two_thousand_columns(updates: int, columns: int) -> None:
-    _, shares, edges = pictures._shares([ALL] * updates, SIZES)
+    _, shares, _, edges = pictures._bins([Step(0, u, 0, ALL) for u in range(updates)], SIZES)
     assert shares.shape == (3, columns)
     assert (shares == 1).all()
     assert (edges[0], edges[-1]) == (0, updates)
@@ -311,7 +310,7 @@ def test_a_hundred_thousand_updates_of_34_groups_take_little(tmp_path: Path) -> 
     began = time.process_time()
     draw_plan(tmp_path / "long.png", trained, {name: Size(100, 400, 800) for name in groups})
     assert time.process_time() - began < 10  # about 1.5 s on a quiet core
-    counts, _, _ = pictures._shares(trained, groups)
+    counts, *_ = pictures._bins([Step(0, u, 0, each) for u, each in enumerate(trained)], groups)
     assert dict(zip(groups, counts, strict=True)) == Counter(name for each in trained for name in each)
 
 
