@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.picture import finish
 from lightning_freeze.report.plan_picture import draw_plan
 from lightning_freeze.report.run_data import RunData
@@ -29,8 +30,8 @@ def draw_run(path: Path | None, report: RunData) -> Figure:
     if not steps:
         raise ValueError(f"{report.path} has no update to draw: the run stopped before its first epoch ended.")
     sizes = report.sizes
-    epochs = [index for index, (a, b) in enumerate(pairwise(steps), start=1) if a.epoch != b.epoch]
-    figure = draw_plan(None, [step.updated & frozenset(sizes) for step in steps], sizes, epochs=epochs)
+    each = (Step(s.epoch, 0, s.optimizer, s.updated & frozenset(sizes), place=s.place) for s in steps)
+    figure = draw_plan(None, list(each), sizes)
     for row, name in enumerate(sizes):
         _outline(figure.axes[0], row, _spans([name in step.planned for step in steps]), _PLANNED)
         _mark(figure.axes[0], row, name, report)
