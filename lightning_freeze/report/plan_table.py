@@ -28,23 +28,14 @@ _MOST_SETS = 24
 
 @dataclass(frozen=True, repr=False)
 class Forecast:
-    """What a run will do; printed, it is its tables.
+    """What a run will do; printed, it is its tables."""
 
-    Args:
-        steps: Its optimizer steps in order, without those in which everything is frozen.
-        sizes: Group to what it takes of memory.
-        first: The updates before them.
-        held: Whose optimizer state takes up memory.
-        notes: What is assumed, and what the user may not have meant.
-        title: The name of the model's class.
-    """
-
-    steps: Sequence[Step]
-    sizes: Mapping[str, Size]
-    first: int = 0
-    held: Held = ALL_KEPT
-    notes: Sequence[str] = ()
-    title: str = ""
+    steps: Sequence[Step]  # in order, without those in which everything is frozen
+    sizes: Mapping[str, Size]  # group to what it takes of memory
+    first: int = 0  # the updates before them
+    held: Held = ALL_KEPT  # whose optimizer state takes up memory
+    notes: Sequence[str] = ()  # what is assumed, and what the user may not have meant
+    title: str = ""  # the name of the model's class
 
     @property
     def trained(self) -> list[frozenset[str]]:

@@ -6,6 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from lightning_freeze.trainer.forecast import Horizon, forecast
 from lightning_freeze.trainer.metrics_file import read_metrics
 from lightning_freeze.trainer.scheduler import FreezeScheduler
 
+_LOOPS = ["fit_loop", "fit_loop.epoch_loop"]  # which count how far a Trainer has come
+_LOOPS += ["fit_loop.epoch_loop.automatic_optimization", "fit_loop.epoch_loop.manual_optimization"]
 _LIMITS = ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches")
 
 
@@ -96,16 +99,11 @@ def _trainer_like(trainer: Any) -> tuple[seam.Trainer, list[Any]]:
             default_root_dir=trainer.default_root_dir,
         )
     own.callbacks += [*copy.deepcopy(scheduled), *(scheduler.copy_for(trainer, own) for scheduler in schedulers)]
-    for mine, theirs in zip(_loops(own), _loops(trainer), strict=True):
+    for path in _LOOPS:
+        mine, theirs = attrgetter(path)(own), attrgetter(path)(trainer)
         counts = {key: value for key, value in vars(theirs).items() if key.endswith(("progress", "_that_stepped"))}
         vars(mine).update(copy.deepcopy(counts))
     return own, [callback for callback in trainer.callbacks if callback not in [*scheduled, *schedulers]]
-
-
-def _loops(trainer: Any) -> tuple[object, ...]:
-    """The loops that count how far a Trainer has come."""
-    epoch = trainer.fit_loop.epoch_loop
-    return trainer.fit_loop, epoch, epoch.automatic_optimization, epoch.manual_optimization
 
 
 def _copied(model: seam.LightningModule) -> seam.LightningModule:
