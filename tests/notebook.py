@@ -48,6 +48,6 @@ def execute(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    done = json.dumps(execute(read()), indent=1, ensure_ascii=False) + "\n"
+    done = json.dumps(execute(read()), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if "--write" in sys.argv:
         NOTEBOOK.write_text(done, encoding="utf-8")

@@ -77,11 +77,11 @@ class Forecast:
         return f"<Forecast of {self.title or 'a run'}: {number} of {groups}>"
 
     def __str__(self) -> str:
-        self.print_to(Console(file=(out := StringIO()), color_system=None))
+        self.print_to(Console(file=(out := StringIO()), color_system=None, force_jupyter=False))
         return out.getvalue()
 
     def _repr_html_(self) -> str:
-        self.print_to(console := Console(file=StringIO(), record=True))
+        self.print_to(console := Console(file=StringIO(), record=True, force_jupyter=False))
         return console.export_html(inline_styles=True, code_format="<pre style='line-height: 1.15'>{code}</pre>")
 
 

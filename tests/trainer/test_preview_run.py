@@ -282,7 +282,11 @@ def test_it_is_printed_as_its_tables(found: Forecast) -> None:
     assert "14 updates;" in shown.getvalue()
 
 
-def test_a_notebook_shows_it(found: Forecast) -> None:
+def test_a_notebook_shows_it_once(found: Forecast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "rich.console._is_jupyter", lambda: True
+    )  # where rich would display what it prints, with IPython
+    assert "plan: updates 0 to 13" in str(found)
     html = found._repr_html_()
     assert html.startswith("<pre")
     assert "plan: updates 0 to 13" in html
