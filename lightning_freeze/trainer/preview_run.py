@@ -39,7 +39,8 @@ def preview_run(
 
     A copy of the model is set up on one CPU, and the run's own code says what would follow; Trainer, model, data and random
     states stay as they are. No batch is read, unless the model is in manual optimization: then its copy runs one, to see
-    which optimizers step when. Of a Trainer that has fitted, it shows how it would go on.
+    which optimizers step when. Of a Trainer that has fitted, it shows how it would go on. A LightningCLI of your own shows it
+    in its `before_fit`: ``print(preview_run(self.trainer, self.model, self.datamodule))``.
 
     Args:
         trainer: The Trainer, with its `FreezeScheduler`, on whatever devices.

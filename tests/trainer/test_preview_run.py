@@ -264,6 +264,23 @@ def test_an_own_command_line_with_linked_arguments_is_previewed(
     assert found.sizes["slow"].elements == 64 * 16
 
 
+class Shows(Width):
+    def before_fit(self) -> None:
+        print(preview_run(self.trainer, self.model, self.datamodule))
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_an_own_command_line_shows_it_before_a_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options = {**dict.fromkeys(quiet, "false"), "max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path}
+    callback = {"": "AlternatingFreeze", ".slow": "layer1", ".fast": "layer2", ".every": 5}
+    arguments = [f"--trainer.{key}={value}" for key, value in options.items()]
+    arguments += [f"--trainer.callbacks{key}={value}" for key, value in callback.items()]
+    cli = Shows(TwoLayerNet, DigitsData, args=["fit", *arguments], save_config_callback=None)
+    assert "plan: updates 0 to 22, epoch 0" in capsys.readouterr().out
+    assert cli.trainer.global_step == 23
+
+
 # --- how it is shown ------------------------------------------------------------------------------------------------
 
 
