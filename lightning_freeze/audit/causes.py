@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_freeze.audit.frozen import Change
 from lightning_freeze.plan.schedule import REST
 from lightning_freeze.plan.selectors import clean_name
-from lightning_freeze.report.findings import Finding, Severity
+from lightning_freeze.report.findings import Cause, Finding, Severity
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def explain(change: Change, context: AuditContext, epoch: int, later: int = 0, s
     )
 
 
-def _of_parameter(change: Change, context: AuditContext, select: str) -> tuple[str, str]:
+def _of_parameter(change: Change, context: AuditContext, select: str) -> tuple[Cause, str]:
     """The first cause that applies, and why that moves a frozen parameter and what to change."""
     tensor, owner = change.watched.read(), context.owner(change.watched.name)
     if change.gradient_at is not None:
@@ -108,7 +108,7 @@ def _exemption(select: str, group: str | None, scheduled: bool) -> str:
     return f"`groups: {{{select}: {{select: {select}, by: user}}}}`{taken}"
 
 
-def _replaced(change: Change) -> tuple[str, str] | None:
+def _replaced(change: Change) -> tuple[Cause, str] | None:
     """The same for a parameter whose place another has taken."""
     now, first = change.watched.read(), change.watched.first
     if first is None or now is first:
@@ -123,7 +123,7 @@ def _kind(tensor: Tensor | None) -> str:
     return "gone" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}".replace("torch.", "")
 
 
-def _of_buffer(change: Change, context: AuditContext) -> tuple[str, str]:
+def _of_buffer(change: Change, context: AuditContext) -> tuple[Cause, str]:
     """The same for a buffer of a frozen module."""
     owner, name = context.owner(change.watched.name), change.watched.name.rpartition(".")[2]
     # What a module saves is its state, which follows forwards in train mode alone; what it does not is a cache.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.audit.fingerprint import PLAIN, Digest, differ, digests, digests_of, to_builtins
+from lightning_freeze.report.findings import OfFrozen
 
 _State = dict[str, Digest | None]  # the digest of each entry of an optimizer's state
 _Bits = tuple[Digest | None, _State | None]  # of a value and of its state, None while that is offloaded
@@ -46,7 +47,7 @@ class Change:
     """Something frozen that is not what it was."""
 
     watched: Watched
-    kind: str  # value, optimizer_state or buffer
+    kind: OfFrozen
     entries: tuple[str, ...]  # of the optimizer state that moved, such as ``exp_avg``
     since: int  # the updates that had been made when the interval began
     until: int  # the updates that had been made when it was compared
@@ -135,7 +136,7 @@ class FrozenAudit:
         for interval, until, _, entries in compared:
             watched, gradient_at = interval.watched, interval.gradient_at
             if next(flags):
-                kind = "buffer" if watched.group is None else "value"
+                kind: OfFrozen = "buffer" if watched.group is None else "value"
                 changes.append(Change(watched, kind, (), interval.since, until, gradient_at))
             if moved := tuple(entry for entry in entries if next(flags)):
                 changes.append(Change(watched, "optimizer_state", moved, interval.state_since, until, gradient_at))

@@ -14,7 +14,7 @@ from lightning_freeze.audit.fingerprint import Digest, differ, digests, to_built
 from lightning_freeze.errors import listed
 from lightning_freeze.plan.membership import Step
 from lightning_freeze.plan.schedule import REST
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Finding, OfTraining
 
 _MaxGrad = Tensor | float | None  # the largest entry of a gradient, 0 at a learning rate of 0, None without a gradient
 
@@ -157,5 +157,5 @@ def unheld(names: Sequence[str], epoch: int, updates: int) -> list[Finding]:
     return [_finding("no_gradient", text, epoch, None, names[0])] if names else []
 
 
-def _finding(kind: str, message: str, epoch: int, group: str | None, parameter: str | None = None) -> Finding:
+def _finding(kind: OfTraining, message: str, epoch: int, group: str | None, parameter: str | None = None) -> Finding:
     return Finding("moved", kind, "warning", message, cause=kind, epoch=epoch, parameter=parameter, group=group)

@@ -25,8 +25,10 @@ COMMANDS = {
     "inputs": "write a whitelist of unused inputs of modules",
     "probe": "measure what optimizers do to a frozen weight",
     "report": "show what a run did, also as a page or a picture",
+    "explain": "print the page about a kind of finding",
+    "schema": "print a JSON schema of schedules, for editors",
 }
-_WITHOUT_A_FIT = ("probe", "report")  # each a function of its module's name; needs neither model nor Trainer
+_WITHOUT_A_FIT = ("probe", "report", "explain", "schema")  # each a function of its module's name; needs neither model nor Trainer
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import cast
 
-from lightning_freeze.report.findings import Finding
+from lightning_freeze.report.findings import Cause, Finding, OfInputs
 
 from .verdicts import Tally
 
-CAUSE = {"unused": "never_used", "dead": "never_used", "metadata": "shape_only", "conditional": "conditional"}
+CAUSE: dict[OfInputs, Cause] = {
+    "unused": "never_used",
+    "dead": "never_used",
+    "metadata": "shape_only",
+    "conditional": "conditional",
+}
 """The three causes of PaddlePaddle's ``UnusedVarCheck``."""
 
 _WHAT = {
@@ -28,7 +34,7 @@ _USE = {
 
 def describe(tally: Tally) -> Finding:
     """The finding about an input that is not used in some call."""
-    kind, confirmed = tally.verdict, tally.confirmed.total() > 0
+    kind, confirmed = cast(OfInputs, tally.verdict), tally.confirmed.total() > 0
     spare = tally.swallowed or tally.of_torch or (tally.in_batch and kind == "unused")
     serious = confirmed and kind in ("unused", "dead") and not spare
     return Finding(

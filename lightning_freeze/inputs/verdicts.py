@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Verdict = Literal["used", "passed_through", "stored", "dead", "metadata", "unused", "conditional"]
+from lightning_freeze.report.findings import OfInputs
+
+Verdict = Literal["used", "passed_through", "stored"] | OfInputs
 
 BLAMED: frozenset[str] = frozenset({"unused", "dead", "metadata"})
 """Verdicts of a call in which the module itself did not use its input."""

@@ -8,6 +8,18 @@ from typing import Any, Literal
 
 Audit = Literal["frozen", "moved", "inputs", "buffers", "ranks"]
 Severity = Literal["error", "warning", "info"]
+OfFrozen = Literal["value", "optimizer_state", "buffer"]
+OfTraining = Literal["no_gradient", "unmoved", "stalled"]
+OfInputs = Literal["unused", "dead", "metadata", "conditional"]
+Kind = OfFrozen | OfTraining | OfInputs | Literal["stale", "place", "copies"]
+"""Each has a page in ``report/kinds``, which ``lightning-freeze explain KIND`` prints."""
+Cause = (
+    OfTraining
+    | Literal["gradient", "optimizer", "tied", "replaced", "outside", "cache", "statistics"]
+    | Literal["never_used", "shape_only", "conditional", "stale", "place", "copies"]
+)
+"""Each is a heading of the page of its kind."""
+_EXPLAIN = "lightning-freeze explain"
 
 
 @dataclass(frozen=True)
@@ -48,10 +60,10 @@ class Finding:
     """
 
     audit: Audit
-    kind: str
+    kind: Kind
     severity: Severity
     message: str
-    cause: str | None = None
+    cause: Cause | None = None
     epoch: int | None = None
     parameter: str | None = None
     group: str | None = None
@@ -67,6 +79,16 @@ class Finding:
     bytes_kept: int | None = None
     source: tuple[str, int] | None = None
     ranks: tuple[int, ...] | None = None
+
+    @property
+    def page(self) -> str:
+        """The command that prints the page about findings of this kind."""
+        return f"{_EXPLAIN} {self.kind}"
+
+    @property
+    def text(self) -> str:
+        """The message, and where to read more."""
+        return f"{self.message} More: `{self.page}`."
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as builtins, without the fields that its audit does not fill."""
@@ -132,7 +154,9 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
         else:
             saved = f"Nothing was saved, since {unsaved}." if unsaved else "Nothing was saved."
         what, way_out = self._what_and_way_out()
-        super().__init__(f"{len(self.findings)} violation(s): {what}.\n{shown}{more}\n{saved} To go on{way_out}")
+        kinds = " ".join(dict.fromkeys(finding.kind for finding in self.findings))
+        how = f"{saved} To go on{way_out} More: `{_EXPLAIN} {kinds}`."
+        super().__init__(f"{len(self.findings)} violation(s): {what}.\n{shown}{more}\n{how}")
 
     def _what_and_way_out(self) -> tuple[str, str]:
         audits = {finding.audit for finding in self.findings}

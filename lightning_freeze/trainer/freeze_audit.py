@@ -179,7 +179,7 @@ class _Audited(Auditor):
             seam.say(trainer, f"freeze: {line}")
         for finding in reported:
             if finding.severity == "warning" or (finding.severity == "error" and self._on_finding == "warn"):
-                seam.rank_zero_warn(finding.message)
+                seam.rank_zero_warn(finding.text)
         if self._on_finding == "raise":
             self._stop_for([finding for finding in fresh if finding.severity == "error"], trainer, "freeze", unsaved)
 

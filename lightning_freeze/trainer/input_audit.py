@@ -187,7 +187,7 @@ class InputAudit(Auditor):
         errors = [finding for finding in fresh if self._stops_for(finding)]
         for finding in once_a_class([finding for finding in fresh if finding not in errors]):
             if finding.severity == "warning":
-                seam.rank_zero_warn(finding.message)
+                seam.rank_zero_warn(finding.text)
             else:
                 seam.say(trainer, finding.message)
         if findings:
@@ -203,7 +203,7 @@ class InputAudit(Auditor):
         stale = self._inputs.end_run() if self._inputs is not None else []
         self._record(stale)
         for finding in stale if not self._silent else ():
-            seam.rank_zero_warn(finding.message)
+            seam.rank_zero_warn(finding.text)
 
     def _record(self, findings: Sequence[Finding]) -> None:
         self._findings += findings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -71,7 +72,14 @@ INPUT = Finding("inputs", "unused", "warning", "'a' is passed `b`", module="a", 
     ],
 )
 def test_a_violation_says_how_to_go_on(finding: Finding, switched: bool, way: str) -> None:
-    assert str(FreezeViolation([finding], switched=switched)).endswith(f"To go on all the same, {way}")
+    text = str(FreezeViolation([finding], switched=switched))
+    assert text.endswith(f"To go on all the same, {way} More: `lightning-freeze explain {finding.kind}`.")
+
+
+def test_findings_and_violations_say_where_to_read_more() -> None:
+    assert ERROR.text == "'w' moved More: `lightning-freeze explain value`."
+    kinds = [replace(ERROR, kind="copies"), ERROR, ERROR]
+    assert str(FreezeViolation(kinds)).endswith("More: `lightning-freeze explain copies value`.")
 
 
 def test_a_violation_says_why_nothing_was_saved() -> None:

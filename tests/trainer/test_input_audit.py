@@ -143,7 +143,7 @@ def test_raise_saves_the_run_and_says_where(trainer: Any, tmp_path: Path) -> Non
     assert saved in str(raised.value)
     assert str(raised.value).endswith(
         "To go on all the same, set on_finding='warn', or whitelist what is known: `lightning-freeze inputs --config "
-        "<yours>` writes the list."
+        "<yours>` writes the list. More: `lightning-freeze explain unused`."
     )
     weights = torch.load(saved, weights_only=True)["state_dict"]
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
@@ -817,7 +817,7 @@ def test_raise_raises_and_says_how_to_go_on(monkeypatch: Any, trainer: Any) -> N
         trainer().fit(Faulty(), batches(2))
     assert str(raised.value).endswith(
         "To go on all the same, set LIGHTNING_FREEZE_AUDIT=warn, or name a whitelist in LIGHTNING_FREEZE_WHITELIST: "
-        "`lightning-freeze inputs --config <yours>` writes the list."
+        "`lightning-freeze inputs --config <yours>` writes the list. More: `lightning-freeze explain unused`."
     )
     trainer().fit(Net(), batches(2))
 
