@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from lightning_freeze import FreezeAudit, FreezeScheduler, Phase, Phases, Pick
 from tests.benchmarks.quiet import quiet_fit
+from tests.pages import PAGES, write_part
 from tests.threads import threads
 
+PAGE = PAGES["examples/guide/compiled.md"]
 SETS = (2, 4, 8, 12)
 RAISED = 64
 """The recompile limit where backward is skipped by all means; torch's own is 8."""
@@ -153,10 +156,15 @@ def _cell(row: Recompiles | None) -> str:
     return f"{row.graphs}{', skips' if row.skips else ''}{', limit passed' if row.passed else ''}"
 
 
-def main() -> None:
-    """Measure, and print the table."""
-    print(f"Graphs that torch {torch.__version__} compiles in a fit in which each set trains twice.\n")
-    print(markdown(measure()))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print the table; with ``--write`` also put it into the guide."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.recompiles", description=(__doc__ or "").strip())
+    parser.add_argument("--write", action="store_true", help="put the table into the guide")
+    options = parser.parse_args(arguments)
+    table = markdown(measure())
+    print(f"Graphs that torch {torch.__version__} compiles in a fit in which each set trains twice.\n\n{table}")
+    if options.write:
+        write_part(PAGE, "recompiles", f"{table}\n")
 
 
 if __name__ == "__main__":

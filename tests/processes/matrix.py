@@ -1,6 +1,6 @@
 """The matrix: strategies × precisions × accumulation × skip_backward × schedules, run by real processes.
 
-``python -m tests.processes.matrix`` runs all of it and prints the table; ``--write`` puts it into the README. In every case
+``python -m tests.processes.matrix`` runs all of it and prints the table; ``--write`` puts it into the guide. In every case
 an observer of its own looks, on every rank, at which bits each optimizer step has moved.
 """
 
@@ -32,10 +32,10 @@ from torch.utils.data import DataLoader, Subset
 from lightning_freeze import Every, FreezeScheduler, Phase, Phases
 from lightning_freeze.plan.selectors import clean_name
 from tests.conftest import batches, make_trainer
+from tests.pages import PAGES, write_part
 from tests.processes.pairs import Case, Outcome, run_pairs
 
-README = Path(__file__).parents[2] / "README.md"
-MARKS = ("<!-- matrix: made by `python -m tests.processes.matrix --write` -->", "<!-- matrix: end -->")
+PAGE = PAGES["examples/guide/distributed.md"]
 
 WINDOWS = 8
 BATCH = 4  # of all processes together
@@ -493,7 +493,7 @@ def references(wanted: Iterable[Cell], root: Path) -> dict[Cell, dict[str, list[
 
 
 def table(outcomes: Mapping[Cell, Sequence[Outcome]]) -> str:
-    """The README's table: what became of the cases of each strategy and precision."""
+    """The table: what became of the cases of each strategy and precision."""
     lines = [
         f"| two processes, unless one is named | {' | '.join(PRECISIONS)} |",
         f"|---|{'---|' * len(PRECISIONS)}",
@@ -519,14 +519,9 @@ def _word(outcomes: Mapping[Cell, Sequence[Outcome]]) -> str:
 
 
 def section(outcomes: Mapping[Cell, Sequence[Outcome]]) -> str:
-    """What stands between the README's two marks."""
+    """The part of the page that is made here."""
     held = sum(refusal(found) is None for found in outcomes.values())
-    return f"{MARKS[0]}\n{table(outcomes)}\n\n{held} runs held, {len(outcomes) - held} were refused.\n{MARKS[1]}"
-
-
-def in_readme(readme: str) -> tuple[int, int]:
-    """Where the section begins and ends in the README's text."""
-    return readme.index(MARKS[0]), readme.index(MARKS[1]) + len(MARKS[1])
+    return f"{table(outcomes)}\n\n{held} runs held, {len(outcomes) - held} were refused.\n"
 
 
 def check(wanted: Sequence[Cell], root: Path) -> tuple[dict[Cell, list[Outcome]], list[str]]:
@@ -540,16 +535,14 @@ def check(wanted: Sequence[Cell], root: Path) -> tuple[dict[Cell, list[Outcome]]
 def main(arguments: Sequence[str]) -> int:
     """Run all of it; 1 where something does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--write", action="store_true", help="put the table into the guide")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as root:
         outcomes, problems = check(cells(), Path(root))
     print(section(outcomes))
     print("\n".join(problems), file=sys.stderr)
     if asked.write and not problems:
-        text = README.read_text(encoding="utf-8")
-        start, end = in_readme(text)
-        README.write_text(text[:start] + section(outcomes) + text[end:], encoding="utf-8")
+        write_part(PAGE, "matrix", section(outcomes))
     return int(bool(problems))
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from tests.pages import part
 from tests.processes.matrix import (
+    PAGE,
     PRECISIONS,
-    README,
     STRATEGIES,
     Cell,
     cells,
     check,
     expected_refusal,
     faults,
-    in_readme,
     references,
     section,
 )
@@ -41,9 +41,7 @@ def test_the_whole_matrix_and_the_readmes_table_of_it(tmp_path: Path) -> None:
     assert {cell.strategy for cell in outcomes} == set(STRATEGIES)
     assert {cell.precision for cell in outcomes} == set(PRECISIONS)
     assert problems == []
-    readme = README.read_text(encoding="utf-8")
-    start, end = in_readme(readme)
-    assert readme[start:end] == section(outcomes)
+    assert part(PAGE, "matrix") == section(outcomes)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Whatever writes to a frozen weight, in whatever hook: it is found, or the README says why not."""
+"""Whatever writes to a frozen weight, in whatever hook: it is found, or the guide says why not."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_freeze import FreezeAudit, FreezeScheduler, FreezeViolation, Phase, Phases
 from lightning_freeze.trainer.boundaries import _Boundaries
 from tests.conftest import Net, batches
+from tests.pages import PAGES
 from tests.test_sabotage import in_place
 from tests.trainer.test_scheduler import UnifiedNet
 
@@ -26,8 +27,9 @@ HOOKS += ["on_after_backward", "on_before_optimizer_step", "on_train_batch_end",
 HOOKS += ["on_validation_epoch_start", "on_validation_batch_start", "on_validation_batch_end"]
 HOOKS += ["on_validation_epoch_end", "on_validation_end", "on_train_epoch_end", "on_save_checkpoint", "on_train_end"]
 HOOKS += ["on_fit_end", "teardown"]
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-NOT_SEEN = README.partition("Not seen is what is written")[2].partition("`FreezeAudit()` alone")[0]
+NOT_SEEN = (
+    PAGES["examples/guide/audit.md"].read_text(encoding="utf-8").partition("## What is not seen")[2].partition("##")[0]
+)
 
 
 class Spots(Net):
