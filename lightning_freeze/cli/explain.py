@@ -20,12 +20,7 @@ KINDS: tuple[str, ...] = tuple(kind for part in get_args(Kind) for kind in get_a
 
 
 def page(kind: str) -> str:
-    """The page about a kind of finding, as Markdown.
-
-    Example:
-        >>> page("value").splitlines()[0]
-        '# `value`: a frozen weight moved'
-    """
+    """The page about a kind of finding, as Markdown."""
     return (files("lightning_freeze.report") / "kinds" / f"{kind}.md").read_text(encoding="utf-8")
 
 

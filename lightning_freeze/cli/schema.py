@@ -11,16 +11,6 @@ from jsonargparse import ArgumentParser
 from lightning_freeze.cli.command import parse
 
 
-def text() -> str:
-    """The schema, as JSON.
-
-    Example:
-        >>> '"$defs"' in text()
-        True
-    """
-    return (files("lightning_freeze.cli") / "schedule.schema.json").read_text(encoding="utf-8")
-
-
 def add_options(parser: Any) -> None:
     """It has none."""
 
@@ -28,4 +18,4 @@ def add_options(parser: Any) -> None:
 def schema(arguments: Sequence[str]) -> None:
     """Print it."""
     parse(ArgumentParser(prog="lightning-freeze schema", description=__doc__, exit_on_error=False), arguments)
-    print(text(), end="")
+    print((files("lightning_freeze.cli") / "schedule.schema.json").read_text(encoding="utf-8"), end="")

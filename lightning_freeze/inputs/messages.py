@@ -11,13 +11,8 @@ from lightning_freeze.report.findings import Cause, Finding, OfInputs
 
 from .verdicts import Tally
 
-CAUSE: dict[OfInputs, Cause] = {
-    "unused": "never_used",
-    "dead": "never_used",
-    "metadata": "shape_only",
-    "conditional": "conditional",
-}
-"""The three causes of PaddlePaddle's ``UnusedVarCheck``."""
+CAUSE: dict[OfInputs, Cause] = {"unused": "never_used", "dead": "never_used", "metadata": "shape_only"}
+"""With ``conditional``, the three causes of PaddlePaddle's ``UnusedVarCheck``."""
 
 _WHAT = {
     "unused": "and never uses it",
@@ -42,7 +37,7 @@ def describe(tally: Tally) -> Finding:
         kind=kind,
         severity="warning" if serious else "info",
         message=_message(tally, confirmed),
-        cause=CAUSE[kind],
+        cause=CAUSE.get(kind, "conditional"),
         module=tally.module,
         argument=tally.argument,
         confirmed=confirmed,

@@ -17,10 +17,12 @@ from rich.text import Text
 from tests.benchmarks import hook_aims, hooks, inputs
 from tests.benchmarks.details import detail_table, hooks_table, idle_table, inputs_table
 from tests.benchmarks.ratios import Ratio
+from tests.pages import ROOT
 
 RATIOS = ("training", "hook_aims", "replacements", "fingerprints", "badam", "lisa", "offload", "llama")
 """Modules whose `measure(device, rounds, quick)` gives rows of the table."""
 
+PAGE = ROOT / "examples" / "benchmarks.md"
 DETAILS = ("hooks", "inputs")
 """Benchmarks with tables of their own, for one's work on them; they run alone."""
 
@@ -32,15 +34,41 @@ def machine(device: str) -> dict[str, Any]:
     return hooks.machine() | {"threads": threads, "device": device, "gpu": gpu}
 
 
+def _cells(row: Ratio) -> list[str]:
+    """The aim, the median, the range, and whether the aim was met."""
+    return [
+        "" if row.aim is None else f"{'≤' if row.sense == 'at most' else '≥'} {row.aim:.3g}",
+        "–" if row.median is None else f"{row.median:.3f}",
+        f"{min(row.samples):.3f}–{max(row.samples):.3f}" if row.samples else "",
+        {True: "yes", False: "NO", None: ""}[row.met],
+    ]
+
+
+def _about(where: dict[str, Any]) -> str:
+    return (
+        "Median of the rounds, least to most. In each round every contestant makes a run of its own, whose figure is "
+        f"its median step. {where['gpu'] or where['cpu']}, {where['threads']} thread(s), torch {where['torch']}, "
+        f"pytorch-lightning {where['lightning']}."
+    )
+
+
+def ratios_page(rows: Sequence[Ratio], where: dict[str, Any], rounds: int) -> str:
+    """The table as a page of the guide."""
+    lines = [["figure", "over", "aim", "median", "least–most", "met", "note"], ["---"] * 7]
+    lines += [[row.figure, row.over, *_cells(row), row.note] for row in rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return (
+        "# Benchmarks\n\nMade by `python -m tests.benchmarks --write`; not edited by hand. Each row is a ratio of two things that "
+        "were measured side by side, in turns, in one run. An empty row needs a GPU or a package that was not there.\n\n"
+        f"{_about(where)} {rounds} rounds.\n\n{table}\n"
+    )
+
+
 def ratios_table(rows: Sequence[Ratio], where: dict[str, Any]) -> Table:
     """One line for each ratio."""
     table = Table(
         title="Ratios of what was measured side by side",
-        caption=(
-            "Median of the rounds, least to most. In each round every contestant makes a run of its own, whose figure is "
-            f"its median step. {where['gpu'] or where['cpu']}, {where['threads']} thread(s), torch {where['torch']}, "
-            f"pytorch-lightning {where['lightning']}."
-        ),
+        caption=_about(where),
         caption_justify="left",
         show_lines=True,
     )
@@ -50,18 +78,18 @@ def ratios_table(rows: Sequence[Ratio], where: dict[str, Any]) -> Table:
     table.add_column("met")
     for row in rows:
         what = Text(row.figure).append(f"\nover {row.over}").append(f"\n{row.note}" if row.note else "", style="dim")
-        table.add_row(
-            what,
-            "" if row.aim is None else f"{'≤' if row.sense == 'at most' else '≥'} {row.aim:.3g}",
-            "–" if row.median is None else f"{row.median:.3f}",
-            f"{min(row.samples):.3f}–{max(row.samples):.3f}" if row.samples else "",
-            {True: "yes", False: "NO", None: ""}[row.met],
-        )
+        table.add_row(what, *_cells(row))
     return table
 
 
 def measure(
-    names: Sequence[str], device: str, rounds: int, quick: bool, console: Console, out: Path | None = None
+    names: Sequence[str],
+    device: str,
+    rounds: int,
+    quick: bool,
+    console: Console,
+    out: Path | None = None,
+    page: Path | None = None,
 ) -> None:
     """Each benchmark's rows, printed when all are there, and written whenever one is done: an end too soon loses little."""
     rows: list[Ratio] = []
@@ -79,6 +107,8 @@ def measure(
         numbers["ratios"] += [{"of": name, **row.as_dict()} for row in fresh]
         write(numbers, out)
     console.print(ratios_table(rows, numbers["machine"]))
+    if page is not None:
+        page.write_text(ratios_page(rows, numbers["machine"], rounds), encoding="utf-8")
 
 
 def write(numbers: dict[str, Any], out: Path | None) -> None:
@@ -118,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100, help="hooks: steps of each large run, 25 of warm-up included")
     parser.add_argument("--repeats", type=int, default=15, help="inputs: how often each pass is measured")
     parser.add_argument("--out", type=Path, default=None, help="where to write the numbers as JSON; by default nowhere")
+    parser.add_argument("--write", action="store_true", help="write the table of ratios to examples/benchmarks.md")
     options = parser.parse_args(arguments)
     names = list(dict.fromkeys(options.names)) or list(RATIOS)
     if unknown := [name for name in names if name not in RATIOS + DETAILS]:
@@ -135,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if names[0] in DETAILS:
         details(names[0], options.steps, options.repeats, console, options.out)
     else:
-        measure(names, options.device, options.rounds, options.quick, console, options.out)
+        page = PAGE if options.write else None
+        measure(names, options.device, options.rounds, options.quick, console, options.out, page)
     if options.out is not None:
         print(f"numbers: {options.out}")
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from tests.benchmarks.__main__ import DETAILS, RATIOS, machine, main, ratios_table
+from tests.benchmarks.__main__ import DETAILS, PAGE, RATIOS, machine, main, ratios_page, ratios_table
 from tests.benchmarks.ratios import Ratio
 
 
@@ -38,6 +38,14 @@ def test_the_table_says_what_was_met():
         "–",
     ):
         assert said in text, said
+
+
+def test_the_page_has_a_row_for_each_ratio():
+    rows = [Ratio("rate", "sum", [0.4, 0.6, 0.5], 0.5, "at least", "a note"), Ratio("missing", "peer", [])]
+    lines = ratios_page(rows, machine("cpu"), 3).splitlines()
+    assert "| rate | sum | ≥ 0.5 | 0.500 | 0.400–0.600 | yes | a note |" in lines
+    assert "| missing | peer |  | – |  |  |  |" in lines
+    assert PAGE.read_text(encoding="utf-8").splitlines()[:3] == lines[:3]
 
 
 def test_chosen_benchmarks_are_written_as_json(tmp_path, capsys):

@@ -12,11 +12,11 @@ import jsonschema
 import pytest
 import yaml
 
+import lightning_freeze
 from lightning_freeze import AlternatingFreeze, Every, FreezeAudit, FreezeScheduler, Phase, Phases, Pick, Until
 from lightning_freeze.cli.main import main
-from lightning_freeze.cli.schema import text
 
-SCHEMA = json.loads(text())
+SCHEMA = json.loads((Path(lightning_freeze.__file__).parent / "cli" / "schedule.schema.json").read_text("utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 LISA = {
