@@ -26,14 +26,14 @@ def page(kind: str) -> str:
 
 def add_options(parser: ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"kinds of findings: {', '.join(KINDS)}")
+    parser.add_argument("kinds", nargs="*", default=[], metavar="KIND", help=f"kinds of findings: {', '.join(KINDS)}")
 
 
 def explain(arguments: Sequence[str]) -> None:
-    """Print the pages about some kinds; without any, what kinds there are."""
-    parser = ArgumentParser(prog="lightning-freeze explain", description=__doc__, exit_on_error=False)
+    """Print the pages about some kinds of findings; without any, what kinds there are."""
+    parser = ArgumentParser(prog="lightning-freeze explain", description=explain.__doc__, exit_on_error=False)
     add_options(parser)
-    pages = [_found(kind) for kind in parse(parser, arguments).kinds or ()]
+    pages = [_found(kind) for kind in parse(parser, arguments).kinds]
     titles = "\n".join(f"- {page(kind).partition(chr(10))[0].removeprefix('# ')}" for kind in KINDS)
     text = "\n\n---\n\n".join(pages) or f"{titles}\n\n`lightning-freeze explain KIND` prints the page of one."
     Console().print(Markdown(text))

@@ -16,6 +16,6 @@ def add_options(parser: Any) -> None:
 
 
 def schema(arguments: Sequence[str]) -> None:
-    """Print it."""
-    parse(ArgumentParser(prog="lightning-freeze schema", description=__doc__, exit_on_error=False), arguments)
+    """Print a JSON schema of schedules and of our part of a configuration, for editors."""
+    parse(ArgumentParser(prog="lightning-freeze schema", description=schema.__doc__, exit_on_error=False), arguments)
     print((files("lightning_freeze.cli") / "schedule.schema.json").read_text(encoding="utf-8"), end="")
