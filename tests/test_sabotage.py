@@ -340,7 +340,7 @@ def test_what_was_planned_to_train_and_did_not_move(how: str, kind: str | None, 
         fit.fit(Dead(how), batches(STEPS))
         assert scheduler.findings == []
         return
-    with pytest.warns(UserWarning, match=text):
+    with pytest.warns(UserWarning, match=f"(?s){text}.* More: `lightning-freeze explain {kind}`.$"):
         fit.fit(Dead(how), batches(STEPS))
     assert [(f.audit, f.kind, f.severity, f.group) for f in scheduler.findings] == [
         ("moved", kind, "warning", "layer3")
