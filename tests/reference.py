@@ -1,13 +1,16 @@
 """``python -m tests.reference --write``: what pages show of docstrings and of a run; without ``--write`` it prints it.
 
-It writes ``examples/reference.md`` from the public docstrings, and below the README's example what that example prints.
+It writes ``examples/reference.md`` from the public docstrings, the list of programs in ``examples/README.md`` from theirs, and
+below the README's example what that example prints.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import io
+import json
 import logging
 import os
 import re
@@ -23,7 +26,7 @@ from lightning_freeze.cli.main import COMMANDS
 from tests.pages import ROOT, blocks, write_part
 
 REFERENCE = ROOT / "examples" / "reference.md"
-README = ROOT / "README.md"
+README, INDEX = ROOT / "README.md", ROOT / "examples" / "README.md"
 NOISE = re.compile(r"(GPU|TPU|HPU) available|💡|`Trainer|$")
 """Lines of Lightning's own, of which the README shows none."""
 _HEAD = """# Reference
@@ -103,6 +106,19 @@ def _inline(text: str) -> str:
     return text.replace("``", "`")
 
 
+def programs() -> str:
+    """What each program shows, by the first line of its docstring; of a notebook, by its title."""
+    rows = ["| file | what it shows |", "|---|---|"]
+    for path in sorted((ROOT / "examples").glob("*.py")) + sorted((ROOT / "examples").glob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            line = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+        else:
+            line = json.loads(text)["cells"][0]["source"][0].lstrip("# ").strip() + ", a notebook."
+        rows.append(f"| [{path.name}]({path.name}) | {_inline(line)} |")
+    return "\n".join(rows) + "\n"
+
+
 def example_output() -> str:
     """What the README's example prints, but for Lightning's own lines."""
     code = next(block.code for block in blocks(README.read_text(encoding="utf-8"), "python"))
@@ -122,6 +138,7 @@ def example_output() -> str:
 if __name__ == "__main__":
     if "--write" in sys.argv:
         REFERENCE.write_text(reference(), encoding="utf-8")
+        write_part(INDEX, "programs", programs())
         write_part(README, "output", example_output())
     else:
-        print(reference(), example_output(), sep="\n")
+        print(reference(), programs(), example_output(), sep="\n")
