@@ -116,6 +116,8 @@ def programs() -> str:
         else:
             line = json.loads(text)["cells"][0]["source"][0].lstrip("# ").strip() + ", a notebook."
         rows.append(f"| [{path.name}]({path.name}) | {_inline(line)} |")
+    if (ROOT / "examples" / "programs.md").exists():
+        rows += ["", "[What they print](programs.md), with pictures."]
     return "\n".join(rows) + "\n"
 
 

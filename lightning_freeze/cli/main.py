@@ -1,4 +1,4 @@
-"""``lightning-freeze``: a LightningCLI with four more commands, whose errors name file, line and key.
+"""``lightning-freeze``: a LightningCLI with more commands, whose errors name file, line and key.
 
 Parsing, types, ``--help`` and ``--print_config`` are jsonargparse's. Configuration files are read strictly before it,
 and where it fails, `explain` looks for the key at fault.
@@ -28,7 +28,7 @@ COMMANDS = {
     "explain": "print the page about a kind of finding",
     "schema": "print a JSON schema of schedules, for editors",
 }
-_WITHOUT_A_FIT = ("probe", "report", "explain", "schema")  # each a function of its module's name; needs neither model nor Trainer
+_WITHOUT_A_FIT = ("probe", "report", "explain", "schema")  # functions of their modules; need no model
 
 
 def main(args: Sequence[str] | None = None) -> None:
