@@ -80,16 +80,6 @@ class Finding:
     source: tuple[str, int] | None = None
     ranks: tuple[int, ...] | None = None
 
-    @property
-    def page(self) -> str:
-        """The command that prints the page about findings of this kind."""
-        return f"{_EXPLAIN} {self.kind}"
-
-    @property
-    def text(self) -> str:
-        """The message, and where to read more."""
-        return f"{self.message} More: `{self.page}`."
-
     def as_dict(self) -> dict[str, Any]:
         """The finding as builtins, without the fields that its audit does not fill."""
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -99,6 +89,16 @@ class Finding:
         """The finding that `as_dict` wrote, also after it went through JSON."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         return cls(**values)
+
+    @property
+    def page(self) -> str:
+        """The command that prints the page about findings of this kind."""
+        return f"{_EXPLAIN} {self.kind}"
+
+    @property
+    def text(self) -> str:
+        """The message, and where to read more."""
+        return f"{self.message} More: `{self.page}`."
 
 
 def lacks_reason(reason: object, why: str) -> str:

@@ -18,12 +18,11 @@ from rich.text import Text
 from tests.benchmarks import hook_aims, hooks, inputs
 from tests.benchmarks.details import detail_table, hooks_table, idle_table, inputs_table
 from tests.benchmarks.ratios import Ratio
-from tests.pages import ROOT
 
 RATIOS = ("training", "hook_aims", "replacements", "fingerprints", "badam", "lisa", "offload", "llama")
 """Modules whose `measure(device, rounds, quick)` gives rows of the table."""
 
-PAGE = ROOT / "examples" / "benchmarks.md"
+PAGE = Path(__file__).parents[2] / "examples" / "benchmarks.md"
 DETAILS = ("hooks", "inputs")
 """Benchmarks with tables of their own, for one's work on them; they run alone."""
 
