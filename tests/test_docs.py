@@ -236,7 +236,7 @@ def test_commands_on_the_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if not not_run(words):
             main(words)
             ran.append(words[0])
-    assert {"fit", "plan", "groups", "probe", "explain", "schema"} <= set(ran)
+    assert {"fit", "plan", "groups", "probe", "report", "explain", "schema"} <= set(ran)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,7 +80,7 @@ def test_a_violation_says_how_to_go_on(finding: Finding, switched: bool, way: st
 
 def test_findings_and_violations_say_where_to_read_more() -> None:
     assert ERROR.text == "'w' moved More: `lightning-freeze explain value`."
-    kinds = [replace(ERROR, kind="copies"), ERROR, ERROR]
+    kinds = [Finding("ranks", "copies", "error", "differ"), ERROR, ERROR]
     assert str(FreezeViolation(kinds)).endswith("More: `lightning-freeze explain copies value`.")
 
 
