@@ -53,8 +53,8 @@ class Auditor(seam.Callback):
         return f"{type(self).__name__}({', '.join(f'{name}={known[name]!r}' for name in given)})"
 
     def __rich__(self) -> Group:
-        shown: Any = self  # each has findings, and those that audit weights have records
-        return Group(Text(repr(self)), *map(summary_table, filter(None, [vars(self).get("_records")])), shown.findings)
+        tables = map(summary_table, filter(None, [vars(self).get("_records")]))
+        return Group(Text(repr(self)), *tables, self.findings)  # type: ignore[attr-defined]
 
     _repr_html_ = as_html
 

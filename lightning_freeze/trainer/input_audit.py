@@ -130,7 +130,7 @@ class InputAudit(Auditor):
         self._recorder: Recorder | None = None
         self._findings: list[Finding] = []
         self._verdicts: dict[tuple[str, str], str] = {}
-        self._silent = False
+        self._silent, self._said = False, ""
 
     @property
     def findings(self) -> Findings:
@@ -152,7 +152,7 @@ class InputAudit(Auditor):
                 )
             return
         self._silent = any(audit.created_by == "command" for audit in audits)
-        self._findings, self._verdicts = [], {}
+        self._findings, self._verdicts, self._said = [], {}, ""
         self._inputs = InputWatch(pl_module, **self._options)
         _Boundaries(self).stand(trainer, first=True)
         path = seam.record_directory(trainer) / FILE_NAME  # on every rank: it may be broadcast
@@ -184,14 +184,15 @@ class InputAudit(Auditor):
         self._record(fresh)
         if self._silent:
             return
-        errors = [finding for finding in fresh if self._stops_for(finding)]
+        errors = [*filter(self._stops_for, fresh)]
         for finding in once_a_class([finding for finding in fresh if finding not in errors]):
             if finding.severity == "warning":
                 seam.rank_zero_warn(finding.text)
             else:
                 seam.say(trainer, finding.message)
-        if findings:
-            seam.say(trainer, f"freeze, epoch {trainer.current_epoch}: {summary(findings)}")
+        if findings and (text := summary(findings)) != self._said:
+            self._said = text
+            seam.say(trainer, f"freeze, epoch {trainer.current_epoch}: {text}")
         if self._on_finding == "raise":
             self._stop_for(Ranks(trainer.strategy.root_device).merged(errors), trainer, "inputs")
 

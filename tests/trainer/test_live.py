@@ -274,3 +274,27 @@ def test_a_model_alone_is_audited_with_a_table_too(tmp_path: Path, caplog: Any) 
     assert "lightning-freeze audits what has requires_grad=False, and schedules nothing." in said
     assert "requires_grad=False 1 32 100.0% frozen, audited" in said
     assert "- moved by your own code, and not audited: layer2 (user: moved by EMA)." in said
+
+
+class Ignores(nn.Module):
+    """Never uses an input."""
+
+    def forward(self, x: Any, mask: Any) -> Any:
+        return x * 1
+
+
+class Masked(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Ignores()
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(self.block(x, x > 0))
+
+
+@pytest.mark.filterwarnings("ignore:.*never uses it")
+def test_the_line_on_inputs_comes_again_only_where_it_changes(tmp_path: Path, caplog: Any) -> None:
+    with caplog.at_level("INFO"):
+        fit(tmp_path, InputAudit(), model=Masked(), max_epochs=3)
+    lines = [each.message for each in caplog.records if "inputs:" in each.message]
+    assert [line.partition(":")[0] for line in lines] == ["freeze, epoch 0"]
