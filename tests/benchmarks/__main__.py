@@ -59,7 +59,7 @@ def ratios_page(rows: Sequence[Ratio], where: dict[str, Any], rounds: int) -> st
     lines += [[row.figure, row.over, *_cells(row), row.note] for row in rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
-        "# Benchmarks\n\nMade by `python -m tests.benchmarks --write`; not edited by hand. Each row is a ratio of two things that "
+        "# Benchmarks\n\nMade by `python -m tests.benchmarks --write`; not edited. Each row is a ratio of two things that "
         "were measured side by side, in turns, in one run. An empty row needs a GPU or a package that was not there.\n\n"
         f"{_about(where)} {rounds} rounds. {os.cpu_count()} CPUs, with a load of {os.getloadavg()[2]:.1f} in the last 15 minutes: "
         f"above 1 it was shared with other work, and what is measured in seconds says less.\n\n{table}\n"

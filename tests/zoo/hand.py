@@ -1,4 +1,4 @@
-"""What an optimizer really does to what is frozen: loops by hand, without lightning-freeze."""
+"""What an optimizer really does to what is frozen: plain loops, without lightning-freeze."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Real:
 
 
 class Loop:
-    """A net and its optimizer, stepped by hand."""
+    """A net and its optimizer, stepped in a plain loop."""
 
     def __init__(self, specimen: Specimen) -> None:
         self.specimen = specimen

@@ -97,9 +97,9 @@ def examine(specimen: Specimen, version: str) -> Row:
 
 
 _STEPPED = {
-    "plain": "stepped by hand, without a closure",
-    "after": "stepped by hand: backward, then `step(closure)`",
-    "pair": "stepped by hand, with a closure that returns outputs and loss",
+    "plain": "stepped in a plain loop, without a closure",
+    "after": "stepped in a plain loop: backward, then `step(closure)`",
+    "pair": "stepped in a plain loop, with a closure that returns outputs and loss",
     "backward": "updates within backward",
 }
 
@@ -108,7 +108,7 @@ def compare(specimen: Specimen, row: Row) -> None:
     """What is real beside what the probe says."""
     real = observe(specimen)
     if real.fails:
-        row.remarks.append(f"by hand, with nothing frozen: {real.fails}")
+        row.remarks.append(f"in a plain loop, with nothing frozen: {real.fails}")
     try:
         said = probe_optimizer(specimen.build(ZooNet(specimen)), True)
     except Exception as error:

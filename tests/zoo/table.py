@@ -14,7 +14,7 @@ from tests.zoo.trial import TURNS
 
 HEAD = """# The zoo
 
-Made by `python -m tests.zoo --write`; not edited by hand. Each optimizer trains two layers in three Lightning fits, in which
+Made by `python -m tests.zoo --write`; not edited. Each optimizer trains two layers in three Lightning fits, in which
 one layer at a time is frozen for up to twenty updates, and an observer compares its bits, values and optimizer state, after
 every step. "None" means that what is frozen has no gradient in a step; "left out", that it is out of the param groups for the
 step, too. "Clocks" are entries of param groups that run on while something in them is frozen.
@@ -90,7 +90,7 @@ def _confusion(rows: Sequence[Row]) -> str:
     lines = [
         "## What the probe says, and what is so",
         "",
-        "What really happens was seen in loops by hand, without lightning-freeze. Off the diagonal, nothing should be.",
+        "What really happens was seen in plain loops, without lightning-freeze. Off the diagonal, nothing should be.",
         "",
         "| trait | so, and said | not so, and said | so, but denied | not so, but claimed | so, not known | not so, not known |",
         "|---|---:|---:|---:|---:|---:|---:|",
