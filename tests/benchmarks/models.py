@@ -112,7 +112,7 @@ def task(net: nn.Module, package: ModuleType = pytorch_lightning, kind: type = T
 
 
 def freeze_below_top(net: Transformer) -> None:
-    """What one writes by hand: everything below the top block gets no gradient."""
+    """What one writes oneself: everything below the top block gets no gradient."""
     for module in (net.embed, net.position, net.blocks[:-1]):
         module.requires_grad_(False)
 

@@ -323,7 +323,7 @@ class Costs(dict[str, Cost]):
 
 
 class Run:
-    """A controller over a sharded model, with gradients made by hand.
+    """A controller over a sharded model, with gradients given to it.
 
     Args:
         model: The model.

@@ -1,6 +1,6 @@
-"""What a step costs with all blocks frozen but the top one: ours, by hand, and by the peers.
+"""What a step costs with all blocks frozen but the top one: ours, hand-written, and by other tools.
 
-Each contestant ends with the same bits as the loop written by hand (on a GPU: nearly), so all did the same work.
+Each contestant ends with the same bits as the hand-written loop (on a GPU: nearly), so all did the same work.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Contest:
         return self.checked("plain PyTorch", *self._train_plainly(top_only=True))
 
     def bare(self, top_only: bool) -> list[Step]:
-        """A bare Trainer, with everything trainable or with `requires_grad` turned off by hand."""
+        """A bare Trainer, with everything trainable or with `requires_grad` turned off in hand-written code."""
         net = make(self.shape)
         if top_only:
             freeze_below_top(net)
@@ -111,7 +111,7 @@ class Contest:
 
 
 def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
-    """Ours beside the loop by hand, all trainable, plain PyTorch and the peers.
+    """Ours beside the hand-written loop, all trainable, plain PyTorch and other tools.
 
     Args:
         device: ``cpu`` or ``cuda``.
@@ -131,12 +131,14 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
             PEERS[1]: contest.finetuning_scheduler,
         }
         turns = in_turns(contestants, rounds, peers=PEERS)
-    ours, manual_optimization = f"step, {frozen}", "by hand: requires_grad=False in a bare Trainer"
+    ours, manual_optimization = f"step, {frozen}", "hand-written: requires_grad=False in a bare Trainer"
     return [
         turns.row(ours, manual_optimization, ("ours", "hand"), 1.03),
         turns.row(ours, "all trainable in a bare Trainer", ("ours", "all"), 0.55),
-        turns.row(f"{ours} by hand", "all trainable in a bare Trainer", ("hand", "all")),
-        turns.row(ours, "by hand in plain PyTorch, no Trainer", ("ours", "plain")),
-        turns.row(f"{ours} by hand in a bare Trainer", "by hand in plain PyTorch, no Trainer", ("hand", "plain")),
+        turns.row(f"{ours}, hand-written", "all trainable in a bare Trainer", ("hand", "all")),
+        turns.row(ours, "hand-written in plain PyTorch, no Trainer", ("ours", "plain")),
+        turns.row(
+            f"{ours}, hand-written in a bare Trainer", "hand-written in plain PyTorch, no Trainer", ("hand", "plain")
+        ),
         *(turns.row(f"{ours} by {peer}", manual_optimization, (peer, "hand")) for peer in PEERS),
     ]

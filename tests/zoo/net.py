@@ -1,4 +1,4 @@
-"""The net that every optimizer of the zoo trains, by hand and under Lightning."""
+"""The net that every optimizer of the zoo trains, in plain loops and under Lightning."""
 
 from __future__ import annotations
 
