@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -170,7 +171,8 @@ def _draw_phases(axes: Axes, phases: Sequence[tuple[str, int, int]], above: floa
         shade = ("#dde2e6", "#c5cdd3")[number % 2]
         axes.fill_between([begin, end], -above, -0.2 * above, color=shade, linewidth=0)
         room = _WIDTH * (end - begin) / total / _LETTER
-        names = (place, place.replace("phases", ""), place.rpartition("phases")[2])
+        number = ".".join(str(int(part) + 1) for part in re.findall(r"\[(\d+)\]", place))  # `phases[1].phases[0]`: 2.1
+        names = (f"phase {number}", number) if number else (place,)
         if name := next((name for name in names if len(name) <= room), ""):
             style: dict[str, Any] = {
                 "fontsize": 6.5,
