@@ -274,3 +274,8 @@ def test_a_model_alone_is_audited_with_a_table_too(tmp_path: Path, caplog: Any) 
     assert "lightning-freeze audits what has requires_grad=False, and schedules nothing." in said
     assert "requires_grad=False 1 32 100.0% frozen, audited" in said
     assert "- moved by your own code, and not audited: layer2 (user: moved by EMA)." in said
+
+
+def test_a_group_may_have_the_name_that_lightning_gives_loaders(tmp_path: Path) -> None:
+    scheduler = FreezeScheduler(Every({"dataloader_idx_0": 2}, of="layer2"), {"dataloader_idx_0": "layer1"})
+    assert fit(tmp_path, scheduler).callback_metrics["freeze/dataloader_idx_0/updates"] == 3
