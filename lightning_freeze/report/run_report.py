@@ -87,14 +87,18 @@ def read_report(path: Path | str, run: str | None = None) -> RunReport:
     while (before := by_id[chain[0]][0].get("resumes")) in by_id and before not in chain:
         chain.insert(0, before)
     records = [record for each in chain for record in by_id[each]]
-    of_type = {kind: [*found] for kind, found in groupby(sorted(records, key=_type), key=_type)}
-    findings = [
-        Finding.from_dict({k: v for k, v in each.items() if k not in _ENVELOPE}) for each in of_type.get("finding", ())
-    ]
-    runs: Any = of_type["run"]
-    phases: Any = of_type.get("phase", ())
-    counts: Any = of_type.get("counts", ())
-    return RunReport(file, runs, phases, counts, findings, records)
+    try:
+        of_type: Any = {kind: [*found] for kind, found in groupby(sorted(records, key=_type), key=_type)}
+        found = [{k: v for k, v in each.items() if k not in _ENVELOPE} for each in of_type.get("finding", ())]
+        of_kind = (of_type["run"], of_type.get("phase", ()), of_type.get("counts", ()))
+        report = RunReport(file, *of_kind, [*map(Finding.from_dict, found)], records)
+        _ = report.steps, report.sizes, report.updates, report.total, report.verdict
+    except Exception as error:  # whatever somebody made of the file
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{file}: its records are not whole, or do not fit together ({what}). Was the file edited?"
+        ) from error
+    return report
 
 
 _ENVELOPE = {"version", "type", "run"}
@@ -124,10 +128,10 @@ def _by_run(records: Any) -> dict[str, list[Record]]:
     last = ""
     for record in records:
         name = record.get("run") or last
-        if record["type"] == "run" and not record.get("run"):  # of the first version, which had no ids
+        if record.get("type") == "run" and not record.get("run"):  # of the first version, which had no ids
             last, name = name, str(len(found) + 1)
-            record |= {"run": name, "resumes": last if record["resumed"] else None}
-        if record["type"] == "run":
+            record |= {"run": name, "resumes": last if record.get("resumed") else None}
+        if record.get("type") == "run":
             last = name
             found.setdefault(name, []).append(record)
         elif name in found:
