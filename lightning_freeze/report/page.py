@@ -90,9 +90,8 @@ def _timeline(groups: Iterable[str], steps: Sequence[tuple[StepKind, int]]) -> D
 def _metrics(path: Path, most: int = 2000) -> dict[str, list[Sequence[str]]]:
     """The columns of a `metrics.csv` of Lightning's CSVLogger, each as (epoch, step, value), as they are written."""
     found: dict[str, list[Sequence[str]]] = {}
-    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ()
     with suppress(csv.Error):  # what comes after damage is of no use
-        for row in csv.DictReader(lines):
+        for row in csv.DictReader(path.read_text("utf-8", "replace").splitlines() if path.is_file() else ()):
             for name, text in row.items():
                 if text and name and name not in ("epoch", "step") and not name.startswith("freeze/"):
                     found.setdefault(name, []).append((row.get("epoch", ""), row.get("step", ""), text))

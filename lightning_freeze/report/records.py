@@ -149,11 +149,9 @@ class Log:
 class Recorder:
     """Appends records to a file, each written at once.
 
-    Where one cannot be written, as on a full disk, it warns and writes no more.
-
     Args:
         path: The file; made with its folder at the first record. A file that is there loses the unfinished last line of a
-            killed run. Where it cannot be written later, the run goes on without, with a warning.
+            killed run. Where one cannot be written, as on a full disk, it warns and writes no more.
 
     Raises:
         ValueError: What is there is not a regular file of records.

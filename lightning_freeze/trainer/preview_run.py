@@ -80,9 +80,7 @@ def preview_run(
             copied, data = _copied(model), copy.copy(data) if isinstance(data, seam.LightningDataModule) else data
             path = str(ckpt_path) if ckpt_path is not None else None
             return forecast(own, lambda: own.fit(copied, data, ckpt_path=path), horizon, beside)
-        except (
-            BaseException
-        ) as error:  # raised below, since Lightning restores random states only where nothing was raised
+        except BaseException as error:  # raised below: Lightning restores random states only if nothing is
             failed = error
     raise failed
 

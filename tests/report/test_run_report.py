@@ -99,6 +99,15 @@ def test_what_cannot_be_read_is_refused(given: str, chosen: str | None, message:
         read_report(tmp_path / given, chosen)
 
 
+def test_a_wrong_path_searches_no_whole_disk(tmp_path: Path) -> None:
+    written(tmp_path / "logs" / "version_0" / "freeze_audit.jsonl", run("aa"))
+    written(tmp_path / "deep" / "a" / "b" / "c" / "freeze_audit.jsonl", run("aa"))
+    with pytest.raises(ValueError, match=r"Did you mean '.*logs/version_0/freeze_audit\.jsonl'"):
+        read_report(tmp_path / "logs" / "version_1" / "freeze_audit.jsonl")
+    with pytest.raises(ValueError, match=r"does not exist\. Give"):
+        read_report(tmp_path / "deep" / "freeze_audit.jsonl")
+
+
 def test_the_newest_file_below_a_folder_is_read(tmp_path: Path) -> None:
     for number, name in enumerate(("newer", "older")):
         file = written(tmp_path / name / "freeze_audit.jsonl", run(name))
