@@ -7,6 +7,7 @@ import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from hashlib import sha256
 from html import escape
@@ -89,10 +90,11 @@ def _timeline(groups: Iterable[str], steps: Sequence[tuple[StepKind, int]]) -> D
 def _metrics(path: Path, most: int = 2000) -> dict[str, list[Sequence[str]]]:
     """The columns of a `metrics.csv` of Lightning's CSVLogger, each as (epoch, step, value), as they are written."""
     found: dict[str, list[Sequence[str]]] = {}
-    for row in csv.DictReader(path.read_text("utf-8").splitlines() if path.is_file() else ()):
-        for name, text in row.items():
-            if text and name and name not in ("epoch", "step") and not name.startswith("freeze/"):
-                found.setdefault(name, []).append((row.get("epoch", ""), row.get("step", ""), text))
+    with suppress(csv.Error):  # what comes after damage is of no use
+        for row in csv.DictReader(path.read_text("utf-8", "replace").splitlines() if path.is_file() else ()):
+            for name, text in row.items():
+                if text and name and name not in ("epoch", "step") and not name.startswith("freeze/"):
+                    found.setdefault(name, []).append((row.get("epoch", ""), row.get("step", ""), text))
     return {name: points[:: -(-len(points) // most)] for name, points in found.items()}
 
 
@@ -104,7 +106,7 @@ def _seconds(report: RunData) -> list[tuple[list[str], int, float]]:
         sets = [*map(frozenset, phase["sets"])]
         for _, number, count in flat(phase["steps"]):
             steps[sets[number]] += count
-        for names, spent in zip(sets, phase.get("seconds", ()), strict=False):
+        for names, spent in zip(sets, phase.get("seconds") or (), strict=False):
             seconds[names] = seconds.get(names, 0.0) + spent
     everything = report.run["groups"].keys()
     often = sorted(seconds, key=lambda names: (names != everything, -steps[names]))[:12]

@@ -149,11 +149,9 @@ class Log:
 class Recorder:
     """Appends records to a file, each written at once.
 
-    Where one cannot be written, as on a full disk, it warns and writes no more.
-
     Args:
         path: The file; made with its folder at the first record. A file that is there loses the unfinished last line of a
-            killed run. Where it cannot be written later, the run goes on without, with a warning.
+            killed run. Where one cannot be written, as on a full disk, it warns and writes no more.
 
     Raises:
         ValueError: What is there is not a regular file of records.
@@ -162,7 +160,7 @@ class Recorder:
     def __init__(self, path: Path) -> None:
         _refuse_others(path)
         self.path = path
-        self._failed = False
+        self._failed = self._began = False
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
@@ -179,7 +177,9 @@ class Recorder:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_others(self.path)
         with self.path.open("a+b") as file:
-            file.truncate(_whole_lines(file))
+            if not self._began:  # later, another process may be in the middle of a line
+                file.truncate(_whole_lines(file))
+            self._began = True
             file.write(json.dumps({"version": VERSION, **record}, ensure_ascii=False).encode() + b"\n")
 
 
@@ -218,10 +218,10 @@ def read_records(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError(f"{record!r} is not a mapping")
-            except ValueError as error:  # as JSON, or already as UTF-8
+                record = json.loads(line, parse_constant=lambda name: None)  # NaN and infinities, which JSON has not
+                if not isinstance(record, dict) or not isinstance(record.get("version", 0), int):
+                    raise ValueError(f"{record!r} is not a mapping with a version")
+            except (ValueError, RecursionError) as error:  # as JSON, or already as UTF-8
                 if not line.endswith(b"\n"):
                     return
                 raise ValueError(f"{path}, line {number}: no JSON record ({error}). Was the file edited?") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,21 +86,19 @@ def read_report(path: Path | str, run: str | None = None) -> RunReport:
     while (before := by_id[chain[0]][0].get("resumes")) in by_id and before not in chain:
         chain.insert(0, before)
     records = [record for each in chain for record in by_id[each]]
-    of_type = {kind: [*found] for kind, found in groupby(sorted(records, key=_type), key=_type)}
-    findings = [
-        Finding.from_dict({k: v for k, v in each.items() if k not in _ENVELOPE}) for each in of_type.get("finding", ())
-    ]
-    runs: Any = of_type["run"]
-    phases: Any = of_type.get("phase", ())
-    counts: Any = of_type.get("counts", ())
-    return RunReport(file, runs, phases, counts, findings, records)
+    try:
+        runs, phases, counts, found = ([each for each in records if each["type"] == kind] for kind in _KINDS)
+        findings = [Finding.from_dict({k: v for k, v in each.items() if k not in _ENVELOPE}) for each in found]
+        report = RunReport(file, runs, phases, counts, findings, records)  # type: ignore[arg-type]
+        _ = report.steps, report.sizes, report.updates, report.total, report.verdict
+    except Exception as error:  # whatever somebody made of the file
+        what = f"its records are not whole, or do not fit together ({type(error).__name__}: {error})"
+        raise ValueError(f"{file}: {what}. Was the file edited?") from error
+    return report
 
 
+_KINDS = ("run", "phase", "counts", "finding")
 _ENVELOPE = {"version", "type", "run"}
-
-
-def _type(record: Record) -> str:
-    return str(record["type"])
 
 
 def _file(path: Path) -> Path:
@@ -113,7 +110,7 @@ def _file(path: Path) -> Path:
         return found[-1]
     if not path.exists():
         above = path.parent if path.parent.is_dir() else path.parent.parent
-        others = [str(file) for file in above.rglob(FILE_NAME)]
+        others = [str(file) for level in ("", "*/", "*/*/") for file in above.glob(level + FILE_NAME)]
         raise ValueError(f"{path} does not exist.{did_you_mean(str(path), others)} Give the folder of a run's logger.")
     return path
 
@@ -124,10 +121,10 @@ def _by_run(records: Any) -> dict[str, list[Record]]:
     last = ""
     for record in records:
         name = record.get("run") or last
-        if record["type"] == "run" and not record.get("run"):  # of the first version, which had no ids
+        if record.get("type") == "run" and not record.get("run"):  # of the first version, which had no ids
             last, name = name, str(len(found) + 1)
-            record |= {"run": name, "resumes": last if record["resumed"] else None}
-        if record["type"] == "run":
+            record |= {"run": name, "resumes": last if record.get("resumed") else None}
+        if record.get("type") == "run":
             last = name
             found.setdefault(name, []).append(record)
         elif name in found:

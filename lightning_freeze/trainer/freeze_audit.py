@@ -168,7 +168,8 @@ class _Audited(Auditor):
         if len(counts["lr"]) <= 32:  # of more groups, the records alone have them
             values |= {f"freeze/{group}/lr": rate for group, rate in counts["lr"].items()}
         values |= {"freeze/phase": float(counts["phase"])} if counts["phase"] is not None else {}
-        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max")
+        how: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "reduce_fx": "max", "add_dataloader_idx": False}
+        pl_module.log_dict(values, on_step=False, on_epoch=True, **how)
 
     def _draw(self, trainer: seam.Trainer, run: str) -> None:  # the timeline, for TensorBoard
         boards: list[Any] = [board for board in trainer.loggers if "TensorBoardLogger" in str(type(board).__mro__)]

@@ -71,7 +71,7 @@ def preview_run(
     seam.refuse_strategy(trainer.strategy)
     given = read_metrics(Path(metrics)) if isinstance(metrics, (str, Path)) else metrics or {}
     horizon = Horizon(updates, epochs, batches, trainer.num_devices * trainer.num_nodes, given)
-    failed: Exception | None = None
+    failed: BaseException | None = None
     with seam.isolate_rng(torch.cuda.is_initialized()), seam.log_levels_restored(), torch.enable_grad():
         for logger in seam.LOGGERS:
             logger.setLevel(logging.WARNING)
@@ -80,7 +80,7 @@ def preview_run(
             copied, data = _copied(model), copy.copy(data) if isinstance(data, seam.LightningDataModule) else data
             path = str(ckpt_path) if ckpt_path is not None else None
             return forecast(own, lambda: own.fit(copied, data, ckpt_path=path), horizon, beside)
-        except Exception as error:  # raised below, since Lightning restores random states only where nothing was raised
+        except BaseException as error:  # raised below: Lightning restores random states only if nothing is
             failed = error
     raise failed
 

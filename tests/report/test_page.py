@@ -140,6 +140,9 @@ def test_metrics_may_be_anything(tmp_path: Path) -> None:
     path.with_name("metrics.csv").write_text("epoch,step,a,b\n0,1,nan,word,more\n,2,0.5\n", encoding="utf-8")
     metrics = data_in(html_page(read_report(path)))["metrics"]
     assert metrics == {"a": [["0", "1", "nan"], ["", "2", "0.5"]], "b": [["0", "1", "word"]]}
+    damaged = b"epoch,step,a\n0,1,\xff\n0,2," + b"9" * 200_000 + b"\n0,3,1\n"  # a field longer than Python's csv reads
+    path.with_name("metrics.csv").write_bytes(damaged)
+    assert data_in(html_page(read_report(path)))["metrics"] == {"a": [["0", "1", "\ufffd"]]}
 
 
 def test_findings_are_whole(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import groupby
@@ -287,3 +289,25 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
         f"{path}, line 2: a record of version {VERSION + 1}; this release reads up to {VERSION}. Update "
         f"lightning-freeze."
     )
+
+
+WRITES = "import sys; from lightning_freeze.report.records import *; r = Recorder(Path(sys.argv[1]))\n"
+WRITES += "r({}); print(flush=True); input(); [r({'text': 300 * 'x'}) for _ in range(300)]"
+
+
+def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    """Each mends the file before its first record, and never again: what looks unfinished may be another's line."""
+    command = [sys.executable, "-c", WRITES, str(tmp_path / "audit.jsonl")]
+    writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+    for writer in writers:
+        writer.communicate(b"\n", timeout=60)
+    assert len([*read_records(tmp_path / "audit.jsonl")]) == 602
+
+
+def test_what_json_has_not_is_read_as_nothing(tmp_path: Path) -> None:
+    """A page's script could not read it: a learning rate may be NaN or infinite."""
+    Recorder(tmp_path / "audit.jsonl")({"lr": {"a": float("nan"), "b": float("-inf"), "c": 0.5}})
+    assert [*read_records(tmp_path / "audit.jsonl")] == [{"version": VERSION, "lr": {"a": None, "b": None, "c": 0.5}}]

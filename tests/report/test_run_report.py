@@ -99,6 +99,15 @@ def test_what_cannot_be_read_is_refused(given: str, chosen: str | None, message:
         read_report(tmp_path / given, chosen)
 
 
+def test_a_wrong_path_searches_no_whole_disk(tmp_path: Path) -> None:
+    written(tmp_path / "logs" / "version_0" / "freeze_audit.jsonl", run("aa"))
+    written(tmp_path / "deep" / "a" / "b" / "c" / "freeze_audit.jsonl", run("aa"))
+    with pytest.raises(ValueError, match=r"Did you mean '.*logs/version_0/freeze_audit\.jsonl'"):
+        read_report(tmp_path / "logs" / "version_1" / "freeze_audit.jsonl")
+    with pytest.raises(ValueError, match=r"does not exist\. Give"):
+        read_report(tmp_path / "deep" / "freeze_audit.jsonl")
+
+
 def test_the_newest_file_below_a_folder_is_read(tmp_path: Path) -> None:
     for number, name in enumerate(("newer", "older")):
         file = written(tmp_path / name / "freeze_audit.jsonl", run(name))
@@ -128,3 +137,39 @@ def test_a_fit_and_the_one_that_resumes_it_are_one_report(trainer: Any, tmp_path
     optimizer = run["optimizers"][0]
     assert optimizer["groups"] == ["slow", "fast"]
     assert (optimizer["skips_none"], optimizer["excludes"], optimizer["step_counters"]) == (True, False, [])
+
+
+def test_a_second_fit_of_a_trainer_is_one_report_with_the_first(trainer: Any, tmp_path: Path) -> None:
+    model, fit = Net(), trainer(AlternatingFreeze("layer1", "layer2", every=2), max_epochs=1)
+    fit.fit(model, batches(3))
+    fit.fit_loop.max_epochs = 2
+    fit.fit(model, batches(3))
+    report = read_report(tmp_path)
+    assert [each["updates_before"] for each in report.runs] == [0, 3]
+    assert sum(count for _, count in report.steps) == report.total == 6
+
+
+WHOLE = (run("aa"), phase("aa", 0, 3), counts("aa", 3, 1), finding("aa"))
+DAMAGED: dict[str, Any] = {
+    "version": {"version": "2"},
+    "set": {"steps": [[0, 1, 3]]},
+    "step": {"steps": [[0, 0]]},
+    "count": {"steps": [[0, 0, "3"]]},
+    "planned": {"planned": [None, None]},
+    "intervals": {"intervals": None},
+    **{key: key for key in ("groups", "updates_before", "first", "sets", "total", "severity")},
+    "type": "type",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_records_that_are_not_whole_are_refused(damage: Any, tmp_path: Path) -> None:
+    """By a message with the file's name, not by whatever Python says of it somewhere."""
+    if isinstance(damage, str):
+        records = [{k: v for k, v in each.items() if k != damage} for each in WHOLE]
+    else:
+        records = [each | damage if damage.keys() & {"version", *each, "planned"} else each for each in WHOLE]
+    file = written(tmp_path / "freeze_audit.jsonl", *records)
+    with pytest.raises(ValueError, match="not whole|no JSON record|holds no run") as caught:
+        read_report(file)
+    assert str(caught.value).startswith(str(file))

@@ -298,3 +298,8 @@ def test_the_line_on_inputs_comes_again_only_where_it_changes(tmp_path: Path, ca
         fit(tmp_path, InputAudit(), model=Masked(), max_epochs=3)
     lines = [each.message for each in caplog.records if "inputs:" in each.message]
     assert [line.partition(":")[0] for line in lines] == ["freeze, epoch 0"]
+
+
+def test_a_group_may_have_the_name_that_lightning_gives_loaders(tmp_path: Path) -> None:
+    scheduler = FreezeScheduler(Every({"dataloader_idx_0": 2}, of="layer2"), {"dataloader_idx_0": "layer1"})
+    assert fit(tmp_path, scheduler).callback_metrics["freeze/dataloader_idx_0/updates"] == 3

@@ -238,6 +238,20 @@ def test_a_model_without_a_copy_is_refused(tmp_path: Path) -> None:
     assert after == random.random(), "also after an error"
 
 
+def test_an_interrupted_preview_restores_random_states(tmp_path: Path) -> None:
+    class Interrupted(Net):
+        def on_fit_start(self) -> None:
+            random.random()
+            raise SystemExit  # as Lightning makes of a KeyboardInterrupt
+
+    random.seed(1)
+    with pytest.raises(SystemExit):
+        preview_run(make_trainer(tmp_path, every()), Interrupted(), batches(2))
+    after = random.random()
+    random.seed(1)
+    assert after == random.random()
+
+
 class Width(LightningCLI):
     """A user's own command line, with a linked argument."""
 
