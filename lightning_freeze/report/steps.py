@@ -143,22 +143,24 @@ def _rows(plain: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
     """The steps of a run in order, equal ones in a row as one; those that a resumed run repeated, once, as last done."""
-    runs: list[tuple[StepKind, int]] = []
-    total, held = 0, list[frozenset[str]]()
+    runs: list[tuple[StepKind, int, int]] = []  # each with the updates before it and after it
+    held: list[frozenset[str]] = []
     for record in records:
         if record["type"] == "run":
             held = [frozenset(each.get("groups") or record["groups"]) for each in record.get("optimizers", ())]
         if record["type"] in ("run", "phase"):
-            first = record["updates_before" if record["type"] == "run" else "first"]
-            total = _cut(runs, total, first)
+            done = record["updates_before" if record["type"] == "run" else "first"]
+            while runs and runs[-1][2] > done:
+                kind, begin, _ = runs.pop()
+                runs += [(kind, begin, done)] if begin < done else []
         if record["type"] == "phase":
             rows, made = [*_rows(record)], dict[tuple[int, int], StepKind]()
             for optimizer, number, count in flat(record["steps"]):
                 if (optimizer, number) not in made:
                     made[optimizer, number] = _kind(optimizer, rows[number], record.get("epoch", 0), held)
-                runs.append((made[optimizer, number], count))
-                total += count
-    return runs
+                runs.append((made[optimizer, number], done, done + count))
+                done += count
+    return [(kind, end - begin) for kind, begin, end in runs]
 
 
 def _kind(optimizer: int, row: tuple[Any, ...], epoch: int, held: Sequence[frozenset[str]]) -> StepKind:
@@ -168,17 +170,6 @@ def _kind(optimizer: int, row: tuple[Any, ...], epoch: int, held: Sequence[froze
         updated if row[1] is None else frozenset(row[1]) & updated.union(*held[optimizer : optimizer + 1] or [row[1]])
     )
     return StepKind(optimizer, updated, planned, row[2], row[3], epoch)
-
-
-def _cut(runs: list[tuple[StepKind, int]], total: int, first: int) -> int:
-    """Take away the steps from the ``first``-th on; how many are left."""
-    while runs and total > first:
-        kind, count = runs.pop()
-        total -= count
-        if total < first:
-            runs.append((kind, first - total))
-            total = first
-    return total
 
 
 def flat(steps: Iterable[Any]) -> Iterator[Sequence[int]]:
