@@ -308,7 +308,7 @@ class FreezeScheduler(_Audited):
             self._say(
                 trainer, f"freeze: the fit goes on after this Trainer's last one, which made {before.total} updates."
             )
-            return before.state_dict()
+            return self.state_dict()
         self._say(trainer, "freeze: the Trainer is another than that of the last fit, so the schedule begins again.")
         return None
 

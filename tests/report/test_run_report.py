@@ -117,6 +117,7 @@ def test_a_fit_and_the_one_that_resumes_it_are_one_report(trainer: Any, tmp_path
     report = read_report(tmp_path)
     first, second = report.runs
     assert second["resumes"] == first["run"]
+    assert sum(count for _, count in report.steps) == report.total
     assert (report.total, report.updates) == (6, {"slow": 3, "fast": 6})
     run = report.run
     assert run["model"] == "Net"
@@ -128,3 +129,13 @@ def test_a_fit_and_the_one_that_resumes_it_are_one_report(trainer: Any, tmp_path
     optimizer = run["optimizers"][0]
     assert optimizer["groups"] == ["slow", "fast"]
     assert (optimizer["skips_none"], optimizer["excludes"], optimizer["step_counters"]) == (True, False, [])
+
+
+def test_a_second_fit_of_a_trainer_goes_on_in_the_same_report(trainer: Any, tmp_path: Path) -> None:
+    fit, net = trainer(AlternatingFreeze("layer1", "layer2", every=2)), Net()
+    fit.fit(net, batches(3))
+    fit.fit_loop.max_epochs = 2
+    fit.fit(net, batches(3))
+    report = read_report(tmp_path)
+    assert [each["resumes"] for each in report.runs] == [None, report.runs[0]["run"]]
+    assert sum(count for _, count in report.steps) == report.total == 6
