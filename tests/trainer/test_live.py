@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
@@ -26,6 +27,7 @@ from lightning_freeze import (
     Phase,
     Phases,
     ScheduleError,
+    read_report,
 )
 from lightning_freeze.report.run_report import RunReport
 from lightning_freeze.trainer import seam
@@ -147,6 +149,17 @@ def test_rates_and_the_phase_go_to_the_logger(tmp_path: Path) -> None:
     assert [float(row["freeze/phase"]) for row in named] == [1, 2, 2, 3]
     assert [float(row["freeze/layer1/lr"]) for row in named] == pytest.approx([0.005, 0.01, 0.01, 0.01])
     assert made.callback_metrics["freeze/layer2/lr"] == pytest.approx(0.01)
+
+
+class Decayed(Net):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+
+def test_an_epochs_rate_is_the_one_that_it_trained_at(tmp_path: Path) -> None:
+    fit(tmp_path, FreezeScheduler(HALVES), model=Decayed(), max_epochs=3)
+    assert [counts["lr"]["layer2"] for counts in read_report(tmp_path).counts] == [0.01, 0.005, 0.0025]
 
 
 @pytest.mark.filterwarnings("ignore:.*got no gradient")
