@@ -18,6 +18,7 @@ VERSION = 2
 FILE_NAME = "freeze_audit.jsonl"
 _BEGINNING = b'{"version": '
 _BLOCK = 1 << 16
+ENVELOPE = {"version", "type", "run"}  # what every record has
 
 Record = dict[str, Any]
 
@@ -219,9 +220,9 @@ def read_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError(f"{record!r} is not a mapping")
-            except ValueError as error:  # as JSON, or already as UTF-8
+                if not isinstance(record, dict) or not isinstance(record.get("version", 0), int):
+                    raise ValueError(f"{str(record)[:80]} is not one")
+            except (ValueError, RecursionError) as error:  # as JSON, or already as UTF-8
                 if not line.endswith(b"\n"):
                     return
                 raise ValueError(f"{path}, line {number}: no JSON record ({error}). Was the file edited?") from error

@@ -99,6 +99,30 @@ def test_what_cannot_be_read_is_refused(given: str, chosen: str | None, message:
         read_report(tmp_path / given, chosen)
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {**run("aa11"), "groups": ["a"]},
+        {"type": "run", "run": "aa11", "updates_before": 0},
+        {**run("aa11"), "resumes": []},
+        {**phase("aa11", 0, 4), "steps": [[0, 1, 4]]},
+        {**phase("aa11", 0, 4), "steps": [4]},
+        {**phase("aa11", 0, 4), "places": ["a", "b"]},
+        {"type": "phase", "run": "aa11", "first": 0},
+        {"type": "counts", "run": "aa11"},
+        {"type": "finding", "run": "aa11", "audit": "frozen"},
+        {**finding("aa11"), "unknown": 1},
+    ],
+)
+def test_damaged_records_are_refused_with_their_file(damaged: dict[str, Any], tmp_path: Path) -> None:
+    first = [] if damaged["type"] == "run" else [run("aa11")]
+    file = written(tmp_path / "freeze_audit.jsonl", *first, damaged)
+    with pytest.raises(
+        ValueError, match=r"freeze_audit\.jsonl: the records of run aa11 are not as a run writes them \("
+    ):
+        read_report(file)
+
+
 def test_the_newest_file_below_a_folder_is_read(tmp_path: Path) -> None:
     for number, name in enumerate(("newer", "older")):
         file = written(tmp_path / name / "freeze_audit.jsonl", run(name))
