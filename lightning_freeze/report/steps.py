@@ -57,6 +57,7 @@ class Steps:
         self._planned: Sequence[frozenset[str]] = ()
         self._place, self._lr_factors = "", _NOTHING
         self._since: float | None = None
+        self._spent, self._stepped = 0.0, False  # the time of the batches that no step has ended yet
 
     def plan(self, planned: Sequence[frozenset[str]], place: str, lr_factors: Mapping[str, float] = _NOTHING) -> None:
         """From here on the plan lets these groups of each optimizer train, in this phase."""
@@ -68,6 +69,7 @@ class Steps:
         if groups is not self._groups or optimizer != self._run[0]:
             self._begin_run(optimizer, groups)
         self._run[2] += 1
+        self._stepped = True
 
     def _begin_run(self, optimizer: int, groups: frozenset[str]) -> None:
         planned = self._planned[optimizer] if self._planned else groups
@@ -81,10 +83,13 @@ class Steps:
         self._groups = groups
 
     def begin_batch(self) -> None:
-        """A batch begins; the time since the last one counts to the step that it ended in."""
+        """A batch begins; the time of those before it counts to the step that they ended in."""
         now = perf_counter()
-        if self._since is not None and self._runs:
-            self._rows[self._run[1]].seconds += now - self._since
+        if self._since is not None:
+            self._spent += now - self._since
+        if self._stepped:
+            self._rows[self._run[1]].seconds += self._spent
+            self._spent, self._stepped = 0.0, False
         self._since = now
 
     def pause(self) -> None:
