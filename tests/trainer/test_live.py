@@ -233,6 +233,16 @@ def test_phases_that_leave_most_to_the_rest_are_warned_of(
     assert found == [text + "set `rest: freeze`, or name them in a group of their own."] * warned
 
 
+def test_a_callback_shows_the_same_while_it_runs(tmp_path: Path) -> None:
+    class Shows(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            shown.add(repr(audit))
+
+    shown, audit = set[str](), FreezeAudit(100)
+    fit(tmp_path, audit, Shows())
+    assert {repr(audit), *shown} == {"FreezeAudit(every_n_updates=100)"}
+
+
 @pytest.mark.parametrize(
     ("made", "shown"),
     [
