@@ -57,6 +57,7 @@ class Steps:
         self._planned: Sequence[frozenset[str]] = ()
         self._place, self._lr_factors = "", _NOTHING
         self._since: float | None = None
+        self.restored = 0  # the steps that a run made before it was interrupted, whose time is not known
         self._spent, self._stepped = 0.0, False  # the time of the batches that no step has ended yet
 
     def plan(self, planned: Sequence[frozenset[str]], place: str, lr_factors: Mapping[str, float] = _NOTHING) -> None:
@@ -137,6 +138,7 @@ class Steps:
         steps._numbers = {(row.groups, row.planned, row.place): number for number, row in enumerate(steps._rows)}
         steps._runs = [list(run) for run in plain["steps"]]
         steps._run = steps._runs[-1] if steps._runs else steps._run
+        steps.restored = sum(count for *_, count in steps._runs)
         return steps
 
 

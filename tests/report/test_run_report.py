@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 
 from lightning_freeze import AlternatingFreeze, read_report
+from lightning_freeze.report.page import page_data
 from tests.conftest import Net, batches
 
 
@@ -163,3 +165,23 @@ def test_a_second_fit_of_a_trainer_goes_on_in_the_same_report(trainer: Any, tmp_
     report = read_report(tmp_path)
     assert [each["resumes"] for each in report.runs] == [None, report.runs[0]["run"]]
     assert sum(count for _, count in report.steps) == report.total == 6
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_the_time_of_a_step_is_of_those_that_a_run_made_itself(trainer: Any, tmp_path: Path) -> None:
+    class Ends(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+            if trainer.global_step == 4:
+                raise KeyError("planned")
+
+    with pytest.raises(KeyError, match="planned"):
+        trainer(AlternatingFreeze("layer1", "layer2", every=2), Ends()).fit(Net(), batches(6))
+    fit = trainer(AlternatingFreeze("layer1", "layer2", every=2))
+    fit.fit(Net(), batches(6), ckpt_path=tmp_path / "a.ckpt")
+    report = read_report(tmp_path)
+    first, second = report.counts
+    assert sum(count for *_, count in report.phases[1]["steps"]) == 6
+    assert first["step_seconds"] == pytest.approx(first["seconds"] / 4, rel=1e-3)
+    assert second["step_seconds"] == pytest.approx(second["seconds"] / 2, rel=1e-3)
+    assert sum(steps for _, steps, _ in page_data(report)["seconds"]) == 6
