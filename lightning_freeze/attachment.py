@@ -91,7 +91,7 @@ class Attachment:
             loop.built.weights.frozen.checked = checked
         classes = ", ".join(type(step.optimizer).__qualname__ for step in loop.members.steps)
         rebuilt = f"the optimizers were rebuilt ({classes}); the schedule goes on."
-        self._say(f"freeze, {place.when}: {'; '.join((rebuilt, *setup.notes(loop, self._options)))}")
+        self._say(f"freeze, {place.when}: {' '.join((rebuilt, *setup.notes(loop, self._options)))}")
         return loop
 
     def begin(self, variable_batch_size: bool) -> None:

@@ -120,14 +120,8 @@ _SCHEMA: _Schema = {
     "epoch_updates": _COUNTS,
     "logged": _NAMES,
 }
-_LATER = {
-    "logged",
-    "moved_by_user",
-    "planned",
-    "places",
-    "lr_factors",
-    *SINCE_METRICS,
-}  # keys that the first release did not write
+# Keys that the first release did not write.
+_LATER = {"logged", "moved_by_user", "planned", "places", "lr_factors", *SINCE_METRICS}
 
 
 def _check(value: object, schema: _Kind | _Schema, key: str) -> None:

@@ -53,10 +53,11 @@ def step_costs(steps: Steps, groups: Mapping[str, Sequence[Tensor]]) -> dict[str
     """What the steps of an epoch took."""
     sizes, counted, seconds = group_sizes(groups), [*steps.counted()], steps.seconds
     number = sum(count for _, count in counted)
+    timed = number - steps.restored
     elements = sum(count * sum(sizes[g]["elements"] for g in trained if g in sizes) for trained, count in counted)
     return {
         "seconds": round(seconds, 6),
-        "step_seconds": round(seconds / number, 9) if number else None,
+        "step_seconds": round(seconds / timed, 9) if timed else None,
         "trainable_elements": elements / number if number else 0.0,
         "gradient_bytes": max(
             (sum(sizes[g]["bytes"] for g in trained if g in sizes) for trained, _ in counted), default=0

@@ -111,6 +111,7 @@ class Step:
     frozen: tuple[Parameter, ...] = field(default=(), init=False)
     samples: tuple[Parameter, ...] = field(default=(), init=False)  # one parameter of each frozen group
     _now: _StepSplit = field(default=_StepSplit({}, frozenset()), init=False, repr=False)
+    _rates: Sequence[object] = field(default=(), init=False, repr=False)  # of the param groups, at the last step
 
     def __post_init__(self) -> None:
         self.rebind(self.members)
@@ -136,21 +137,28 @@ class Step:
         return any(parameter.grad is not None for _, held in self._now.active for parameter in held)
 
     def learning_rates(self) -> dict[str, float]:
-        """Group to the learning rate of its first parameter, with its factor; groups without a rate are left out."""
+        """Group to the learning rate of its first parameter, with its factor; groups without a rate are left out.
+
+        It is that of the last step: after it, a scheduler may have set the next epoch's.
+        """
         first = {id(held[0]): group for group, held in self.members.items() if held}
         return {
-            first[id(p)]: float(param_group["lr"]) * self.factors.get(id(p), 1.0)
-            for param_group in self.optimizer.param_groups
-            if isinstance(param_group.get("lr"), (int, float, Tensor))
+            first[id(p)]: float(rate) * self.factors.get(id(p), 1.0)
+            for param_group, rate in zip(self.optimizer.param_groups, self._rates or self._read(), strict=False)
+            if isinstance(rate, (int, float, Tensor))
             for p in param_group["params"]
             if id(p) in first
         }
 
     def note(self) -> None:
-        """Remember which groups have a gradient, right before the step."""
+        """Remember which groups have a gradient, and the learning rates, right before the step."""
         now = self._now
         without = [group for group, held in now.active if held[0].grad is None and _without_gradient(held)]
         self.updated = now.trainable.difference(without) if without else now.trainable
+        self._rates = self._read()
+
+    def _read(self) -> list[object]:
+        return [param_group.get("lr") for param_group in self.optimizer.param_groups]
 
 
 def _without_gradient(held: Sequence[Parameter]) -> bool:

@@ -102,10 +102,15 @@ def _seconds(report: RunData) -> list[tuple[list[str], int, float]]:
     """The sets that trained most often, and what trains everything: steps, and the time of the batches that ended so."""
     steps: Counter[frozenset[str]] = Counter()
     seconds: dict[frozenset[str], float] = {}
+    before = {run["run"]: run["updates_before"] for run in report.runs}
     for phase in report.phases:
         sets = [*map(frozenset, phase["sets"])]
+        restored = max(
+            0, before.get(phase.get("run", ""), 0) - phase["first"]
+        )  # steps from a checkpoint, without a time
         for _, number, count in flat(phase["steps"]):
-            steps[sets[number]] += count
+            steps[sets[number]] += max(0, count - restored)
+            restored = max(0, restored - count)
         for names, spent in zip(sets, phase.get("seconds") or (), strict=False):
             seconds[names] = seconds.get(names, 0.0) + spent
     everything = report.run["groups"].keys()

@@ -171,8 +171,8 @@ def _draw_phases(axes: Axes, phases: Sequence[tuple[str, int, int]], above: floa
         shade = ("#dde2e6", "#c5cdd3")[number % 2]
         axes.fill_between([begin, end], -above, -0.2 * above, color=shade, linewidth=0)
         room = _WIDTH * (end - begin) / total / _LETTER
-        number = ".".join(str(int(part) + 1) for part in re.findall(r"\[(\d+)\]", place))  # `phases[1].phases[0]`: 2.1
-        names = (f"phase {number}", number) if number else (place,)
+        phase = ".".join(str(int(part) + 1) for part in re.findall(r"\[(\d+)\]", place))  # `phases[1].phases[0]`: 2.1
+        names = (f"phase {phase}", phase) if phase else (place,)
         if name := next((name for name in names if len(name) <= room), ""):
             style: dict[str, Any] = {
                 "fontsize": 6.5,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, over_time
 from lightning_freeze.plan.preview import Step
@@ -57,7 +58,7 @@ class Forecast:
         tables = [plan_table(self.steps, self.sizes, self.first)]
         if self.steps:
             tables.append(phases_table(self.steps, self.sizes, self.first, self.held))
-        return Group(*tables, *self._said(), *(f"- {note}" for note in self.notes))
+        return Group(*tables, *map(Text, self._said()), *(Text(f"- {note}") for note in self.notes))
 
     def _said(self) -> Iterator[str]:
         if not self.steps:

@@ -18,6 +18,7 @@ VERSION = 2
 FILE_NAME = "freeze_audit.jsonl"
 _BEGINNING = b'{"version": '
 _BLOCK = 1 << 16
+ENVELOPE = {"version", "type", "run"}  # what every record has
 
 Record = dict[str, Any]
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from lightning_freeze.errors import did_you_mean
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.page import html_page, in_a_frame
-from lightning_freeze.report.records import FILE_NAME, Record, read_records
+from lightning_freeze.report.records import ENVELOPE, FILE_NAME, Record, read_records
 from lightning_freeze.report.run_data import RunData
 from lightning_freeze.report.run_view import lines, run_view
 from lightning_freeze.report.timeline_picture import draw_run
@@ -82,23 +82,25 @@ def read_report(path: Path | str, run: str | None = None) -> RunReport:
     if not by_id:
         raise ValueError(f"{file} holds no run. A fit with a FreezeScheduler or a FreezeAudit writes one.")
     last = next(reversed(by_id)) if run is None else _chosen(run, by_id, file)
+    try:
+        return _report(file, by_id, last)
+    except Exception as error:  # whatever somebody made of the file
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file}: the records of run {last} are not as a run writes them ({problem}).") from error
+
+
+def _report(file: Path, by_id: dict[str, list[Record]], last: str) -> RunReport:
+    """The report of a run and those that it goes on from; what it needs of their records is there."""
     chain = [last]
     while (before := by_id[chain[0]][0].get("resumes")) in by_id and before not in chain:
         chain.insert(0, before)
     records = [record for each in chain for record in by_id[each]]
-    try:
-        runs, phases, counts, found = ([each for each in records if each["type"] == kind] for kind in _KINDS)
-        findings = [Finding.from_dict({k: v for k, v in each.items() if k not in _ENVELOPE}) for each in found]
-        report = RunReport(file, runs, phases, counts, findings, records)  # type: ignore[arg-type]
-        _ = report.steps, report.sizes, report.updates, report.total, report.verdict
-    except Exception as error:  # whatever somebody made of the file
-        what = f"its records are not whole, or do not fit together ({type(error).__name__}: {error})"
-        raise ValueError(f"{file}: {what}. Was the file edited?") from error
+    kinds = ("run", "phase", "counts", "finding")
+    runs, phases, counts, found = ([each for each in records if each["type"] == kind] for kind in kinds)
+    findings = [Finding.from_dict({k: v for k, v in each.items() if k not in ENVELOPE}) for each in found]
+    report = RunReport(file, runs, phases, counts, findings, records)  # type: ignore[arg-type]
+    _ = report.steps, report.sizes, report.updates, report.total, report.verdict
     return report
-
-
-_KINDS = ("run", "phase", "counts", "finding")
-_ENVELOPE = {"version", "type", "run"}
 
 
 def _file(path: Path) -> Path:
@@ -120,11 +122,11 @@ def _by_run(records: Any) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     last = ""
     for record in records:
-        name = record.get("run") or last
-        if record.get("type") == "run" and not record.get("run"):  # of the first version, which had no ids
+        name, begins = str(record.get("run") or last), record.get("type") == "run"
+        if begins and not record.get("run"):  # of the first version, which had no ids
             last, name = name, str(len(found) + 1)
             record |= {"run": name, "resumes": last if record.get("resumed") else None}
-        if record.get("type") == "run":
+        if begins:
             last = name
             found.setdefault(name, []).append(record)
         elif name in found:

@@ -40,7 +40,7 @@ def lines(report: RunData) -> Iterator[str]:
     """The findings, worst first: each with its fix, the first few of many."""
     ranked = [each for severity in ("error", "warning") for each in report.findings if each.severity == severity]
     for finding in ranked[:_SHOWN]:
-        yield f"- [{finding.severity}] {finding.message} More: `lightning-freeze explain {finding.kind}`."
+        yield f"- [{finding.severity}] {finding.text}"
     if len(ranked) > _SHOWN:
         yield f"- and {counted(len(ranked) - _SHOWN, 'finding')} more: `--html FILE` writes a page with all of them."
     yield from (f"- [info] {note}" for note in notes(report.findings, {}))

@@ -57,6 +57,8 @@ class Steps:
         self._planned: Sequence[frozenset[str]] = ()
         self._place, self._lr_factors = "", _NOTHING
         self._since: float | None = None
+        self.restored = 0  # the steps that a run made before it was interrupted, whose time is not known
+        self._spent, self._stepped = 0.0, False  # the time of the batches that no step has ended yet
 
     def plan(self, planned: Sequence[frozenset[str]], place: str, lr_factors: Mapping[str, float] = _NOTHING) -> None:
         """From here on the plan lets these groups of each optimizer train, in this phase."""
@@ -68,6 +70,7 @@ class Steps:
         if groups is not self._groups or optimizer != self._run[0]:
             self._begin_run(optimizer, groups)
         self._run[2] += 1
+        self._stepped = True
 
     def _begin_run(self, optimizer: int, groups: frozenset[str]) -> None:
         planned = self._planned[optimizer] if self._planned else groups
@@ -81,10 +84,13 @@ class Steps:
         self._groups = groups
 
     def begin_batch(self) -> None:
-        """A batch begins; the time since the last one counts to the step that it ended in."""
+        """A batch begins; the time of those before it counts to the step that they ended in."""
         now = perf_counter()
-        if self._since is not None and self._runs:
-            self._rows[self._run[1]].seconds += now - self._since
+        if self._since is not None:
+            self._spent += now - self._since
+        if self._stepped:
+            self._rows[self._run[1]].seconds += self._spent
+            self._spent, self._stepped = 0.0, False
         self._since = now
 
     def pause(self) -> None:
@@ -132,6 +138,7 @@ class Steps:
         steps._numbers = {(row.groups, row.planned, row.place): number for number, row in enumerate(steps._rows)}
         steps._runs = [list(run) for run in plain["steps"]]
         steps._run = steps._runs[-1] if steps._runs else steps._run
+        steps.restored = sum(count for *_, count in steps._runs)
         return steps
 
 
@@ -143,22 +150,24 @@ def _rows(plain: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
     """The steps of a run in order, equal ones in a row as one; those that a resumed run repeated, once, as last done."""
-    runs: list[tuple[StepKind, int]] = []
-    total, held = 0, list[frozenset[str]]()
+    runs: list[tuple[StepKind, int, int]] = []  # each with the updates before it and after it
+    held: list[frozenset[str]] = []
     for record in records:
         if record["type"] == "run":
             held = [frozenset(each.get("groups") or record["groups"]) for each in record.get("optimizers", ())]
         if record["type"] in ("run", "phase"):
-            first = record["updates_before" if record["type"] == "run" else "first"]
-            total = _cut(runs, total, first)
+            done = record["updates_before" if record["type"] == "run" else "first"]
+            while runs and runs[-1][2] > done:
+                kind, begin, _ = runs.pop()
+                runs += [(kind, begin, done)] if begin < done else []
         if record["type"] == "phase":
             rows, made = [*_rows(record)], dict[tuple[int, int], StepKind]()
             for optimizer, number, count in flat(record["steps"]):
                 if (optimizer, number) not in made:
                     made[optimizer, number] = _kind(optimizer, rows[number], record.get("epoch", 0), held)
-                runs.append((made[optimizer, number], count))
-                total += count
-    return runs
+                runs.append((made[optimizer, number], done, done + count))
+                done += count
+    return [(kind, end - begin) for kind, begin, end in runs]
 
 
 def _kind(optimizer: int, row: tuple[Any, ...], epoch: int, held: Sequence[frozenset[str]]) -> StepKind:
@@ -168,17 +177,6 @@ def _kind(optimizer: int, row: tuple[Any, ...], epoch: int, held: Sequence[froze
         updated if row[1] is None else frozenset(row[1]) & updated.union(*held[optimizer : optimizer + 1] or [row[1]])
     )
     return StepKind(optimizer, updated, planned, row[2], row[3], epoch)
-
-
-def _cut(runs: list[tuple[StepKind, int]], total: int, first: int) -> int:
-    """Take away the steps from the ``first``-th on; how many are left."""
-    while runs and total > first:
-        kind, count = runs.pop()
-        total -= count
-        if total < first:
-            runs.append((kind, first - total))
-            total = first
-    return total
 
 
 def flat(steps: Iterable[Any]) -> Iterator[Sequence[int]]:

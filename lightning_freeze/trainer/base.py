@@ -47,7 +47,8 @@ class Auditor(seam.Callback):
         return callback
 
     def __repr__(self) -> str:
-        known = {name.lstrip("_"): value for name, value in vars(self).items()} | vars(self).get("_options", {})
+        known = {name.lstrip("_"): value for name, value in vars(self).items()}
+        known |= vars(self) | vars(self).get("_options", {})
         arguments = signature(type(self).__init__).parameters.values()
         given = [each.name for each in arguments if known.get(each.name, {}) not in (each.default, {}, [])]
         return f"{type(self).__name__}({', '.join(f'{name}={known[name]!r}' for name in given)})"

@@ -27,14 +27,8 @@ from lightning_freeze.holds.patch import Patch
 from lightning_freeze.holds.run_context import RunContext
 
 __all__ = ["Callback", "DummyLogger", "LightningArgumentParser", "LightningCLI", "LightningDataModule"]
-__all__ += [
-    "LightningModule",
-    "MisconfigurationException",
-    "Trainer",
-    "isolate_rng",
-    "rank_zero_info",
-    "rank_zero_warn",
-]
+__all__ += ["LightningModule", "MisconfigurationException", "Trainer", "isolate_rng", "rank_zero_info"]
+__all__ += ["rank_zero_warn"]
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 LOGGERS = [logging.getLogger(name) for name in PACKAGES]

@@ -195,7 +195,7 @@ def timed_hooks(scheduler: FreezeScheduler, clock: Clock) -> Iterator[None]:
     try:
         for owner, name, label, into in patched:
             setattr(owner, name, clock.wrap(getattr(owner, name), label, into))
-        with mock.patch("lightning_freeze.trainer.freeze_audit.Console"):
+        with mock.patch("lightning_freeze.trainer.freeze_audit.as_text"):
             yield
     finally:
         for owner, name, original in originals:

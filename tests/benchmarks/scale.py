@@ -583,7 +583,8 @@ def _together(sides: Sequence[int], asks: Sequence[Callable[[], Found]], ranks: 
 def logged(groups: int, world: int) -> Cost:
     """The cost of what the callback logs at an epoch's end, by Lightning's own code."""
     cost = Cost()
-    counts = {"updates": {f"group_{n}": n for n in range(groups)}, "findings": {"error": 0, "warning": 0, "info": 0}}
+    names, none = [f"group_{n}" for n in range(groups)], {"error": 0, "warning": 0, "info": 0}
+    counts = {"updates": dict.fromkeys(names, 1), "findings": none, "lr": dict.fromkeys(names, 0.1), "phase": 1}
     told: dict[str, Any] = {}
 
     def log_dict(values: dict[str, float], **how: Any) -> None:

@@ -137,7 +137,7 @@ def test_what_moved_is_told_to_all_ranks() -> None:
 
 def test_what_is_logged_is_a_number_for_each_group() -> None:
     few, many = scale.logged(2, 8), scale.logged(20, 8)
-    assert 0 < many.handed - few.handed <= 18 * 4
+    assert 0 < many.handed - few.handed <= 18 * 2 * 4  # updates and a learning rate
 
 
 def test_what_is_not_known_is_not_passed_over() -> None:

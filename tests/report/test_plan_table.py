@@ -180,3 +180,10 @@ def test_names_with_markup_survive_in_the_table_of_groups() -> None:
     written = "re:layers.[a-z]+"  # a selector that stands in a schedule is its group's name
     text = printed(steps("[x]"), sizes("[x]", written))
     assert [line.split()[0] for line in text.splitlines()[4:6]] == ["[x]", written]
+
+
+def test_notes_with_markup_survive_in_any_console() -> None:
+    made, console = Forecast([], {}, notes=["never trained: [red]"]), Console(file=StringIO(), record=True)
+    console.print(made)
+    assert "- never trained: [red]" in console.export_text()
+    assert "- never trained: [red]" in str(made)

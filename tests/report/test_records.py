@@ -106,9 +106,13 @@ A, B = (0, frozenset({"a"})), (0, frozenset({"b"}))
         ([run(0), encoded([A, A]), run(0), encoded([B])], [B]),
         ([run(0), {"type": "finding"}, encoded([A]), {"type": "counts"}], [A]),
         ([run(0), encoded([A, A]), run(1)], [A]),
+        # The file begins with a run that goes on from one in another.
+        ([run(40), encoded([A, A, A], first=40), run(42), encoded([B], first=42)], [A, A, B]),
+        # Nothing is known of what came before the second phase, and the third goes back into it.
+        ([run(0), encoded([A]), encoded([B, B], first=5), run(6), encoded([A], first=6)], [A, B, A]),
         ([], []),
     ],
-    ids=["straight", "epoch", "unrecorded", "within", "anew", "others", "cut", "empty"],
+    ids=["straight", "epoch", "unrecorded", "within", "anew", "others", "cut", "later", "gap", "empty"],
 )
 def test_what_a_resumed_run_did_again_stands_once(records: list[Any], expected: list[Any]) -> None:
     assert steps_of(records) == expected

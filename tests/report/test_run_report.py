@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 
 from lightning_freeze import AlternatingFreeze, read_report
+from lightning_freeze.report.page import page_data
 from tests.conftest import Net, batches
 
 
@@ -108,6 +110,30 @@ def test_a_wrong_path_searches_no_whole_disk(tmp_path: Path) -> None:
         read_report(tmp_path / "deep" / "freeze_audit.jsonl")
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {**run("aa11"), "groups": ["a"]},
+        {"type": "run", "run": "aa11", "updates_before": 0},
+        {**run("aa11"), "resumes": []},
+        {**phase("aa11", 0, 4), "steps": [[0, 1, 4]]},
+        {**phase("aa11", 0, 4), "steps": [4]},
+        {**phase("aa11", 0, 4), "places": ["a", "b"]},
+        {"type": "phase", "run": "aa11", "first": 0},
+        {"type": "counts", "run": "aa11"},
+        {"type": "finding", "run": "aa11", "audit": "frozen"},
+        {**finding("aa11"), "unknown": 1},
+    ],
+)
+def test_damaged_records_are_refused_with_their_file(damaged: dict[str, Any], tmp_path: Path) -> None:
+    first = [] if damaged["type"] == "run" else [run("aa11")]
+    file = written(tmp_path / "freeze_audit.jsonl", *first, damaged)
+    with pytest.raises(
+        ValueError, match=r"freeze_audit\.jsonl: the records of run aa11 are not as a run writes them \("
+    ):
+        read_report(file)
+
+
 def test_the_newest_file_below_a_folder_is_read(tmp_path: Path) -> None:
     for number, name in enumerate(("newer", "older")):
         file = written(tmp_path / name / "freeze_audit.jsonl", run(name))
@@ -126,6 +152,7 @@ def test_a_fit_and_the_one_that_resumes_it_are_one_report(trainer: Any, tmp_path
     report = read_report(tmp_path)
     first, second = report.runs
     assert second["resumes"] == first["run"]
+    assert sum(count for _, count in report.steps) == report.total
     assert (report.total, report.updates) == (6, {"slow": 3, "fast": 6})
     run = report.run
     assert run["model"] == "Net"
@@ -170,6 +197,36 @@ def test_records_that_are_not_whole_are_refused(damage: Any, tmp_path: Path) -> 
     else:
         records = [each | damage if damage.keys() & {"version", *each, "planned"} else each for each in WHOLE]
     file = written(tmp_path / "freeze_audit.jsonl", *records)
-    with pytest.raises(ValueError, match="not whole|no JSON record|holds no run") as caught:
+    with pytest.raises(ValueError, match="not as a run writes them|no JSON record|holds no run") as caught:
         read_report(file)
     assert str(caught.value).startswith(str(file))
+
+
+def test_a_second_fit_of_a_trainer_goes_on_in_the_same_report(trainer: Any, tmp_path: Path) -> None:
+    fit, net = trainer(AlternatingFreeze("layer1", "layer2", every=2)), Net()
+    fit.fit(net, batches(3))
+    fit.fit_loop.max_epochs = 2
+    fit.fit(net, batches(3))
+    report = read_report(tmp_path)
+    assert [each["resumes"] for each in report.runs] == [None, report.runs[0]["run"]]
+    assert sum(count for _, count in report.steps) == report.total == 6
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_the_time_of_a_step_is_of_those_that_a_run_made_itself(trainer: Any, tmp_path: Path) -> None:
+    class Ends(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+            if trainer.global_step == 4:
+                raise KeyError("planned")
+
+    with pytest.raises(KeyError, match="planned"):
+        trainer(AlternatingFreeze("layer1", "layer2", every=2), Ends()).fit(Net(), batches(6))
+    fit = trainer(AlternatingFreeze("layer1", "layer2", every=2))
+    fit.fit(Net(), batches(6), ckpt_path=tmp_path / "a.ckpt")
+    report = read_report(tmp_path)
+    first, second = report.counts
+    assert sum(count for *_, count in report.phases[1]["steps"]) == 6
+    assert first["step_seconds"] == pytest.approx(first["seconds"] / 4, rel=1e-3)
+    assert second["step_seconds"] == pytest.approx(second["seconds"] / 2, rel=1e-3)
+    assert sum(steps for _, steps, _ in page_data(report)["seconds"]) == 6

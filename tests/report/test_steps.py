@@ -52,6 +52,22 @@ def test_the_time_of_a_batch_counts_to_the_step_that_it_ended_in(monkeypatch: py
     assert made.seconds == 9.0
 
 
+def test_batches_that_accumulate_count_to_the_step_that_they_end_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 3.0, 7.0, 15.0, 100.0, 116.0])
+    monkeypatch.setattr(steps, "perf_counter", lambda: next(now))
+    made = Steps()
+    for stepped in (False, A, False):
+        made.begin_batch()
+        if stepped:
+            made.add(0, A)
+    made.begin_batch()
+    made.pause()  # a validation of 85 seconds within the window
+    made.begin_batch()
+    made.add(0, B)
+    made.pause()
+    assert made.record(0)["seconds"] == [3.0, 28.0]
+
+
 def test_entries_that_repeat_are_written_out() -> None:
     record = {"type": "phase", "first": 0, "sets": [["a"], ["b"]], "epoch": 0}
     record["steps"] = [{"times": 2, "steps": [[0, 0, 2], {"times": 3, "steps": [[0, 1, 1]]}]}, [0, 0, 1]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
@@ -26,6 +27,7 @@ from lightning_freeze import (
     Phase,
     Phases,
     ScheduleError,
+    read_report,
 )
 from lightning_freeze.report.run_report import RunReport
 from lightning_freeze.trainer import seam
@@ -149,6 +151,17 @@ def test_rates_and_the_phase_go_to_the_logger(tmp_path: Path) -> None:
     assert made.callback_metrics["freeze/layer2/lr"] == pytest.approx(0.01)
 
 
+class Decayed(Net):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+
+def test_an_epochs_rate_is_the_one_that_it_trained_at(tmp_path: Path) -> None:
+    fit(tmp_path, FreezeScheduler(HALVES), model=Decayed(), max_epochs=3)
+    assert [counts["lr"]["layer2"] for counts in read_report(tmp_path).counts] == [0.01, 0.005, 0.0025]
+
+
 @pytest.mark.filterwarnings("ignore:.*got no gradient")
 def test_a_schedule_without_phases_logs_none_and_many_rates_are_left_to_the_records(tmp_path: Path) -> None:
     model = Net()
@@ -218,6 +231,16 @@ def test_phases_that_leave_most_to_the_rest_are_warned_of(
     found = [str(each.message) for each in caught if "elements" in str(each.message)]
     text = "94% of the elements that can train are in no group, and train in every phase, by `rest: train`. To freeze them, "
     assert found == [text + "set `rest: freeze`, or name them in a group of their own."] * warned
+
+
+def test_a_callback_shows_the_same_while_it_runs(tmp_path: Path) -> None:
+    class Shows(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            shown.add(repr(audit))
+
+    shown, audit = set[str](), FreezeAudit(100)
+    fit(tmp_path, audit, Shows())
+    assert {repr(audit), *shown} == {"FreezeAudit(every_n_updates=100)"}
 
 
 @pytest.mark.parametrize(
