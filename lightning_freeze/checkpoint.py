@@ -81,11 +81,6 @@ _COUNTS = _COUNT.by_name("counts of at least 0 by group")
 _FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
 _NUMBER = _Kind("a number", is_number)
 
-
-def _is_set(value: object) -> bool:
-    return value is None or _NAMES.holds(value)
-
-
 _Schema = Mapping[str, "_Kind | _Schema"]
 _SCHEMA: _Schema = {
     "schedule": _Kind("a mapping of plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
@@ -113,7 +108,7 @@ _SCHEMA: _Schema = {
         "first": _COUNT,
         "sets": _NAMES.in_list("a list of sets of groups"),
         "steps": _COUNT.in_list().in_list("a list of [optimizer, set, count]"),
-        "planned": _Kind("a list of sets of groups, or null", lambda v: isinstance(v, list) and all(map(_is_set, v))),
+        "planned": _Kind("", lambda v: v is None or _NAMES.holds(v)).in_list("a list of sets of groups, or null"),
         "places": _NAME.in_list("a list of keys"),
         "lr_factors": _NUMBER.by_name("").in_list("a list of numbers by group"),
     },

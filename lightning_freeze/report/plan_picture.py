@@ -174,15 +174,9 @@ def _draw_phases(axes: Axes, phases: Sequence[tuple[str, int, int]], above: floa
         phase = ".".join(str(int(part) + 1) for part in re.findall(r"\[(\d+)\]", place))  # `phases[1].phases[0]`: 2.1
         names = (f"phase {phase}", phase) if phase else (place,)
         if name := next((name for name in names if len(name) <= room), ""):
-            style: dict[str, Any] = {
-                "fontsize": 6.5,
-                "color": INK,
-                "ha": "center",
-                "va": "center_baseline",
-                "zorder": 4,
-            }
-            style["bbox"] = {"color": shade, "pad": 0.6}  # over the lines of epochs
-            axes.text((begin + end) / 2, -0.6 * above, name, **style)
+            box = {"color": shade, "pad": 0.6}  # over the lines of epochs
+            text = axes.text((begin + end) / 2, -0.6 * above, name, color=INK, fontsize=6.5, zorder=4, bbox=box)
+            text.set(ha="center", va="center_baseline")
     axes.set_ylim(axes.get_ylim()[0], -above)
 
 

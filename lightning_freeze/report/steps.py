@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from time import perf_counter
 from typing import Any
 
@@ -157,26 +158,29 @@ def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
             held = [frozenset(each.get("groups") or record["groups"]) for each in record.get("optimizers", ())]
         if record["type"] in ("run", "phase"):
             done = record["updates_before" if record["type"] == "run" else "first"]
-            while runs and runs[-1][2] > done:
-                kind, begin, _ = runs.pop()
-                runs += [(kind, begin, done)] if begin < done else []
+            _cut(runs, done)
         if record["type"] == "phase":
-            rows, made = [*_rows(record)], dict[tuple[int, int], StepKind]()
+            kind_of = cache(partial(_kind, [*_rows(record)], record.get("epoch", 0), held))
             for optimizer, number, count in flat(record["steps"]):
-                if (optimizer, number) not in made:
-                    made[optimizer, number] = _kind(optimizer, rows[number], record.get("epoch", 0), held)
-                runs.append((made[optimizer, number], done, done + count))
+                runs.append((kind_of(optimizer, number), done, done + count))
                 done += count
     return [(kind, end - begin) for kind, begin, end in runs]
 
 
-def _kind(optimizer: int, row: tuple[Any, ...], epoch: int, held: Sequence[frozenset[str]]) -> StepKind:
+def _kind(rows: Sequence[Any], epoch: int, held: Sequence[frozenset[str]], optimizer: int, number: int) -> StepKind:
     """The kind of a step by its row; a plan may name groups of other optimizers, too."""
-    updated = frozenset(row[0])
-    planned = (
-        updated if row[1] is None else frozenset(row[1]) & updated.union(*held[optimizer : optimizer + 1] or [row[1]])
-    )
+    row = rows[number]
+    updated = planned = frozenset(row[0])
+    if row[1] is not None:
+        planned = frozenset(row[1]) & updated.union(*held[optimizer : optimizer + 1] or [row[1]])
     return StepKind(optimizer, updated, planned, row[2], row[3], epoch)
+
+
+def _cut(runs: list[tuple[StepKind, int, int]], done: int) -> None:
+    """Take away the steps after so many updates."""
+    while runs and runs[-1][2] > done:
+        kind, begin, _ = runs.pop()
+        runs += [(kind, begin, done)] if begin < done else []
 
 
 def flat(steps: Iterable[Any]) -> Iterator[Sequence[int]]:
