@@ -94,7 +94,7 @@ def test_without_verbose_errors_and_warnings_stay(tmp_path: Path) -> None:
     ("error", "ckpt", "command", "end"),
     [
         (KeyboardInterrupt(), True, False, "trainer.fit(model, ckpt_path='{}')"),
-        (KeyError("planned"), True, True, "add to the command: --ckpt_path {}"),
+        (KeyError("planned"), True, True, "add to the command: --ckpt_path={}"),
         (KeyError("planned"), False, False, "No checkpoint was saved."),
     ],
 )
