@@ -281,7 +281,7 @@ def how_to_go_on(trainer: Trainer) -> str:
     """The call, or under a LightningCLI the option, that goes on from a run's last checkpoint."""
     names = ("_last_checkpoint_saved", "last_model_path", "best_model_path")
     saved = (str(getattr(callback, name, "")) for callback in trainer.checkpoint_callbacks for name in names)
-    path = next(filter(None, saved), "")
+    path = next(filter(None, saved), "").removeprefix(f"{Path.cwd()}/")  # short enough for a line
     if not path:
         return "No checkpoint was saved."
     cli = any(type(each).__name__ == "SaveConfigCallback" for each in trainer.callbacks)  # type: ignore[attr-defined]
