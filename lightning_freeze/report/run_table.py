@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lightning_freeze.errors import listed
+from lightning_freeze.errors import counted, listed
 from lightning_freeze.plan.schedule import REST
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
-from lightning_freeze.report.table import as_text, counted, folded, new_table, share, span
+from lightning_freeze.report.table import as_text, folded, new_table, share, span
 
 _SHOWN, _MOST_ROWS, _LONGEST = 4, 24, 60
 
@@ -80,8 +80,8 @@ def _facts(run: Record) -> Iterator[str]:
         yield f"the backward work of frozen groups {how}: {skip['why']}."
     if own := run.get("users_own"):
         yield (
-            f"{len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}{', …' * (len(own) > 3)}); "
-            "they are yours to freeze and belong to no group."
+            f"{counted(len(own), 'parameter')} found with requires_grad=False ({', '.join(own[:3])}{', …' * (len(own) > 3)}): "
+            "yours to freeze, and in no group."
         )
     yield from (f"moved by your own code, and not audited: {moved}." for moved in _moved_by(run))
 
