@@ -123,7 +123,7 @@ def test_a_frozen_parameter_replaced_by_its_bits_stays_frozen(late: bool, skip: 
         assert run.moved == [{"b"}] * len(run.moved)
         assert run.controller.end_epoch() == []
         assert [line for line in run.lines if "replaced" in line] == [
-            f"freeze, epoch 0, after {1} updates: 1 parameter replaced: 'a.weight'."
+            f"freeze, epoch 0, after {1} update: 1 parameter replaced: 'a.weight'."
         ]
     assert run.model.a.weight.requires_grad
 
@@ -154,7 +154,7 @@ def test_what_trains_and_no_optimizer_holds_stops_the_next_step() -> None:
         run.batch()
         run.replace("b.weight", held=False)
         with pytest.raises(
-            SelectionError, match=r"no optimizer holds 'b.weight' of group 'b', epoch 0, after 1 updates"
+            SelectionError, match=r"no optimizer holds 'b.weight' of group 'b', epoch 0, after 1 update"
         ) as error:
             run.batch()
         assert "optimizer.add_param_group" in str(error.value)
@@ -329,7 +329,7 @@ def test_what_is_added_under_rest_error_stops_the_run_before_the_step() -> None:
     with run_of(ONLY_B, {"a": ["a", "c", "d"], "b": "b"}, "error") as run:
         run.batch()
         grow(run)
-        text = r"epoch 0, after 1 updates: 2 parameters in no group.*more.new.weight"
+        text = r"epoch 0, after 1 update: 2 parameters in no group.*more.new.weight"
         with pytest.raises(SelectionError, match=text):
             run.batch()
 
@@ -362,7 +362,7 @@ def test_what_is_replaced_as_optimizers_are_rebuilt_is_said_too() -> None:
         run.replace("a.weight")
         run.optimizer = run.new_optimizer()
         run.batch()
-        after = [line.partition("updates: ")[2] for line in run.lines if "after 1 updates" in line]
+        after = [line.partition("update: ")[2] for line in run.lines if "after 1 update" in line]
         assert after == [
             "1 parameter replaced: 'a.weight'.", "the optimizers were rebuilt (SGD); the schedule goes on.",
         ]  # fmt: skip
@@ -372,13 +372,13 @@ def test_rebuilt_optimizers_that_cannot_be_held_say_when() -> None:
     with run_of(ONLY_B, GROUPS, "freeze") as run:
         run.batch()
         run.optimizer = torch.optim.SGD(run.model.b.parameters(), lr=RATE)
-        text = r"the optimizers were rebuilt, epoch 0, after 1 updates: 'a.weight' of group 'a' is in no optimizer"
+        text = r"the optimizers were rebuilt, epoch 0, after 1 update: 'a.weight' of group 'a' is in no optimizer"
         with pytest.raises(SelectionError, match=text):
             run.batch()
     with run_of(ONLY_B, {"a": ["a", "c", "d"], "b": "b"}, "error") as run:
         run.batch()
         run.optimizer = torch.optim.SGD([*run.model.parameters(), nn.Parameter(torch.zeros(1))], lr=RATE)
-        with pytest.raises(SelectionError, match=r"after 1 updates.*holds 1 tensor that the model does not have"):
+        with pytest.raises(SelectionError, match=r"after 1 update.*holds 1 tensor that the model does not have"):
             run.batch()
 
 

@@ -50,8 +50,9 @@ def verdict(intervals: int, errors: int, buffers: int) -> str:
 def start_text(run: Record, stage: str, now: Iterable[str], when: Callable[[str], str], notes: Iterable[str]) -> str:
     """What a run says when it begins: where it begins, a table of its groups, how what is frozen is held, and notes."""
     sizes, rest = run["groups"], run.get("rest")
-    begins = "goes on in epoch {epoch}, after {updates_before} updates" if run["updates_before"] else "begins"
-    head = f"{begins.format(**run)}{', ' * bool(stage)}{stage}. Now training: {folded(now, sizes)}."
+    begins = "goes on in epoch {epoch}, after {made}" if run["updates_before"] else "begins"
+    begins = begins.format(**run, made=counted(run["updates_before"], "update"))
+    head = f"{begins}{', ' * bool(stage)}{stage}. Now training: {folded(now, sizes)}."
     head = "audits what has requires_grad=False, and schedules nothing." if run["schedule"] is None else head
     texts = {group: when(group) for group in sizes if group != REST}
     texts[REST] = f"{'always' if rest == 'train' else 'never'}, by `rest: {rest}`"

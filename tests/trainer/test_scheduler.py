@@ -152,7 +152,7 @@ class Misplaced(Net):
             "optimizer_step",
             True,
             "step",
-            "after 1 updates: it steps again .*Set `skip_backward: false`.*`change: batch`",
+            "after 1 update: it steps again .*Set `skip_backward: false`.*`change: batch`",
         ),
         ("optimizer_step", False, "step", ""),
         ("optimizer_step", True, "batch", ""),
