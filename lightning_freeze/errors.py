@@ -46,6 +46,11 @@ class UnsupportedError(Shortened, RuntimeError):
     """Something under which frozen parameters cannot be held; refused before training starts."""
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, with their name."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def nearest(name: str, among: Iterable[str], count: int = 3) -> list[str]:
     """The names that look most like ``name``, best first."""
     return difflib.get_close_matches(name, list(dict.fromkeys(among)), n=count, cutoff=0.4)

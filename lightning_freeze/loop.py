@@ -14,7 +14,7 @@ from lightning_freeze.audit.moved import stalled
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.checkpoint import Identity
-from lightning_freeze.errors import SelectionError
+from lightning_freeze.errors import SelectionError, counted
 from lightning_freeze.holds.backward import SkipBackward
 from lightning_freeze.holds.hold import Holds
 from lightning_freeze.holds.optimizer_state import SHORTEST
@@ -63,7 +63,7 @@ class Place:
     @property
     def when(self) -> str:
         """The epoch and the updates so far, for messages."""
-        return f"epoch {self.at.epoch}, after {self.at.total} updates"
+        return f"epoch {self.at.epoch}, after {counted(self.at.total, 'update')}"
 
     @property
     def identity(self) -> Identity:
@@ -196,7 +196,7 @@ class Loop:
             self.said.add("ran out")
             last = ", ".join(sorted(plan.trainable(at)))
             self.say(
-                f"freeze: the schedule has run out after {at.total} updates; its last set stays trainable: {last}."
+                f"freeze: the schedule has run out after {counted(at.total, 'update')}; its last set stays trainable: {last}."
             )
         sets = tuple([plan.trains(at, step.index) for step in self.members.steps])
         self._stable_until = at.total + plan.stable_updates(at)
@@ -241,7 +241,7 @@ class Loop:
         return (
             folded(trainable, self.members.groups.members),
             folded(sorted(self.members.groups.freezable.keys() - trainable), self.members.groups.members),
-            f"after {at.total} updates in epoch {at.epoch}",
+            f"after {counted(at.total, 'update')} in epoch {at.epoch}",
             f" ({place})" if place else "",
         )
 
@@ -305,7 +305,8 @@ class Loop:
     def _misplaced(self, step: Step, what: str, in_hook: str, in_loop: str) -> RuntimeError:
         hook, name = self.context.hook(), type(step.optimizer).__qualname__
         where, fix = (f"in `{hook}`, ", in_hook) if hook else ("", in_loop)
-        return RuntimeError(f"optimizer {step.index} ({name}), {where}after {self.updates()} updates: {what} {fix}")
+        where += f"after {counted(self.updates(), 'update')}"
+        return RuntimeError(f"optimizer {step.index} ({name}), {where}: {what} {fix}")
 
     def _ran(self, step: Step) -> None:
         if not step.updated:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
-from lightning_freeze.errors import UnsupportedError, listed
+from lightning_freeze.errors import UnsupportedError, counted, listed
 from lightning_freeze.holds.backward import SkipBackward as SkipHold
 from lightning_freeze.holds.checkpointing import ReentrantInputs
 from lightning_freeze.holds.ddp import ZeroGradsForDDP
@@ -267,7 +267,7 @@ def warn_of_what_trains(plan: Plan, schedule: Schedule, run: Record) -> None:
                 stacklevel=3,
             )
     elif not plan.rated:
-        outside = f", and so do {rest['parameters']} parameter(s) in no group, by `rest: train`" * bool(
+        outside = f", beside {counted(rest['parameters'], 'parameter')} in no group, by `rest: train`" * bool(
             rest["elements"]
         )
         warnings.warn(

@@ -123,7 +123,7 @@ def test_a_frozen_parameter_replaced_by_its_bits_stays_frozen(late: bool, skip: 
         assert run.moved == [{"b"}] * len(run.moved)
         assert run.controller.end_epoch() == []
         assert [line for line in run.lines if "replaced" in line] == [
-            f"freeze, epoch 0, after {1} updates: 1 parameter(s) were replaced: 'a.weight'."
+            f"freeze, epoch 0, after {1} update: 1 parameter replaced: 'a.weight'."
         ]
     assert run.model.a.weight.requires_grad
 
@@ -154,7 +154,7 @@ def test_what_trains_and_no_optimizer_holds_stops_the_next_step() -> None:
         run.batch()
         run.replace("b.weight", held=False)
         with pytest.raises(
-            SelectionError, match=r"no optimizer holds 'b.weight' of group 'b', epoch 0, after 1 updates"
+            SelectionError, match=r"no optimizer holds 'b.weight' of group 'b', epoch 0, after 1 update"
         ) as error:
             run.batch()
         assert "optimizer.add_param_group" in str(error.value)
@@ -286,7 +286,7 @@ def test_a_frozen_module_that_is_taken_away_is_said(put: nn.Module) -> None:
         run.batch()
         run.model.a = put  # type: ignore[assignment]
         assert run.batch() == {"b"}
-        assert "2 parameter(s) were removed: 'a.weight', 'a.bias'." in " ".join(run.lines)
+        assert "2 parameters removed: 'a.weight', 'a.bias'." in " ".join(run.lines)
         assert run.controller.end_epoch() == []
 
 
@@ -315,7 +315,7 @@ def test_what_is_added_under_rest_freeze_is_held() -> None:
         run.batch()
         grow(run)
         assert run.batch() == {"b"}
-        assert "2 parameter(s) were added: 'more.new.weight', 'more.new.bias'" in " ".join(run.lines)
+        assert "2 parameters added: 'more.new.weight', 'more.new.bias'" in " ".join(run.lines)
 
 
 def test_what_is_added_under_rest_train_trains() -> None:
@@ -329,7 +329,7 @@ def test_what_is_added_under_rest_error_stops_the_run_before_the_step() -> None:
     with run_of(ONLY_B, {"a": ["a", "c", "d"], "b": "b"}, "error") as run:
         run.batch()
         grow(run)
-        text = r"epoch 0, after 1 updates: 2 parameter\(s\) are in no group.*more.new.weight"
+        text = r"epoch 0, after 1 update: 2 parameters in no group.*more.new.weight"
         with pytest.raises(SelectionError, match=text):
             run.batch()
 
@@ -362,9 +362,9 @@ def test_what_is_replaced_as_optimizers_are_rebuilt_is_said_too() -> None:
         run.replace("a.weight")
         run.optimizer = run.new_optimizer()
         run.batch()
-        after = [line.partition("updates: ")[2] for line in run.lines if "after 1 updates" in line]
+        after = [line.partition("update: ")[2] for line in run.lines if "after 1 update" in line]
         assert after == [
-            "1 parameter(s) were replaced: 'a.weight'.", "the optimizers were rebuilt (SGD); the schedule goes on.",
+            "1 parameter replaced: 'a.weight'.", "the optimizers were rebuilt (SGD); the schedule goes on.",
         ]  # fmt: skip
 
 
@@ -372,13 +372,13 @@ def test_rebuilt_optimizers_that_cannot_be_held_say_when() -> None:
     with run_of(ONLY_B, GROUPS, "freeze") as run:
         run.batch()
         run.optimizer = torch.optim.SGD(run.model.b.parameters(), lr=RATE)
-        text = r"the optimizers were rebuilt, epoch 0, after 1 updates: 'a.weight' of group 'a' is in no optimizer"
+        text = r"the optimizers were rebuilt, epoch 0, after 1 update: 'a.weight' of group 'a' is in no optimizer"
         with pytest.raises(SelectionError, match=text):
             run.batch()
     with run_of(ONLY_B, {"a": ["a", "c", "d"], "b": "b"}, "error") as run:
         run.batch()
         run.optimizer = torch.optim.SGD([*run.model.parameters(), nn.Parameter(torch.zeros(1))], lr=RATE)
-        with pytest.raises(SelectionError, match=r"after 1 updates.*holds 1 tensor\(s\) that the model does not have"):
+        with pytest.raises(SelectionError, match=r"after 1 update.*holds 1 tensor that the model does not have"):
             run.batch()
 
 
@@ -444,7 +444,7 @@ def test_tensors_that_the_model_does_not_have_are_named() -> None:
         controller.attach(optimizer)
         controller.begin()
     said = " ".join("".join(lines).split())
-    assert "an optimizer (SGD) holds 1 tensor(s) that the model does not have, such as one of shape (2, 5)" in said
+    assert "an optimizer (SGD) holds 1 tensor that the model does not have, such as one of shape (2, 5)" in said
     controller = FreezeController(model, ONLY_B, {"a": ["a", "c", "d"], "b": "b"}, "error")
     with controller, pytest.raises(SelectionError, match=r"does not have.*`rest: error` forbids that"):
         controller.attach(optimizer)
@@ -690,7 +690,7 @@ class Grows(pl.Callback):
 
 def test_a_run_that_stops_for_what_was_added_is_saved(tmp_path: Path) -> None:
     callback = FreezeScheduler(ONLY_B, {"a": ["net.a", "net.c", "net.d"], "b": "net.b"}, "error")
-    with pytest.raises(SelectionError, match=r"epoch 1, after 8 updates: 2 parameter\(s\) are in no group") as error:
+    with pytest.raises(SelectionError, match=r"epoch 1, after 8 updates: 2 parameters in no group") as error:
         fitted(pl, callback, lambda _: Grows(), default_root_dir=tmp_path)
     (saved,) = tmp_path.rglob("*.ckpt")
     assert error.value.__notes__ == [f"freeze: the run was saved to {str(saved)!r}."]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.audit.fingerprint import Digest, differ, digests, to_builtins
-from lightning_freeze.errors import listed
+from lightning_freeze.errors import counted, listed
 from lightning_freeze.plan.membership import Step
 from lightning_freeze.plan.schedule import REST
 from lightning_freeze.report.findings import Finding, OfTraining
@@ -151,7 +151,7 @@ def stalled(step: Step, epoch: int) -> Finding:
 def unheld(names: Sequence[str], epoch: int, updates: int) -> list[Finding]:
     """The finding for parameters that were replaced on the module, but not in their optimizer."""
     text = (
-        f"no optimizer holds {listed(names)} since it was replaced, in epoch {epoch} after {updates} updates, so it cannot "
+        f"no optimizer holds {listed(names)} since it was replaced, in epoch {epoch} after {counted(updates, 'update')}, so it cannot "
         "train. Give it to one: `optimizer.add_param_group({'params': [...]})`."
     )
     return [_finding("no_gradient", text, epoch, None, names[0])] if names else []

@@ -12,6 +12,7 @@ from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.moved import unheld
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
+from lightning_freeze.errors import counted
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.step_hooks import StepHooks
@@ -221,7 +222,7 @@ class RequiresGradWatch:
         self._holders = OptimizerIndex(self._given)
         self._sort()
         for line in lines:
-            self._say(f"freeze, epoch {self.epoch}, after {self.total} updates: {line}")
+            self._say(f"freeze, epoch {self.epoch}, after {counted(self.total, 'update')}: {line}")
         now = self._names.by_name
         lost = [name for name in once_held if now[name].requires_grad and not self._holders.indices(now[name])]
         self.log.add(unheld(lost, self.epoch, self.total))
@@ -232,7 +233,7 @@ class RequiresGradWatch:
         self.attach(*optimizers, run=self._run)
         self._weights.begin()
         self._weights.frozen.checked = checked
-        self._say(f"freeze, epoch {self.epoch}, after {self.total} updates: the optimizers were rebuilt.")
+        self._say(f"freeze, epoch {self.epoch}, after {counted(self.total, 'update')}: the optimizers were rebuilt.")
 
     @property
     def _weights(self) -> WeightAudit:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from lightning_freeze.errors import ScheduleError, SelectionError, nearest, offer
+from lightning_freeze.errors import ScheduleError, SelectionError, counted, nearest, offer
 from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import ALL, REST, Layout, Schedule
 from lightning_freeze.plan.selectors import ParamNames, ParsedSelector, Selector, check_group_name, clean_name, parse
@@ -187,7 +187,7 @@ def _check(found: Groups, selectors: Mapping[str, Selector]) -> None:
     if left and found.rest == "error":
         listed = ", ".join(member.name for member in left[:5]) + (", …" if len(left) > 5 else "")
         raise SelectionError(
-            f"{len(left)} parameter(s) are in no group, and `rest: error` forbids that: {listed}. Name them in a group, or "
+            f"{counted(len(left), 'parameter')} in no group, which `rest: error` forbids: {listed}. Name them in a group, or "
             "set `rest: train` (they train always) or `rest: freeze` (never)."
         )
 
@@ -255,7 +255,7 @@ def _matches(group: str, selector: ParsedSelector, names: ParamNames) -> list[tu
     if not left:
         patterns = ", ".join(pattern.text for pattern in selector.exclude)
         raise SelectionError(
-            f"group {group!r} is empty: `except: {patterns}` takes away all its {len(chosen)} parameter(s)."
+            f"group {group!r} is empty: `except: {patterns}` takes away all that it has ({counted(len(chosen), 'parameter')})."
         )
     return left
 

@@ -13,7 +13,7 @@ from torch.nn import Module, Parameter
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
-from lightning_freeze.errors import SelectionError
+from lightning_freeze.errors import SelectionError, counted
 from lightning_freeze.plan.groups import Groups, Member, frozen_modules, regroup
 from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import NO_END, REST, Layout
@@ -361,6 +361,6 @@ def foreign(names: NamedParameters, holders: OptimizerIndex) -> Iterator[str]:
         found = [parameter for parameter in held if id(parameter) not in known]
         if found:
             yield (
-                f"an optimizer ({type(optimizer).__qualname__}) holds {len(found)} tensor(s) that the model does not have, "
+                f"an optimizer ({type(optimizer).__qualname__}) holds {counted(len(found), 'tensor')} that the model does not have, "
                 f"such as one of shape {tuple(found[0].shape)}"
             )

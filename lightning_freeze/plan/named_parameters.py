@@ -13,7 +13,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from lightning_freeze.errors import listed
+from lightning_freeze.errors import counted, listed
 from lightning_freeze.plan.selectors import ParamNames, clean_name
 
 
@@ -43,7 +43,7 @@ class NamedParameters:
             "added": [name for name, p in self.by_name.items() if name not in before and id(p) not in known],
             "removed": self._gone(self.by_name, before),
         }
-        return [f"{len(found)} parameter(s) were {what}: {listed(found)}." for what, found in kinds.items() if found]
+        return [f"{counted(len(them), 'parameter')} {what}: {listed(them)}." for what, them in kinds.items() if them]
 
     def changed(self, walk: bool = False) -> bool:
         """Whether a name is new, gone, or another parameter's; with ``walk``, also where no hook saw an assignment."""

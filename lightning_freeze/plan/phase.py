@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_freeze.errors import ScheduleError, is_list, is_number, whole_number
+from lightning_freeze.errors import ScheduleError, counted, is_list, is_number, whole_number
 from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.schedule import REST, Layout, Part
 from lightning_freeze.plan.until import Until
@@ -236,7 +236,7 @@ def _factors(factor: LRFactor, groups: tuple[str, ...], key: str) -> list[float]
     if len(factor) != len(groups):
         listed = ", ".join(groups[:4]) + (", …" if len(groups) > 4 else "")
         raise ScheduleError(
-            f"`{key}` has {len(factor)} factor(s) for {len(groups)} group(s) ({listed}). Give one for each, in that order, or "
+            f"`{key}` has {counted(len(factor), 'factor')} for {counted(len(groups), 'group')} ({listed}). Give one for each, in that order, or "
             "one for all.",
             key=key,
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lightning_freeze.errors import ScheduleError, is_list, is_number, offer, one_of, whole_number
+from lightning_freeze.errors import ScheduleError, counted, is_list, is_number, offer, one_of, whole_number
 from lightning_freeze.plan.schedule import Layout, Part
 
 ORDERS = ("forward", "backward", "shuffle", "random")
@@ -94,7 +94,7 @@ class Pick(Part):
         positive = sum(weight > 0 for weight in checked)
         if positive < self.count:
             raise ScheduleError(
-                f"`weights` has {positive} number(s) above 0, but a draw has {self.count} different groups. Lower `count`.",
+                f"`weights` has {counted(positive, 'number')} above 0, but a draw has {self.count} different groups. Lower `count`.",
                 key="pick.weights",
             )
         return checked
@@ -112,13 +112,13 @@ class Pick(Part):
             )
         if self.count > len(groups):
             raise ScheduleError(
-                f"`{key}.count` is {self.count}, but {self.family!r} has {len(groups)} group(s) {listed}, and a draw has no "
+                f"`{key}.count` is {self.count}, but {self.family!r} has {counted(len(groups), 'group')} {listed}, and a draw has no "
                 f"group twice. The nearest valid value is {len(groups)}.",
                 key=f"{key}.count",
             )
         if self.weights is not None and len(self.weights) != len(groups):
             raise ScheduleError(
-                f"`{key}.weights` has {len(self.weights)} number(s), but {self.family!r} has {len(groups)} groups {listed}. "
+                f"`{key}.weights` has {counted(len(self.weights), 'number')}, but {self.family!r} has {len(groups)} groups {listed}. "
                 "Give each one, in that order.",
                 key=f"{key}.weights",
             )

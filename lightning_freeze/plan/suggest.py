@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_freeze.errors import SelectionError
+from lightning_freeze.errors import SelectionError, counted
 from lightning_freeze.plan.schedule import ALL, REST
 from lightning_freeze.plan.selectors import ParamNames, Selector, clean_name
 
@@ -103,7 +103,7 @@ class _Model:
         self.live = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
         if not self.live:
             if self.parameters:
-                why = f"all {len(self.parameters)} parameter(s) have requires_grad=False. Set it True for what is to train."
+                why = f"nothing has requires_grad=True ({counted(len(self.parameters), 'parameter')}). Set it True for what is to train."
             else:
                 why = f"{type(module).__name__} has no parameters. If `configure_model` makes them, call this after it."
             raise SelectionError(f"there is nothing to group: {why}")

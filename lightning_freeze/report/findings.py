@@ -9,6 +9,7 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_freeze.errors import counted
 from lightning_freeze.report.table import as_html, new_table
 
 Audit = Literal["frozen", "moved", "inputs", "buffers", "ranks"]
@@ -176,7 +177,7 @@ class FreezeViolation(RuntimeError):  # noqa: N818 - the name is public and says
         what, way_out = self._what_and_way_out()
         kinds = " ".join(dict.fromkeys(finding.kind for finding in self.findings))
         how = f"{saved} To go on{way_out} More: `{_EXPLAIN} {kinds}`."
-        super().__init__(f"{len(self.findings)} violation(s): {what}.\n{shown}{more}\n{how}")
+        super().__init__(f"{counted(len(self.findings), 'violation')}: {what}.\n{shown}{more}\n{how}")
 
     def _what_and_way_out(self) -> tuple[str, str]:
         audits = {finding.audit for finding in self.findings}

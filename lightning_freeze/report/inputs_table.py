@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_freeze.errors import counted
 from lightning_freeze.report.findings import Finding, once_a_class
-from lightning_freeze.report.table import NONE, counted, new_table, print_line, print_whole
+from lightning_freeze.report.table import NONE, new_table, print_line, print_whole
 
 
 def inputs_table(findings: Sequence[Finding]) -> Table:

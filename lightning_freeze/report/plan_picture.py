@@ -36,12 +36,7 @@ _SHARE, _UPDATES = 43, 100  # points from the axes to where the two columns of n
 
 
 def draw_plan(
-    path: Path | None,
-    steps: Sequence[Step],
-    sizes: Mapping[str, Size],
-    *,
-    title: str = "",
-    held: Held = ALL_KEPT,
+    path: Path | None, steps: Sequence[Step], sizes: Mapping[str, Size], *, title: str = "", held: Held = ALL_KEPT
 ) -> Figure:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from lightning_freeze.errors import counted
 from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, over_time
 from lightning_freeze.plan.preview import Step
-from lightning_freeze.report.table import counted, folded, human_bytes, new_table, print_line, print_whole, share, span
+from lightning_freeze.report.table import Strip, folded, human_bytes, new_table, print_line, print_whole, share, span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STRIP = 40
-_SHADES = " ░▒▓█"
 _MOST_SETS = 24
 
 
@@ -78,7 +77,8 @@ class Forecast:
         return f"<Forecast of {self.title or 'a run'}: {number} of {groups}>"
 
     def __str__(self) -> str:
-        self.print_to(Console(file=(out := StringIO()), color_system=None, force_jupyter=False))
+        how: dict[str, Any] = {"color_system": None, "force_jupyter": False, "force_terminal": sys.stdout.isatty()}
+        self.print_to(Console(file=(out := StringIO()), **how))
         return out.getvalue()
 
     def _repr_html_(self) -> str:
@@ -94,20 +94,12 @@ def plan_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0)
         epochs = f"epoch {begin}" if begin == end else f"epochs {begin} to {end}"
         title = f"plan: updates {first} to {first + len(steps) - 1}, {epochs}"
     numbers = ("elements", "updates", "share")
-    table = new_table(title, ("group", *numbers, "when"), right=numbers)
+    table = new_table(title, ("group", *numbers, "when"), right=numbers, wrapped=("when",))
     for group, size in sizes.items():
         trained = [group in step.trained for step in steps]
         updates = sum(trained)
-        table.add_row(escape(group), f"{size.elements:,}", f"{updates:,}", share(updates, len(steps)), strip(trained))
+        table.add_row(escape(group), f"{size.elements:,}", f"{updates:,}", share(updates, len(steps)), Strip(trained))
     return table
-
-
-def strip(trained: Sequence[bool]) -> str:
-    """When something happens, as a strip of characters; a darker one has more of it."""
-    width = min(_STRIP, len(trained))
-    edges = [cell * len(trained) // width for cell in range(width)] + [len(trained)]
-    shares = [sum(trained[begin:end]) / (end - begin) for begin, end in pairwise(edges)]
-    return "".join(_SHADES[math.ceil(each * (len(_SHADES) - 1))] for each in shares)
 
 
 def phases_table(steps: Sequence[Step], sizes: Mapping[str, Size], first: int = 0, held: Held = ALL_KEPT) -> Table:

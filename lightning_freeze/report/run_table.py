@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lightning_freeze.errors import listed
+from lightning_freeze.errors import counted, listed
 from lightning_freeze.plan.schedule import REST
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import Record
-from lightning_freeze.report.table import as_text, counted, folded, new_table, share, span
+from lightning_freeze.report.table import as_text, folded, new_table, share, span
 
 _SHOWN, _MOST_ROWS, _LONGEST = 4, 24, 60
 
@@ -50,8 +50,9 @@ def verdict(intervals: int, errors: int, buffers: int) -> str:
 def start_text(run: Record, stage: str, now: Iterable[str], when: Callable[[str], str], notes: Iterable[str]) -> str:
     """What a run says when it begins: where it begins, a table of its groups, how what is frozen is held, and notes."""
     sizes, rest = run["groups"], run.get("rest")
-    begins = "goes on in epoch {epoch}, after {updates_before} updates" if run["updates_before"] else "begins"
-    head = f"{begins.format(**run)}{', ' * bool(stage)}{stage}. Now training: {folded(now, sizes)}."
+    begins = "goes on in epoch {epoch}, after {made}" if run["updates_before"] else "begins"
+    begins = begins.format(**run, made=counted(run["updates_before"], "update"))
+    head = f"{begins}{', ' * bool(stage)}{stage}. Now training: {folded(now, sizes)}."
     head = "audits what has requires_grad=False, and schedules nothing." if run["schedule"] is None else head
     texts = {group: when(group) for group in sizes if group != REST}
     texts[REST] = f"{'always' if rest == 'train' else 'never'}, by `rest: {rest}`"
@@ -80,8 +81,8 @@ def _facts(run: Record) -> Iterator[str]:
         yield f"the backward work of frozen groups {how}: {skip['why']}."
     if own := run.get("users_own"):
         yield (
-            f"{len(own)} parameter(s) were found with requires_grad=False ({', '.join(own[:3])}{', …' * (len(own) > 3)}); "
-            "they are yours to freeze and belong to no group."
+            f"{counted(len(own), 'parameter')} found with requires_grad=False ({', '.join(own[:3])}{', …' * (len(own) > 3)}): "
+            "yours to freeze, and in no group."
         )
     yield from (f"moved by your own code, and not audited: {moved}." for moved in _moved_by(run))
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_freeze.report.plan_table import strip
+from lightning_freeze.errors import counted
 from lightning_freeze.report.run_data import RunData
 from lightning_freeze.report.run_table import notes
-from lightning_freeze.report.table import NONE, counted, new_table, share
+from lightning_freeze.report.table import Strip, new_table, share
 
 _SHOWN = 10
 
@@ -24,15 +24,15 @@ def run_view(report: RunData) -> Table:
         [report.run.get("model", "A run"), *(each["name"] for each in report.run.get("optimizers", ()))]
     )
     made = f"{counted(len(steps), 'update')} in {counted(len({step.epoch for step in steps}), 'epoch')}"
-    table = new_table(escape(", ".join([*names, made])), ("group", *numbers, "when"), right=numbers)
+    table = new_table(escape(", ".join([*names, made])), ("group", *numbers, "when"), right=numbers, wrapped=("when",))
     table.caption = escape(report.verdict.capitalize())
     found = Counter((finding.group, finding.severity) for finding in report.findings)
     for group, size in report.run["groups"].items():
         planned, trained = sum(group in step.planned for step in steps), [group in step.updated for step in steps]
         counts = (size["elements"], planned, sum(trained), found[group, "error"], found[group, "warning"])
         elements, planned_, updated, *findings = map("{:,}".format, counts)
-        of_all = (share(sum(trained), len(steps)), *findings, strip(trained) if trained else NONE)
-        table.add_row(escape(group), elements, planned_, updated, *of_all)
+        of_all = share(sum(trained), len(steps))
+        table.add_row(escape(group), elements, planned_, updated, of_all, *findings, Strip(trained))
     return table
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from io import StringIO
+from itertools import groupby, pairwise
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Column, Table
 
 NONE = "–"
+_STRIP, _SHORTEST, _SHADES = 40, 12, " ░▒▓█"
+_SPARE = ("elements", "gradients", "share")  # the columns that a narrow terminal can do without
 BYTES, COUNTS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), ("", "K", "M", "B", "T")
 
 
@@ -23,9 +30,35 @@ def new_table(title: str | None, names: Sequence[str], right: Sequence[str] = ()
     return Table(*columns, title=title, box=box.SIMPLE)
 
 
+@dataclass(frozen=True)
+class Strip:
+    """When something happens, as a strip of characters; a darker one has more of it."""
+
+    happens: Sequence[bool]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, max(1, min(_STRIP, len(self.happens))))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[str]:
+        width = min(_STRIP, len(self.happens), options.max_width)
+        edges = [cell * len(self.happens) // width for cell in range(width)] + [len(self.happens)] if width else []
+        shares = [sum(self.happens[begin:end]) / (end - begin) for begin, end in pairwise(edges)]
+        yield "".join(_SHADES[math.ceil(each * (len(_SHADES) - 1))] for each in shares) or NONE
+
+
 def print_whole(console: Console, table: Table) -> None:
-    """Print a table as wide as its names are, so that they can be copied."""
-    table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    """Print a table as wide as its names are, so that they can be copied; for a narrow terminal the rest is shortened."""
+    measured = partial(Measurement.get, console, console.options.update(max_width=10_000), table)
+    if console.is_terminal and measured().maximum > console.width:
+        for column in table.columns:
+            column.header = str(column.header).replace(" ", "\n")
+            column.max_width = _SHORTEST if column.header == "when" else None
+        for spare in _SPARE:
+            if measured().maximum > console.width:
+                table.columns = [column for column in table.columns if column.header != spare]
+        for column in table.columns:
+            column.max_width = column.max_width and max(_SHORTEST, _SHORTEST + console.width - measured().maximum)
+    table.width = measured().maximum
     console.print(table, soft_wrap=True)
 
 
@@ -70,12 +103,8 @@ def folded(groups: Iterable[str], among: Iterable[str]) -> str:
 def _ranges(parts: Sequence[str]) -> str:
     if not all(part.isdigit() for part in parts):
         return ",".join(parts)
-    ranges: list[list[str]] = []
-    for part in sorted(parts, key=int):
-        if ranges and int(ranges[-1][-1]) == int(part) - 1:
-            ranges[-1].append(part)
-        else:
-            ranges.append([part])
+    runs = groupby(enumerate(sorted(parts, key=int)), key=lambda each: int(each[1]) - each[0])
+    ranges = [[part for _, part in run] for _, run in runs]
     return ",".join(span(each[0], each[-1]) for each in ranges)
 
 
@@ -87,11 +116,6 @@ def span(first: object, last: object) -> str:
 def share(part: float, whole: float, digits: int = 0) -> str:
     """A part as a percentage; a dash where there is no whole."""
     return f"{part / whole:.{digits}%}" if whole else NONE
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, with their name."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def human_bytes(number: float) -> str:

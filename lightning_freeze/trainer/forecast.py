@@ -229,7 +229,7 @@ class _Look(Callback):
                 "batches an epoch has: --batches N (in Python batches=N)."
             )
         if world is None:
-            self._notes.append("How many processes will share the data is not known here; it is counted for one.")
+            self._notes.append("It is counted for one process: how many will share the data is not known here.")
         elif world > 1:
             found = _of_each(trainer, int(found), world)
             self._notes.append(f"{world} processes share the data: {found} batches each in an epoch.")
@@ -331,7 +331,7 @@ def _on_backward(
             f"here: {controller.backward.why}."
         )
     elif world != 1:
-        yield "Whether backward is skipped for frozen groups, the run's own strategy says at its beginning."
+        yield "The run says at its start whether backward is skipped for frozen groups."
 
 
 def _on_state(mode: str, shrinks: bool) -> Iterator[str]:

@@ -102,8 +102,7 @@ class FreezeScheduler(_Audited):
             )
         if groups is not None and not isinstance(groups, Mapping):
             raise ScheduleError(
-                f"`groups` is {groups!r}, but must map names to selectors: {{'head': 'model.head'}}.",
-                key="groups",
+                f"`groups` is {groups!r}, but must map names to selectors: {{'head': 'model.head'}}.", key="groups"
             )
         words: dict[str, Any] = {"rest": rest, "skip_backward": skip_backward, "optimizer_state": optimizer_state}
         words |= {"frozen_modules": frozen_modules, "on_schedule_change": on_schedule_change}

@@ -275,14 +275,12 @@ def how_to_go_on(trainer: Trainer) -> str:
     """The call, or under a LightningCLI the option, that goes on from a run's last checkpoint."""
     names = ("_last_checkpoint_saved", "last_model_path", "best_model_path")
     saved = (str(getattr(callback, name, "")) for callback in trainer.checkpoint_callbacks for name in names)
-    path = next(filter(None, saved), "")
-    if path and any(type(each).__name__ == "SaveConfigCallback" for each in trainer.callbacks):  # type: ignore[attr-defined]
-        return f"To go on from the last checkpoint, add to the command: --ckpt_path {quote(path)}"
-    return (
-        f"To go on from the last checkpoint: trainer.fit(model, ckpt_path={path!r})"
-        if path
-        else "No checkpoint was saved."
-    )
+    path = next(filter(None, saved), "").removeprefix(f"{Path.cwd()}/")  # short enough for a line
+    if not path:
+        return "No checkpoint was saved."
+    cli = any(type(each).__name__ == "SaveConfigCallback" for each in trainer.callbacks)  # type: ignore[attr-defined]
+    how = f", add to the command: --ckpt_path={quote(path)}" if cli else f": trainer.fit(model, ckpt_path={path!r})"
+    return f"To go on from the last checkpoint{how}"
 
 
 def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callable[[], object]:

@@ -340,7 +340,7 @@ FOUND_BY_US: dict[str, tuple[str, list[str]]] = {
     ),
     "weights too few above zero": (
         phases("{train: [all], pick: {family: layers, count: 2, weights: [1, 0, 0]}}"),
-        [".phases[0].pick.weights", "1 number(s) above 0", "2 different groups", "Lower `count`"],
+        [".phases[0].pick.weights", "1 number above 0", "2 different groups", "Lower `count`"],
     ),
     "weights a number": (
         phases("{train: [all], pick: {family: layers, weights: 3}}"),

@@ -235,7 +235,7 @@ def test_neither_callbacks_nor_data_nor_hardware_matter(name: str, capsys: pytes
     [
         (
             "Frozen",
-            "there is nothing to group: all 2 parameter(s) have requires_grad=False. Set it True for what is to train.",
+            "there is nothing to group: nothing has requires_grad=True (2 parameters). Set it True for what is to train.",
         ),
         ("Nothing", "there is nothing to group: Nothing has no parameters."),
     ],

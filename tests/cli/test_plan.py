@@ -246,7 +246,7 @@ def line_of(path: str, text: str) -> int:
             "lisa",
             ("count: 2", "count: 20"),
             "phases[0].pick.count",
-            "`phases[0].pick.count` is 20, but 'blocks' has 8 group(s) (blocks/0, blocks/1, blocks/2, blocks/3, …), and a "
+            "`phases[0].pick.count` is 20, but 'blocks' has 8 groups (blocks/0, blocks/1, blocks/2, blocks/3, …), and a "
             "draw has no group twice. The nearest valid value is 8.",
         ),
         ("lisa", ("family: blocks", "family: block"), "phases[0].pick.family", "Did you mean 'blocks'"),

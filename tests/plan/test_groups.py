@@ -304,12 +304,12 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"g": {"select": "layer.1", "except": "layer.*"}},
         "train",
-        "group 'g' is empty: `except: layer.*` takes away all its 3 parameter(s).",
+        "group 'g' is empty: `except: layer.*` takes away all that it has (3 parameters).",
     ),
     (
         {"g": "layer", "h": "attention"},
         "error",
-        "are in no group, and `rest: error` forbids that: embed.weight, head.bias. Name them in a group",
+        "in no group, which `rest: error` forbids: embed.weight, head.bias. Name them in a group",
     ),
 ]
 

@@ -284,18 +284,18 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
         (
             Phase([], pick=Pick("l", 4)),
             "phases[0].pick.count",
-            "`phases[0].pick.count` is 4, but 'l' has 3 group(s) (l/0, l/1, l/2), and a draw has no group twice. The "
+            "`phases[0].pick.count` is 4, but 'l' has 3 groups (l/0, l/1, l/2), and a draw has no group twice. The "
             "nearest valid value is 3.",
         ),
         (
             Phase([], pick=Pick("all", 6)),
             "phases[0].pick.count",
-            "`phases[0].pick.count` is 6, but 'all' has 5 group(s) (l/0, l/1, l/2, head, …)",
+            "`phases[0].pick.count` is 6, but 'all' has 5 groups (l/0, l/1, l/2, head, …)",
         ),
         (
             Phase([], pick=Pick("l", weights=[1, 2])),
             "phases[0].pick.weights",
-            "`phases[0].pick.weights` has 2 number(s), but 'l' has 3 groups (l/0, l/1, l/2). Give each one, in that order.",
+            "`phases[0].pick.weights` has 2 numbers, but 'l' has 3 groups (l/0, l/1, l/2). Give each one, in that order.",
         ),
         (
             Phase(["all"], pick=Pick("l")),
@@ -325,9 +325,9 @@ def test_nothing_is_steady_while_a_rate_rises(first: int, ramp: int, second: int
         (
             Phase(["all"], lr={"l": [0.1, 0.2]}),
             "phases[0].lr.l",
-            "`phases[0].lr.l` has 2 factor(s) for 3 group(s) (l/0, l/1, l/2). Give one for each, in that order, or one for all.",
+            "`phases[0].lr.l` has 2 factors for 3 groups (l/0, l/1, l/2). Give one for each, in that order, or one for all.",
         ),
-        (Phase(["all"], lr={"head": []}), "phases[0].lr.head", "`phases[0].lr.head` has 0 factor(s) for 1 group(s)"),
+        (Phase(["all"], lr={"head": []}), "phases[0].lr.head", "`phases[0].lr.head` has 0 factors for 1 group"),
         (
             Phase([]),
             "phases[0].train",

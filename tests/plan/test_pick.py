@@ -400,7 +400,7 @@ def test_a_pick_is_its_description(pick: Pick, described: dict[str, Any], text: 
         (
             {"weights": [1, 0, 0], "count": 2},
             "pick.weights",
-            "`weights` has 1 number(s) above 0, but a draw has 2 different groups.",
+            "`weights` has 1 number above 0, but a draw has 2 different groups.",
         ),
     ],
 )

@@ -30,7 +30,7 @@ def test_a_finding_is_json_without_empty_fields() -> None:
 
 def test_a_violation_says_what_moved_and_what_was_saved() -> None:
     text = str(FreezeViolation([ERROR], "run.ckpt"))
-    assert "1 violation(s): what was planned frozen moved" in text
+    assert "1 violation: what was planned frozen moved" in text
     assert "- 'w' moved" in text
     assert "saved to 'run.ckpt'" in text
     assert "on_finding='warn'" in text
@@ -39,7 +39,7 @@ def test_a_violation_says_what_moved_and_what_was_saved() -> None:
 def test_a_violation_without_a_checkpoint_says_so_and_a_long_one_is_cut() -> None:
     text = str(FreezeViolation([ERROR] * 13))
     assert "Nothing was saved" in text
-    assert "13 violation(s)" in text
+    assert "13 violations" in text
     assert "… and 3 more" in text
 
 

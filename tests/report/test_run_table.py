@@ -224,8 +224,7 @@ SKIPS = {"asked": "auto", "skips": True, "why": "there is only one process"}
         ),
         (
             {"users_own": [*"pqrs"]},
-            "- 4 parameter(s) were found with requires_grad=False (p, q, r, …); they are yours to freeze and belong to no "
-            "group.",
+            "- 4 parameters found with requires_grad=False (p, q, r, …): yours to freeze, and in no group.",
         ),
         ({"moved_by": {"exempt.t": "user: [EMA]"}}, "- moved by your own code, and not audited: t (user: [EMA])."),
         ({"notes": ["a [note]"]}, "- a [note]"),

@@ -574,7 +574,7 @@ def test_what_becomes_of_frozen_gradients_and_state_is_said(tmp_path: Path) -> N
     assert any("unless they train again within 10 updates" in note for note in done.notes)
     shared = foresee(tmp_path, Horizon(world=2), model=Net(), scheduler=FreezeScheduler(row, optimizer_state="reset"))
     assert shared.held == Held(leaves=True)
-    assert any("the run's own strategy says" in note for note in shared.notes)
+    assert any("whether backward is skipped" in note for note in shared.notes)
 
 
 def until(metric: str) -> FreezeScheduler:

@@ -96,14 +96,15 @@ def test_without_verbose_errors_and_warnings_stay(tmp_path: Path) -> None:
     ("error", "ckpt", "command", "end"),
     [
         (KeyboardInterrupt(), True, False, "trainer.fit(model, ckpt_path='{}')"),
-        (KeyError("planned"), True, True, "add to the command: --ckpt_path {}"),
+        (KeyError("planned"), True, True, "add to the command: --ckpt_path={}"),
         (KeyError("planned"), False, False, "No checkpoint was saved."),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_after_an_interruption_stand_the_table_and_how_to_go_on(
-    error: BaseException, ckpt: bool, command: bool, end: str, tmp_path: Path, caplog: Any
+    error: BaseException, ckpt: bool, command: bool, end: str, tmp_path: Path, caplog: Any, monkeypatch: Any
 ) -> None:
+    monkeypatch.chdir(tmp_path if command else tmp_path.parent.parent)
     scheduler = FreezeScheduler(HALVES)
     more = [type("SaveConfigCallback", (pl.Callback,), {})()] * command
     with caplog.at_level("INFO"), pytest.raises((type(error), SystemExit)):
@@ -112,6 +113,8 @@ def test_after_an_interruption_stand_the_table_and_how_to_go_on(
     table, _, last = said.rpartition("\n")
     assert "layer1 32 7 54% 0 0 layer2 24 6 46% 0 0" in words(table)
     (path,) = map(str, tmp_path.rglob("*.ckpt")) if ckpt else ("",)
+    path = path.removeprefix(f"{Path.cwd()}/")
+    assert not path.startswith("/")
     assert last.endswith(end.format(path))
     if ckpt:
         caplog.clear()

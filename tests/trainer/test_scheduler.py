@@ -152,7 +152,7 @@ class Misplaced(Net):
             "optimizer_step",
             True,
             "step",
-            "after 1 updates: it steps again .*Set `skip_backward: false`.*`change: batch`",
+            "after 1 update: it steps again .*Set `skip_backward: false`.*`change: batch`",
         ),
         ("optimizer_step", False, "step", ""),
         ("optimizer_step", True, "batch", ""),
@@ -321,7 +321,7 @@ def test_the_users_own_frozen_parameters_are_said_once_and_left_alone(trainer: A
     scheduler = AlternatingFreeze("layer1", "layer2", every=2, rest="error")
     with caplog.at_level("INFO"):
         trainer(scheduler).fit(model, batches(4))
-    assert caplog.text.count("2 parameter(s) were found with requires_grad=False (own.weight, own.bias)") == 1
+    assert caplog.text.count("2 parameters found with requires_grad=False (own.weight, own.bias)") == 1
     assert scheduler.updates == {"slow": 2, "fast": 4}
 
 
