@@ -22,6 +22,7 @@ from lightning_freeze import (
     ScheduleError,
     UnsupportedError,
 )
+from lightning_freeze.errors import counted
 from tests.conftest import Net, batches
 from tests.observer import same
 from tests.test_gan import GAN, SCHEDULES
@@ -232,7 +233,7 @@ def test_a_loss_of_nothing_that_trains_updates_nothing_and_is_warned_of(accumula
         seen.append((dict(model.state_dict()), scheduler.updates))
         assert len(told) == int(skip)
         if told:
-            place = f"after {5 - 2 * accumulate} updates in epoch 0, depends on nothing that trains now (phase 2 of 2, "
+            place = f"after {counted(5 - 2 * accumulate, 'update')} in epoch 0, depends on nothing that trains now (phase 2 of 2, "
             place += "`phases[1]`)"
             assert place in told[0]
             assert "trainable are layer2; frozen are layer1. " in told[0]

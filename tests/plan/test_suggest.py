@@ -383,7 +383,10 @@ def test_a_head_frozen_in_part_is_named_as_a_whole() -> None:
     ("model", "message"),
     [
         (nn.Sequential(nn.ReLU()), r"nothing to group: Sequential has no parameters\. .*`configure_model`"),
-        (mlp().requires_grad_(False), r"nothing to group: all 6 parameter\(s\) have requires_grad=False\. Set it True"),
+        (
+            mlp().requires_grad_(False),
+            r"nothing to group: nothing has requires_grad=True \(6 parameters\)\. Set it True",
+        ),
     ],
     ids=["none", "frozen"],
 )
