@@ -30,7 +30,8 @@ def summary_table(records: Sequence[Record]) -> Table:
     numbers = ("elements", "updates", "share", "violations", "warnings")
     table = new_table("lightning-freeze", ("group", *numbers), right=numbers, wrapped=("group",))
     table.caption = escape("; exempt: ".join([verdict(counts["intervals"], errors, buffers), *_moved_by(last["run"])]))
-    for name, row in _rows(groups, (str, bool)[len(groups) > _MOST_ROWS]):  # each by itself, or all of a family alike
+    many = len(groups) > _MOST_ROWS
+    for name, row in _rows(groups, lambda group: None if many else group):  # of many groups, a family is a row
         made = sorted(counts["updates"].get(group, 0) for group in row)
         violations, warned = (str(sum(found[kind, group] for group in row)) for kind in ("error", "warning"))
         elements, updates = sum(groups[group]["elements"] for group in row), span(f"{made[0]:,}", f"{made[-1]:,}")

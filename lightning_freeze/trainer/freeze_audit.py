@@ -138,7 +138,7 @@ class _Audited(Auditor):
         path = seam.record_directory(trainer) / FILE_NAME  # on every rank: it may be broadcast
         writes = self._writes and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._recorder = Recorder(path) if writes and self.created_by != "switch" else None
-        if self._recorder is not None and not trainer.loggers:
+        if self._recorder is not None and path.parent.name == seam.RUNS:
             seam.say(trainer, f"freeze: the records of this run are written to {path}.")
 
     def _record(self, record: Record) -> None:

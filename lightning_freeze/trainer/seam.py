@@ -45,6 +45,7 @@ _ONE_CPU = {
     **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False},
     **{"enable_model_summary": False, "num_sanity_val_steps": 0, "plugins": None, "profiler": None},
 }
+RUNS = "freeze_runs"  # the folder of records where no logger has one
 CLIPPING = {"clip_gradients", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"}
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def log_directory(trainer: Trainer) -> Path:
 def record_directory(trainer: Trainer) -> Path:
     """Where records of runs are written: the logger's directory, else a folder of their own. All ranks must call it."""
     directory = trainer.log_dir if trainer.loggers else None
-    return Path(directory) if directory is not None else Path(trainer.default_root_dir) / "freeze_runs"
+    return Path(directory) if directory is not None else Path(trainer.default_root_dir) / RUNS
 
 
 def resumes(trainer: Trainer) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 
@@ -87,12 +88,23 @@ def test_counts_and_findings_go_to_the_logger(trainer: Any, tmp_path: Path) -> N
     assert (Path(fit.logger.log_dir) / "freeze_audit.jsonl").exists()
 
 
-def test_records_lie_in_a_folder_of_their_own_without_a_logger_and_are_appended_to(
-    trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+class Remote(Logger):
+    """A logger without a folder."""
+
+    name, version = "remote", "0"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize("logger", [False, Remote()], ids=["no logger", "no folder"])
+def test_records_lie_in_a_folder_of_their_own_without_that_of_a_logger_and_are_appended_to(
+    logger: Any, trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
         for _ in range(2):
-            trainer(AlternatingFreeze("layer1", "layer2", every=5)).fit(Net(), batches(5))
+            trainer(AlternatingFreeze("layer1", "layer2", every=5), logger=logger).fit(Net(), batches(5))
     said = [message for message in caplog.messages if "records of this run" in message]
     assert said == [f"freeze: the records of this run are written to {tmp_path}/freeze_runs/freeze_audit.jsonl."] * 2
     records = list(read_records(tmp_path / "freeze_runs" / "freeze_audit.jsonl"))
