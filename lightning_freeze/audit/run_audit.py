@@ -136,7 +136,7 @@ class RunAudit:
 
     def flush(self) -> None:
         """Record the steps made since the last epoch's end."""
-        self.log.record({**self.steps.record(self._place().epoch)})
+        self.log.record(self.steps.record(self._place().epoch))
         before, self.steps = self.steps, Steps(self._place().total)
         self.steps.follow(before)
 

@@ -51,17 +51,16 @@ def group_sizes(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, GroupRecord
 
 def step_costs(steps: Steps, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
     """What the steps of an epoch took."""
-    sizes, counted, seconds = group_sizes(groups), [*steps.counted()], steps.seconds
-    number = sum(count for _, count in counted)
+    sizes, seconds = group_sizes(groups), steps.seconds
+    made = [([sizes[group] for group in trained if group in sizes], count) for trained, count in steps.counted()]
+    number = sum(count for _, count in made)
     timed = number - steps.restored
-    elements = sum(count * sum(sizes[g]["elements"] for g in trained if g in sizes) for trained, count in counted)
+    elements = sum(count * sum(size["elements"] for size in trained) for trained, count in made)
     return {
         "seconds": round(seconds, 6),
         "step_seconds": round(seconds / timed, 9) if timed else None,
         "trainable_elements": elements / number if number else 0.0,
-        "gradient_bytes": max(
-            (sum(sizes[g]["bytes"] for g in trained if g in sizes) for trained, _ in counted), default=0
-        ),
+        "gradient_bytes": max((sum(size["bytes"] for size in trained) for trained, _ in made), default=0),
     }
 
 

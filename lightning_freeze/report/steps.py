@@ -124,7 +124,7 @@ class Steps:
             "steps": [list(run) for run in self._runs],
         }
 
-    def record(self, epoch: int) -> Mapping[str, Any]:
+    def record(self, epoch: int) -> dict[str, Any]:
         """The ``phase`` record of them."""
         seconds = [round(row.seconds, 6) for row in self._rows]
         return {"type": "phase", "epoch": epoch, **self.as_dict(), "seconds": seconds}

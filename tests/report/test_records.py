@@ -300,7 +300,7 @@ WRITES += "r({}); print(flush=True); input(); [r({'text': 300 * 'x'}) for _ in r
 
 
 def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
-    """Each mends the file before its first record, and never again: what looks unfinished may be another's line."""
+    """Each repairs the file before its first record, and never again: what looks unfinished may be another's line."""
     command = [sys.executable, "-c", WRITES, str(tmp_path / "audit.jsonl")]
     writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
     for writer in writers:
