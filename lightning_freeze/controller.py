@@ -24,7 +24,7 @@ from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.optimizer_state import OPTIMIZER_STATE, OptimizerState
 from lightning_freeze.holds.run_context import RunContext, unwrapped
 from lightning_freeze.holds.skip_decision import SKIP_BACKWARD, Decision, SkipBackward
-from lightning_freeze.loop import Loop, Place, RunState
+from lightning_freeze.loop import ATTACHED, Loop, Place
 from lightning_freeze.plan.groups import Groups, Rest, group_parameters, selectors_for
 from lightning_freeze.plan.membership import same_objects
 from lightning_freeze.plan.metric_log import MetricLog
@@ -326,7 +326,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         loop = self._place.loop or self._loop
         if optimizers is not None and not same_objects(optimizers, loop.given):
             loop = self._attachment.hold_others(loop, optimizers)
-        if loop.state is RunState.ATTACHED:
+        if loop.state is ATTACHED:
             self._attachment.decide_again(loop)
             loop.built.holds.begin()
         loop.begin_step(epoch)
@@ -347,10 +347,11 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             optimizers: The run's optimizers now, as for `begin_step`; where this one was not among them, its step has begun.
         """
         loop = self._place.loop or self._loop
-        loop.verify()
+        if loop.members.names.touched:
+            loop.verify()
         step = loop.members.step_of(optimizer)
-        if step is None and optimizers is not None and not same_objects(optimizers, loop.given):
-            self.begin_step(None, optimizers)
+        if step is None and (now := optimizers or loop.context.optimizers()) and not same_objects(now, loop.given):
+            self.begin_step(None, now)
             loop = self._loop
             if (step := loop.members.step_of(optimizer)) is not None:
                 step.note()

@@ -47,6 +47,9 @@ class RunState(Enum):
     PAUSED = auto()  # between batches, where nothing is to be seen of the holds
 
 
+ATTACHED, TRAINING, PAUSED = RunState  # looked up once: through the class it takes a call each time
+
+
 @dataclass(eq=False)
 class Place:
     """Where a run is; it outlives the attachment to optimizers."""
@@ -113,7 +116,7 @@ class Loop:
         self.context = context
         self.say = say
         self.said = place.said
-        self.state = RunState.ATTACHED
+        self.state = ATTACHED
         self.sets: Sets = ()  # what each optimizer trains, as decided
         self._audit = audit
         self._place = place
@@ -153,33 +156,36 @@ class Loop:
 
     def begin_step(self, epoch: int | None) -> None:
         """A batch begins, of this epoch or of the one that the run is in."""
-        at = self._place.at
-        self._audit.shards.close()  # before anything walks over parameters, or changes what requires a gradient
+        at, audit, holds = self._place.at, self._audit, self.built.holds
+        audit.shards.close()  # before anything walks over parameters, or changes what requires a gradient
         for step in self.members.steps:
-            self.hooks.restore(step)  # after a step that failed, and that the model has survived
-        self.verify(walk=not at.begun)
-        self.state = RunState.TRAINING
-        self._audit.steps.begin_batch()
+            if step.entered:
+                self.hooks.restore(step)  # after a step that failed, and that the model has survived
+        if self.members.names.touched or not at.begun:
+            self.verify(walk=not at.begun)
+        self.state = TRAINING
+        audit.steps.begin_batch()
         if self.plan.begin_window(at, at.epoch if epoch is None else epoch):
             self.decide()
             self.say_why()
         if self.sets is not self._applied:
             self._announce()
             self._apply()
-        self._audit.begin_batch()
-        self.built.holds.before_forward()
+        if not audit.begun:
+            audit.begin_batch()
+        holds.before_forward()
 
     def pause(self) -> None:
         """Until the next batch nothing is skipped; what that will find frozen is audited from here on."""
         if self.plan.end_window(self._place.at):
             self.decide()
             self._announce()
-        if self.state is not RunState.ATTACHED and self.sets is not self._applied and self._audit.weights is not None:
+        if self.state is not ATTACHED and self.sets is not self._applied and self._audit.weights is not None:
             self._audit.shards.close()
             self._audit.weights.open_early(self._split)
         self.built.holds.pause()
-        if self.state is RunState.TRAINING:
-            self.state = RunState.PAUSED
+        if self.state is TRAINING:
+            self.state = PAUSED
             self._audit.steps.pause()
 
     def verify(self, walk: bool = False) -> None:
@@ -282,20 +288,21 @@ class Loop:
             self._announced = self.sets
             self.built.holds.decided(self._split)
 
-    @collector_paused()
+    @collector_paused
     def _apply(self) -> None:
         self._audit.shards.close()  # within a step, modules may show other parameters
         freezes, thaws = self.members.changes(self._applied, self.sets)
-        self._applied = self.sets
-        self.built.holds.thaw(thaws, self._split)
-        self.built.holds.freeze(freezes, self._split)
+        self._applied, split = self.sets, self._split
+        self.built.holds.thaw(thaws, split)
+        self.built.holds.freeze(freezes, split)
 
     def _arrives(self, step: Step) -> None:
-        if self.members.names.changed() or self.members.holders.changed(step.index):
+        members = self.members
+        if (members.names.touched and members.names.changed()) or members.holders.changed(step.index):
             self._rebind()
-        if self.members.lost:
+        if members.lost:
             self._refuse_lost()
-        if self.state is RunState.ATTACHED and step.has_gradients:
+        if self.state is ATTACHED and step.has_gradients:
             raise self._misplaced(step, *_BEFORE_A_BATCH)
         if self.sets is not self._applied:
             if self.built.skip.active and not self.context.manual_optimization and self._applied:

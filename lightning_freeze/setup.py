@@ -21,13 +21,13 @@ from lightning_freeze.holds.eval_mode import EvalModes
 from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.holds.hold import Hold, Holds
 from lightning_freeze.holds.optimizer_state import OffloadState, OptimizerState, ResetState
-from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFactors
+from lightning_freeze.holds.param_groups import ExcludeParams, LearningRateFactors, ShortenParams
 from lightning_freeze.holds.run_context import RunContext
 from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
 from lightning_freeze.loop import Built, Loop
 from lightning_freeze.plan.costs import Size
-from lightning_freeze.plan.membership import Membership, Step, foreign, held_by
+from lightning_freeze.plan.membership import MANY, Membership, Step, foreign, held_by
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan, Schedule
@@ -145,6 +145,10 @@ def learn(
             found, step.index, late=late, fully_frozen=plan.can_be_fully_frozen(step.index), audited=options.audit
         )
         step.excludes, step.reads_before_closure = method == "excluded", found.reads_before_closure
+        # torch's own read `param_groups` in each step; what the probe has seen of others is less than that.
+        of_torch = type(step.optimizer).__module__.startswith("torch.optim.")
+        many = sum(len(step.members[group]) for group in freezable) >= MANY
+        step.shortens = many and of_torch and method == "none" and bool(found.holds_excluded)
         if method == "unknown":
             warnings.warn(
                 f"optimizer {step.index} ({found.name}) could not be probed: {found.why}. Whether it moves a parameter "
@@ -249,6 +253,7 @@ def build_holds(
         ReentrantInputs(lambda: bool(skip.held), loop.say, loop.said) if decision.skips else None,
         SetGradsToNone(lambda: skip.active),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
+        ShortenParams() if any(step.shortens for step in members.steps) else None,
         LearningRateFactors() if plan.rated else None,
     ]
     present = Holds(hold for hold in holds if hold is not None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,19 +17,24 @@ from lightning_freeze.report.findings import OfFrozen
 
 _State = dict[str, Digest | None]  # the digest of each entry of an optimizer's state
 _Bits = tuple[Digest | None, _State | None]  # of a value and of its state, None while that is offloaded
+_T = TypeVar("_T")
 HERE = nullcontext()  # the stream of the step itself
 
 
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Python's garbage collector rests: it would walk the thousands of small objects that a boundary makes."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
+def collector_paused(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Python's garbage collector rests in it: it would walk the thousands of small objects that a boundary makes."""
+
+    @wraps(function)
+    def paused(*args: Any) -> _T:
+        if not gc.isenabled():
+            return function(*args)
+        gc.disable()
+        try:
+            return function(*args)
+        finally:
             gc.enable()
+
+    return paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +85,13 @@ class FrozenAudit:
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
-    @collector_paused()
+    @collector_paused
     def open(self, watched: Mapping[Any, Watched], update: int) -> None:
         """These froze after so many updates: remember their bits."""
         for (key, each), (value, state) in zip(watched.items(), _read(watched.values()), strict=True):
             self._open[key] = _Interval(each, update, value, state, update)
 
-    @collector_paused()
+    @collector_paused
     def close(self, keys: Iterable[object], update: int, on_copy_stream: AbstractContextManager[object] = HERE) -> None:
         """These thaw after so many updates: compare the bits of those that were frozen.
 
@@ -97,7 +103,7 @@ class FrozenAudit:
         for interval, bits in zip(closed, now, strict=True):
             self._compare(interval, update, bits, on_copy_stream)
 
-    @collector_paused()
+    @collector_paused
     def check(self, update: int) -> None:
         """Compare everything that is frozen now, and watch it on from here."""
         now = _read([interval.watched for interval in self._open.values()])

@@ -65,22 +65,19 @@ class SkipBackward(Hold):
         self.held: dict[int, nn.Parameter] = {}
         """The parameters whose ``requires_grad`` is off now, by identity."""
         self._released: dict[int, nn.Parameter] = {}
-        self._frozen = ParamSet()
+        self._split: Split | None = None
         self._paused: frozenset[int] = frozenset()  # what a pause released
+        self._patched = False
 
     def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
         """These get no gradients from here on, except those that require none already."""
-        before = bool(self.held)
         for parameter in parameters:
             if parameter.requires_grad or id(parameter) in self._released:
                 self.held[id(parameter)] = parameter
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
-        if self.held and not before:
-            for patch in _COPIES:
-                patch.add(self)
-            if self._plain_attention:
-                _FAST_ATTENTION.add(self)
+        if self.held:
+            self._patch()
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
         """Those of these that are held get their gradients again."""
@@ -88,14 +85,12 @@ class SkipBackward(Hold):
             if self.held.pop(id(parameter), None) is not None:
                 parameter.requires_grad = True
                 self._released[id(parameter)] = parameter
-                if not self.held:
-                    for patch in _COPIES:
-                        patch.discard(self)
-                    _FAST_ATTENTION.discard(self)
+        if self._plain_attention and not self.held:
+            _FAST_ATTENTION.discard(self)
 
     def decided(self, split: Split) -> None:
         if self.active and self._manual:
-            self._frozen = split.frozen
+            self._split = split
             self._hold()
 
     def replaced(self, pairs: Iterable[tuple[str, nn.Parameter, nn.Parameter]]) -> None:
@@ -108,7 +103,7 @@ class SkipBackward(Hold):
             self.turn_on(params)
 
     def freeze(self, params: ParamSet, split: Split) -> None:
-        self._frozen = split.frozen
+        self._split = split
         if self.active:
             self.turn_off(params)
             self._shards.prepare()
@@ -124,11 +119,13 @@ class SkipBackward(Hold):
         self._paused |= self.held.keys()
         self.turn_on([*self.held.values()])
         self._settle()
-        self.active = False
+        self.active = self._patched = False
+        for patch in _COPIES:
+            patch.discard(self)
 
     def detach(self, bring_back: bool = True) -> None:
         self.pause()
-        self._frozen = ParamSet()
+        self._split = None
 
     def before_backward(self, loss: Tensor) -> None:
         """Let a loss that depends on nothing that trains update nothing, as without skipping, in place of torch's error."""
@@ -155,6 +152,14 @@ class SkipBackward(Hold):
                 "their gradients itself (`torch.autograd.grad`, `register_hook`) needs `skip_backward: false`."
             )
 
+    def _patch(self) -> None:
+        if self._plain_attention:
+            _FAST_ATTENTION.add(self)
+        if not self._patched:  # until a pause: what is held changes more often
+            self._patched = True
+            for patch in _COPIES:
+                patch.add(self)
+
     def _settle(self) -> None:
         """Turn on what is held no more: code that toggled it may have restored what it found."""
         for key, parameter in self._released.items():
@@ -165,7 +170,8 @@ class SkipBackward(Hold):
     def _hold(self) -> None:
         """Hold what is frozen, and nothing else."""
         self._shards.close()
-        frozen = {id(parameter) for parameter in self._frozen}
+        now = self._split.frozen if self._split is not None else ParamSet()
+        frozen = set(map(id, now))
         self.turn_on([parameter for key, parameter in self.held.items() if key not in frozen])
-        self.turn_off(self._frozen)
+        self.turn_off(now)
         self._shards.prepare()

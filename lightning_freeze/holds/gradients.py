@@ -14,6 +14,12 @@ def set_to_none(step: Step) -> None:
         parameter.grad = None
 
 
+def _set_exposed_to_none(step: Step) -> None:
+    """The same of what its step will come to."""
+    for parameter in step.exposed:
+        parameter.grad = None
+
+
 class SetGradsToNone(Hold):
     """Sets frozen gradients to None.
 
@@ -42,4 +48,4 @@ class SetGradsToNone(Hold):
         return None
 
     step_begins = staticmethod(set_to_none)
-    before_step = staticmethod(set_to_none)
+    before_step = staticmethod(_set_exposed_to_none)

@@ -100,13 +100,17 @@ class Holds(Hold):
             setattr(self, verb, each_tried(calls) if verb == "detach" else _in_turn(calls))
 
 
+def nothing(*_: object) -> None:
+    """What a verb is that no hold overrides."""
+
+
 def _overrides(hold: Hold, verb: str) -> bool:
     return verb in vars(hold) or getattr(type(hold), verb) is not getattr(Hold, verb)
 
 
 def _in_turn(calls: list[Callable[..., None]]) -> Callable[..., None]:
     if len(calls) < 2:  # verbs of a step are called often, and most do nothing or one thing
-        return calls[0] if calls else lambda *_: None
+        return calls[0] if calls else nothing
 
     def run(*arguments: Any) -> None:
         for call in calls:

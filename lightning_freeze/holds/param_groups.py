@@ -47,6 +47,14 @@ class ExcludeParams(_ForOneStep):
             self._changed[step.index] = exclude(step.optimizer, step.frozen_identities)
 
 
+class ShortenParams(_ForOneStep):
+    """Gives an optimizer lists of what trains alone, where it would pass over many parameters without a gradient."""
+
+    def before_step(self, step: Step) -> None:
+        if step.shortened and step.index not in self._changed:
+            self._changed[step.index] = shorten(step.optimizer, step.shortened)
+
+
 class LearningRateFactors(_ForOneStep):
     """Multiplies the learning rate of each group by its factor."""
 
@@ -84,6 +92,19 @@ def _include(
     for now, before in lists:
         now[:] = before
     groups[:] = whole + added
+
+
+def shorten(optimizer: Optimizer, shortened: Mapping[int, list[Any]]) -> Restore:
+    """Put these lists in the place of param groups' own, by number; the result restores."""
+    whole = [(group, group["params"]) for group in map(optimizer.param_groups.__getitem__, shortened)]
+    for (group, _), held in zip(whole, shortened.values(), strict=True):
+        group["params"] = held
+    return partial(_lengthen, whole)
+
+
+def _lengthen(whole: list[tuple[ParamGroup, list[Any]]]) -> None:
+    for group, held in whole:
+        group["params"] = held
 
 
 def split_groups(optimizer: Optimizer, factors: Mapping[int, float]) -> Restore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -116,6 +116,7 @@ class RunContext:
         compiled: Whether code is compiled around both, so that neither shows it.
         variable_batch_size: Whether batches may differ in size, so that compiled code needs graphs for each size.
         hook: The hook that Lightning is in.
+        optimizers: Gives the run's optimizers as they are now; none where nobody replaces them.
     """
 
     module: nn.Module
@@ -132,6 +133,7 @@ class RunContext:
     compiled: bool = False
     variable_batch_size: bool = False
     hook: Callable[[], str | None] = lambda: None
+    optimizers: Callable[[], Sequence[Optimizer]] = tuple
 
     @property
     def ddp(self) -> DistributedDataParallel | None:

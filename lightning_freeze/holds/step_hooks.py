@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch.optim import Optimizer
 
-from lightning_freeze.holds.hold import Hold
+from lightning_freeze.holds.hold import Hold, nothing
 from lightning_freeze.holds.patch import Patch
 from lightning_freeze.plan.membership import Step
 
@@ -79,6 +79,7 @@ class StepHooks:
         self.steps = tuple(steps)
         self._by_optimizer = {id(step.optimizer): step for step in steps}
         self._holds = holds
+        self._restore = None if holds.restore is nothing else holds.restore
         self._before_holds = before_holds
         self._ran = ran
         self._undo: list[Callable[[], None]] = []
@@ -105,7 +106,7 @@ class StepHooks:
 
     def restore(self, step: Step) -> None:
         """Outside of any step: its param groups as their owner made them."""
-        step.depth = 0
+        step.entered, step.depth = False, 0
         self._holds.restore(step)
 
     def _before(
@@ -119,7 +120,8 @@ class StepHooks:
         step.initializes = "closure" in kwargs and closure is None and _only_initializes(optimizer)
         if step.initializes:
             return None
-        if step.excludes:
+        step.entered = True
+        if step.excludes or step.shortens:
             step.depth += 1
         if not callable(closure):
             self._last_moment(step)
@@ -130,7 +132,8 @@ class StepHooks:
             self._holds.step_begins(step)
 
         def held() -> Any:
-            self._holds.restore(step)  # for whatever the closure does with the optimizer: a checkpoint, a param group
+            if self._restore is not None:
+                self._restore(step)  # for whatever the closure does with the optimizer: a checkpoint, a param group
             result = closure()
             self._last_moment(step)
             return result
@@ -143,7 +146,8 @@ class StepHooks:
         if torch.compiler.is_dynamo_compiling():  # where the step's closure is compiled with it
             return _uncompiled(StepHooks._last_moment, self, step)
         step.attempted = True
-        self._holds.restore(step)  # where the step before failed, or this one is within another
+        if self._restore is not None:
+            self._restore(step)  # where the step before failed, or this one is within another
         self._before_holds(step)
         step.note()
         if self.last_moment:
@@ -158,15 +162,20 @@ class StepHooks:
         if step.depth > 1:  # within the step of a class that calls its parent's
             step.depth -= 1
         else:
-            step.depth = 0
-            self._holds.restore(step)
+            step.entered, step.depth = False, 0
+            if self._restore is not None:
+                self._restore(step)
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is None or float(found_inf) == 0:  # else the fused kernel has skipped the step by itself
             # A frozen gradient, set to None at the last moment, can only come from a hook that runs after ours or from the
             # step itself. Without such a hook, one parameter of each group is enough to see it.
             look_at_all = not self.last_moment or len(optimizer._optimizer_step_pre_hooks) > 1
             looked_at = step.frozen if look_at_all else step.samples
-            step.leaked = [parameter for parameter in looked_at if parameter.grad is not None]
+            step.leaked = ()
+            for parameter in looked_at:
+                if parameter.grad is not None:
+                    step.leaked = [parameter for parameter in looked_at if parameter.grad is not None]
+                    break
             self._holds.after_step(step)
             self._ran(step)
         step.updated = frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from lightning_freeze.errors import ScheduleError, whole_number
@@ -84,6 +85,39 @@ class Every(Schedule):
         return _EveryPlan(layout, periods, counted[0])
 
 
+class _Queue:
+    """The groups of a plan by the count at which each comes due, so that no step looks at those that are not."""
+
+    def __init__(self, plan: Plan, periods: Mapping[str, int], counts: Mapping[str, int]) -> None:
+        self.plan, self.counts = plan, counts
+        self._periods = periods
+        self._due: set[str] = set()
+        self._coming = [(counts[group] * period, group) for group, period in periods.items()]
+        heapify(self._coming)
+
+    def __deepcopy__(self, memo: object) -> None:
+        """A copied position makes its own."""
+
+    def due(self, done: int) -> set[str]:
+        """The groups that are due after so many updates."""
+        while self._coming and self._coming[0][0] <= done:
+            count, group = heappop(self._coming)
+            if count == self.counts[group] * self._periods[group]:  # else it was updated since, and comes again
+                self._due.add(group)
+        return self._due
+
+    def next(self, done: int) -> int:
+        """The count at which a group comes due, at the earliest."""
+        return done if self.due(done) else self._coming[0][0]
+
+    def updated(self, groups: frozenset[str]) -> None:
+        """These have had an update."""
+        for group in groups:
+            if (period := self._periods.get(group)) is not None:
+                self._due.discard(group)
+                heappush(self._coming, (self.counts[group] * period, group))
+
+
 class _EveryPlan(Plan):
     def __init__(self, layout: Layout, periods: Mapping[str, int], of: str | None) -> None:
         self.layout = layout
@@ -120,12 +154,22 @@ class _EveryPlan(Plan):
     def trainable(self, at: Position) -> frozenset[str]:
         counts = at.updates
         done = at.total if self._of is None else counts[self._of]
-        due = [g for g, n in self._same_optimizer.items() if counts[g] * n <= done]
+        due: Iterable[str] = self._queue(at).due(done)
         if self._other_optimizer:
             # The update of `of` that a group goes with: one made earlier in this batch or, if none was, the coming one.
             made = done - 1 if self._of in at.window else done
-            due += [g for g, n in self._other_optimizer.items() if counts[g] * n <= made]
+            due = [*due, *(g for g, n in self._other_optimizer.items() if counts[g] * n <= made)]
         return self._always.union(due) if due else self._always
+
+    def _queue(self, at: Position) -> _Queue:
+        found: _Queue | None = at.due
+        if found is None or found.plan is not self or found.counts is not at.updates:
+            found = at.due = _Queue(self, self._same_optimizer, at.updates)
+        return found
+
+    def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
+        if at.due is not None:
+            self._queue(at).updated(groups)
 
     def when(self, group: str) -> str:
         period, of = self._periods.get(group, 1), "" if self._of is None else f" of {self._of}"
@@ -137,10 +181,9 @@ class _EveryPlan(Plan):
     def stable_updates(self, at: Position) -> int:
         if self._other_optimizer:
             return 0
-        counts = at.updates
-        done = at.total if self._of is None else counts[self._of]
+        done = at.total if self._of is None else at.updates[self._of]
         # A group that is due may be updated by the next step; the others come due one update at a time.
-        return max(0, min([counts[g] * n - done for g, n in self._same_optimizer.items()]) - 1)
+        return max(0, self._queue(at).next(done) - done - 1)
 
     def pending(self, at: Position) -> frozenset[int]:
         held = self.layout.optimizers

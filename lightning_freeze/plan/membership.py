@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -20,6 +21,7 @@ from lightning_freeze.plan.schedule import NO_END, REST, Layout
 from lightning_freeze.plan.selectors import clean_name
 
 _CACHED = 64
+MANY = 64  # frozen parameters from which it pays to give a param group another list for the step
 
 Sets = tuple[frozenset[str], ...]  # for each optimizer, the groups that it trains
 
@@ -51,8 +53,9 @@ class OptimizerIndex:
         groups, held = self.optimizers[index].param_groups, self._held[index]
         if len(groups) != len(held):
             return True
-        for group, before in zip(groups, held):  # noqa: B905, SIM110 - a loop, since `all` and `strict` take twice as long
-            if not same_objects(group["params"], before):
+        for group, before in zip(groups, held):  # noqa: B905 - a loop without `strict`, which takes half as long
+            now = group["params"]
+            if len(now) != len(before) or not all(map(is_, now, before)):
                 return True
         return False
 
@@ -77,19 +80,79 @@ class OptimizerIndex:
         return float(rate) if isinstance(rate, (int, float, Tensor)) else 1.0
 
 
-class _StepSplit:
-    """One optimizer's parameters under one trainable set."""
+class _Held:
+    """One optimizer's parameters, by group and by param group."""
 
-    def __init__(self, members: Mapping[str, tuple[Parameter, ...]], groups: frozenset[str]) -> None:
-        self.active = [(group, held) for group, held in members.items() if group in groups]
-        self.trainable = frozenset(group for group, _ in self.active)
-        frozen = [held for group, held in members.items() if group not in groups]
-        self.frozen = tuple(chain.from_iterable(frozen))
-        self.samples = tuple(held[0] for held in frozen)
+    def __init__(self, optimizer: Optimizer, members: Mapping[str, tuple[Parameter, ...]]) -> None:
+        self.optimizer = optimizer
+        self.members = members
+
+    @cached_property
+    def lists(self) -> list[list[Parameter]]:
+        return [[*group["params"]] for group in self.optimizer.param_groups]
+
+    @cached_property
+    def places(self) -> dict[str | None, list[tuple[int, int]]]:
+        """Group to param group and place of its parameters; None to those of what is in no group."""
+        group_of = {id(parameter): group for group, held in self.members.items() for parameter in held}
+        found: dict[str | None, list[tuple[int, int]]] = {None: []}
+        for number, held in enumerate(self.lists):
+            for place, parameter in enumerate(held):
+                found.setdefault(group_of.get(id(parameter)), []).append((number, place))
+        return found
+
+
+class _StepSplit:
+    """One optimizer's parameters under one trainable set; what is seldom asked for is made when it is."""
+
+    def __init__(self, held: _Held, groups: frozenset[str]) -> None:
+        members = held.members
+        self._held = held
+        self.trainable = groups if groups <= members.keys() else groups.intersection(members)
+        self.active = [(group, members[group]) for group in self.trainable]
+
+    @property
+    def _frozen(self) -> list[tuple[Parameter, ...]]:
+        return [held for group, held in self._held.members.items() if group not in self.trainable]
+
+    @cached_property
+    def frozen(self) -> tuple[Parameter, ...]:
+        return tuple(chain.from_iterable(self._frozen))
+
+    @cached_property
+    def samples(self) -> tuple[Parameter, ...]:
+        return tuple([held[0] for held in self._frozen])
 
     @cached_property
     def frozen_identities(self) -> frozenset[int]:
         return frozenset(map(id, self.frozen))
+
+    @cached_property
+    def shortened(self) -> dict[int, list[Parameter]]:
+        return {
+            number: [self._held.lists[number][place] for place in sorted(places)]
+            for number, places in self._staying.items()
+            if len(self._held.lists[number]) - len(places) >= MANY
+        }
+
+    @cached_property
+    def exposed(self) -> tuple[Parameter, ...]:
+        lists, staying = self._held.lists, self._staying
+        return tuple(
+            parameter
+            for number in range(len(lists))
+            if number not in self.shortened
+            for place, parameter in enumerate(lists[number])
+            if place not in staying.get(number, ())
+        )
+
+    @cached_property
+    def _staying(self) -> dict[int, set[int]]:
+        """Param group to the places of what is not frozen."""
+        found: dict[int, set[int]] = defaultdict(set)
+        for number, place in chain.from_iterable(self._held.places.get(group, ()) for group in (None, *self.trainable)):
+            found[number].add(place)
+        return found
 
 
 @dataclass(eq=False)
@@ -107,24 +170,39 @@ class Step:
     updated: frozenset[str] = frozenset()  # the groups that the step updates; known right before it
     leaked: Sequence[Parameter] = ()  # frozen parameters that had a gradient at the step all the same
     depth: int = 0  # of calls of `step` within each other
+    entered: bool = False  # whether a step has begun, and not ended
     trainable: frozenset[str] = field(default=frozenset(), init=False)  # the groups that train now
-    frozen: tuple[Parameter, ...] = field(default=(), init=False)
-    samples: tuple[Parameter, ...] = field(default=(), init=False)  # one parameter of each frozen group
-    _now: _StepSplit = field(default=_StepSplit({}, frozenset()), init=False, repr=False)
+    samples: Sequence[Parameter] = field(default=(), init=False)  # one parameter of each frozen group
+    shortened: Mapping[int, list[Parameter]] = field(default_factory=dict, init=False, repr=False)
+    """By number, the param groups of which a part trains and much is frozen, without that."""
+    exposed: Sequence[Parameter] = field(default=(), init=False, repr=False)
+    """What is frozen and in no param group that `shortened` replaces."""
+    shortens: bool = False  # whether each step reads its param groups, so that `shortened` may stand in them
+    _now: _StepSplit = field(init=False, repr=False)
     _rates: Sequence[object] = field(default=(), init=False, repr=False)  # of the param groups, at the last step
 
     def __post_init__(self) -> None:
+        self._now = _StepSplit(_Held(self.optimizer, {}), frozenset())
         self.rebind(self.members)
 
     def rebind(self, members: Mapping[str, tuple[Parameter, ...]]) -> None:
         """The optimizer holds other parameters now; `train` is to be called again."""
         self.members = members
-        self._split_under = lru_cache(_CACHED)(partial(_StepSplit, members))
+        self._split_under = lru_cache(_CACHED)(partial(_StepSplit, _Held(self.optimizer, members)))
 
     def train(self, groups: frozenset[str]) -> None:
         """From here on these groups train and the others are frozen."""
         now = self._now = self._split_under(groups)
-        self.trainable, self.frozen, self.samples = now.trainable, now.frozen, now.samples
+        self.trainable, self.samples = now.trainable, now.samples
+        if self.shortens:
+            self.shortened, self.exposed = now.shortened, now.exposed
+        else:
+            self.exposed = now.frozen
+
+    @property
+    def frozen(self) -> tuple[Parameter, ...]:
+        """What the optimizer holds and does not train."""
+        return self._now.frozen
 
     @property
     def frozen_identities(self) -> frozenset[int]:
@@ -142,9 +220,10 @@ class Step:
         It is that of the last step: after it, a scheduler may have set the next epoch's.
         """
         first = {id(held[0]): group for group, held in self.members.items() if held}
+        groups = self.optimizer.param_groups
         return {
             first[id(p)]: float(rate) * self.factors.get(id(p), 1.0)
-            for param_group, rate in zip(self.optimizer.param_groups, self._rates or self._read(), strict=False)
+            for param_group, rate in zip(groups, self._rates or [group.get("lr") for group in groups], strict=False)
             if isinstance(rate, (int, float, Tensor))
             for p in param_group["params"]
             if id(p) in first
@@ -152,13 +231,14 @@ class Step:
 
     def note(self) -> None:
         """Remember which groups have a gradient, and the learning rates, right before the step."""
-        now = self._now
-        without = [group for group, held in now.active if held[0].grad is None and _without_gradient(held)]
+        now, without = self._now, []
+        for group, held in now.active:  # loops, here and below: a comprehension is a call of its own
+            if held[0].grad is None and _without_gradient(held):
+                without.append(group)
         self.updated = now.trainable.difference(without) if without else now.trainable
-        self._rates = self._read()
-
-    def _read(self) -> list[object]:
-        return [param_group.get("lr") for param_group in self.optimizer.param_groups]
+        self._rates = rates = []
+        for param_group in self.optimizer.param_groups:
+            rates.append(param_group.get("lr"))
 
 
 def _without_gradient(held: Sequence[Parameter]) -> bool:
@@ -180,14 +260,18 @@ class HeldGroup:
         return not any(self.group in sets[step.index] for step in self.steps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParamSet:
     """Parameters that freeze or thaw together."""
 
     groups: Sequence[HeldGroup] = ()
 
     def __iter__(self) -> Iterator[Parameter]:
-        return (member.parameter for held in self.groups for member in held.members)
+        return iter(self._parameters)
+
+    @cached_property
+    def _parameters(self) -> tuple[Parameter, ...]:
+        return tuple([member.parameter for held in self.groups for member in held.members])
 
     @property
     def members(self) -> Iterator[Member]:
@@ -208,9 +292,15 @@ class ParamSet:
 class Split:
     """What is frozen under one trainable set."""
 
-    frozen: ParamSet  # what no optimizer trains
+    held: Iterable[HeldGroup] = field(repr=False)  # all that can be frozen
+    sets: Sets
     module: Module = field(repr=False)
     by_user: set[int] = field(repr=False)  # the identities of the parameters that the user froze
+
+    @cached_property
+    def frozen(self) -> ParamSet:
+        """What no optimizer trains."""
+        return ParamSet([held for held in self.held if held.frozen(self.sets)])
 
     @cached_property
     def frozen_modules(self) -> list[tuple[str, Module]]:
@@ -255,6 +345,7 @@ class Membership:
         self._held_groups = {
             group: list(self._by_holders(group, each)) for group, each in self.groups.freezable.items()
         }
+        self._everything = ParamSet(list(chain.from_iterable(self._held_groups.values())))
         self.changes = lru_cache(_CACHED)(self._changes)
         """What freezes and what thaws between two trainable sets; before the first, everything is one or the other."""
         self.split = lru_cache(_CACHED)(self._split)  # what is frozen under a trainable set
@@ -284,19 +375,20 @@ class Membership:
 
     def everything(self) -> ParamSet:
         """All that can be frozen."""
-        return ParamSet(list(chain.from_iterable(self._held_groups.values())))
+        return self._everything
 
     def _changes(self, before: Sets, now: Sets) -> tuple[ParamSet, ParamSet]:
         changed: Iterable[str] = self._held_groups
         if before:
             changed = frozenset().union(*map(frozenset.symmetric_difference, before, now))
-        found = [held for group in changed for held in self._held_groups.get(group, ())]
-        freezes, thaws = [held for held in found if held.frozen(now)], [held for held in found if not held.frozen(now)]
+        freezes: list[HeldGroup] = []
+        thaws: list[HeldGroup] = []
+        for held in chain.from_iterable(self._held_groups.get(group, ()) for group in changed):
+            (freezes if held.frozen(now) else thaws).append(held)
         return ParamSet(freezes), ParamSet(thaws)
 
     def _split(self, sets: Sets) -> Split:
-        frozen = [held for held in self.everything().groups if held.frozen(sets)]
-        return Split(ParamSet(frozen), self._module, self._by_user)
+        return Split(self.everything().groups, sets, self._module, self._by_user)
 
     def _layout(self, before: Mapping[str, frozenset[int]]) -> Layout:
         """The groups with their optimizers; a group that has lost its parameters keeps those of ``before``."""

@@ -86,7 +86,7 @@ class Layout:
 
 NO_END = 1 << 62  # a count that no run comes to
 
-_NOT_SAVED = {"window", "made", "why"}
+_NOT_SAVED = {"window", "made", "why", "due"}
 # The fields since phases can end by metrics and have ramps; positions that were saved before have none of them.
 SINCE_METRICS = {"begun", "judged", "best", "wait", "heard", "unheard", "thawed"}
 
@@ -112,6 +112,9 @@ class Position:
     why: str = ""  # why a metric ended the last phase, until that was said; not saved
     made: dict[int, int] = field(default_factory=dict)  # of `done`, if sets change by batch: in this one; not saved
     window: set[str] = field(default_factory=set)  # groups updated since the batch began; not saved
+    due: Any = field(
+        default=None, repr=False, compare=False
+    )  # what a plan keeps to find groups that are due; not saved
 
     def as_dict(self) -> dict[str, Any]:
         """The position as builtins alone, fit for JSON and for ``torch.load(weights_only=True)``."""

@@ -69,7 +69,9 @@ class Auditor(seam.Callback):
         if self._inputs is not None and not trainer.sanity_checking:
             self._inputs.begin_batch(trainer.current_epoch if trainer.state.fn == "fit" else 0, batch_idx)
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: seam.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if self._inputs is not None:
             self._inputs.end_batch()
 

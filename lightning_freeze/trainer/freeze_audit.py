@@ -65,8 +65,10 @@ class _Audited(Auditor):
             self._engine.audit.finish()
             self._engine.holds.detach(False)
             self._act_on_findings(trainer)
-        self._engine.begin_step(trainer.current_epoch, trainer.optimizers)
-        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx)  # inputs are watched in both
+        epoch = trainer.current_epoch
+        self._engine.begin_step(epoch, trainer.optimizers)
+        if self._inputs is not None:
+            self._inputs.begin_batch(epoch, batch_idx)
         if self._every_n_updates is None:
             return
         updates = self._updates_so_far(trainer, pl_module)

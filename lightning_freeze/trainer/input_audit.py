@@ -43,7 +43,8 @@ class InputWatch:
 
     def begin_batch(self, epoch: int, batch: int) -> None:
         """Watch this batch if it is due."""
-        self.end_batch()
+        if self._active:
+            self.end_batch()
         if batch < self._batches and epoch % self._every_n_epochs == 0 and Tracer.active is None:
             self._active = True  # first of all: `end_batch` undoes an installation that was interrupted, too
             self.audit.__enter__()

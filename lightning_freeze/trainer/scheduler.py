@@ -275,7 +275,7 @@ class FreezeScheduler(_Audited):
 
     def on_before_optimizer_step(self, trainer: seam.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         if self._controller is not None:
-            self._controller.before_optimizer_step(optimizer, self._clips, trainer.optimizers)
+            self._controller.before_optimizer_step(optimizer, self._clips)
 
     def on_save_checkpoint(self, trainer: seam.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         callbacks = checkpoint.get("callbacks", {})

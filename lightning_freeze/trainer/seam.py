@@ -179,6 +179,7 @@ def run_context(trainer: Trainer, module: LightningModule) -> RunContext:
         device=trainer.strategy.root_device,
         local_sgd=getattr(trainer.strategy, "_model_averager", None) is not None,
         hook=lambda: getattr(module, "_current_fx_name", None),
+        optimizers=lambda: trainer.optimizers,
     )
 
 

@@ -125,7 +125,7 @@ def test_what_finds_no_room_stays_in_host_memory(monkeypatch: Any) -> None:
 def test_reset_begins_anew() -> None:
     optimizer, (weight, other) = stepped()
     params = params_of(optimizer, weight)
-    ResetState([optimizer]).freeze(params, Split(params, nn.Module(), set()))
+    ResetState([optimizer]).freeze(params, Split(params.groups, (frozenset(),), nn.Module(), set()))
     assert list(optimizer.state) == [other]
     weight.grad = torch.ones(3)
     other.grad = None
