@@ -71,20 +71,22 @@ class SkipBackward(Hold):
 
     def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
         """These get no gradients from here on, except those that require none already."""
-        for parameter in parameters:
-            if parameter.requires_grad or id(parameter) in self._released:
-                self.held[id(parameter)] = parameter
-                parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
-                parameter.grad = None
+        found = {id(p): p for p in parameters if p.requires_grad or id(p) in self._released}
+        for parameter in found.values():
+            parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
+            parameter.grad = None
+        self.held |= found
         if self.held:
             self._patch()
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
         """Those of these that are held get their gradients again."""
-        for parameter in parameters:
-            if self.held.pop(id(parameter), None) is not None:
-                parameter.requires_grad = True
-                self._released[id(parameter)] = parameter
+        found = {id(p): p for p in parameters if id(p) in self.held}
+        for key, parameter in found.items():
+            parameter.requires_grad = True
+            del self.held[key]
+        if self._manual:  # else it is between batches
+            self._released |= found
         if self._plain_attention and not self.held:
             _FAST_ATTENTION.discard(self)
 

@@ -134,7 +134,9 @@ class StepHooks:
         def held() -> Any:
             if self._restore is not None:
                 self._restore(step)  # for whatever the closure does with the optimizer: a checkpoint, a param group
+            depth, step.depth = step.depth, 0  # a step within the closure is one of its own
             result = closure()
+            step.depth = depth
             self._last_moment(step)
             return result
 
@@ -168,9 +170,9 @@ class StepHooks:
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is None or float(found_inf) == 0:  # else the fused kernel has skipped the step by itself
             # A frozen gradient, set to None at the last moment, can only come from a hook that runs after ours or from the
-            # step itself. Without such a hook, one parameter of each group is enough to see it.
+            # step itself, which torch's own never do. Without such a hook, one parameter of each group is enough to see it.
             look_at_all = not self.last_moment or len(optimizer._optimizer_step_pre_hooks) > 1
-            looked_at = step.frozen if look_at_all else step.samples
+            looked_at = step.frozen if look_at_all else () if step.shortens else step.samples
             step.leaked = ()
             for parameter in looked_at:
                 if parameter.grad is not None:

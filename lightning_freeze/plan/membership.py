@@ -92,14 +92,14 @@ class _Held:
         return [[*group["params"]] for group in self.optimizer.param_groups]
 
     @cached_property
-    def places(self) -> dict[str | None, list[tuple[int, int]]]:
-        """Group to param group and place of its parameters; None to those of what is in no group."""
+    def places(self) -> dict[str | None, dict[int, list[int]]]:
+        """Group to its parameters' places by param group; None to those of what is in no group."""
         group_of = {id(parameter): group for group, held in self.members.items() for parameter in held}
-        found: dict[str | None, list[tuple[int, int]]] = {None: []}
+        found: dict[str | None, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, held in enumerate(self.lists):
             for place, parameter in enumerate(held):
-                found.setdefault(group_of.get(id(parameter)), []).append((number, place))
-        return found
+                found[group_of.get(id(parameter))][number].append(place)
+        return dict(found)
 
 
 class _StepSplit:
@@ -130,28 +130,24 @@ class _StepSplit:
     @cached_property
     def shortened(self) -> dict[int, list[Parameter]]:
         return {
-            number: [self._held.lists[number][place] for place in sorted(places)]
+            number: [self._held.lists[number][place] for place in sorted(places)]  # they come in sorted runs
             for number, places in self._staying.items()
             if len(self._held.lists[number]) - len(places) >= MANY
         }
 
     @cached_property
     def exposed(self) -> tuple[Parameter, ...]:
-        lists, staying = self._held.lists, self._staying
-        return tuple(
-            parameter
-            for number in range(len(lists))
-            if number not in self.shortened
-            for place, parameter in enumerate(lists[number])
-            if place not in staying.get(number, ())
-        )
+        whole = [number for number in range(len(self._held.lists)) if number not in self.shortened]
+        stay = {number: frozenset(self._staying[number]) for number in whole}
+        return tuple(p for n in whole for place, p in enumerate(self._held.lists[n]) if place not in stay[n])
 
     @cached_property
-    def _staying(self) -> dict[int, set[int]]:
+    def _staying(self) -> dict[int, list[int]]:
         """Param group to the places of what is not frozen."""
-        found: dict[int, set[int]] = defaultdict(set)
-        for number, place in chain.from_iterable(self._held.places.get(group, ()) for group in (None, *self.trainable)):
-            found[number].add(place)
+        found: dict[int, list[int]] = defaultdict(list)
+        for group in (None, *self.trainable):
+            for number, places in self._held.places.get(group, {}).items():
+                found[number] += places
         return found
 
 
@@ -257,7 +253,15 @@ class HeldGroup:
 
     def frozen(self, sets: Sets) -> bool:
         """Whether no optimizer trains it."""
-        return not any(self.group in sets[step.index] for step in self.steps)
+        for step in self.steps:  # noqa: SIM110 - a generator takes three times as long
+            if self.group in sets[step.index]:
+                return False
+        return True
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Those of its members."""
+        return tuple([member.parameter for member in self.members])
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +275,7 @@ class ParamSet:
 
     @cached_property
     def _parameters(self) -> tuple[Parameter, ...]:
-        return tuple([member.parameter for held in self.groups for member in held.members])
+        return tuple(chain.from_iterable([held.parameters for held in self.groups]))
 
     @property
     def members(self) -> Iterator[Member]:
