@@ -116,10 +116,16 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@pytest.mark.parametrize("lr", [None, {"a": 0.5}], ids=["rates", "factors"])
-@pytest.mark.parametrize("closure", [False, True])
-@pytest.mark.parametrize("groups", [one, mixed, extra])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "groups", "closure", "lr"),
+    [(name, mixed, False, None) for name in OPTIMIZERS]
+    + [
+        (name, groups, closure, {"a": 0.5})
+        for name in ("momentum", "AdamW")
+        for groups, closure in ((mixed, False), (one, True))
+    ]
+    + [("momentum", one, False, None), ("AdamW", extra, False, None), ("fused", extra, True, None)],
+)
 def test_a_run_is_the_run_with_whole_lists(
     name: str, groups: Any, closure: bool, lr: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

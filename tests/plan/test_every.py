@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from lightning_freeze.errors import ScheduleError
 from lightning_freeze.plan.every import Every
 from lightning_freeze.plan.preview import preview
-from lightning_freeze.plan.schedule import REST, Layout, Plan
+from lightning_freeze.plan.schedule import REST, Layout, Plan, Position
 
 
 def shared(*groups: str, rest: bool = False) -> Layout:
@@ -311,3 +312,48 @@ def test_schedules_are_equal_when_they_say_the_same() -> None:
 
 def test_it_names_each_group_under_its_key() -> None:
     assert Every({"a": 5, "f": 2}, of="b").names() == (("periods", "a"), ("periods", "f"), ("of", "b"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_queue_finds_what_a_look_at_every_group_finds(seed: int) -> None:
+    """Also where a due group finds no gradient, another is updated unasked, and counts come from elsewhere."""
+    rng = random.Random(seed)
+    groups = tuple(f"g{number}" for number in range(12))
+    periods = {group: rng.randint(1, 6) for group in groups[1:]}
+    of = rng.choice(["g0", None])
+    plan = Every(periods, of=of).bind(Layout(groups))
+    at = plan.start()
+    for number in range(200):
+        done = at.total if of is None else at.updates[of]
+        expected = {"g0"} | {group for group, n in periods.items() if at.updates[group] * n <= done}
+        assert plan.trainable(at) == expected
+        stable = plan.stable_updates(at)
+        assert stable <= max(0, min(at.updates[group] * n for group, n in periods.items()) - done - 1)
+        updated = {group for group in expected if rng.random() < 0.8} | {g for g in groups if rng.random() < 0.02}
+        plan.update(at, 0, frozenset(updated))
+        if number % 40 == 20:
+            at = rng.choice([at.copy, lambda: Position.from_dict(at.as_dict())])()  # noqa: B023
+        if number % 40 == 30:
+            at.updates = {group: count + rng.randint(0, 3) for group, count in at.updates.items()}
+
+
+def test_a_step_looks_at_the_groups_that_are_due_alone() -> None:
+    """Counted: looks at the counts of 1,000 groups of which a few come due at a time."""
+
+    class Counts(dict[str, int]):
+        looks = 0
+
+        def __getitem__(self, key: str) -> int:
+            Counts.looks += 1
+            return super().__getitem__(key)
+
+    groups = tuple(f"g{number}" for number in range(1000))
+    plan = Every({group: 100 + number for number, group in enumerate(groups[1:])}, of="g0").bind(Layout(groups))
+    at = plan.start()
+    at.updates = Counts(at.updates)
+    plan.update(at, 0, plan.trainable(at))
+    Counts.looks = 0
+    for _ in range(50):
+        plan.update(at, 0, plan.trainable(at))
+        plan.stable_updates(at)
+    assert Counts.looks < 50 * 10
