@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -251,7 +252,7 @@ def build_holds(
         skip if decision.skips else None,
         ZeroGradsForDDP(decision.reducer, lambda: [*skip.held.values()]) if decision.reducer is not None else None,
         ReentrantInputs(lambda: bool(skip.held), loop.say, loop.said) if decision.skips else None,
-        SetGradsToNone(lambda: skip.active),
+        SetGradsToNone(partial(getattr, skip, "active")),
         ExcludeParams() if any(step.excludes for step in members.steps) else None,
         ShortenParams() if any(step.shortens for step in members.steps) else None,
         LearningRateFactors() if plan.rated else None,

@@ -60,11 +60,8 @@ class _Audited(Auditor):
     ) -> None:
         if self._engine is None:
             return
-        if not self._engine.audit.begun and getattr(trainer.fit_loop, "_skip_backward", False):
-            # StochasticWeightAveraging ends with an epoch that trains nothing: batch norm, in train mode, sees the average.
-            self._engine.audit.finish()
-            self._engine.holds.detach(False)
-            self._act_on_findings(trainer)
+        if not self._engine.audit.begun:
+            self._begin_epoch(trainer)
         epoch = trainer.current_epoch
         self._engine.begin_step(epoch, trainer.optimizers)
         if self._inputs is not None:
@@ -75,6 +72,14 @@ class _Audited(Auditor):
         if updates - self._compared_at >= self._every_n_updates:
             self._compared_at = updates
             self._engine.audit.check()
+            self._act_on_findings(trainer)
+
+    def _begin_epoch(self, trainer: seam.Trainer) -> None:
+        """An epoch's first batch begins."""
+        if self._engine is not None and getattr(trainer.fit_loop, "_skip_backward", False):
+            # StochasticWeightAveraging ends with an epoch that trains nothing: batch norm, in train mode, sees the average.
+            self._engine.audit.finish()
+            self._engine.holds.detach(False)
             self._act_on_findings(trainer)
 
     def _updates_so_far(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> int:

@@ -229,13 +229,11 @@ class FreezeScheduler(_Audited):
         self._running = True
         self._removals.append(seam.add_bar_text(trainer, "train", lambda: _shown(self.trainable)))
 
-    def on_train_batch_start(
-        self, trainer: seam.Trainer, pl_module: seam.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def _begin_epoch(self, trainer: seam.Trainer) -> None:
         if self._logged is not None and self._logged.epoch != trainer.current_epoch:
             self._log_late_metrics(trainer)
             self._logged.begin_epoch(trainer)
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        super()._begin_epoch(trainer)
 
     def on_validation_end(self, trainer: seam.Trainer, pl_module: seam.LightningModule) -> None:
         if self._logged is not None:
