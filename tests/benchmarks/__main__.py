@@ -20,7 +20,7 @@ from tests.benchmarks.details import detail_table, hooks_table, idle_table, inpu
 from tests.benchmarks.ratios import Ratio
 from tests.progress import tracked
 
-RATIOS = ("training", "hook_aims", "replacements", "fingerprints", "badam", "lisa", "offload", "llama")
+RATIOS = ("costs", "growth", "startup", "training", "replacements", "fingerprints", "badam", "lisa", "offload", "llama")
 """Modules whose `measure(device, rounds, quick)` gives rows of the table."""
 
 PAGE = Path(__file__).parents[2] / "examples" / "benchmarks.md"

@@ -55,4 +55,4 @@ def test_who_trains_everything_is_refused():
 def test_steps_with_switches_can_be_left_out():
     run = [Step(float(number), 0.0) for number in range(1, 9)]  # the first was the warm-up
     left = between_switches(Turns({"ours": [run], "badam": []}), updates=4)
-    assert [step.wall for step in left.runs["ours"][0]] == [1.0, 2.0, 5.0, 6.0]
+    assert [step.time for step in left.runs["ours"][0]] == [1.0, 2.0, 5.0, 6.0]
