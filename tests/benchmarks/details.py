@@ -1,4 +1,4 @@
-"""The tables that say where the time of the hooks and of the input audit goes."""
+"""The tables that say where the time of the input audit goes."""
 
 from __future__ import annotations
 
@@ -28,50 +28,6 @@ def _by_case(title: str, caption: str, columns: Sequence[str]) -> Table:
     table.add_column("case", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
-    return table
-
-
-def hooks_table(result: Mapping[str, Any]) -> Table:
-    """The hooks' cost beside a bare step, one row a case."""
-    machine = result["machine"]
-    table = _by_case(
-        "The cost of the hooks: median, and p10 to p90 below it",
-        (
-            "Hooks: a step's time summed inside our hooks, without the fingerprints; “mean” takes in the steps where "
-            "the trainable set changes. Share: of the bare SGD step over the same parameters, by median and by mean. "
-            "Boundary: the fingerprints of one change of the frozen set, and how many a run had. Bare: a Trainer "
-            f"without us, in this same process. The clock's own {result['wrapper_us']:.2f} µs a call are taken off. "
-            f"{machine['cpu']}, one thread, torch {machine['torch']}, pytorch-lightning {machine['lightning']}."
-        ),
-        ("hooks", "mean", "share", "boundary", "bare step", "bare SGD"),
-    )
-    for case in result["cases"]:
-        share = case["share_of_sgd"]
-        table.add_row(
-            f"{case['name']}\n{case['groups']:,} groups\n{case['parameters']:,} tensors",
-            _spread(case["hooks_us"]),
-            in_time(case["hooks_us"]["mean"]),
-            f"{share['median']:.1%}\n{share['mean']:.1%}",
-            f"{_spread(case['boundary_us'])}\n{case['boundary_us']['count']} times",
-            _spread(case["bare_step_us"]),
-            _spread(case["sgd_step_us"]),
-        )
-    return table
-
-
-def detail_table(result: Mapping[str, Any]) -> Table:
-    """Where the time goes: each hook's median and mean, and what runs once."""
-    table = Table(title="Where it goes")
-    table.add_column("case")
-    table.add_column("hook")
-    for column in ("median", "mean"):
-        table.add_column(column, justify="right")
-    for case in result["cases"]:
-        for hook, numbers in sorted(case["by_hook_us"].items(), key=lambda item: -item[1]["mean"]):
-            table.add_row(case["name"], hook, in_time(numbers["median"]), in_time(numbers["mean"]))
-        for hook, spent in case["once_us"].items():
-            table.add_row(case["name"], f"{hook} (once)", in_time(spent), "", style="dim")
-        table.add_section()
     return table
 
 
@@ -122,13 +78,7 @@ def idle_table(result: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right")
     idle = result["idle"]
     table.add_row(
-        f"a step after the audited one\n{idle['rounds']} runs of {idle['steps']} steps of each kind",
-        _spread(idle["without_us"]),
-        _spread(idle["with_us"]),
-        _ratio(idle["ratio"]),
-    )
-    table.add_row(
-        "the same, plain with an empty callback",
+        f"a step after the audited one; plain with an empty callback\n{idle['rounds']} runs of {idle['steps']} steps of each kind",
         _spread(idle["empty_us"]),
         _spread(idle["with_us"]),
         _ratio(idle["ratio_to_empty"]),

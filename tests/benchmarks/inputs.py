@@ -33,7 +33,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightning_freeze import InputAudit, audit_inputs
 from lightning_freeze.inputs.audit import InputsAudit
-from tests.benchmarks.hooks import Clock, TwoLayers, machine, spread, train, wrapper_overhead
+from tests.benchmarks.cases import TwoLayers
+from tests.benchmarks.loops import Spent, in_loops
+from tests.benchmarks.machine import machine
+from tests.benchmarks.ratios import spread
 from tests.threads import threads
 
 Built = tuple[nn.Module, dict[str, Any]]
@@ -271,6 +274,11 @@ def resident_peak(build: Callable[[], Built], audited: bool, passes: int = 3) ->
     audit = audit_inputs(model) if audited else None
     for _ in range(passes):
         _seconds(model, inputs, "forward_backward", audit)
+    return process_peak()
+
+
+def process_peak() -> int:
+    """Bytes of this process's largest resident set so far."""
     try:
         # not `ru_maxrss`: after a fork, that has the parent's peak in it
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -303,46 +311,33 @@ def measure_resident(case: str, processes: int) -> dict[str, Any]:
 
 
 def measure_idle(steps: int, rounds: int, warm_up: int) -> dict[str, Any]:
-    """Steps after the audited one under a Trainer with `InputAudit(batches=1)`, and under ones without it, in turns.
+    """Steps after the audited one under `InputAudit(batches=1)`, in turns with those under an empty callback.
 
-    The model is as small as can be, so that a hook would be felt. Of those without, one has no callback of ours, the
-    other an empty one: Lightning calls that, too. What our hooks cost is also summed inside them, which is exact, where
-    the ratio of two runs is not.
+    The model is as small as can be, so that a hook would be felt.
 
     Args:
         steps: Steps of a run.
         rounds: Runs of each kind.
         warm_up: First steps of a run that are left out; at least the audited one.
     """
-    makers: dict[str, Callable[[], list[pl.Callback]]] = {
-        "with": lambda: [InputAudit(batches=1)],
-        "empty": lambda: [pl.Callback()],
-        "without": list,
-    }
-    overhead = wrapper_overhead()
-    taken: dict[str, list[list[float]]] = {kind: [] for kind in makers}
-    inside = []
-    for turn in range(rounds):
-        for kind in sorted(makers, reverse=bool(turn % 2)):
-            taken[kind].append(train(TwoLayers(), steps, Clock(), *makers[kind]())[warm_up:])
-        clock, callback = Clock(overhead), InputAudit(batches=1)
-        for hook in ("on_train_batch_start", "on_train_batch_end"):
-            setattr(callback, hook, clock.wrap(getattr(callback, hook), hook))
-        train(TwoLayers(), steps, clock, callback)
-        inside += [sum(step.values()) for step in clock.steps[warm_up:]]
-    middle = {kind: [statistics.median(run) for run in runs] for kind, runs in taken.items()}
-
-    def to(other: str) -> dict[str, float]:
-        return spread([one / two for one, two in zip(middle["with"], middle[other], strict=True)], 1.0)
-
+    batch = (torch.randn(16, 64), torch.randint(10, (16,)))
+    taken: dict[str, list[list[Spent]]] = {"with": [], "empty": []}
+    for _ in range(rounds):
+        contestants = {"with": (TwoLayers(), InputAudit(batches=1)), "empty": (TwoLayers(), pl.Callback())}
+        found = in_loops(contestants, steps, 20, work=lambda number, module: module.training_step(batch, number))
+        for kind, spent in found.items():
+            taken[kind].append(spent[warm_up:])
+    steps_of = {kind: [step for run in runs for step in run] for kind, runs in taken.items()}
+    middle = {kind: [statistics.median(step.whole for step in run) for run in runs] for kind, runs in taken.items()}
+    empty = statistics.median(step.main for step in steps_of["empty"])
+    inside = [step.main - empty for step in steps_of["with"]]
     return {
         "steps": steps - warm_up,
         "rounds": rounds,
-        **{f"{kind}_us": spread([step for run in runs for step in run]) for kind, runs in taken.items()},
-        "ratio": to("without"),
-        "ratio_to_empty": to("empty"),
+        **{f"{kind}_us": spread([step.whole for step in spent]) for kind, spent in steps_of.items()},
+        "ratio_to_empty": spread([one / two for one, two in zip(middle["with"], middle["empty"], strict=True)], 1.0),
         "hooks_us": spread(inside),
-        "hooks_share": statistics.median(inside) / statistics.median(middle["without"]),
+        "hooks_share": statistics.median(inside) / statistics.median(middle["empty"]),
     }
 
 

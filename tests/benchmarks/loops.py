@@ -3,7 +3,8 @@
 A Trainer fits, up to its first batch; within it the next one, and so on. Then each contestant's loop makes a few steps in
 turn: it calls the hooks of every callback in Lightning's order, with real forward, backward and update in between, or with
 made-up gradients. The time is the processor's: of the main thread within the hooks, torch's step hooks among them, and of all
-other threads during the whole step. An empty callback in a loop of its own is what to take off.
+other threads during the whole step. An empty callback in a loop of its own is what to take off. On a GPU it is the wall
+clock's, which waits for all that is queued there.
 
 What lies between the hooks takes the processor's cache from them, as in training. A loop that is `light` has almost nothing
 there, so that what grows is the hooks' own work.
@@ -29,26 +30,26 @@ from tests.benchmarks.quiet import quiet_fit
 
 
 class Spent(NamedTuple):
-    """Seconds of the processor's time that a step's hooks took: of the main thread, and of all threads."""
+    """Seconds of a step: of its hooks by the main thread and by all threads, and of the whole step by all threads."""
 
     main: float
     all: float
+    whole: float
     trainable: frozenset[str] | None  # the groups that trained
 
 
+def _awaited() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Watch:
-    """Sums time between `go` and `pause`; on a GPU each waits for what is queued there, and the time is the wall clock's."""
+    """Sums the main thread's time between `go` and `pause`."""
 
-    def __init__(self, device: str, light: bool) -> None:
-        self._device, self.light = device, light
+    def __init__(self, device: str, light: bool = False) -> None:
+        self.light = light
+        self.now, self.process = (_awaited, _awaited) if device == "cuda" else (time.thread_time, time.process_time)
         self.main = self._since = 0.0
-
-    def now(self) -> float:
-        """Seconds of the main thread."""
-        if self._device != "cuda":
-            return time.thread_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
 
     def go(self) -> None:
         """What follows is timed."""
@@ -151,28 +152,30 @@ class Loop(pl.Callback):
         if trainable != before:
             self._trainable = trainable
         changes = not watch.light or trainable != before
-        watch.main, process, main = 0.0, time.process_time(), time.thread_time()
+        watch.main, process, main = 0.0, watch.process(), watch.now()
         watch.go()
         self._call("on_train_batch_start", None, number)
         optimizer.step(closure=closure)
         self._call("on_train_batch_end", None, None, number)
         watch.pause()
-        others = time.process_time() - process - (time.thread_time() - main)
-        self.spent.append(Spent(watch.main, watch.main + max(0.0, others), self._trainable))
+        whole = watch.process() - process
+        others = max(0.0, whole - (watch.now() - main))
+        self.spent.append(Spent(watch.main, watch.main + others, whole, self._trainable))
 
 
 class Beside:
-    """Something else that is timed in turns with the loops: all of a call, of all threads."""
+    """Something else that is timed in turns with the loops: all of a call."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
+    def __init__(self, call: Callable[[], object], device: str = "cpu") -> None:
+        self._call, self._watch = call, Watch(device)
         self.spent: list[Spent] = []
 
     def step(self, number: int) -> None:
         """One call."""
-        process, main = time.process_time(), time.thread_time()
+        process, main = self._watch.process(), self._watch.now()
         self._call()
-        self.spent.append(Spent(time.thread_time() - main, time.process_time() - process, None))
+        main, process = self._watch.now() - main, self._watch.process() - process
+        self.spent.append(Spent(main, process, process, None))
 
 
 def in_loops(

@@ -70,3 +70,15 @@ class Ratio:
             "met": self.met,
             "stretched": self.stretched,
         }
+
+
+def spread(numbers: Sequence[float], unit: float = 1e6) -> dict[str, float]:
+    """Median, 10th and 90th percentile and mean: of seconds in microseconds, or in another unit."""
+    ordered = sorted(numbers)
+    tenth = round(0.1 * (len(ordered) - 1))
+    return {
+        "median": statistics.median(ordered) * unit,
+        "p10": ordered[tenth] * unit,
+        "p90": ordered[len(ordered) - 1 - tenth] * unit,
+        "mean": statistics.fmean(ordered) * unit,
+    }

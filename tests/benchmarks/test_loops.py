@@ -64,11 +64,12 @@ def test_what_is_between_the_hooks_is_not_timed():
     for name, least in (("empty", 0.0), ("works", 1e-3)):
         middle = sorted(step.main for step in found[name])[10]
         assert least <= middle < least + 1e-3
+        assert all(step.main <= step.all <= step.whole > 1e-3 for step in found[name])
 
 
 def test_steady_steps_and_switches_are_told_apart():
     a, b = frozenset("a"), frozenset("b")
-    steps = [Spent(0.0, 0.0, each) for each in (a, a, a, b, b, b, b, a)]
+    steps = [Spent(0.0, 0.0, 0.0, each) for each in (a, a, a, b, b, b, b, a)]
     assert (steady(steps), switching(steps)) == ([1, 4, 5], [3, 7])
 
 

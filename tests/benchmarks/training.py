@@ -133,7 +133,7 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
         turns = in_turns(contestants, rounds, peers=PEERS)
     ours, manual_optimization = f"step, {frozen}", "hand-written: requires_grad=False in a bare Trainer"
     return [
-        turns.row(ours, manual_optimization, ("ours", "hand"), 1.03),
+        turns.row(ours, manual_optimization, ("ours", "hand"), 1.01),
         turns.row(ours, "all trainable in a bare Trainer", ("ours", "all"), 0.55),
         turns.row(f"{ours}, hand-written", "all trainable in a bare Trainer", ("hand", "all")),
         turns.row(ours, "hand-written in plain PyTorch, no Trainer", ("ours", "plain")),
