@@ -154,7 +154,7 @@ def whole_fits(case: Case, rounds: int, steps: int) -> Ratio:
         quiet_fit(case.make(), DataLoader(batches, batch_size=None), first, callback)  # type: ignore[arg-type]
         return 1e6 * (time.process_time() - first.begun) / steps
 
-    for _ in range(3 * rounds):
+    for _ in range(5 * rounds):
         empty, both, hooks = (step_of(each) for each in (pl.Callback(), case.scheduler(), case.scheduler(audit=False)))
         samples.append(both - empty)
         without.append(hooks - empty)
