@@ -16,13 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tests.benchmarks import inputs
-from tests.benchmarks.details import idle_table, inputs_table
+from tests.benchmarks.details import inputs_table, resident_table
 from tests.benchmarks.machine import machine
 from tests.benchmarks.ratios import Ratio
 from tests.progress import tracked
 
-RATIOS = ("costs", "growth", "startup", "checkpoints", "replacements", "fingerprints", "training", "badam", "lisa")
-RATIOS += ("offload", "llama")
+RATIOS = tuple("costs growth startup checkpoints replacements fingerprints training badam lisa offload llama".split())
 """Modules whose `measure(device, rounds, quick)` gives rows of the table."""
 
 PAGE = Path(__file__).parents[2] / "examples" / "benchmarks.md"
@@ -129,7 +128,7 @@ def write(numbers: dict[str, Any], out: Path | None) -> None:
 def measure_inputs(repeats: int, console: Console, out: Path | None = None) -> None:
     """The input audit, which has tables of its own."""
     result = inputs.measure(repeats)
-    for table in (inputs_table(result), idle_table(result)):
+    for table in (inputs_table(result), resident_table(result)):
         console.print(table)
     write(result, out)
 

@@ -16,7 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from tests.benchmarks.cases import Case, halves, periods, two_groups
+from lightning_freeze import InputAudit
+from tests.benchmarks.cases import Case, TwoLayers, halves, periods, two_groups
 from tests.benchmarks.details import in_time
 from tests.benchmarks.loops import Beside, Spent, in_loops, steady, switching
 from tests.benchmarks.quiet import quiet_fit
@@ -24,6 +25,9 @@ from tests.benchmarks.ratios import Ratio
 from tests.threads import threads
 
 Thread = Literal["main", "all"]
+Aims = Mapping[str, tuple[float, float]]
+"""A figure's name to its aim and to a harder one."""
+HOOKS, BOTH, STEADY = "hooks, in the mean", "hooks and fingerprints, in the mean", "a steady step of both"
 
 
 def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
@@ -37,16 +41,18 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
     blocks, each = (4, 3) if quick else (1000, 10)
     with threads(1):
         small = [round_of(two_groups(), *((20, 60) if quick else (500, 3000))) for _ in range(rounds)]
-        rows = in_microseconds("two groups, K=5, audit on", small)
-        rows.append(whole_fits(two_groups(), rounds, 20 if quick else 2000))
-        for name, case, aims in (
-            ("in halves, K=5", halves(blocks, each), ((0.1, 0.04), (0.33, 0.2))),
-            ("999 periods", periods(blocks, each), ((0.1, 0.08), (0.5, 0.4))),
-        ):
+        found = rows("two groups, K=5", small, {BOTH: (20, 15), STEADY: (11, 8)})
+        found.append(whole_fits(two_groups(), rounds, 20 if quick else 2000))
+        found.append(input_audit(rounds, 5, 20 if quick else 1000))
+        cases: tuple[tuple[str, Case, Aims], ...] = (
+            ("in halves, K=5", halves(blocks, each), {HOOKS: (0.1, 0.04), BOTH: (0.33, 0.2)}),
+            ("999 periods", periods(blocks, each), {HOOKS: (0.1, 0.08), BOTH: (0.5, 0.4)}),
+        )
+        for name, case, aims in cases:
             large = [round_of(case, *((2, 10) if quick else (20, 60)), sgd=True) for _ in range(rounds)]
-            rows += over_sgd(f"{blocks * each:,} parameters, {name}", large, aims)
+            found += rows(f"{blocks * each:,} parameters, {name}", large, aims)
         name = f"{blocks * each:,} parameters, in halves, K=5"
-        return [*rows, whole_steps(name, halves(blocks, each), rounds, 10 if quick else 40)]
+        return [*found, whole_steps(name, halves(blocks, each), rounds, 10 if quick else 40)]
 
 
 def round_of(case: Case, warm_up: int, steps: int, sgd: bool = False) -> dict[str, list[Spent]]:
@@ -91,45 +97,45 @@ def _of(spent: Sequence[Spent], thread: Thread) -> list[float]:
     return [getattr(step, thread) for step in spent]
 
 
-def in_microseconds(name: str, rounds: Sequence[Mapping[str, Sequence[Spent]]]) -> list[Ratio]:
-    """Mean, steady step and switch as they are."""
-    figures: list[tuple[str, Callable[..., float], float | None, float | None]] = [
-        ("the mean of a step", mean, 20, 15),
-        ("a steady step", partial(middle, which=steady), 11, 8),
-        ("a step that switches", partial(middle, which=switching), None, None),
-    ]
-    rows = []
-    for what, figure, aim, stretch in figures:
-        samples = [1e6 * figure(spent, "both") for spent in rounds]
-        main = statistics.median(1e6 * figure(spent, "both", thread="main") for spent in rounds)
-        hooks = statistics.median(1e6 * figure(spent, "hooks") for spent in rounds)
-        note = f"{main:.1f} µs of the main thread; without the audit {hooks:.1f} µs"
-        rows.append(Ratio(f"{name}: {what}", "1 µs", samples, aim, stretch=stretch, note=note))
-    return rows
+def _over(rounds: Sequence[Mapping[str, Sequence[Spent]]]) -> tuple[str, list[float], str]:
+    """What figures are divided by: its name, its seconds in each round, and a note."""
+    if "SGD" not in rounds[0]:
+        return "1 µs", [1e-6 for _ in rounds], ""
+    bare = [statistics.median(_of(spent["SGD"], "all")) for spent in rounds]
+    return "bare SGD step", bare, f"; SGD {in_time(1e6 * statistics.median(bare))}"
 
 
-def over_sgd(
-    name: str, rounds: Sequence[Mapping[str, Sequence[Spent]]], aims: Sequence[tuple[float, float]]
-) -> list[Ratio]:
-    """The mean of hooks alone and of both, and what a steady step and a switch take, over the bare SGD step."""
-    figures: list[tuple[str, str, Callable[..., float], tuple[float | None, float | None]]] = [
-        ("hooks", "hooks", mean, aims[0]),
-        ("hooks and fingerprints", "both", mean, aims[1]),
-        ("a steady step", "both", partial(middle, which=steady), (None, None)),
-        ("a step that switches", "both", partial(middle, which=switching), (None, None)),
-    ]
-    rows = []
-    for what, who, figure, (aim, stretch) in figures:
-        if figure is not mean and not steady(rounds[0]["both"]):
-            continue
-        taken = [figure(spent, who) for spent in rounds]
-        main = statistics.median(figure(spent, who, thread="main") for spent in rounds)
-        bare = [statistics.median(_of(spent["SGD"], "all")) for spent in rounds]
-        note = f"{in_time(1e6 * statistics.median(taken))} to {in_time(1e6 * statistics.median(bare))}"
-        note += f"; of the main thread {in_time(1e6 * main)}"
+def rows(name: str, rounds: Sequence[Mapping[str, Sequence[Spent]]], aims: Aims) -> list[Ratio]:
+    """Means, a steady step and a switch: over the bare SGD step where that ran, too, else in microseconds."""
+    figures: dict[str, tuple[str, Callable[..., float]]] = {
+        HOOKS: ("hooks", mean),
+        BOTH: ("both", mean),
+        STEADY: ("both", partial(middle, which=steady)),
+        "a switch of both": ("both", partial(middle, which=switching)),
+    }
+    over, bare, also = _over(rounds)
+    found = []
+    if not steady(rounds[0]["both"]):
+        figures = {what: figures[what] for what in (HOOKS, BOTH)}
+    for what, (who, figure) in figures.items():
+        taken, main = ([figure(spent, who, thread=thread) for spent in rounds] for thread in ("all", "main"))
+        times = " of all threads, ".join(in_time(1e6 * statistics.median(each)) for each in (taken, main))
         samples = [one / other for one, other in zip(taken, bare, strict=True)]
-        rows.append(Ratio(f"{name}: {what}", "SGD step", samples, aim, stretch=stretch, note=note))
-    return rows
+        aim, stretch = aims.get(what, (None, None))
+        note = f"{times} of the main thread{also}"
+        found.append(Ratio(f"{name}: {what}", over, samples, aim, stretch=stretch, note=note))
+    return found
+
+
+def input_audit(rounds: int, warm_up: int, steps: int) -> Ratio:
+    """What `InputAudit` takes of the steps after the audited one."""
+    samples, batch = [], (torch.randn(16, 64), torch.randint(10, (16,)))
+    for _ in range(rounds):
+        contestants = {"empty": (TwoLayers(), pl.Callback()), "audit": (TwoLayers(), InputAudit(batches=1))}
+        found = in_loops(contestants, steps, 50, work=lambda number, module: module.training_step(batch, number))
+        spent = {name: each[warm_up:] for name, each in found.items()}
+        samples.append(1e6 * middle(spent, "audit", lambda each: range(len(each))))
+    return Ratio("the input audit, a step after the audited one", "1 µs", samples)
 
 
 # --- whole fits and whole steps, with all that Lightning does
@@ -159,7 +165,7 @@ def whole_fits(case: Case, rounds: int, steps: int) -> Ratio:
         samples.append(both - empty)
         without.append(hooks - empty)
     note = f"{steps:,} steps, to the fit's end; without the audit {statistics.median(without):.1f} µs"
-    return Ratio("two groups, K=5, audit on: the mean of a step, whole fits", "1 µs", samples, note=note)
+    return Ratio(f"two groups, K=5: {BOTH}, whole fits", "1 µs", samples, note=note)
 
 
 def whole_steps(name: str, case: Case, rounds: int, steps: int) -> Ratio:

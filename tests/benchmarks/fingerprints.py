@@ -141,7 +141,7 @@ def _epoch(shape: models.Shape, steps: int, device: str) -> tuple[float, float, 
         {name: (models.task(models.make(shape)), scheduler) for name, scheduler in made.items()},
         steps + warm_up,
         5,
-        work=lambda number, module: module.net.loss(batches[number]),  # type: ignore[union-attr, operator]
+        work=lambda number, module: module.net.loss(batches[number]),
         device=device,
         at_end=end,
     )

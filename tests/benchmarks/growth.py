@@ -33,7 +33,7 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
     groups, parameters, phases = ((10, 100, 1000), (100, 1000, 10_000), (100, 1000, 10_000))
     steps, long, most = 400, (1000, 10_000, 100_000), 2000
     if quick:
-        groups, parameters, phases, steps, long, most = (2, 4), (4, 8), (4, 8), 20, (20, 40), 8
+        groups, parameters, phases, steps, long, most = (2, 4, 8), (4, 8, 16), (4, 8, 16), 20, (20, 40, 60), 8
     by_groups = {n: halves(n, most // n) for n in groups}
     by_parameters = {n: halves(2, n // 2) for n in parameters}
     rows = []

@@ -26,15 +26,12 @@ from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes to the screen that it starts and stops
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_freeze import InputAudit, audit_inputs
+from lightning_freeze import audit_inputs
 from lightning_freeze.inputs.audit import InputsAudit
-from tests.benchmarks.cases import TwoLayers
-from tests.benchmarks.loops import Spent, in_loops
 from tests.benchmarks.machine import machine
 from tests.benchmarks.ratios import spread
 from tests.threads import threads
@@ -307,40 +304,6 @@ def measure_resident(case: str, processes: int) -> dict[str, Any]:
     }
 
 
-# ---- batches that are not audited
-
-
-def measure_idle(steps: int, rounds: int, warm_up: int) -> dict[str, Any]:
-    """Steps after the audited one under `InputAudit(batches=1)`, in turns with those under an empty callback.
-
-    The model is as small as can be, so that a hook would be felt.
-
-    Args:
-        steps: Steps of a run.
-        rounds: Runs of each kind.
-        warm_up: First steps of a run that are left out; at least the audited one.
-    """
-    batch = (torch.randn(16, 64), torch.randint(10, (16,)))
-    taken: dict[str, list[list[Spent]]] = {"with": [], "empty": []}
-    for _ in range(rounds):
-        contestants = {"with": (TwoLayers(), InputAudit(batches=1)), "empty": (TwoLayers(), pl.Callback())}
-        found = in_loops(contestants, steps, 20, work=lambda number, module: module.training_step(batch, number))
-        for kind, spent in found.items():
-            taken[kind].append(spent[warm_up:])
-    steps_of = {kind: [step for run in runs for step in run] for kind, runs in taken.items()}
-    middle = {kind: [statistics.median(step.whole for step in run) for run in runs] for kind, runs in taken.items()}
-    empty = statistics.median(step.main for step in steps_of["empty"])
-    inside = [step.main - empty for step in steps_of["with"]]
-    return {
-        "steps": steps - warm_up,
-        "rounds": rounds,
-        **{f"{kind}_us": spread([step.whole for step in spent]) for kind, spent in steps_of.items()},
-        "ratio_to_empty": spread([one / two for one, two in zip(middle["with"], middle["empty"], strict=True)], 1.0),
-        "hooks_us": spread(inside),
-        "hooks_share": statistics.median(inside) / statistics.median(middle["empty"]),
-    }
-
-
 # ---- all of it
 
 
@@ -348,8 +311,6 @@ def measure(
     repeats: int = 15,
     warm_up: int = 2,
     cases: Mapping[str, Callable[[], Built]] | None = None,
-    steps: int = 200,
-    rounds: int = 8,
     processes: int = 3,
 ) -> dict[str, Any]:
     """Every case, on one thread.
@@ -358,8 +319,6 @@ def measure(
         repeats: How many passes of each kind are counted; of quick models ten times as many.
         warm_up: How many come before.
         cases: What each case is called, and what builds it.
-        steps: Steps of each Trainer's run.
-        rounds: Runs of each kind of Trainer.
         processes: Processes of each kind in which the resident set is measured; 0 leaves that out.
     """
     found = []
@@ -379,11 +338,10 @@ def measure(
                     "allocator_bytes": measure_memory(model, inputs),
                 }
             )
-        idle = measure_idle(steps, rounds, warm_up=min(25, steps // 2))
         resident = [measure_resident(case, processes) for case in RESIDENT] if processes else []
     library = sys.modules.get("transformers")
     versions = machine() | {"transformers": getattr(library, "__version__", "none")}
-    return {"benchmark": "inputs", "machine": versions, "cases": found, "idle": idle, "resident": resident}
+    return {"benchmark": "inputs", "machine": versions, "cases": found, "resident": resident}
 
 
 def main() -> None:

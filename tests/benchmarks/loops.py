@@ -22,7 +22,6 @@ from unittest import mock
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -73,13 +72,13 @@ class Watch:
                     inner(optimizer)
             self.go()
 
-        hooked: Any = Optimizer.profile_hook_step(step)  # type: ignore[arg-type]
+        hooked: Any = Optimizer.profile_hook_step(step)
         hooked.hooked, hooked.untimed = True, inner
         with mock.patch.object(kind, "step", hooked):
             yield
 
 
-Work = Callable[[int, pl.LightningModule], Tensor]
+Work = Callable[[int, Any], Any]
 """A batch's forward, of its number and the model."""
 
 
@@ -148,10 +147,10 @@ class Loop(pl.Callback):
             self._call("on_after_backward")
             self._call("on_before_optimizer_step", optimizer)
 
-        before, trainable = self._trainable, getattr(self._callbacks[-1], "trainable", frozenset())
-        if trainable != before:
-            self._trainable = trainable
-        changes = not watch.light or trainable != before
+        trainable: frozenset[str] = getattr(self._callbacks[-1], "trainable", frozenset())
+        changes = watch.light is False or trainable != self._trainable
+        if trainable != self._trainable:
+            self._trainable = trainable  # the same object as long as it is the same set
         watch.main, process, main = 0.0, watch.process(), watch.now()
         watch.go()
         self._call("on_train_batch_start", None, number)
@@ -218,7 +217,7 @@ def in_loops(
 
     with suppress(_Done):
         enter()
-    return {name: each.spent for name, each in [*loops.items(), *beside.items()]}
+    return {name: loop.spent for name, loop in loops.items()} | {name: each.spent for name, each in beside.items()}
 
 
 def steady(steps: Sequence[Spent]) -> list[int]:

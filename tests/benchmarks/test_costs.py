@@ -12,7 +12,7 @@ from tests.benchmarks import checkpoints, costs, growth, startup
 from tests.benchmarks.growth import exponent
 from tests.benchmarks.loops import Spent
 
-ROWS = {costs: 11, growth: 8, startup: 2, checkpoints: 3}
+ROWS = {costs: 13, growth: 8, startup: 2, checkpoints: 3}
 
 
 @pytest.mark.parametrize("benchmark", ROWS, ids=lambda module: module.__name__.rpartition(".")[2])

@@ -89,7 +89,7 @@ class Contest:
             {"ours": (ours, self.scheduler()), "hand": (hand, pl.Callback())},
             steps + 2,
             1,
-            work=lambda number, module: module.net.loss(self.data[number % len(self.data)]),  # type: ignore[union-attr, operator]
+            work=lambda number, module: module.net.loss(self.data[number % len(self.data)]),
             device=self.device,
         )
         check_same("lightning-freeze", self.before, weights(ours), weights(hand), exact=self.device == "cpu")
