@@ -22,6 +22,7 @@ from tests.benchmarks.details import in_time
 from tests.benchmarks.loops import Beside, Spent, in_loops, steady, switching
 from tests.benchmarks.quiet import quiet_fit
 from tests.benchmarks.ratios import Ratio
+from tests.benchmarks.turns import fit, in_turns
 from tests.threads import threads
 
 Thread = Literal["main", "all"]
@@ -49,10 +50,10 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
             ("999 periods", periods(blocks, each), {HOOKS: (0.1, 0.08), BOTH: (0.5, 0.4)}),
         )
         for name, case, aims in cases:
-            large = [round_of(case, *((2, 10) if quick else (20, 60)), sgd=True) for _ in range(rounds)]
+            large = [round_of(case, *((2, 10) if quick else (20, 50)), sgd=True) for _ in range(rounds)]
             found += rows(f"{blocks * each:,} parameters, {name}", large, aims)
         name = f"{blocks * each:,} parameters, in halves, K=5"
-        return [*found, whole_steps(name, halves(blocks, each), rounds, 10 if quick else 40)]
+        return [*found, whole_steps(name, halves(blocks, each), rounds, 10 if quick else 30)]
 
 
 def round_of(case: Case, warm_up: int, steps: int, sgd: bool = False) -> dict[str, list[Spent]]:
@@ -78,8 +79,12 @@ def bare_sgd(model: pl.LightningModule) -> Beside:
 
 
 def mean(spent: Mapping[str, Sequence[Spent]], name: str, thread: Thread = "all") -> float:
-    """The mean step, over that of an empty callback."""
-    return statistics.fmean(_of(spent[name], thread)) - statistics.fmean(_of(spent["empty"], thread))
+    """The mean step, over that of an empty callback: of each 50 in a row, and of these means the median."""
+
+    def each(steps: list[float]) -> float:
+        return statistics.median(statistics.fmean(steps[n : n + 50]) for n in range(0, len(steps), 50))
+
+    return each(_of(spent[name], thread)) - each(_of(spent["empty"], thread))
 
 
 def middle(
@@ -169,12 +174,12 @@ def whole_fits(case: Case, rounds: int, steps: int) -> Ratio:
 
 
 def whole_steps(name: str, case: Case, rounds: int, steps: int) -> Ratio:
-    """The mean step, forward, backward and update included, over that of what trains all."""
-    samples, means = [], []
-    for _ in range(rounds):
-        contestants = {"all": (case.make(), pl.Callback()), "ours": (case.make(), case.scheduler())}
-        found = in_loops(contestants, 10 + steps, 10, work=lambda number, module: module.training_step([], number))
-        means = [statistics.fmean(step.whole for step in spent[10:]) for spent in found.values()]
-        samples.append(means[1] / means[0])
-    note = f"{in_time(1e6 * means[1])} to {in_time(1e6 * means[0])} in the mean"
-    return Ratio(f"{name}: the whole step", "all trainable in a bare Trainer", samples, 0.85, note=note)
+    """The mean step from batch to batch under a Trainer, over that of what trains all."""
+    batches = [torch.zeros(1)] * (11 + steps)
+    contestants = {
+        "ours": lambda: fit(case.make(), batches, "cpu", case.scheduler()),
+        "all": lambda: fit(case.make(), batches, "cpu"),
+    }
+    turns = in_turns(contestants, 2 * rounds, warm_up=10)
+    over = "all trainable in a bare Trainer"
+    return turns.row(f"{name}: the whole step, in the mean", over, ("ours", "all"), 0.85, "mean")

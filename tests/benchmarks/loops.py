@@ -117,7 +117,7 @@ class Loop(pl.Callback):
         self.trainer, self._module = trainer, module
         self._optimizer: Any = trainer.optimizers[0]
         self._callbacks = [each for each in trainer.callbacks if each is not self]  # type: ignore[attr-defined]
-        self._made_up: Any = _MadeUp(module)
+        self._made_up: Any = _MadeUp(module) if self._work is None else None  # its tensors take the cache, too
         with self._watch.around(type(self._optimizer)):
             self._next()
 
