@@ -15,47 +15,53 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tests.benchmarks import hook_aims, hooks, inputs
-from tests.benchmarks.details import detail_table, hooks_table, idle_table, inputs_table
+from tests.benchmarks import inputs
+from tests.benchmarks.details import inputs_table, resident_table
+from tests.benchmarks.machine import machine
 from tests.benchmarks.ratios import Ratio
 from tests.progress import tracked
 
-RATIOS = ("training", "hook_aims", "replacements", "fingerprints", "badam", "lisa", "offload", "llama")
+RATIOS = tuple("costs growth startup checkpoints replacements fingerprints training badam lisa offload llama".split())
 """Modules whose `measure(device, rounds, quick)` gives rows of the table."""
 
 PAGE = Path(__file__).parents[2] / "examples" / "benchmarks.md"
-DETAILS = ("hooks", "inputs")
-"""Benchmarks with tables of their own, for one's work on them; they run alone."""
 
 
-def machine(device: str) -> dict[str, Any]:
+def where_measured(device: str) -> dict[str, Any]:
     """What was measured on, and with."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     threads = 1 if device == "cpu" else torch.get_num_threads()
-    return hooks.machine() | {"threads": threads, "device": device, "gpu": gpu}
+    return machine() | {"threads": threads, "device": device, "gpu": gpu}
 
 
 def _cells(row: Ratio) -> list[str]:
-    """The aim, the median, the range, and whether the aim was met."""
+    """The aim and the harder one, the median, its quartiles, and whether each aim was met."""
+    words = {True: "yes", False: "NO", None: ""}
+    aim = "" if row.aim is None else f"{'≤' if row.sense == 'at most' else '≥'} {row.aim:.3g}"
     return [
-        "" if row.aim is None else f"{'≤' if row.sense == 'at most' else '≥'} {row.aim:.3g}",
-        "–" if row.median is None else f"{row.median:.3f}",
-        f"{min(row.samples):.3f}–{max(row.samples):.3f}" if row.samples else "",
-        {True: "yes", False: "NO", None: ""}[row.met],
+        aim + ("" if row.stretch is None else f" ({row.stretch:.3g})"),
+        "–" if row.median is None else _digits(row.median),
+        "–".join(map(_digits, row.quartiles or ())),
+        words[row.met] + ("" if row.stretched is None else f" ({words[row.stretched]})"),
     ]
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}" if abs(number) >= 10 else f"{number:.3f}"
 
 
 def _about(where: dict[str, Any]) -> str:
     return (
-        "Median of the rounds, least to most. In each round every contestant makes a run of its own, whose figure is "
-        f"its median step. {where['gpu'] or where['cpu']}, {where['threads']} thread(s), torch {where['torch']}, "
-        f"pytorch-lightning {where['lightning']}."
+        "Median and quartiles of the rounds. In each round every contestant makes a run of its own, or all make a few steps "
+        "in turn, and the figure is the processor's time (on a GPU, the GPU's): of the median step, where nothing else is "
+        f"said. An aim in brackets is a harder one. {where['gpu'] or where['cpu']}, {where['threads']} thread(s), torch "
+        f"{where['torch']}, pytorch-lightning {where['lightning']}."
     )
 
 
 def ratios_page(rows: Sequence[Ratio], where: dict[str, Any], rounds: int) -> str:
     """The table as a page of the guide."""
-    lines = [["figure", "over", "aim", "median", "least–most", "met", "note"], ["---"] * 7]
+    lines = [["figure", "over", "aim", "median", "quartiles", "met", "note"], ["---"] * 7]
     lines += [[row.figure, row.over, *_cells(row), row.note] for row in rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
@@ -75,7 +81,7 @@ def ratios_table(rows: Sequence[Ratio], where: dict[str, Any]) -> Table:
         show_lines=True,
     )
     table.add_column("figure, over what, and a note", overflow="fold")
-    for column in ("aim", "median", "least–most"):
+    for column in ("aim", "median", "quartiles"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("met")
     for row in rows:
@@ -97,7 +103,7 @@ def measure(
     rows: list[Ratio] = []
     numbers: dict[str, Any] = {
         "benchmark": "ratios",
-        "machine": machine(device),
+        "machine": where_measured(device),
         "rounds": rounds,
         "quick": quick,
         "ratios": [],
@@ -119,15 +125,10 @@ def write(numbers: dict[str, Any], out: Path | None) -> None:
         out.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def details(name: str, steps: int, repeats: int, console: Console, out: Path | None = None) -> None:
-    """A benchmark with tables of its own."""
-    if name == "inputs":
-        result = inputs.measure(repeats)
-        tables = [inputs_table(result), idle_table(result)]
-    else:
-        result = hooks.measure(steps)
-        tables = [hooks_table(result), detail_table(result), ratios_table(hook_aims.rows([result]), machine("cpu"))]
-    for table in tables:
+def measure_inputs(repeats: int, console: Console, out: Path | None = None) -> None:
+    """The input audit, which has tables of its own."""
+    result = inputs.measure(repeats)
+    for table in (inputs_table(result), resident_table(result)):
         console.print(table)
     write(result, out)
 
@@ -139,33 +140,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"of {', '.join(RATIOS)}; by default all of them. Or one alone, with tables of its own, of {', '.join(DETAILS)}",
+        help=f"of {', '.join(RATIOS)}; by default all of them. Or `inputs` alone, which has tables of its own",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5, help="how many runs each contestant makes; by default 5")
     parser.add_argument(
         "--quick", action="store_true", help="tiny models, to see that it runs; the ratios mean nothing"
     )
-    parser.add_argument("--steps", type=int, default=100, help="hooks: steps of each large run, 25 of warm-up included")
     parser.add_argument("--repeats", type=int, default=15, help="inputs: how often each pass is measured")
     parser.add_argument("--out", type=Path, default=None, help="where to write the numbers as JSON; by default nowhere")
     parser.add_argument("--write", action="store_true", help="write the table of ratios to examples/benchmarks.md")
     options = parser.parse_args(arguments)
     names = list(dict.fromkeys(options.names)) or list(RATIOS)
-    if unknown := [name for name in names if name not in RATIOS + DETAILS]:
-        parser.error(f"there is no benchmark {unknown[0]!r}. There are: {', '.join(RATIOS + DETAILS)}.")
-    if len(names) > 1 and (alone := [name for name in names if name in DETAILS]):
-        parser.error(f"{alone[0]!r} has tables of its own. Run it alone.")
+    if unknown := [name for name in names if name not in (*RATIOS, "inputs")]:
+        parser.error(f"there is no benchmark {unknown[0]!r}. There are: {', '.join(RATIOS)}, inputs.")
+    if len(names) > 1 and "inputs" in names:
+        parser.error("'inputs' has tables of its own. Run it alone.")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch sees no GPU here. Use --device cpu.")
-    if options.steps <= 25:
-        parser.error(f"--steps is {options.steps}, but the first 25 are warm-up. Give at least 26.")
     for option in ("repeats", "rounds"):
         if getattr(options, option) < 1:
             parser.error(f"--{option} is {getattr(options, option)}. Give at least 1.")
     console = Console()
-    if names[0] in DETAILS:
-        details(names[0], options.steps, options.repeats, console, options.out)
+    if names == ["inputs"]:
+        measure_inputs(options.repeats, console, options.out)
     else:
         page = PAGE if options.write else None
         measure(names, options.device, options.rounds, options.quick, console, options.out, page)

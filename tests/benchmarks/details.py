@@ -1,8 +1,8 @@
-"""The tables that say where the time of the hooks and of the input audit goes."""
+"""The tables that say where the time of the input audit goes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -22,59 +22,6 @@ def _spread(numbers: Mapping[str, float]) -> str:
     return f"{in_time(numbers['median'])}\n{in_time(numbers['p10'])}\nto {in_time(numbers['p90'])}"
 
 
-def _by_case(title: str, caption: str, columns: Sequence[str]) -> Table:
-    """A table with a row for each case, still empty."""
-    table = Table(title=title, caption=caption, caption_justify="left", show_lines=True)
-    table.add_column("case", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def hooks_table(result: Mapping[str, Any]) -> Table:
-    """The hooks' cost beside a bare step, one row a case."""
-    machine = result["machine"]
-    table = _by_case(
-        "The cost of the hooks: median, and p10 to p90 below it",
-        (
-            "Hooks: a step's time summed inside our hooks, without the fingerprints; “mean” takes in the steps where "
-            "the trainable set changes. Share: of the bare SGD step over the same parameters, by median and by mean. "
-            "Boundary: the fingerprints of one change of the frozen set, and how many a run had. Bare: a Trainer "
-            f"without us, in this same process. The clock's own {result['wrapper_us']:.2f} µs a call are taken off. "
-            f"{machine['cpu']}, one thread, torch {machine['torch']}, pytorch-lightning {machine['lightning']}."
-        ),
-        ("hooks", "mean", "share", "boundary", "bare step", "bare SGD"),
-    )
-    for case in result["cases"]:
-        share = case["share_of_sgd"]
-        table.add_row(
-            f"{case['name']}\n{case['groups']:,} groups\n{case['parameters']:,} tensors",
-            _spread(case["hooks_us"]),
-            in_time(case["hooks_us"]["mean"]),
-            f"{share['median']:.1%}\n{share['mean']:.1%}",
-            f"{_spread(case['boundary_us'])}\n{case['boundary_us']['count']} times",
-            _spread(case["bare_step_us"]),
-            _spread(case["sgd_step_us"]),
-        )
-    return table
-
-
-def detail_table(result: Mapping[str, Any]) -> Table:
-    """Where the time goes: each hook's median and mean, and what runs once."""
-    table = Table(title="Where it goes")
-    table.add_column("case")
-    table.add_column("hook")
-    for column in ("median", "mean"):
-        table.add_column(column, justify="right")
-    for case in result["cases"]:
-        for hook, numbers in sorted(case["by_hook_us"].items(), key=lambda item: -item[1]["mean"]):
-            table.add_row(case["name"], hook, in_time(numbers["median"]), in_time(numbers["mean"]))
-        for hook, spent in case["once_us"].items():
-            table.add_row(case["name"], f"{hook} (once)", in_time(spent), "", style="dim")
-        table.add_section()
-    return table
-
-
 def _ratio(numbers: Mapping[str, float]) -> str:
     return f"{numbers['median']:.3f}\n{numbers['p10']:.3f}\nto {numbers['p90']:.3f}"
 
@@ -86,17 +33,21 @@ def _in_size(size: float) -> str:
 def inputs_table(result: Mapping[str, Any]) -> Table:
     """What the audit of inputs costs, one row a case and pass."""
     machine = result["machine"]
-    table = _by_case(
-        "The cost of the input audit: median, and p10 to p90 below it",
-        (
+    table = Table(
+        title="The cost of the input audit: median, and p10 to p90 below it",
+        caption=(
             "Ratio: audited to plain, pair by pair in turns; by the clock on the wall, and by the processor's time, which "
             "other processes disturb less. First: an audit's first pass, which also confirms what it finds, to the "
             "plain median. Findings: of so many inputs, and how many are confirmed. Peak: the most bytes at once from "
             "torch's allocator, plain, and what the first and a later audited pass add. "
             f"{machine['cpu']}, one thread, torch {machine['torch']}, transformers {machine['transformers']}."
         ),
-        ("plain", "audited", "ratio", "processor", "first", "findings", "peak"),
+        caption_justify="left",
+        show_lines=True,
     )
+    table.add_column("case", no_wrap=True)
+    for column in ("plain", "audited", "ratio", "processor", "first", "findings", "peak"):
+        table.add_column(column, justify="right")
     for case in result["cases"]:
         for name in inputs.PASSES:
             numbers, peaks = case[name], case["allocator_bytes"][name]
@@ -114,32 +65,13 @@ def inputs_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def idle_table(result: Mapping[str, Any]) -> Table:
-    """What batches cost that are not audited, and the peak of the resident set."""
-    table = Table(title="Batches that are not audited, and the resident set")
-    table.add_column("what")
-    for column in ("plain", "with the audit", "ratio"):
-        table.add_column(column, justify="right")
-    idle = result["idle"]
-    table.add_row(
-        f"a step after the audited one\n{idle['rounds']} runs of {idle['steps']} steps of each kind",
-        _spread(idle["without_us"]),
-        _spread(idle["with_us"]),
-        _ratio(idle["ratio"]),
-    )
-    table.add_row(
-        "the same, plain with an empty callback",
-        _spread(idle["empty_us"]),
-        _spread(idle["with_us"]),
-        _ratio(idle["ratio_to_empty"]),
-    )
-    table.add_row("within the hooks of such a step", "", _spread(idle["hooks_us"]), f"+{idle['hooks_share']:.2%}")
+def resident_table(result: Mapping[str, Any]) -> Table:
+    """The peak of the resident set."""
+    table = Table(title="The resident set's peak, of processes of each kind")
+    for column in ("case", "processes", "plain", "with the audit", "ratio"):
+        table.add_column(column, justify="left" if column == "case" else "right")
     for case in result["resident"]:
-        table.add_section()
-        table.add_row(
-            f"{case['name']}: resident set's peak\n{case['processes']} processes of each kind",
-            _in_size(case["median"]["plain"]),
-            _in_size(case["median"]["audited"]),
-            f"{case['ratio']:.3f}",
-        )
+        middle = case["median"]
+        row = (case["name"], str(case["processes"]), _in_size(middle["plain"]), _in_size(middle["audited"]))
+        table.add_row(*row, f"{case['ratio']:.3f}")
     return table

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
 
 from lightning_freeze import AlternatingFreeze, FreezeAudit
 from lightning_freeze.audit import fingerprint
-from lightning_freeze.audit.weights import WeightAudit
 from tests.benchmarks import models
-from tests.benchmarks.hooks import Clock
-from tests.benchmarks.quiet import quiet_fit
+from tests.benchmarks.loops import Beside, Loop, Spent, in_loops
 from tests.benchmarks.ratios import Ratio
-from tests.benchmarks.turns import threads_for
+from tests.benchmarks.turns import fit, threads_for
 from tests.threads import threads
-
-AUDIT = ("begin", "freeze", "thaw", "hold_buffers", "stepped", "check", "end_epoch")
-"""The audit's work in a run. What is nested is counted once."""
-
-AT_THE_END = ("check", "end_epoch")
 
 
 def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
@@ -117,141 +106,71 @@ def _device_seconds(function: Callable[[], object]) -> float:
 
 def shares(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
     """The audit's share of an epoch of 100 steps, and what the input audit makes of an epoch's first batch."""
-    shape, steps = models.shape_for(device, quick), 4 if quick else 100
-    clock, ends = Clock(), _Ends(device)
-    with _timed(clock, device):
-        _fit(shape, steps, rounds + 1, device, ends, _Epochs(clock), _alternating(shape, FreezeAudit(inputs=False)))
-    epochs = list(zip(ends.seconds, clock.steps, strict=True))[1:]  # the first is warm-up
-    middle = statistics.median(seconds for seconds, _ in epochs)
-    threads = "" if device == "cuda" else f", {_counted(torch.get_num_threads(), 'thread')}"
+    whole, steps = models.shape_for(device, quick), 20 if quick else 100
+    shape = replace(whole, width=192) if device == "cpu" and not quick else whole
+    epochs = [_epoch(shape, steps, device) for _ in range(rounds)]
+    seconds, main, everything, end = ([epoch[n] for epoch in epochs] for n in range(4))
     note = (
-        f"epochs of {middle:.3g} s, {_counted(steps, 'step')}, AdamW, freezing half the model every 5 updates{threads}"
+        f"epochs of {statistics.median(seconds):.3g} s, {steps} steps, AdamW, half of {shape.blocks} blocks of width "
     )
+    note += f"{shape.width} freezes every 5 updates; over a run without the audit"
     rows = []
-    for figure, names, aim in (
-        ("the audit of an epoch", AUDIT, 0.01),
-        ("of it, at the epoch's end", AT_THE_END, None),
+    for figure, spent, aim in (
+        ("the audit of an epoch, of the main thread", main, 0.006),
+        ("the audit of an epoch, of all threads", everything, 0.02),
+        ("of it, at the epoch's end", end, None),
     ):
-        spent = [sum(by_name.get(name, 0.0) for name in names) for _, by_name in epochs]
-        samples = [part / seconds for part, (seconds, _) in zip(spent, epochs, strict=True)]
+        samples = [part / whole for part, whole in zip(spent, seconds, strict=True)]
         rows.append(Ratio(figure, "the epoch", samples, aim, note=f"{statistics.median(spent) * 1e3:.3g} ms; {note}"))
-    return [*rows, first_batch(shape, rounds, device)]
+    return [*rows, first_batch(whole, rounds, device)]
+
+
+def _epoch(shape: models.Shape, steps: int, device: str) -> tuple[float, float, float, float]:
+    """Seconds of an epoch without the audit; what the audit adds to the main thread and to all; of it at the end."""
+    warm_up = 5
+    batches, ends = models.batches(shape, steps + warm_up, device), dict[str, Spent]()
+    made = {"hooks": _alternating(shape, audit=False), "both": _alternating(shape, FreezeAudit(inputs=False))}
+
+    def end(loops: Mapping[str, Loop]) -> None:
+        for name, scheduler in made.items():
+            last = Beside(lambda scheduler=scheduler: scheduler.controller.end_epoch(), device)  # type: ignore[misc]
+            last.step(0)
+            ends[name] = last.spent[0]
+
+    found = in_loops(
+        {name: (models.task(models.make(shape)), scheduler) for name, scheduler in made.items()},
+        steps + warm_up,
+        5,
+        work=lambda number, module: module.net.loss(batches[number]),
+        device=device,
+        at_end=end,
+    )
+    spent = {name: [*each[warm_up:], ends[name]] for name, each in found.items()}
+    main, everything = (
+        sum(getattr(step, thread) for step in spent["both"]) - sum(getattr(step, thread) for step in spent["hooks"])
+        for thread in ("main", "all")
+    )
+    return sum(step.whole for step in spent["hooks"]), main, everything, ends["both"].all - ends["hooks"].all
 
 
 def first_batch(shape: models.Shape, rounds: int, device: str) -> Ratio:
     """An epoch's first batch, whose inputs are audited, over the median of those after it."""
     steps = 6  # the fifth would be the first to freeze nothing
-    starts = _Starts(device)
-    _fit(shape, steps, rounds + 1, device, starts, _alternating(shape, FreezeAudit(inputs=True)))
-    epochs = [starts.seconds[epoch * (steps - 1) : (epoch + 1) * (steps - 1)] for epoch in range(rounds + 1)]
+    scheduler = _alternating(shape, FreezeAudit(inputs=True))
+    task, batches = models.task(models.make(shape)), models.batches(shape, steps, device)
+    seconds = [step.time for step in fit(task, batches, device, scheduler, max_epochs=rounds + 1)]
+    epochs = [seconds[epoch * steps : (epoch + 1) * steps - 1] for epoch in range(rounds + 1)]
     ratios = [first / statistics.median(others) for first, *others in epochs]
-    note = f"{starts.seconds[steps - 1] * 1e3:.3g} ms in the second epoch; the ratio of the first is {ratios[0]:.1f}"
+    note = f"{epochs[1][0] * 1e3:.3g} ms in the second epoch; the ratio of the first is {ratios[0]:.1f}"
     return Ratio("an epoch's first batch under the input audit", "a later batch", ratios[1:], note=note)
 
 
-def _alternating(shape: models.Shape, audit: FreezeAudit) -> AlternatingFreeze:
+def _alternating(shape: models.Shape, audit: FreezeAudit | bool) -> AlternatingFreeze:
     half = shape.blocks // 2
     slow, fast = ([f"net.blocks.{n}" for n in part] for part in (range(half), range(half, shape.blocks)))
     return AlternatingFreeze(
         ["net.embed", "net.position", *slow], [*fast, "net.norm", "net.head"], every=5, audit=audit
     )
-
-
-def _fit(shape: models.Shape, steps: int, epochs: int, device: str, *callbacks: pl.Callback) -> None:
-    loader = DataLoader(models.batches(shape, steps, device), batch_size=None)  # type: ignore[arg-type]
-    quiet_fit(models.task(models.make(shape)), loader, *callbacks, device=device, max_epochs=epochs)
-
-
-class _Ends(pl.Callback):
-    """Seconds of each epoch, from its beginning, before any other callback's, to the next one's or the run's end."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._begun = 0.0
-        self.seconds: list[float] = []
-
-    def _now(self) -> float:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def on_train_start(self, *_: Any) -> None:
-        self._begun = self._now()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.current_epoch:
-            self.on_train_end()
-
-    def on_train_end(self, *_: Any) -> None:
-        now = self._now()
-        self.seconds.append(now - self._begun)
-        self._begun = now
-
-
-class _Epochs(pl.Callback):
-    """Turns the clock's page where `_Ends` ends an epoch."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.current_epoch:
-            self._clock.next_step()
-
-    def on_train_end(self, *_: Any) -> None:
-        self._clock.next_step()
-
-
-class _Starts(_Ends):
-    """Seconds from the beginning of each batch to that of the next one of its epoch."""
-
-    def on_train_start(self, *_: Any) -> None:
-        pass
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        pass
-
-    def on_train_end(self, *_: Any) -> None:
-        pass
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, number: int) -> None:
-        now = self._now()
-        if number:
-            self.seconds.append(now - self._begun)
-        self._begun = now
-
-
-@contextlib.contextmanager
-def _timed(clock: Clock, device: str) -> Iterator[None]:
-    """The audit's own work goes onto the clock; on a GPU with what it leaves to do there, and nobody else's."""
-    originals = {name: getattr(WeightAudit, name) for name in AUDIT}
-    try:
-        for name, original in originals.items():
-            timed = clock.wrap(_awaited(original) if device == "cuda" else original, name)
-            setattr(WeightAudit, name, _after_others(timed) if device == "cuda" else timed)
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(WeightAudit, name, original)
-
-
-def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def awaited(*args: Any, **kwargs: Any) -> Any:
-        found = function(*args, **kwargs)
-        torch.cuda.synchronize()
-        return found
-
-    return awaited
-
-
-def _after_others(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def after(*args: Any, **kwargs: Any) -> Any:
-        torch.cuda.synchronize()
-        return function(*args, **kwargs)
-
-    return after
 
 
 def _counted(number: int, what: str) -> str:

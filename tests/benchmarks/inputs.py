@@ -26,14 +26,14 @@ from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes to the screen that it starts and stops
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_freeze import InputAudit, audit_inputs
+from lightning_freeze import audit_inputs
 from lightning_freeze.inputs.audit import InputsAudit
-from tests.benchmarks.hooks import Clock, TwoLayers, machine, spread, train, wrapper_overhead
+from tests.benchmarks.machine import machine
+from tests.benchmarks.ratios import spread
 from tests.threads import threads
 
 Built = tuple[nn.Module, dict[str, Any]]
@@ -271,6 +271,11 @@ def resident_peak(build: Callable[[], Built], audited: bool, passes: int = 3) ->
     audit = audit_inputs(model) if audited else None
     for _ in range(passes):
         _seconds(model, inputs, "forward_backward", audit)
+    return process_peak()
+
+
+def process_peak() -> int:
+    """Bytes of this process's largest resident set so far."""
     try:
         # not `ru_maxrss`: after a fork, that has the parent's peak in it
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -299,53 +304,6 @@ def measure_resident(case: str, processes: int) -> dict[str, Any]:
     }
 
 
-# ---- batches that are not audited
-
-
-def measure_idle(steps: int, rounds: int, warm_up: int) -> dict[str, Any]:
-    """Steps after the audited one under a Trainer with `InputAudit(batches=1)`, and under ones without it, in turns.
-
-    The model is as small as can be, so that a hook would be felt. Of those without, one has no callback of ours, the
-    other an empty one: Lightning calls that, too. What our hooks cost is also summed inside them, which is exact, where
-    the ratio of two runs is not.
-
-    Args:
-        steps: Steps of a run.
-        rounds: Runs of each kind.
-        warm_up: First steps of a run that are left out; at least the audited one.
-    """
-    makers: dict[str, Callable[[], list[pl.Callback]]] = {
-        "with": lambda: [InputAudit(batches=1)],
-        "empty": lambda: [pl.Callback()],
-        "without": list,
-    }
-    overhead = wrapper_overhead()
-    taken: dict[str, list[list[float]]] = {kind: [] for kind in makers}
-    inside = []
-    for turn in range(rounds):
-        for kind in sorted(makers, reverse=bool(turn % 2)):
-            taken[kind].append(train(TwoLayers(), steps, Clock(), *makers[kind]())[warm_up:])
-        clock, callback = Clock(overhead), InputAudit(batches=1)
-        for hook in ("on_train_batch_start", "on_train_batch_end"):
-            setattr(callback, hook, clock.wrap(getattr(callback, hook), hook))
-        train(TwoLayers(), steps, clock, callback)
-        inside += [sum(step.values()) for step in clock.steps[warm_up:]]
-    middle = {kind: [statistics.median(run) for run in runs] for kind, runs in taken.items()}
-
-    def to(other: str) -> dict[str, float]:
-        return spread([one / two for one, two in zip(middle["with"], middle[other], strict=True)], 1.0)
-
-    return {
-        "steps": steps - warm_up,
-        "rounds": rounds,
-        **{f"{kind}_us": spread([step for run in runs for step in run]) for kind, runs in taken.items()},
-        "ratio": to("without"),
-        "ratio_to_empty": to("empty"),
-        "hooks_us": spread(inside),
-        "hooks_share": statistics.median(inside) / statistics.median(middle["without"]),
-    }
-
-
 # ---- all of it
 
 
@@ -353,8 +311,6 @@ def measure(
     repeats: int = 15,
     warm_up: int = 2,
     cases: Mapping[str, Callable[[], Built]] | None = None,
-    steps: int = 200,
-    rounds: int = 8,
     processes: int = 3,
 ) -> dict[str, Any]:
     """Every case, on one thread.
@@ -363,8 +319,6 @@ def measure(
         repeats: How many passes of each kind are counted; of quick models ten times as many.
         warm_up: How many come before.
         cases: What each case is called, and what builds it.
-        steps: Steps of each Trainer's run.
-        rounds: Runs of each kind of Trainer.
         processes: Processes of each kind in which the resident set is measured; 0 leaves that out.
     """
     found = []
@@ -384,11 +338,10 @@ def measure(
                     "allocator_bytes": measure_memory(model, inputs),
                 }
             )
-        idle = measure_idle(steps, rounds, warm_up=min(25, steps // 2))
         resident = [measure_resident(case, processes) for case in RESIDENT] if processes else []
     library = sys.modules.get("transformers")
     versions = machine() | {"transformers": getattr(library, "__version__", "none")}
-    return {"benchmark": "inputs", "machine": versions, "cases": found, "idle": idle, "resident": resident}
+    return {"benchmark": "inputs", "machine": versions, "cases": found, "resident": resident}
 
 
 def main() -> None:

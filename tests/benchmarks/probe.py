@@ -20,7 +20,7 @@ from lightning_freeze import probe_optimizer
 from lightning_freeze.holds.snapshots import same, snapshot
 from lightning_freeze.probe import probe as probing
 from lightning_freeze.probe.trial import Trial
-from tests.benchmarks.hooks import machine
+from tests.benchmarks.machine import machine
 from tests.threads import threads
 
 ROUNDS = 5

@@ -26,4 +26,11 @@ def test_it_is_json():
     plain = Ratio("a", "b", (3.0, 1.0, 2.0), 1.5, note="n").as_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert (plain["median"], plain["least"], plain["most"], plain["met"]) == (2.0, 1.0, 3.0, False)
-    assert Ratio("a", "b", []).as_dict()["median"] is None
+    assert plain["quartiles"] == [1.5, 2.5]
+    assert Ratio("a", "b", []).as_dict()["median"] is Ratio("a", "b", []).quartiles is None
+    assert Ratio("a", "b", [1.0]).quartiles == (1.0, 1.0)
+
+
+def test_a_harder_aim_is_told_apart():
+    row = Ratio("a", "b", [1.2], 1.5, stretch=1.0)
+    assert (row.met, row.stretched) == (True, False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from lightning_freeze import FreezeScheduler, Phase, Phases
 from lightning_freeze.demos import quiet
 from tests.benchmarks.checks import below, check_moved, check_same, weights
+from tests.benchmarks.details import in_time
+from tests.benchmarks.loops import in_loops
 from tests.benchmarks.models import (
     Shape,
     adamw,
@@ -69,12 +72,29 @@ class Contest:
             freeze_below_top(net)
         return self._fit("a bare Trainer", task(net), top_only=top_only)
 
-    def ours(self) -> list[Step]:
+    def scheduler(self) -> FreezeScheduler:
         """One phase that trains the top block, without an end."""
-        scheduler = FreezeScheduler(
-            Phases([Phase(["top"])]), {"top": names_of_top(self.shape)}, rest="freeze", skip_backward="auto"
+        return FreezeScheduler(Phases([Phase(["top"])]), {"top": names_of_top(self.shape)}, rest="freeze")
+
+    def ours(self) -> list[Step]:
+        """A Trainer with the scheduler."""
+        return self._fit("lightning-freeze", task(make(self.shape)), self.scheduler())
+
+    def step_by_step(self, steps: int) -> tuple[float, float]:
+        """Seconds of the median step of ours and of hand-written code, which take turns at every step."""
+        net = make(self.shape)
+        freeze_below_top(net)
+        ours, hand = task(make(self.shape)), task(net)
+        found = in_loops(
+            {"ours": (ours, self.scheduler()), "hand": (hand, pl.Callback())},
+            steps + 2,
+            1,
+            work=lambda number, module: module.net.loss(self.data[number % len(self.data)]),
+            device=self.device,
         )
-        return self._fit("lightning-freeze", task(make(self.shape)), scheduler)
+        check_same("lightning-freeze", self.before, weights(ours), weights(hand), exact=self.device == "cpu")
+        one, other = (statistics.median(step.whole for step in spent[2:]) for spent in found.values())
+        return one, other
 
     def backbone_finetuning(self) -> list[Step]:
         """Lightning's own callback; it would thaw the backbone after the first epoch, which is the last."""
@@ -131,9 +151,11 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
             PEERS[1]: contest.finetuning_scheduler,
         }
         turns = in_turns(contestants, rounds, peers=PEERS)
+        pairs = [contest.step_by_step(2 if quick else 40) for _ in range(rounds)]
+    note = f"{' to '.join(in_time(1e6 * statistics.median(each)) for each in zip(*pairs, strict=True))}; in turns, step by step"
     ours, manual_optimization = f"step, {frozen}", "hand-written: requires_grad=False in a bare Trainer"
     return [
-        turns.row(ours, manual_optimization, ("ours", "hand"), 1.03),
+        Ratio(ours, manual_optimization, [one / other for one, other in pairs], 1.01, note=note),
         turns.row(ours, "all trainable in a bare Trainer", ("ours", "all"), 0.55),
         turns.row(f"{ours}, hand-written", "all trainable in a bare Trainer", ("hand", "all")),
         turns.row(ours, "hand-written in plain PyTorch, no Trainer", ("ours", "plain")),

@@ -27,10 +27,10 @@ INSTALL = "pip install -c constraints.txt -e '.[peers]'"
 
 
 class Step(NamedTuple):
-    """What a step took: by the clock on the wall, and of the processor's time, which other processes disturb less."""
+    """What a step took: of the processor's time, which other processes disturb less, or the GPU's; and by the wall clock."""
 
+    time: float
     wall: float
-    processor: float
 
 
 class Stopwatch:
@@ -53,7 +53,7 @@ class Stopwatch:
         if self.device == "cuda":
             torch.cuda.synchronize()
         return [
-            Step(end[0] - begin[0] if begin[2] is None else begin[2].elapsed_time(end[2]) / 1000, end[1] - begin[1])
+            Step(end[1] - begin[1] if begin[2] is None else begin[2].elapsed_time(end[2]) / 1000, end[0] - begin[0])
             for begin, end in zip(self.marks, self.marks[1:], strict=False)
         ]
 
@@ -137,12 +137,12 @@ class Turns:
         lost = [self.failed[name] for name in names if name in self.failed]
         if lost:
             return Ratio(figure, over, [], aim, note="; ".join(lost))
-        one, other = (self._middles(name, middle, "wall") for name in names)
+        one, other = (self._middles(name, middle, "time") for name in names)
         times = " to ".join(in_time(1e6 * statistics.median(seconds)) for seconds in (one, other))
-        worked = zip(*(self._middles(name, middle, "processor") for name in names), strict=True)
-        by_processor = statistics.median(a / b for a, b in worked)
+        walls = zip(*(self._middles(name, middle, "wall") for name in names), strict=True)
+        by_wall = statistics.median(a / b for a, b in walls)
         samples = [a / b for a, b in zip(one, other, strict=True)]
-        return Ratio(figure, over, samples, aim, note=f"{times}; by the processor's time {by_processor:.3f}")
+        return Ratio(figure, over, samples, aim, note=f"{times}; by the wall clock {by_wall:.3f}")
 
     def _middles(self, name: str, middle: Literal["median", "mean"], clock: str) -> list[float]:
         of: Callable[[list[float]], float] = statistics.median if middle == "median" else statistics.fmean
