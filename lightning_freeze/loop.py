@@ -124,6 +124,7 @@ class Loop:
         self._applied: Sets = ()
         self._lr_factors: dict[str, float] | None = None
         self._stable_until = 0
+        self._unwalked: set[int] = set()  # the optimizers whose param groups are to be compared as a whole
 
     def hold(self, plan: Plan, built: Built, attach: bool, fresh: bool) -> None:
         """Take plan and holds, decide what trains, and hook into the optimizers, where steps are the run's by now."""
@@ -223,6 +224,7 @@ class Loop:
             self._audit.weights.watch_buffers(self._split)
         for step in self.members.steps:
             step.attempted = False
+            self._unwalked.add(step.index)
 
     def logged(self, ended: bool) -> None:
         """Metrics were logged; where they ended a phase, something else trains."""
@@ -293,12 +295,15 @@ class Loop:
         self._audit.shards.close()  # within a step, modules may show other parameters
         freezes, thaws = self.members.changes(self._applied, self.sets)
         self._applied, split = self.sets, self._split
+        self._unwalked.update(range(len(self.sets)))
         self.built.holds.thaw(thaws, split)
         self.built.holds.freeze(freezes, split)
 
     def _arrives(self, step: Step) -> None:
         members = self.members
-        if (members.names.touched and members.names.changed()) or members.holders.changed(step.index):
+        walk = step.index in self._unwalked
+        self._unwalked.discard(step.index)
+        if (members.names.touched and members.names.changed()) or members.holders.changed(step.index, walk):
             self._rebind()
         if members.lost:
             self._refuse_lost()

@@ -21,7 +21,7 @@ from lightning_freeze.plan.schedule import NO_END, REST, Layout
 from lightning_freeze.plan.selectors import clean_name
 
 _CACHED = 64
-MANY = 64  # frozen parameters from which it pays to give a param group another list for the step
+MANY = 64  # parameters of a param group from which a step looks at a part of them, or is given a list of what trains
 
 Sets = tuple[frozenset[str], ...]  # for each optimizer, the groups that it trains
 
@@ -43,19 +43,29 @@ class OptimizerIndex:
         self.optimizers = tuple(optimizers)
         self._held = [[tuple(group["params"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._found: dict[int, list[tuple[int, int]]] = {}  # to optimizer and param group
+        self._calls = 0  # of `changed`
         for index, groups in enumerate(self._held):
             for number, held in enumerate(groups):
                 for parameter in held:
                     self._found.setdefault(id(parameter), []).append((index, number))
 
-    def changed(self, index: int) -> bool:
-        """Whether an optimizer holds other parameters now, compared by identity."""
+    def changed(self, index: int, walk: bool = True) -> bool:
+        """Whether an optimizer holds other parameters now, compared by identity.
+
+        Without ``walk``, a part of each param group is compared, the next one with each call.
+        """
         groups, held = self.optimizers[index].param_groups, self._held[index]
+        self._calls += 1
         if len(groups) != len(held):
             return True
         for group, before in zip(groups, held):  # noqa: B905 - a loop without `strict`, which takes half as long
             now = group["params"]
-            if len(now) != len(before) or not all(map(is_, now, before)):
+            if len(now) != len(before):
+                return True
+            if not walk and len(before) > MANY:
+                begin = self._calls % -(-len(before) // MANY) * MANY
+                now, before = now[begin : begin + MANY], before[begin : begin + MANY]
+            if not all(map(is_, now, before)):
                 return True
         return False
 
@@ -121,7 +131,8 @@ class _StepSplit:
 
     @cached_property
     def samples(self) -> tuple[Parameter, ...]:
-        return tuple([held[0] for held in self._frozen])
+        frozen = self._frozen
+        return tuple([held[0] for held in frozen[:: -(-len(frozen) // MANY) or 1]])
 
     @cached_property
     def frozen_identities(self) -> frozenset[int]:
@@ -168,7 +179,7 @@ class Step:
     depth: int = 0  # of calls of `step` within each other
     entered: bool = False  # whether a step has begun, and not ended
     trainable: frozenset[str] = field(default=frozenset(), init=False)  # the groups that train now
-    samples: Sequence[Parameter] = field(default=(), init=False)  # one parameter of each frozen group
+    samples: Sequence[Parameter] = field(default=(), init=False)  # one parameter of each frozen group, `MANY` at most
     shortened: Mapping[int, list[Parameter]] = field(default_factory=dict, init=False, repr=False)
     """By number, the param groups of which a part trains and much is frozen, without that."""
     exposed: Sequence[Parameter] = field(default=(), init=False, repr=False)

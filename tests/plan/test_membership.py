@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_freeze import SelectionError
 from lightning_freeze.plan.groups import group_parameters
-from lightning_freeze.plan.membership import Membership, OptimizerIndex, Step
+from lightning_freeze.plan.membership import MANY, Membership, OptimizerIndex, Step
 from lightning_freeze.plan.schedule import REST
 
 
@@ -134,3 +134,14 @@ def test_one_gradient_in_a_group_is_enough() -> None:
     second.grad = None
     step.note()
     assert step.updated == frozenset()
+
+
+@pytest.mark.parametrize("place", [0, MANY, 2 * MANY + 5])
+def test_a_long_list_is_compared_part_by_part(place: int) -> None:
+    """Each call compares so many at most, and some calls all of them; a walk does at once."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1)) for _ in range(2 * MANY + 6)], lr=0.1)
+    holders = OptimizerIndex([optimizer])
+    assert not any(holders.changed(0, walk=False) for _ in range(10))
+    optimizer.param_groups[0]["params"][place] = nn.Parameter(torch.zeros(1))
+    assert holders.changed(0)
+    assert any(holders.changed(0, walk=False) for _ in range(3))
