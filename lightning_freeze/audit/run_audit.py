@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.fingerprint import digests
 from lightning_freeze.audit.ranks import Ranks, copies_mismatch, copies_of
-from lightning_freeze.audit.run_record import group_sizes, state_bytes, step_costs, surroundings
+from lightning_freeze.audit.run_record import StepCosts, group_sizes, state_bytes, surroundings
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.fsdp2 import Shards
 from lightning_freeze.holds.run_context import RunContext, is_split
@@ -31,7 +31,8 @@ class RunAudit:
 
     def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
         self.log = log
-        self.steps = Steps()  # since the last epoch's end
+        self.steps = Steps(write=self.record_part)  # since the last epoch's end
+        self._costs = StepCosts()  # of the epoch's steps that were recorded already
         self.suspects = suspects
         self.ranks = Ranks()
         self.split = False  # whether this process holds parts of parameters
@@ -137,8 +138,14 @@ class RunAudit:
     def flush(self) -> None:
         """Record the steps made since the last epoch's end."""
         self.log.record(self.steps.record(self._place().epoch))
-        before, self.steps = self.steps, Steps(self._place().total)
+        before, self.steps = self.steps, Steps(self._place().total, self.record_part)
         self.steps.follow(before)
+        self._costs = StepCosts()
+
+    def record_part(self, steps: Steps) -> None:
+        """Record steps within an epoch, which go on as others."""
+        self.log.record(steps.record(self._place().epoch))
+        self._costs = self._costs.with_(steps, self._groups())
 
     def unmoved_exemptions(self) -> list[Finding]:
         """The exemptions that excused nothing in the whole run, which all ranks ask together."""
@@ -167,7 +174,7 @@ class RunAudit:
             "intervals": self.checked,
             "intervals_in_epoch": self.checked - self._checked_before,
             "findings": self.log.severities(place.epoch),
-            **step_costs(self.steps, self._groups()),
+            **self._costs.with_(self.steps, self._groups()).as_dict(),
             "state_bytes": state_bytes(step.optimizer for step in self._optimizers()),
             "lr": dict(ChainMap(*(step.learning_rates() for step in self._optimizers()))),
         }

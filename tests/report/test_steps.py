@@ -17,7 +17,7 @@ A, B, BOTH = frozenset({"a"}), frozenset({"b"}), frozenset({"a", "b"})
 
 
 def decoded(made: Steps, epoch: int = 0) -> list[tuple[StepKind, int]]:
-    return runs_of([json.loads(json.dumps(made.record(epoch)))])
+    return [*runs_of([json.loads(json.dumps(made.record(epoch)))])]
 
 
 def test_what_was_planned_and_where_comes_back() -> None:
