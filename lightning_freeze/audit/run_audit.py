@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.fingerprint import digests
 from lightning_freeze.audit.ranks import Ranks, copies_mismatch, copies_of
-from lightning_freeze.audit.run_record import StepCosts, group_sizes, state_bytes, surroundings
+from lightning_freeze.audit.run_record import group_sizes, state_bytes, step_costs, surroundings
 from lightning_freeze.audit.weights import WeightAudit
 from lightning_freeze.holds.fsdp2 import Shards
 from lightning_freeze.holds.run_context import RunContext, is_split
@@ -32,7 +32,8 @@ class RunAudit:
     def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
         self.log = log
         self.steps = Steps(write=self.record_part)  # since the last epoch's end
-        self._costs = StepCosts()  # of the epoch's steps that were recorded already
+        self._gradient_bytes = 0  # of the largest of those that were recorded already
+        self._bytes: dict[str, int] = {}  # of each group, as training began
         self.suspects = suspects
         self.ranks = Ranks()
         self.split = False  # whether this process holds parts of parameters
@@ -84,6 +85,7 @@ class RunAudit:
             "epoch": self._place().epoch,
             "resumed": resumed,
         }
+        self._bytes = {name: size["bytes"] for name, size in record["groups"].items()}
         self.log.record(record)
         return record
 
@@ -140,12 +142,13 @@ class RunAudit:
         self.log.record(self.steps.record(self._place().epoch))
         before, self.steps = self.steps, Steps(self._place().total, self.record_part)
         self.steps.follow(before)
-        self._costs = StepCosts()
+        self._gradient_bytes = 0
 
     def record_part(self, steps: Steps) -> None:
-        """Record steps within an epoch, which go on as others."""
+        """Record steps within an epoch that are forgotten then."""
         self.log.record(steps.record(self._place().epoch))
-        self._costs = self._costs.with_(steps, self._groups())
+        made = [sum(self._bytes.get(group, 0) for group in groups) for groups, _ in steps.counted()]
+        self._gradient_bytes = max([self._gradient_bytes, *made])
 
     def unmoved_exemptions(self) -> list[Finding]:
         """The exemptions that excused nothing in the whole run, which all ranks ask together."""
@@ -174,7 +177,7 @@ class RunAudit:
             "intervals": self.checked,
             "intervals_in_epoch": self.checked - self._checked_before,
             "findings": self.log.severities(place.epoch),
-            **self._costs.with_(self.steps, self._groups()).as_dict(),
+            **step_costs(self.steps, self._groups(), self._gradient_bytes),
             "state_bytes": state_bytes(step.optimizer for step in self._optimizers()),
             "lr": dict(ChainMap(*(step.learning_rates() for step in self._optimizers()))),
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -50,37 +49,18 @@ def group_sizes(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, GroupRecord
     }
 
 
-@dataclass(frozen=True)
-class StepCosts:
-    """What steps took: their number, how many were timed, and sums over them."""
-
-    number: int = 0
-    timed: int = 0
-    seconds: float = 0.0
-    elements: int = 0  # that trained
-    gradient_bytes: int = 0  # of the step with the most
-
-    def with_(self, steps: Steps, groups: Mapping[str, Sequence[Tensor]]) -> StepCosts:
-        """These and further steps."""
-        sizes = group_sizes(groups)
-        made = [([sizes[group] for group in trained if group in sizes], count) for trained, count in steps.counted()]
-        number = sum(count for _, count in made)
-        return StepCosts(
-            self.number + number,
-            self.timed + number - steps.restored,
-            self.seconds + steps.seconds,
-            self.elements + sum(count * sum(size["elements"] for size in trained) for trained, count in made),
-            max([self.gradient_bytes, *(sum(size["bytes"] for size in trained) for trained, _ in made)]),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """As they are recorded."""
-        return {
-            "seconds": round(self.seconds, 6),
-            "step_seconds": round(self.seconds / self.timed, 9) if self.timed else None,
-            "trainable_elements": self.elements / self.number if self.number else 0.0,
-            "gradient_bytes": self.gradient_bytes,
-        }
+def step_costs(steps: Steps, groups: Mapping[str, Sequence[Tensor]], most: int = 0) -> dict[str, Any]:
+    """What the steps of an epoch took; ``most`` are the bytes of gradients of those that were recorded already."""
+    sizes, seconds, number = group_sizes(groups), steps.seconds, steps.number
+    made = [([sizes[group] for group in trained if group in sizes], count) for trained, count in steps.counted()]
+    timed = number - steps.restored
+    elements = sum(count * sum(size["elements"] for size in trained) for trained, count in made)
+    return {
+        "seconds": round(seconds, 6),
+        "step_seconds": round(seconds / timed, 9) if timed else None,
+        "trainable_elements": elements / number if number else 0.0,
+        "gradient_bytes": max([most, *(sum(size["bytes"] for size in trained) for trained, _ in made)]),
+    }
 
 
 def state_bytes(optimizers: Iterable[Optimizer]) -> int:

@@ -53,7 +53,7 @@ def page_data(report: RunData) -> Data:
         "resumes": [each["run"] for each in report.runs[:-1]],
         "first": report.runs[0].get("updates_before", 0),
         "sizes": [astuple(size) for size in report.sizes.values()],
-        "timeline": _timeline(run["groups"], report.steps),
+        "timeline": report.steps.length and _timeline(run["groups"], report.steps),
         "metrics": _metrics(report.path.with_name("metrics.csv")),
         "rates": [(counts["total"], counts["lr"]) for counts in report.counts if counts.get("lr")],
         "seconds": _seconds(report),
@@ -68,15 +68,15 @@ def _source(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def _timeline(groups: Iterable[str], steps: Runs[StepKind]) -> Data | None:
+def _timeline(groups: Iterable[str], steps: Runs[StepKind]) -> Data:
     """What was planned and updated when: sets as bits, and runs of steps as pairs of a kind and a count.
 
     Of too many runs those within a bin are sorted by kind; the page then shows no less than bins.
     """
     width = 1 if steps.number <= _MOST_RUNS else bin_width(steps.length)
-    names = list(
-        dict.fromkeys([*groups, *sorted(set().union(*(step.planned | step.updated for step in steps.counts)))])
-    )
+    made = steps if width == 1 else (part[1:] for part in steps.binned(width))
+    found = set().union(*(step.planned | step.updated for step in steps.counts))
+    names = list(dict.fromkeys([*groups, *sorted(found)]))
     bits = {name: 1 << index for index, name in enumerate(names)}
     sets: dict[frozenset[str], int] = {}
     places: dict[str, int] = {}
@@ -84,7 +84,7 @@ def _timeline(groups: Iterable[str], steps: Runs[StepKind]) -> Data | None:
     epochs: dict[int, int] = {}
     runs: list[int] = []
     total = 0
-    for step, count in steps if width == 1 else (made[1:] for made in steps.binned(width)):
+    for step, count in made:
         epochs.setdefault(step.epoch, total)
         updated, planned = (sets.setdefault(each, len(sets)) for each in (step.updated, step.planned))
         kind = (step.optimizer, updated, planned, places.setdefault(step.place, len(places)))
@@ -92,7 +92,7 @@ def _timeline(groups: Iterable[str], steps: Runs[StepKind]) -> Data | None:
         total += count
     timeline = {"groups": names, "total": total, "runs": runs, "kinds": [*kinds], "places": [*places]}
     timeline["sets"] = [f"{sum(bits[name] for name in each):x}" for each in sets]
-    return {**timeline, "epochs": [*epochs.items()], "bin": width} if total else None
+    return {**timeline, "epochs": [*epochs.items()], "bin": width}
 
 
 def _metrics(path: Path, most: int = 2000) -> dict[str, list[Sequence[str]]]:

@@ -32,12 +32,6 @@ class Folding:
         """All that was added."""
         return [*self._entries, *([(self._body, self._times), *self._body[: self._next]] if self._body else ())]
 
-    def repeat(self, body: tuple[Entry, ...], times: int) -> None:
-        """Add what repeats, and may repeat on."""
-        self._close()
-        self._body, self._times, self._next = body, times, 0
-        self.size += _size(body)
-
     def add(self, entry: Entry) -> None:
         """Add an entry."""
         if self._body:
@@ -64,20 +58,16 @@ class Folding:
         entries, end = self._entries, len(self._entries)
         entries.append(entry)
         self.size += 1
-        if not end:
-            return
-        pair = entries[-2], entry
-        if self._period and entries[-1 - self._period] == entry:
+        pair = entries[end - 1], entry
+        if self._period and entries[end - self._period] == entry:
             self._alike += 1
         else:
-            last = self._seen.get(pair, 0)
+            last = self._seen.get(pair, end)  # where it may be no more: it was folded
             known = 0 < last < end and entries[last] == entry and entries[last - 1] == pair[0]
             self._period, self._alike = (end - last, 2) if known else (0, 0)
         self._seen[pair] = end
-        if self._period and self._alike >= self._period:
+        if 0 < self._period <= self._alike:
             self._fold()
-        elif len(self._seen) > 2 * end + 64:  # most are of entries that were folded
-            self._seen = {pair: number for number, pair in enumerate(pairwise(entries), start=1)}
 
     def _fold(self) -> None:
         """The last entries equal those before them: from here on they repeat."""
@@ -90,6 +80,8 @@ class Folding:
             self._times += entries.pop()[1]
             self.size -= size + 1
         self._period = self._alike = 0
+        if len(self._seen) > 2 * len(entries) + 64:  # most are of what was folded
+            self._seen = {pair: number for number, pair in enumerate(pairwise(entries), start=1)}
 
 
 class Runs(Generic[_T]):
@@ -165,23 +157,19 @@ class _Bins(Generic[_T]):
     def put(self, runs: Runs[_T]) -> Iterator[tuple[int, _T, int]]:
         for what, left in runs.entries:
             inside = what.counts if isinstance(what, Runs) else {what: 1}
-            if isinstance(what, Runs) and not self._known.issuperset(inside):
-                yield from self.put(what)
-                left -= 1
-            elif not isinstance(what, Runs) and what not in self._known:
-                yield from self.end()
-                self._known.add(what)
             while left:
                 fit = min(left, (self._width - self._made % self._width) // _length(what))
-                if isinstance(what, Runs) and not fit:  # it goes over an end
+                new = not self._known.issuperset(inside)
+                if isinstance(what, Runs) and (new or not fit):  # or it goes over an end
                     yield from self.put(what)
                     left -= 1
                     continue
+                if new or self._made % self._width == 0:
+                    yield from self.end()
+                    self._known.update(inside)
                 for each, count in inside.items():
                     self._here[each] = self._here.get(each, 0) + count * fit
                 self._made, left = self._made + fit * _length(what), left - fit
-                if not self._made % self._width:
-                    yield from self.end()
 
 
 def bin_width(length: int) -> int:

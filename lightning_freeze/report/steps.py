@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -66,16 +67,19 @@ class Steps:
         self._place, self._lr_factors = "", _NOTHING
         self._since: float | None = None
         self._spent, self._stepped = 0.0, False  # the time of the batches that no step has ended yet
+        self.restored = 0  # the steps that a run made before it was interrupted, whose time is not known
+        self._forgotten = Counter[str]()  # of what it has forgotten, the updates of each group, steps and seconds
+        self._forgotten_steps, self._forgotten_seconds = 0, 0.0
         self._begin_part(first)
 
     def _begin_part(self, first: int) -> None:
         self._part = first  # the updates before what it holds
+        self._before: list[Any] = []  # the runs that a checkpoint had
         self._rows: list[_Row] = []
         self._numbers: dict[tuple[frozenset[str], frozenset[str] | None, str], int] = {}
         self._folding = Folding()  # all runs but the last
         self._run = [-1, -1, 0]
         self._names = 0  # that the sets differ by, each from the one before
-        self.restored = 0  # the steps that a run made before it was interrupted, whose time is not known
 
     def plan(self, planned: Sequence[frozenset[str]], place: str, lr_factors: Mapping[str, float] = _NOTHING) -> None:
         """From here on the plan lets these groups of each optimizer train, in this phase."""
@@ -96,7 +100,8 @@ class Steps:
             self._end_run()
             number = self._numbers.setdefault(key, len(self._rows))
             if number == len(self._rows):
-                self._names += len(groups ^ self._rows[-1].groups if self._rows else groups) + len(self._lr_factors)
+                differ = groups ^ self._rows[-1].groups if self._rows else groups
+                self._names += 1 + len(differ) + len(key[1] or ()) + len(self._lr_factors)
                 self._rows.append(_Row(*key, self._lr_factors))
             self._run = [optimizer, number, 0]
         self._groups = groups
@@ -106,10 +111,19 @@ class Steps:
         if count:
             self._rows[number].count += count
             self._folding.add(((optimizer, number), count))
-            if self._write is not None and self._folding.size + self._names > _MOST:
-                self._run = [-1, -1, 0]
+            self._run = [-1, -1, 0]
+            if self._write is not None and len(self._before) + self._folding.size + self._names > _MOST:
                 self._write(self)
-                self._begin_part(self._part + sum(row.count for row in self._rows))
+                self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what is recorded."""
+        steps = sum(row.count for row in self._rows)
+        self._forgotten_steps += steps
+        self._forgotten_seconds = self.seconds
+        for row in self._rows:
+            self._forgotten.update(dict.fromkeys(row.groups, row.count))
+        self._begin_part(self._part + steps)
 
     def begin_batch(self) -> None:
         """A batch begins; the time of those before it counts to the step that they ended in."""
@@ -130,26 +144,32 @@ class Steps:
         """Begin where another ends, in the same phase."""
         self.plan(other._planned, other._place, other._lr_factors)
 
-    def counted(self) -> Iterator[tuple[frozenset[str], int]]:
-        """Each set of groups that was updated, and in how many steps."""
+    def counted(self) -> Iterator[tuple[Iterable[str], int]]:
+        """Each set of groups that was updated, and in how many steps; of what it has forgotten, each group."""
+        yield from (((group,), count) for group, count in self._forgotten.items())
         for number, row in enumerate(self._rows):
             yield row.groups, row.count + (self._run[2] if number == self._run[1] else 0)
 
     @property
+    def number(self) -> int:
+        """The steps so far."""
+        return self._forgotten_steps + sum(row.count for row in self._rows) + self._run[2]
+
+    @property
     def seconds(self) -> float:
         """The time of the batches so far."""
-        return sum(row.seconds for row in self._rows)
+        return self._forgotten_seconds + sum(row.seconds for row in self._rows)
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins, for a checkpoint."""
-        last = [list(self._run)] if self._run[2] else []
+        last = [[*self._run]] if self._run[2] else []
         return {
             "first": self._part,
             "sets": [sorted(row.groups) for row in self._rows],
             "planned": [None if row.planned is None else sorted(row.planned) for row in self._rows],
             "places": [row.place for row in self._rows],
             "lr_factors": [dict(row.lr_factors) for row in self._rows],
-            "steps": _plain(self._folding.entries) + last,
+            "steps": [*self._before, *_plain(self._folding.entries), *last],
             **({"epoch_first": self.first} if self.first != self._part else {}),
         }
 
@@ -166,19 +186,10 @@ class Steps:
             row = _Row(frozenset(sets), None if planned is None else frozenset(planned), *more)
             steps._numbers[row.groups, row.planned, row.place] = len(steps._rows)
             steps._rows.append(row)
-        entries = [*_entries(plain["steps"])]
-        counts = unfolded(plain["steps"], lambda *run: run).counts
-        steps.restored = counts.total()
-        if entries and isinstance(entries[-1][0][0], int):
-            run, count = entries.pop()
-            steps._run = [*run, count]
-            counts[run] -= count
-        for what, count in entries:
-            steps._folding.add((what, count)) if isinstance(what[0], int) else steps._folding.repeat(what, count)
-        for (_, number), count in counts.items():
+        for (_, number), count in unfolded(plain["steps"], lambda *kind: kind).counts.items():
             steps._rows[number].count += count
-        steps._write = write
-        steps.first = plain.get("epoch_first", steps.first)
+        steps._before = [*plain["steps"]]
+        steps.restored, steps.first, steps._write = steps.number, plain.get("epoch_first", steps.first), write
         return steps
 
 
@@ -188,15 +199,6 @@ def _plain(entries: Iterable[Any]) -> list[Any]:
         [*what, count] if isinstance(what[0], int) else {"times": count, "steps": _plain(what)}
         for what, count in entries
     ]
-
-
-def _entries(steps: Iterable[Any]) -> Iterator[Any]:
-    """Recorded runs, as they are folded."""
-    for each in steps:
-        if isinstance(each, Mapping):
-            yield tuple(_entries(each["steps"])), each["times"]
-        else:
-            yield tuple(each[:2]), each[2]
 
 
 def _rows(plain: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -214,13 +216,18 @@ def runs_of(records: Iterable[Mapping[str, Any]]) -> Runs[StepKind]:
             held = [frozenset(each.get("groups") or record["groups"]) for each in record.get("optimizers", ())]
         if record["type"] in ("run", "phase"):
             done = record["updates_before" if record["type"] == "run" else "first"]
-            while parts and parts[-1][1] + parts[-1][0].length > done:
-                part, first = parts.pop()
-                parts += [(part.head(done - first), first)] if first < done else []
+            _cut(parts, done)
         if record["type"] == "phase":
             kind_of = cache(partial(_kind, [*_rows(record)], record.get("epoch", 0), held))
             parts.append((unfolded(record["steps"], kind_of), done))
     return Runs((part, 1) for part, _ in parts)
+
+
+def _cut(parts: list[tuple[Runs[StepKind], int]], done: int) -> None:
+    """Take away the steps after so many updates."""
+    while parts and parts[-1][1] + parts[-1][0].length > done:
+        part, first = parts.pop()
+        parts += [(part.head(done - first), first)] if first < done else []
 
 
 def _kind(rows: Sequence[Any], epoch: int, held: Sequence[frozenset[str]], optimizer: int, number: int) -> StepKind:
