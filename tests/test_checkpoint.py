@@ -41,9 +41,7 @@ VALUES: tuple[Any, ...] = (
     {"2": 1},
     [{"times": 2, "steps": [[0, 0, 1]]}],
     [{"times": 0, "steps": [[0, 0, 1]]}],
-    [{"times": 2, "steps": [[0, 9, 1]]}],
     [{"times": 2, "steps": []}],
-    [{"times": 2}],
 )
 
 
@@ -197,6 +195,7 @@ def test_what_is_wrong_is_named(path: str, value: Any, message: str) -> None:
 # --- how large a state is --------------------------------------------------------------------------------------------
 
 OWN = 20_000  # bytes of a checkpoint beside the schedule's text
+SLOW = ("periods", "draws of many")
 
 
 def text_of(schedule: Schedule) -> int:
@@ -245,7 +244,7 @@ def go_on(controller: FreezeController, updates: int) -> None:
 
 LARGE: dict[str, tuple[Schedule, int]] = {
     "draws of many": (Phases([Phase([], pick=Pick("layers", 400), updates=1, ramp=9)], repeat=True), 60),
-    "draws of few": (Phases([Phase([], pick=Pick("layers", 2), updates=3)], repeat=True), 3000),
+    "draws of few": (Phases([Phase([], pick=Pick("layers", 2), updates=3)], repeat=True), 1500),
     "periods": (Every({f"layers/{n}": 2 + n for n in range(999)}, of="layers/999"), 700),
     "phases": (Phases([Phase([f"layers/{n * n % 997}"], updates=1 + n % 7) for n in range(10_000)], repeat=True), 3000),
 }
@@ -253,16 +252,16 @@ LARGE: dict[str, tuple[Schedule, int]] = {
 
 @pytest.mark.parametrize(
     ("schedule", "updates"),
-    [pytest.param(*LARGE[name], id=name, marks=pytest.mark.slow if name == "periods" else ()) for name in LARGE],
+    [pytest.param(*LARGE[name], id=name, marks=pytest.mark.slow if name in SLOW else ()) for name in LARGE],
 )
 def test_a_checkpoint_is_small_whatever_the_schedule_and_however_long_the_epoch(
     schedule: Schedule, updates: int
 ) -> None:
-    controller = many_layers(schedule)
+    controller, text = many_layers(schedule), text_of(schedule)
     for _ in range(2):
         go_on(controller, updates // 2)
         state = controller.state_dict()
-        assert len(file_of(state).getvalue()) - text_of(schedule) < OWN
+        assert len(file_of(state).getvalue()) - text < OWN
         assert torch.load(file_of(state), weights_only=True) == state
     whole = unpacked(state)
     assert whole["schedule"] == schedule.describe()
