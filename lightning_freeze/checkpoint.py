@@ -196,23 +196,28 @@ def _check(value: object, schema: _Kind | _Schema, key: str) -> None:
 
 def _check_references(state: Mapping[str, Any]) -> None:
     """Refuse names and numbers that refer to nothing."""
-    position, steps = state["position"], state["steps"]
-    optimizers, sets = len(state["optimizers"]), len(steps["sets"])
+    position, optimizers = state["position"], len(state["optimizers"])
     if set(position["updates"]) - {REST} != set(state["groups"]) - {REST}:
         raise _altered("position.updates", position["updates"], f"a count for each of {', '.join(state['groups'])}")
     least = max(position["updates"].values(), default=0)
     if position["total"] < least:
         raise _altered("position.total", position["total"], f"at least {least}, the updates of a group")
-    if steps["first"] > position["total"]:
-        raise _altered("steps.first", steps["first"], f"at most {position['total']}, the total")
-    for column in steps.keys() & {"planned", "places", "lr_factors"}:
-        if len(steps[column]) != sets:
-            raise _altered(f"steps.{column}", steps[column], f"as long as `steps.sets`, {sets}")
     for run in position["done"]:
         if len(run) != 2 or run[0] >= optimizers:
             raise _altered("position.done", run, f"[optimizer, updates], with an optimizer below {optimizers}")
-    if steps.get("epoch_first", 0) > steps["first"]:
-        raise _altered("steps.epoch_first", steps["epoch_first"], f"at most {steps['first']}, the first of them")
+    _check_steps(state["steps"], position["total"], optimizers)
+
+
+def _check_steps(steps: Mapping[str, Any], total: int, optimizers: int) -> None:
+    """Refuse steps that refer to nothing."""
+    first, sets = steps["first"], len(steps["sets"])
+    if first > total:
+        raise _altered("steps.first", first, f"at most {total}, the total")
+    if steps.get("epoch_first", 0) > first:
+        raise _altered("steps.epoch_first", steps["epoch_first"], f"at most {first}, the first of them")
+    for column in steps.keys() & {"planned", "places", "lr_factors"}:
+        if len(steps[column]) != sets:
+            raise _altered(f"steps.{column}", steps[column], f"as long as `steps.sets`, {sets}")
     for (optimizer, number), count in unfolded(steps["steps"], lambda *kind: kind).counts.items():
         if optimizer >= optimizers or number >= sets:
             run = [optimizer, number, count]

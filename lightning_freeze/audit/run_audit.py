@@ -32,7 +32,6 @@ class RunAudit:
     def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
         self.log = log
         self.steps = Steps(write=self.record_part)  # since the last epoch's end
-        self._gradient_bytes = 0  # of the largest of those that were recorded already
         self._bytes: dict[str, int] = {}  # of each group, as training began
         self.suspects = suspects
         self.ranks = Ranks()
@@ -142,13 +141,12 @@ class RunAudit:
         self.log.record(self.steps.record(self._place().epoch))
         before, self.steps = self.steps, Steps(self._place().total, self.record_part)
         self.steps.follow(before)
-        self._gradient_bytes = 0
 
     def record_part(self, steps: Steps) -> None:
         """Record steps within an epoch that are forgotten then."""
         self.log.record(steps.record(self._place().epoch))
         made = [sum(self._bytes.get(group, 0) for group in groups) for groups, _ in steps.counted()]
-        self._gradient_bytes = max([self._gradient_bytes, *made])
+        steps.forgotten.gradient_bytes = max([steps.forgotten.gradient_bytes, *made])
 
     def unmoved_exemptions(self) -> list[Finding]:
         """The exemptions that excused nothing in the whole run, which all ranks ask together."""
@@ -177,7 +175,7 @@ class RunAudit:
             "intervals": self.checked,
             "intervals_in_epoch": self.checked - self._checked_before,
             "findings": self.log.severities(place.epoch),
-            **step_costs(self.steps, self._groups(), self._gradient_bytes),
+            **step_costs(self.steps, self._groups()),
             "state_bytes": state_bytes(step.optimizer for step in self._optimizers()),
             "lr": dict(ChainMap(*(step.learning_rates() for step in self._optimizers()))),
         }

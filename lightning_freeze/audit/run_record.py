@@ -49,9 +49,9 @@ def group_sizes(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, GroupRecord
     }
 
 
-def step_costs(steps: Steps, groups: Mapping[str, Sequence[Tensor]], most: int = 0) -> dict[str, Any]:
-    """What the steps of an epoch took; ``most`` are the bytes of gradients of those that were recorded already."""
-    sizes, seconds, number = group_sizes(groups), steps.seconds, steps.number
+def step_costs(steps: Steps, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
+    """What the steps of an epoch took."""
+    sizes, seconds, number, most = group_sizes(groups), steps.seconds, steps.number, steps.forgotten.gradient_bytes
     made = [([sizes[group] for group in trained if group in sizes], count) for trained, count in steps.counted()]
     timed = number - steps.restored
     elements = sum(count * sum(size["elements"] for size in trained) for trained, count in made)

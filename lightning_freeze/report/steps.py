@@ -51,6 +51,16 @@ class _Row:
     count: int = 0  # the steps of all runs but the last
 
 
+@dataclass
+class _Forgotten:
+    """What is kept of steps that are recorded already."""
+
+    updates: Counter[str] = field(default_factory=Counter)  # by group
+    steps: int = 0
+    seconds: float = 0.0
+    gradient_bytes: int = 0  # of the step with the most, known to what records them
+
+
 class Steps:
     """The optimizer steps of an epoch, folded while they happen, and how long their batches took.
 
@@ -68,8 +78,7 @@ class Steps:
         self._since: float | None = None
         self._spent, self._stepped = 0.0, False  # the time of the batches that no step has ended yet
         self.restored = 0  # the steps that a run made before it was interrupted, whose time is not known
-        self._forgotten = Counter[str]()  # of what it has forgotten, the updates of each group, steps and seconds
-        self._forgotten_steps, self._forgotten_seconds = 0, 0.0
+        self.forgotten = _Forgotten()
         self._begin_part(first)
 
     def _begin_part(self, first: int) -> None:
@@ -119,10 +128,10 @@ class Steps:
     def _forget(self) -> None:
         """Let go of what is recorded."""
         steps = sum(row.count for row in self._rows)
-        self._forgotten_steps += steps
-        self._forgotten_seconds = self.seconds
+        self.forgotten.steps += steps
+        self.forgotten.seconds = self.seconds
         for row in self._rows:
-            self._forgotten.update(dict.fromkeys(row.groups, row.count))
+            self.forgotten.updates.update(dict.fromkeys(row.groups, row.count))
         self._begin_part(self._part + steps)
 
     def begin_batch(self) -> None:
@@ -146,19 +155,19 @@ class Steps:
 
     def counted(self) -> Iterator[tuple[Iterable[str], int]]:
         """Each set of groups that was updated, and in how many steps; of what it has forgotten, each group."""
-        yield from (((group,), count) for group, count in self._forgotten.items())
+        yield from (((group,), count) for group, count in self.forgotten.updates.items())
         for number, row in enumerate(self._rows):
             yield row.groups, row.count + (self._run[2] if number == self._run[1] else 0)
 
     @property
     def number(self) -> int:
         """The steps so far."""
-        return self._forgotten_steps + sum(row.count for row in self._rows) + self._run[2]
+        return self.forgotten.steps + sum(row.count for row in self._rows) + self._run[2]
 
     @property
     def seconds(self) -> float:
         """The time of the batches so far."""
-        return self._forgotten_seconds + sum(row.seconds for row in self._rows)
+        return self.forgotten.seconds + sum(row.seconds for row in self._rows)
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins, for a checkpoint."""
