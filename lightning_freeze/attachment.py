@@ -115,6 +115,8 @@ class Attachment:
 
     def _mismatch(self, members: Membership) -> str | None:
         """What differs between what the ranks were given."""
+        if not self._audit.ranks.is_distributed:
+            return None
         return self._audit.ranks.disagreement(
             {
                 **Identity(self._place.schedule, members.groups, members.held_groups).as_dict(),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
+import lzma
 import warnings
+from base64 import b85decode, b85encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import yaml
@@ -13,8 +17,16 @@ import yaml
 from lightning_freeze.errors import ScheduleError, is_number, shortened
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.schedule import REST, SINCE_METRICS, Plan, Position, Schedule
+from lightning_freeze.report.steps import unfolded
 
-VERSION = 1
+VERSION = 2  # since steps are folded and large parts compressed; what 1 wrote is read, too
+_READABLE = 8192  # characters of a state, as JSON: one may look into it; of a longer one, an eighth of them in a part
+_PACKED = {
+    "identity": ("schedule", "groups", "moved_by_user", "optimizers"),
+    "progress": ("position", "steps", "epoch_updates"),
+}
+"""Texts of large parts, and which parts may be in them; those of the first are the same in every checkpoint of a run."""
+_DEEPEST = 100  # sequences of steps within each other
 OnScheduleChange = Literal["raise", "continue"]
 
 
@@ -61,11 +73,43 @@ class _Kind:
 
 def to_builtins(value: Any) -> Any:
     """A state of builtins alone, which ``torch.load(weights_only=True)`` reads: a name may be NumPy's string."""
+    if type(value) in (str, int, bool, float, type(None)):
+        return value
     if isinstance(value, Mapping):
         return {to_builtins(key): to_builtins(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [*map(to_builtins, value)]
     return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
+
+
+def packed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state whose large parts are compressed text, if it is long; a short one stays as it is."""
+    small, texts = dict(state), {part: json.dumps(value, separators=(",", ":")) for part, value in state.items()}
+    if sum(map(len, texts.values())) > _READABLE:
+        for key, parts in _PACKED.items():
+            large = [part for part in parts if len(texts.get(part, "")) > _READABLE // 8]
+            if large:
+                small[key] = _compressed("{" + ",".join(f'"{part}":{texts[part]}' for part in large) + "}")
+            for part in large:
+                del small[part]
+    return small
+
+
+@lru_cache(maxsize=1 + len(_PACKED))
+def _compressed(text: str) -> str:
+    # Of the names of 10,000 parameters it leaves a quarter of what zlib does.
+    return b85encode(lzma.compress(text.encode(), lzma.FORMAT_ALONE)).decode()
+
+
+def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that `packed` was given."""
+    whole = {key: value for key, value in state.items() if key not in _PACKED}
+    for key in _PACKED.keys() & state.keys():
+        try:
+            whole |= json.loads(lzma.decompress(b85decode(state[key])))
+        except (ValueError, TypeError, lzma.LZMAError) as error:
+            raise _altered(key, state[key], "compressed text, as it was saved") from error
+    return whole
 
 
 def _is_plain(value: object) -> bool:
@@ -80,6 +124,19 @@ _COUNT = _Kind("a whole number of at least 0", lambda value: type(value) is int 
 _COUNTS = _COUNT.by_name("counts of at least 0 by group")
 _FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
 _NUMBER = _Kind("a number", is_number)
+
+
+def _are_runs(value: object, depth: int = 0) -> bool:
+    """Whether something is a list of runs of steps, or of those that repeat."""
+    return isinstance(value, list) and depth < _DEEPEST and all(_is_run(each, depth) for each in value)
+
+
+def _is_run(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict):
+        return _COUNT.in_list().holds(value) and len(value) == 3 and value[2] > 0
+    times, steps = value.get("times"), value.get("steps")
+    return len(value) == 2 and type(times) is int and times > 0 and bool(steps) and _are_runs(steps, depth + 1)
+
 
 _Schema = Mapping[str, "_Kind | _Schema"]
 _SCHEMA: _Schema = {
@@ -107,7 +164,8 @@ _SCHEMA: _Schema = {
     "steps": {
         "first": _COUNT,
         "sets": _NAMES.in_list("a list of sets of groups"),
-        "steps": _COUNT.in_list().in_list("a list of [optimizer, set, count]"),
+        "steps": _Kind("a list of [optimizer, set, count]", _are_runs),
+        "epoch_first": _COUNT,
         "planned": _Kind("", lambda v: v is None or _NAMES.holds(v)).in_list("a list of sets of groups, or null"),
         "places": _NAME.in_list("a list of keys"),
         "lr_factors": _NUMBER.by_name("").in_list("a list of numbers by group"),
@@ -116,7 +174,7 @@ _SCHEMA: _Schema = {
     "logged": _NAMES,
 }
 # Keys that the first release did not write.
-_LATER = {"logged", "moved_by_user", "planned", "places", "lr_factors", *SINCE_METRICS}
+_LATER = {"logged", "moved_by_user", "planned", "places", "lr_factors", "epoch_first", *SINCE_METRICS}
 
 
 def _check(value: object, schema: _Kind | _Schema, key: str) -> None:
@@ -138,23 +196,31 @@ def _check(value: object, schema: _Kind | _Schema, key: str) -> None:
 
 def _check_references(state: Mapping[str, Any]) -> None:
     """Refuse names and numbers that refer to nothing."""
-    position, steps = state["position"], state["steps"]
-    optimizers, sets = len(state["optimizers"]), len(steps["sets"])
+    position, optimizers = state["position"], len(state["optimizers"])
     if set(position["updates"]) - {REST} != set(state["groups"]) - {REST}:
         raise _altered("position.updates", position["updates"], f"a count for each of {', '.join(state['groups'])}")
     least = max(position["updates"].values(), default=0)
     if position["total"] < least:
         raise _altered("position.total", position["total"], f"at least {least}, the updates of a group")
-    if steps["first"] > position["total"]:
-        raise _altered("steps.first", steps["first"], f"at most {position['total']}, the total")
-    for column in steps.keys() & {"planned", "places", "lr_factors"}:
-        if len(steps[column]) != sets:
-            raise _altered(f"steps.{column}", steps[column], f"as long as `steps.sets`, {sets}")
     for run in position["done"]:
         if len(run) != 2 or run[0] >= optimizers:
             raise _altered("position.done", run, f"[optimizer, updates], with an optimizer below {optimizers}")
-    for run in steps["steps"]:
-        if len(run) != 3 or run[0] >= optimizers or run[1] >= sets:
+    _check_steps(state["steps"], position["total"], optimizers)
+
+
+def _check_steps(steps: Mapping[str, Any], total: int, optimizers: int) -> None:
+    """Refuse steps that refer to nothing."""
+    first, sets = steps["first"], len(steps["sets"])
+    if first > total:
+        raise _altered("steps.first", first, f"at most {total}, the total")
+    if steps.get("epoch_first", 0) > first:
+        raise _altered("steps.epoch_first", steps["epoch_first"], f"at most {first}, the first of them")
+    for column in steps.keys() & {"planned", "places", "lr_factors"}:
+        if len(steps[column]) != sets:
+            raise _altered(f"steps.{column}", steps[column], f"as long as `steps.sets`, {sets}")
+    for (optimizer, number), count in unfolded(steps["steps"], lambda *kind: kind).counts.items():
+        if optimizer >= optimizers or number >= sets:
+            run = [optimizer, number, count]
             raise _altered("steps.steps", run, f"[optimizer below {optimizers}, set below {sets}, count]")
 
 
@@ -177,9 +243,9 @@ _SAID = {
 
 def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) -> tuple[Position, list[str]]:
     """Where a saved run was, and what differs from this run; refused where it was altered or may not differ."""
-    if state.get("version") != VERSION:
+    if state.get("version") not in (1, VERSION):
         raise ScheduleError(
-            f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads "
+            f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads up to "
             f"{VERSION}. Resume with the release of lightning-freeze that wrote it."
         )
     # Callbacks add keys of their own.

@@ -293,7 +293,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             raise refused
         refuse_mismatch("where training begins", "the checkpoints that the ranks go on from", difference)
         at = self._place.at
-        if state is not None and state["schedule"] == self.schedule.describe():
+        if state is not None and checkpoint.unpacked(state)["schedule"] == self.schedule.describe():
             checkpoint.warn_of_lost_value(at, self.metrics.awaited, at.epoch if epoch is None else epoch)
         loop.hooks.attach()
         loop.built.holds.begin()
@@ -427,7 +427,8 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             "epoch_updates": self.audit.updates_before,
             "logged": sorted(self.metrics.logged),
         }
-        return {"version": checkpoint.VERSION, **self._place.identity.as_dict(), **checkpoint.to_builtins(rest)}
+        whole = {**self._place.identity.as_dict(), **checkpoint.to_builtins(rest)}
+        return {"version": checkpoint.VERSION, **checkpoint.packed(whole)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was made.
@@ -435,7 +436,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         Raises:
             ScheduleError: It was made under another schedule or with other groups; the message shows the difference.
         """
-        loop = self._loop
+        loop, state = self._loop, checkpoint.unpacked(state)
         position, differences = checkpoint.read(state, self._place.identity, self._on_change)
         self.metrics.logged = set(state.get("logged", ()))
         if differences:
@@ -443,7 +444,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
             if "differences" not in self._place.said:  # a state is read again when training starts
                 self._place.said.add("differences")
                 checkpoint.warn_of_differences(differences, position, loop.plan)
-        self._place.at, self.audit.steps = position, Steps.from_dict(state["steps"])
+        self._place.at, self.audit.steps = position, Steps.from_dict(state["steps"], self.audit.record_part)
         before = state["epoch_updates"]
         self.audit.updates_before = {group: before.get(group, 0) for group in position.updates}
         loop.decide(again=True)

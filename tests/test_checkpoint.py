@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
 import json
+import lzma
 import signal
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze import Every, FreezeController, Phase, Phases, Schedule, ScheduleError
+from lightning_freeze import Every, FreezeController, Phase, Phases, Pick, Schedule, ScheduleError
+from lightning_freeze.checkpoint import packed, unpacked
+from lightning_freeze.plan.schedule import Layout
 
 SCHEDULES: dict[str, Schedule] = {
     "every": Every({"0": 2}, of="1"),
@@ -34,6 +39,9 @@ VALUES: tuple[Any, ...] = (
     {"a": "b"},
     {"0": -1},
     {"2": 1},
+    [{"times": 2, "steps": [[0, 0, 1]]}],
+    [{"times": 0, "steps": [[0, 0, 1]]}],
+    [{"times": 2, "steps": []}],
 )
 
 
@@ -181,4 +189,124 @@ def test_what_is_wrong_is_named(path: str, value: Any, message: str) -> None:
     run = Run("every")
     with pytest.raises(ScheduleError, match=f"the checkpoint's freeze state has {message}.*begin a new run"):
         run.controller.begin(state=changed(saved("every"), tuple(path.split(".")), value))
+    run.controller.detach()
+
+
+# --- how large a state is --------------------------------------------------------------------------------------------
+
+OWN = 20_000  # bytes of a checkpoint beside the schedule's text
+SLOW = ("periods", "draws of many")
+
+
+def text_of(schedule: Schedule) -> int:
+    """The bytes of a schedule's own text, compressed."""
+    return len(base64.b85encode(lzma.compress(json.dumps(schedule.describe()).encode())))
+
+
+def file_of(state: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+class Layer(nn.Module):
+    """Ten parameters, named as in a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("query", "key", "value", "out", "up"):
+            self.add_module(name, nn.Linear(1, 1, device="meta"))
+
+
+def many_layers(schedule: Schedule) -> FreezeController:
+    """1,000 groups of 10,000 parameters, never trained; its plan and its counts are the run's."""
+    model = nn.Sequential(nn.Sequential(*(Layer() for _ in range(1000))))
+    controller = FreezeController(model, schedule, {"layers": {"each": "0.*"}})
+    place = controller._place
+    layout = Layout(tuple(controller.groups.members), controller.groups.families)
+    place.plan, place.held_groups = schedule.bind(layout), [[*layout.groups]]
+    place.at = place.plan.start()
+    return controller
+
+
+def go_on(controller: FreezeController, updates: int) -> None:
+    """The updates of an epoch, as they are counted."""
+    (plan, at), steps = controller._place.planned(), controller.audit.steps
+    assert plan is not None
+    for _ in range(updates):
+        plan.begin_window(at, 0)
+        trained = plan.next_update(at, 0)
+        steps.plan([trained], plan.place(at), plan.lr_factors(at))
+        steps.add(0, trained)
+        plan.update(at, 0, trained)
+
+
+LARGE: dict[str, tuple[Schedule, int]] = {
+    "draws of many": (Phases([Phase([], pick=Pick("layers", 400), updates=1, ramp=9)], repeat=True), 60),
+    "draws of few": (Phases([Phase([], pick=Pick("layers", 2), updates=3)], repeat=True), 1500),
+    "periods": (Every({f"layers/{n}": 2 + n for n in range(999)}, of="layers/999"), 700),
+    "phases": (Phases([Phase([f"layers/{n * n % 997}"], updates=1 + n % 7) for n in range(10_000)], repeat=True), 3000),
+}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "updates"),
+    [pytest.param(*LARGE[name], id=name, marks=pytest.mark.slow if name in SLOW else ()) for name in LARGE],
+)
+def test_a_checkpoint_is_small_whatever_the_schedule_and_however_long_the_epoch(
+    schedule: Schedule, updates: int
+) -> None:
+    controller, text = many_layers(schedule), text_of(schedule)
+    for _ in range(2):
+        go_on(controller, updates // 2)
+        state = controller.state_dict()
+        assert len(file_of(state).getvalue()) - text < OWN
+        assert torch.load(file_of(state), weights_only=True) == state
+    whole = unpacked(state)
+    assert whole["schedule"] == schedule.describe()
+    assert len(whole["groups"]) == 1000
+    assert whole["position"]["total"] == updates
+
+
+def test_many_phases_are_in_a_checkpoint_once_and_gone_on_from() -> None:
+    schedule = Phases([Phase([str(n % 2)], updates=1 + n % 7) for n in range(400)], repeat=True)
+    with patch.dict(SCHEDULES, long=schedule):
+        run, straight = Run("long"), Run("long")
+        straight.controller.begin()
+        expected = straight.steps(40)
+        run.controller.begin()
+        run.steps(30)
+        state = torch.load(file_of(run.controller.state_dict()), weights_only=True)
+        assert len(file_of(state).getvalue()) < 5000
+        assert "schedule" not in state
+        run.controller.attach(run.optimizer)
+        run.controller.begin(state=state)
+        assert all(map(torch.equal, run.steps(10), expected))
+        other = {**unpacked(state), "schedule": schedule.describe() | {"class_path": "Other"}}
+        with pytest.raises(ScheduleError, match=r"another schedule:(.|\n)*-class_path: Other\n\+class_path: Phases"):
+            run.controller.load_state_dict(packed(other))
+    for each in (run, straight):
+        each.controller.detach()
+
+
+@pytest.mark.parametrize("value", [None, 3, "", "no text", "{}", base64.b85encode(b"nothing").decode()])
+@pytest.mark.parametrize("key", ["identity", "progress"])
+def test_compressed_text_that_is_damaged_is_named(key: str, value: Any) -> None:
+    run, state = Run("every"), saved("every")
+    with pytest.raises(ScheduleError, match=f"the checkpoint's freeze state has `{key}`: .*compressed text, as it was"):
+        run.controller.begin(state={**state, key: value})
+    run.controller.detach()
+
+
+def test_a_short_state_can_be_read_by_people_and_the_first_versions_is_read() -> None:
+    state = saved("phases")
+    assert state["version"] == 2
+    assert state["schedule"]["init_args"]["phases"][1] == {"train": ["1"], "updates": 3, "ramp": 2}
+    assert packed(unpacked(state)) == state
+    run = Run("phases")
+    run.controller.begin(state=state | {"version": 1})
+    assert run.controller.total == 3
+    with pytest.raises(ScheduleError, match="has version 3; this release reads up to 2"):
+        run.controller.load_state_dict(state | {"version": 3})
     run.controller.detach()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lightning_freeze import FreezeController, read_report
+from lightning_freeze.checkpoint import unpacked
 from lightning_freeze.report.records import read_records
 from lightning_freeze.report.run_table import summary_table
 from lightning_freeze.report.steps import steps_of
@@ -39,8 +40,11 @@ def test_its_plan_is_the_same_update_for_update_and_its_state_is_gone_on_from(na
     straight.run(saves=True)
     saved, expected = straight.saves[SAVED], FORMER[name]["seen"]
     assert seen(straight) == expected
-    state, former = json.loads(json.dumps(saved["controller"])), FORMER[name]["state"]
-    assert {**state, "steps": {key: state["steps"][key] for key in former["steps"]}} == former
+    state, former = unpacked(json.loads(json.dumps(saved["controller"]))), FORMER[name]["state"]
+    assert (state.pop("version"), former["version"]) == (2, 1)
+    steps = [steps_of([{"type": "phase", **each["steps"]}]) for each in (state, former)]
+    assert steps[0] == steps[1]
+    assert {**state, "steps": former["steps"], "version": 1} == former
     resumed = Loop(name, {**saved, "controller": FORMER[name]["state"]})
     resumed.run()
     assert seen(resumed) == expected[SAVED[0] * BATCHES + SAVED[1] :]

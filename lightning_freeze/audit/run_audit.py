@@ -31,7 +31,8 @@ class RunAudit:
 
     def __init__(self, module: nn.Module, log: Log, place: Callable[[], Position], suspects: Sequence[str]) -> None:
         self.log = log
-        self.steps = Steps()  # since the last epoch's end
+        self.steps = Steps(write=self.record_part)  # since the last epoch's end
+        self._bytes: dict[str, int] = {}  # of each group, as training began
         self.suspects = suspects
         self.ranks = Ranks()
         self.split = False  # whether this process holds parts of parameters
@@ -83,6 +84,7 @@ class RunAudit:
             "epoch": self._place().epoch,
             "resumed": resumed,
         }
+        self._bytes = {name: size["bytes"] for name, size in record["groups"].items()}
         self.log.record(record)
         return record
 
@@ -137,8 +139,14 @@ class RunAudit:
     def flush(self) -> None:
         """Record the steps made since the last epoch's end."""
         self.log.record(self.steps.record(self._place().epoch))
-        before, self.steps = self.steps, Steps(self._place().total)
+        before, self.steps = self.steps, Steps(self._place().total, self.record_part)
         self.steps.follow(before)
+
+    def record_part(self, steps: Steps) -> None:
+        """Record steps within an epoch that are forgotten then."""
+        self.log.record(steps.record(self._place().epoch))
+        made = [sum(self._bytes.get(group, 0) for group in groups) for groups, _ in steps.counted()]
+        steps.forgotten.gradient_bytes = max([steps.forgotten.gradient_bytes, *made])
 
     def unmoved_exemptions(self) -> list[Finding]:
         """The exemptions that excused nothing in the whole run, which all ranks ask together."""

@@ -51,16 +51,15 @@ def group_sizes(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, GroupRecord
 
 def step_costs(steps: Steps, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
     """What the steps of an epoch took."""
-    sizes, seconds = group_sizes(groups), steps.seconds
+    sizes, seconds, number, most = group_sizes(groups), steps.seconds, steps.number, steps.forgotten.gradient_bytes
     made = [([sizes[group] for group in trained if group in sizes], count) for trained, count in steps.counted()]
-    number = sum(count for _, count in made)
     timed = number - steps.restored
     elements = sum(count * sum(size["elements"] for size in trained) for trained, count in made)
     return {
         "seconds": round(seconds, 6),
         "step_seconds": round(seconds / timed, 9) if timed else None,
         "trainable_elements": elements / number if number else 0.0,
-        "gradient_bytes": max((sum(size["bytes"] for size in trained) for trained, _ in made), default=0),
+        "gradient_bytes": max([most, *(sum(size["bytes"] for size in trained) for trained, _ in made)]),
     }
 
 

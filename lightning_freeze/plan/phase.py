@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -146,6 +147,12 @@ def _factor(key: str, value: object) -> float:
     return float(value)
 
 
+def kind_of(phase: Phase) -> tuple[object, ...]:
+    """What its groups and their factors follow from: phases that differ in no more than their ends share it."""
+    pick, lr = phase.pick and repr(phase.pick), phase.lr and repr(phase.lr)
+    return (*phase.train, pick, lr, phase.ramp is None, phase.updates is None)
+
+
 class BoundPhase:
     """A phase over a model's groups.
 
@@ -170,6 +177,12 @@ class BoundPhase:
                 key=f"{key}.train",
             )
         self.lr_factors = {group: factor for group, factor in self._all_lr_factors().items() if factor != 1.0}
+
+    def at(self, phase: Phase, key: str) -> BoundPhase:
+        """The same for another phase of its kind, which stands elsewhere."""
+        bound = copy(self)
+        bound.phase, bound.key = phase, key
+        return bound
 
     def _all_lr_factors(self) -> dict[str, float]:
         factors: dict[str, float] = {}

@@ -6,16 +6,18 @@ what trains, and advances it where a phase ends.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from typing import Any, Literal, get_args
 
 from lightning_freeze.errors import ScheduleError, is_list, one_of, whole_number
-from lightning_freeze.plan.phase import BoundPhase, Phase
+from lightning_freeze.plan.phase import BoundPhase, Phase, kind_of
 from lightning_freeze.plan.schedule import NO_END, REST, Layout, Plan, Position, Schedule
 
 Change = Literal["step", "batch"]  # when what trains may change
+_MOST_NUMBERS = 12  # of phases, in the words for when a group trains
 
 
 class Phases(Schedule):
@@ -121,32 +123,40 @@ class Phases(Schedule):
             else:
                 yield from child._written(f"{key}.", above)
 
-    def _entered_as(self, number: int) -> tuple[str, int, int]:
+
+class _Sequence:
+    """Bound phases one after the other, run so often; of each element is known how many phases come before it."""
+
+    def __init__(self, phases: Phases, bound: Mapping[str, BoundPhase], prefix: str = "") -> None:
+        self._times = phases._times
+        self._elements: list[BoundPhase | _Sequence] = []
+        for index, child in enumerate(phases.phases):
+            key = f"{prefix}phases[{index}]"
+            self._elements.append(bound[key] if isinstance(child, Phase) else _Sequence(child, bound, f"{key}."))
+        enters = (1 if isinstance(each, BoundPhase) else each.enters for each in self._elements)
+        *self._before, self._length = accumulate(enters, initial=0)
+
+    @property
+    def enters(self) -> int:
+        """How many phases it enters; of an endless one, each time."""
+        return self._length * (self._times or 1)
+
+    def entered_as(self, number: int) -> tuple[BoundPhase, int, int]:
         """The phase entered as the ``number``-th of an endless repetition of this sequence.
 
         Returns:
-            Its key, how often it was entered before, and how often of these since the sequence that it is in began.
+            The phase, how often it was entered before, and how often of these since the sequence that it is in began.
         """
-        run, number = divmod(number, sum(map(_entered_by, self.phases)))
-        for index, child in enumerate(self.phases):
-            entered = _entered_by(child)
-            if number >= entered:
-                number -= entered
-            elif isinstance(child, Phase):
-                return f"phases[{index}]", run, run if self._times is None else run % self._times
-            else:
-                key, visit, stage = child._entered_as(run * entered + number)
-                return f"phases[{index}].{key}", visit, stage
-        raise AssertionError("one run enters every number below its length")
+        run, number = divmod(number, self._length)
+        index = bisect_right(self._before, number) - 1
+        child = self._elements[index]
+        if isinstance(child, BoundPhase):
+            return child, run, run if self._times is None else run % self._times
+        return child.entered_as(run * child.enters + number - self._before[index])
 
 
-def _entered_by(child: Phase | Phases) -> int:
-    """How many phases an element of a sequence enters."""
-    return 1 if isinstance(child, Phase) else sum(map(_entered_by, child.phases)) * (child._times or 1)
-
-
-def _number(key: str) -> str:  # for people, of the outermost phase
-    return str(int(key[len("phases[") : key.index("]")]) + 1)
+def _number(key: str) -> int:  # for people, of the outermost phase
+    return int(key[len("phases[") : key.index("]")]) + 1
 
 
 def _check_element(key: str, phase: object) -> None:
@@ -185,7 +195,6 @@ class _Current:
     """The phase that a run is in, with its groups drawn."""
 
     key: str  # in the schedule
-    visit: int  # how often it was entered before
     phase: Phase
     groups: frozenset[str]
     trains: frozenset[str]  # the groups, and `rest` where it trains
@@ -197,26 +206,34 @@ class _PhasesPlan(Plan):
     def __init__(self, layout: Layout, schedule: Phases) -> None:
         self.layout = layout
         self._schedule = schedule
-        written = schedule._written()  # which refuses phases that were put into themselves
-        self._bound = {key: BoundPhase(phase, layout, key, above[-1]._times) for key, phase, above in written}
-        self._length = None if schedule._times is None else _entered_by(schedule)
+        self._kinds: dict[object, BoundPhase] = {}  # phases that differ in no more than keys and ends, as one
+        bound: dict[str, BoundPhase] = {}
+        self._numbers: dict[BoundPhase, set[int]] = {}  # of the outermost phases, by kind
+        for key, phase, above in schedule._written():  # which refuses phases that were put into themselves
+            kind = kind_of(phase), above[-1]._times
+            if kind not in self._kinds:
+                self._kinds[kind] = BoundPhase(phase, layout, key, above[-1]._times)
+            bound[key] = self._kinds[kind].at(phase, key)
+            self._numbers.setdefault(self._kinds[kind], set()).add(_number(key))
+        self._sequence = _Sequence(schedule, bound)
+        self._length = None if schedule._times is None else self._sequence.enters
         self.by_batch = schedule.change == "batch"
-        self.rated = frozenset().union(*(bound.rated for bound in self._bound.values()))
+        self.rated = frozenset().union(*(kind.rated for kind in self._kinds.values()))
         self._last: tuple[int, _Current] | None = None
 
     # --- what is read from a position
 
-    def _entered(self, number: int) -> tuple[str, int, frozenset[str]]:
-        """The key of the phase entered as the ``number``-th, how often it was before, and the groups that it trains."""
-        key, visit, stage = self._schedule._entered_as(number)
-        return key, visit, self._bound[key].groups(visit, stage, self._schedule.seed)
+    def _entered(self, number: int) -> tuple[BoundPhase, frozenset[str]]:
+        """The phase entered as the ``number``-th, and the groups that it trains."""
+        bound, visit, stage = self._sequence.entered_as(number)
+        return bound, bound.groups(visit, stage, self._schedule.seed)
 
     def _current(self, at: Position) -> _Current:
         if self._last is None or self._last[0] != at.phase:
             number = at.phase if self._length is None else min(at.phase, self._length - 1)
-            key, visit, groups = self._entered(number)
-            bound, optimizers = self._bound[key], self.layout.optimizers_of(groups)
-            now = _Current(key, visit, bound.phase, groups, groups | self.layout.always, optimizers, bound.lr_factors)
+            bound, groups = self._entered(number)
+            optimizers = self.layout.optimizers_of(groups)
+            now = _Current(bound.key, bound.phase, groups, groups | self.layout.always, optimizers, bound.lr_factors)
             self._last = (at.phase, now)
         return self._last[1]
 
@@ -270,31 +287,34 @@ class _PhasesPlan(Plan):
         number = at.phase - (ended and not at.entered and at.phase > 0)
         if self._length is not None and number >= self._length:
             return "after the last phase", self._length
-        key, visit, _ = self._schedule._entered_as(number)
+        bound, visit, _ = self._sequence.entered_as(number)
         visits = f", visit {visit + 1}" if visit else ""
-        return f"phase {_number(key)} of {len(self._schedule.phases)}{visits}", number + 1
+        return f"phase {_number(bound.key)} of {len(self._schedule.phases)}{visits}", number + 1
 
     def when(self, group: str) -> str:
-        bounds = {key: bound for key, bound in self._bound.items() if group in bound.possible}
-        drawn = any(group not in bound.at_every_visit for bound in bounds.values())
-        phases = "" if len(bounds) == len(self._bound) else f"phase {', '.join(dict.fromkeys(map(_number, bounds)))}"
-        return ", ".join(filter(None, (phases, "as drawn" * drawn))) or "always" if bounds else "never"
+        kinds = [kind for kind in self._kinds.values() if group in kind.possible]
+        drawn = any(group not in kind.at_every_visit for kind in kinds)
+        every = len(kinds) == len(self._kinds)
+        numbers = [] if every else sorted(set().union(*(self._numbers[kind] for kind in kinds)))
+        more = f" and {len(numbers) - _MOST_NUMBERS} more" if len(numbers) > _MOST_NUMBERS else ""
+        phases = f"phase {', '.join(map(str, numbers[:_MOST_NUMBERS]))}{more}" if numbers else ""
+        return ", ".join(filter(None, (phases, "as drawn" * drawn))) or "always" if kinds else "never"
 
     # --- what holds at every position
 
     def sets(self) -> Iterator[frozenset[str]]:
         for number in count() if self._length is None else range(self._length):
-            *_, groups = self._entered(number)
+            _, groups = self._entered(number)
             yield groups | self.layout.always
 
     def never_freezes(self) -> bool:
         groups = frozenset(self.layout.groups)
-        return not any(bound.waits or bound.at_every_visit != groups for bound in self._bound.values())
+        return not any(bound.waits or bound.at_every_visit != groups for bound in self._kinds.values())
 
     def can_be_fully_frozen(self, optimizer: int) -> str | None:
         if self._rest_in(optimizer):
             return None
-        for bound in self._bound.values():
+        for bound in self._kinds.values():
             trained = sorted(bound.always)
             if bound.phase.pick is not None:
                 trained.append(f"a draw from {bound.phase.pick.family}")

@@ -145,7 +145,12 @@ class Pick(Part):
         if self.keep:
             drawn = self._order(family, _random_words(seed, key, visit - stage))[: (stage + 1) * self.count]
         elif self.order == "random":
-            drawn = _weighted(family, self.weights or [1.0] * len(family), self.count, _random_words(seed, key, visit))
+            words = _random_words(seed, key, visit)
+            drawn = (
+                _weighted(family, self.weights, self.count, words)
+                if self.weights
+                else _drawn(family, self.count, words)
+            )
         else:
             drawn = self._of_passes(family, visit, seed, key)
         return frozenset(family).difference(drawn) if self.drawn == "freeze" else frozenset(drawn)
@@ -198,6 +203,17 @@ def _shuffled(family: Sequence[str], words: Iterator[int]) -> list[str]:
     return order
 
 
+def _fraction(words: Iterator[int]) -> float:
+    """The next number in [0, 1), with all 53 bits of a float."""
+    return (next(words) >> 75) / (1 << 53)
+
+
+def _drawn(family: Sequence[str], count: int, words: Iterator[int]) -> list[str]:
+    """What `_weighted` draws where all weights are 1, by the places in what is left."""
+    left = list(family)
+    return [left.pop(min(int(_fraction(words) * len(left)), len(left) - 1)) for _ in range(count)]
+
+
 def _weighted(family: Sequence[str], weights: Sequence[float], count: int, words: Iterator[int]) -> list[str]:
     """Groups one after the other, each with a chance in proportion to its weight among those left.
 
@@ -207,8 +223,7 @@ def _weighted(family: Sequence[str], weights: Sequence[float], count: int, words
     left = {group: weight / scale for group, weight in zip(family, weights, strict=True) if weight > 0}
     chosen: list[str] = []
     for _ in range(count):
-        fraction = (next(words) >> 75) / (1 << 53)  # in [0, 1), with all 53 bits of a float
-        mark, group = fraction * sum(left.values()), ""
+        mark, group = _fraction(words) * sum(left.values()), ""
         for group, weight in left.items():  # noqa: B007 - the last one also where rounding leaves a little over
             mark -= weight
             if mark < 0:

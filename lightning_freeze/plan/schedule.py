@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 from lightning_freeze.errors import ScheduleError, did_you_mean
@@ -84,6 +84,7 @@ class Layout:
         return frozenset().union(*map(self.holders, groups or {REST}))
 
 
+_fields: Callable[[type], tuple[Field[Any], ...]] = cache(fields)
 NO_END = 1 << 62  # a count that no run comes to
 
 _NOT_SAVED = {"window", "made", "why", "due"}
@@ -274,7 +275,7 @@ class Part:
     _always: ClassVar[tuple[str, ...]]  # the fields that are shown in any case
 
     def _given(self) -> dict[str, Any]:
-        values = [(each, getattr(self, each.name)) for each in fields(self)]
+        values = [(each, getattr(self, each.name)) for each in _fields(type(self))]
         return {each.name: value for each, value in values if each.name in self._always or value != each.default}
 
     def describe(self) -> dict[str, Any]:

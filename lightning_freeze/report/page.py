@@ -18,10 +18,12 @@ from typing import Any
 
 import yaml
 
+from lightning_freeze.report.repeats import Runs, bin_width
 from lightning_freeze.report.run_data import RunData
-from lightning_freeze.report.steps import StepKind, flat
+from lightning_freeze.report.steps import StepKind, unfolded
 
 Data = dict[str, Any]
+_MOST_RUNS = 200_000  # that the page's script draws one by one
 
 
 def html_page(report: RunData) -> str:
@@ -51,7 +53,7 @@ def page_data(report: RunData) -> Data:
         "resumes": [each["run"] for each in report.runs[:-1]],
         "first": report.runs[0].get("updates_before", 0),
         "sizes": [astuple(size) for size in report.sizes.values()],
-        "timeline": _timeline(run["groups"], report.steps),
+        "timeline": report.steps.length and _timeline(run["groups"], report.steps),
         "metrics": _metrics(report.path.with_name("metrics.csv")),
         "rates": [(counts["total"], counts["lr"]) for counts in report.counts if counts.get("lr")],
         "seconds": _seconds(report),
@@ -66,9 +68,15 @@ def _source(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def _timeline(groups: Iterable[str], steps: Sequence[tuple[StepKind, int]]) -> Data | None:
-    """What was planned and updated when: sets as bits, and runs of steps as pairs of a kind and a count."""
-    names = list(dict.fromkeys([*groups, *sorted(set().union(*(step.planned | step.updated for step, _ in steps)))]))
+def _timeline(groups: Iterable[str], steps: Runs[StepKind]) -> Data:
+    """What was planned and updated when: sets as bits, and runs of steps as pairs of a kind and a count.
+
+    Of too many runs those within a bin are sorted by kind; the page then shows no less than bins.
+    """
+    width = 1 if steps.number <= _MOST_RUNS else bin_width(steps.length)
+    made = steps if width == 1 else (part[1:] for part in steps.binned(width))
+    found = set().union(*(step.planned | step.updated for step in steps.counts))
+    names = list(dict.fromkeys([*groups, *sorted(found)]))
     bits = {name: 1 << index for index, name in enumerate(names)}
     sets: dict[frozenset[str], int] = {}
     places: dict[str, int] = {}
@@ -76,7 +84,7 @@ def _timeline(groups: Iterable[str], steps: Sequence[tuple[StepKind, int]]) -> D
     epochs: dict[int, int] = {}
     runs: list[int] = []
     total = 0
-    for step, count in steps:
+    for step, count in made:
         epochs.setdefault(step.epoch, total)
         updated, planned = (sets.setdefault(each, len(sets)) for each in (step.updated, step.planned))
         kind = (step.optimizer, updated, planned, places.setdefault(step.place, len(places)))
@@ -84,7 +92,7 @@ def _timeline(groups: Iterable[str], steps: Sequence[tuple[StepKind, int]]) -> D
         total += count
     timeline = {"groups": names, "total": total, "runs": runs, "kinds": [*kinds], "places": [*places]}
     timeline["sets"] = [f"{sum(bits[name] for name in each):x}" for each in sets]
-    return {**timeline, "epochs": [*epochs.items()]} if steps else None
+    return {**timeline, "epochs": [*epochs.items()], "bin": width}
 
 
 def _metrics(path: Path, most: int = 2000) -> dict[str, list[Sequence[str]]]:
@@ -105,12 +113,10 @@ def _seconds(report: RunData) -> list[tuple[list[str], int, float]]:
     before = {run["run"]: run["updates_before"] for run in report.runs}
     for phase in report.phases:
         sets = [*map(frozenset, phase["sets"])]
-        restored = max(
-            0, before.get(phase.get("run", ""), 0) - phase["first"]
-        )  # steps from a checkpoint, without a time
-        for _, number, count in flat(phase["steps"]):
-            steps[sets[number]] += max(0, count - restored)
-            restored = max(0, restored - count)
+        made = unfolded(phase["steps"], lambda optimizer, number: number)
+        restored = made.head(max(0, before.get(phase.get("run", ""), 0) - phase["first"]))  # without a time
+        for number, count in (made.counts - restored.counts).items():
+            steps[sets[number]] += count
         for names, spent in zip(sets, phase.get("seconds") or (), strict=False):
             seconds[names] = seconds.get(names, 0.0) + spent
     everything = report.run["groups"].keys()

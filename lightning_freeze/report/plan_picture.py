@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_freeze.plan.costs import ALL_KEPT, Held, Size, Timeline, over_time
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.picture import INK, NEVER, empty_figure, finish, short
+from lightning_freeze.report.repeats import bin_width
 from lightning_freeze.report.table import BYTES, COUNTS, human, human_bytes
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     Array = ndarray[Any, Any]
 
-_COLUMNS = 2000  # more than this many updates are drawn in bins
 _TRAINED, _FAINT, _QUIET = "#00566b", "#a9d3da", "#777777"
 _GRADIENT, _STATE = "#e69f00", "#9aa5b1"
 
@@ -36,7 +37,13 @@ _SHARE, _UPDATES = 43, 100  # points from the axes to where the two columns of n
 
 
 def draw_plan(
-    path: Path | None, steps: Sequence[Step], sizes: Mapping[str, Size], *, title: str = "", held: Held = ALL_KEPT
+    path: Path | None,
+    steps: Sequence[Step],
+    sizes: Mapping[str, Size],
+    *,
+    title: str = "",
+    held: Held = ALL_KEPT,
+    counts: Sequence[int] | None = None,
 ) -> Figure:
     """Draw what trains when, with the trainable part of the model and the memory over time below it.
 
@@ -50,6 +57,7 @@ def draw_plan(
         sizes: Every group's size, in the order of the rows.
         title: The title.
         held: Whose optimizer state takes up memory.
+        counts: How many updates each of the steps stands for, none across bins of `bin_width`; by default one.
 
     Returns:
         The picture; its axes are the rows of groups, the elements, the memory, and the elements' percentage.
@@ -61,35 +69,56 @@ def draw_plan(
     figure = empty_figure("plan")
     if not steps:
         raise ValueError("there is no update to draw: `steps` is empty. Preview at least one.")
-    trained = [step.trained for step in steps]
-    epochs = [number for number, (a, b) in enumerate(pairwise(steps), start=1) if a.epoch != b.epoch]
-    timeline = over_time(trained, sizes, held)
-    counts, shares, rates, edges = _bins(steps, sizes)
+    columns = _columns([1] * len(steps) if counts is None else counts)
+    total, edges = int(columns.edges[-1]), columns.edges
+    epochs = [int(at) for at, (a, b) in zip(columns.begins[1:], pairwise(steps), strict=True) if a.epoch != b.epoch]
+    timeline = over_time([step.trained for step in steps], sizes, held)
+    updates, shares, rates = _bins(steps, sizes, columns)
     row = min(max(0.26, min(0.38, 2.0 / len(sizes))), _HEAT / len(sizes))
-    phases = _phases([step.place for step in steps])
+    phases = _phases([step.place for step in steps], columns.begins, total)
     above = _RIBBON / row if phases else 0.0  # in rows
     heights = [row * (len(sizes) + above), _PANEL, _PANEL]
     figure.set_size_inches(_WIDTH, sum(heights) + 2 * _GAP)
     figure.subplots_adjust(0, 0, 1, 1, hspace=3 * _GAP / sum(heights))  # axes fill it; `finish` adds what lies around
     panels = figure.subplots(3, sharex=True, height_ratios=heights)
-    panels[0].set_xlim(0, len(trained))
+    panels[0].set_xlim(0, total)
     for panel in panels:
         _bare(panel)
-    _draw_groups(panels[0], list(sizes), counts, shares, edges, row)
+    _draw_groups(panels[0], list(sizes), updates, shares, edges, row)
     scale = _draw_factors(panels[0], rates, edges)
-    _draw_phases(panels[0], phases, above, len(steps))
+    _draw_phases(panels[0], phases, above, total)
     _draw_key(panels[0], bool(((shares > 0) & (shares < 1)).any()), scale)
-    _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), edges)
-    _draw_memory(panels[2], timeline, edges)
-    _draw_epochs(panels, epochs, len(trained))
+    _draw_elements(panels[1], timeline.elements, sum(size.elements for size in sizes.values()), columns)
+    _draw_memory(panels[2], timeline, columns)
+    _draw_epochs(panels, epochs, total)
     binned = f" (a column is a bin of {edges[1]:,})" if edges[1] > 1 else ""
     panels[2].set_xlabel(f"updates made{binned}", color=INK, fontsize=8.5)
     return finish(figure, path, title, above=19)
 
 
-def _bins(steps: Sequence[Step], groups: Iterable[str]) -> tuple[Array, Array, Array, Array]:
+@dataclass(frozen=True)
+class _Columns:
+    """How steps fall into bins of updates."""
+
+    counts: Array  # the updates of each step
+    begins: Array  # those before it
+    edges: Array  # of the bins, in updates
+    first: Array  # the first step of each bin
+
+
+def _columns(counts: Sequence[int]) -> _Columns:
+    import numpy as np
+
+    made = np.asarray(counts, dtype=np.int64)
+    ends = made.cumsum()
+    total = int(ends[-1])
+    edges = np.append(np.arange(0, total, bin_width(total)), total)
+    return _Columns(made, ends - made, edges, np.searchsorted(ends - made, edges[:-1]))
+
+
+def _bins(steps: Sequence[Step], groups: Iterable[str], columns: _Columns) -> tuple[Array, Array, Array]:
     """Each group's updates; a row a group, the share of each bin's updates that train it and its mean learning-rate factor
-    in these; where bins begin and end.
+    in these.
     """
     import numpy as np
 
@@ -102,10 +131,10 @@ def _bins(steps: Sequence[Step], groups: Iterable[str]) -> tuple[Array, Array, A
         factors[[rows[name] for name in names], code] = 1.0
         for name in names & dict(changed).keys():
             factors[rows[name], code] = dict(changed)[name]
-    edges = np.append(np.arange(0, len(steps), -(-len(steps) // _COLUMNS)), len(steps))
-    sums = np.stack([np.add.reduceat((line > 0)[coded], edges[:-1], dtype=np.int64) for line in factors])
-    rates = np.stack([np.add.reduceat(line[coded], edges[:-1]) for line in factors])
-    return sums.sum(axis=1), sums / np.diff(edges), rates / np.maximum(sums, 1), edges
+    counts, first = columns.counts, columns.first
+    sums = np.stack([np.add.reduceat((line > 0)[coded] * counts, first) for line in factors])
+    rates = np.stack([np.add.reduceat(line[coded] * counts, first) for line in factors])
+    return sums.sum(axis=1), sums / np.diff(columns.edges), rates / np.maximum(sums, 1)
 
 
 def _draw_groups(axes: Axes, groups: Sequence[str], counts: Array, shares: Array, edges: Array, row: float) -> None:
@@ -151,12 +180,13 @@ def _height(factor: Any) -> Any:
     return factor ** (1 / 3)
 
 
-def _phases(places: Sequence[str]) -> list[tuple[str, int, int]]:
+def _phases(places: Sequence[str], begins: Array, total: int) -> list[tuple[str, int, int]]:
     """Each phase that a run is in with its first update and its end; those above them where they are too many."""
     for level in (places, [place.partition(".")[0] for place in places]):
-        begins = [i for i, place in enumerate(level) if i == 0 or place != level[i - 1]]
-        if 1 < len(begins) <= _MOST_PHASES:
-            return [(level[a], a, b) for a, b in pairwise([*begins, len(level)])]
+        changes = [i for i, place in enumerate(level) if i == 0 or place != level[i - 1]]
+        if 1 < len(changes) <= _MOST_PHASES:
+            ends = [*(int(begins[i]) for i in changes), total]
+            return [(level[i], a, b) for i, (a, b) in zip(changes, pairwise(ends), strict=True)]
     return []
 
 
@@ -219,14 +249,15 @@ def _percent(part: float, total: int) -> str:
     return ">99 %" if 99.5 <= share < 100 else f"{share:.0f} %"
 
 
-def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: Array) -> None:
+def _draw_elements(axes: Axes, elements: Sequence[int], total: int, columns: _Columns) -> None:
     import numpy as np
 
+    edges, first = columns.edges, columns.first
     values = np.asarray(elements, dtype=np.float64)
-    low, high = (reduce.reduceat(values, edges[:-1]) for reduce in (np.minimum, np.maximum))
+    low, high = (reduce.reduceat(values, first) for reduce in (np.minimum, np.maximum))
     if (high > low).any():
         axes.stairs(high, edges, baseline=low, fill=True, color=_FAINT)
-    mean = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    mean = np.add.reduceat(values * columns.counts, first) / np.diff(edges)
     axes.stairs(mean, edges, baseline=None, color=_TRAINED, linewidth=1.4)
     most = float(high.max())
     _scale(axes, most or 1.0, 1000, COUNTS)
@@ -241,11 +272,12 @@ def _draw_elements(axes: Axes, elements: Sequence[int], total: int, edges: Array
     percent.spines[["left", "bottom"]].set_visible(False)
 
 
-def _draw_memory(axes: Axes, timeline: Timeline, edges: Array) -> None:
+def _draw_memory(axes: Axes, timeline: Timeline, columns: _Columns) -> None:
     import numpy as np
 
+    edges = columns.edges
     state, gradient = (np.asarray(values, dtype=np.float64) for values in (timeline.state, timeline.gradient))
-    lower, upper = (np.maximum.reduceat(values, edges[:-1]) for values in (state, state + gradient))
+    lower, upper = (np.maximum.reduceat(values, columns.first) for values in (state, state + gradient))
     axes.stairs(lower, edges, fill=True, color=_STATE, label="optimizer state")
     axes.stairs(upper, edges, baseline=lower, fill=True, color=_GRADIENT, label="gradients of what trains")
     _scale(axes, float(upper.max()) or 1.0, 1024, BYTES)

@@ -80,6 +80,7 @@ class PhaseRecord(TypedDict, total=False):
     run: str
     epoch: int
     first: int  # the updates before them
+    epoch_first: int  # those before their epoch, where records before this one have a part of it
     steps: list[Any]  # [optimizer, set, count], or {"times": n, "steps": [...]}
     sets: list[list[str]]  # the groups that were updated; each of the following has an entry for each set
     planned: list[list[str] | None]  # the groups that could have been, where others

@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_freeze.plan.costs import Size
 from lightning_freeze.report.findings import Finding
 from lightning_freeze.report.records import CountsRecord, PhaseRecord, Record, RunRecord
+from lightning_freeze.report.repeats import Runs
 from lightning_freeze.report.run_table import verdict
 from lightning_freeze.report.steps import StepKind, runs_of
 
@@ -31,7 +32,7 @@ class RunData:
         return self.runs[-1]
 
     @cached_property
-    def steps(self) -> list[tuple[StepKind, int]]:
+    def steps(self) -> Runs[StepKind]:
         """The optimizer steps in order, equal ones in a row as one with their number."""
         return runs_of(self._records)
 

@@ -1,13 +1,18 @@
-"""The optimizer steps of an epoch, run-length encoded while they happen, and decoded again."""
+"""The optimizer steps of an epoch, folded while they happen, and unfolded again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
+from lightning_freeze.report.repeats import Folding, Runs
+
+_T = TypeVar("_T", bound=Hashable)
+_MOST = 2048  # entries, and names that sets differ by, before they are recorded and forgotten
 _NOTHING: Mapping[str, float] = {}
 _COLUMNS: dict[str, Any] = {"planned": None, "places": "", "lr_factors": _NOTHING, "seconds": 0.0}
 """What a record says of each set, and what those of the first version mean."""
@@ -43,23 +48,47 @@ class _Row:
     place: str
     lr_factors: Mapping[str, float]
     seconds: float = 0.0
+    count: int = 0  # the steps of all runs but the last
+
+
+@dataclass
+class _Forgotten:
+    """What is kept of steps that are recorded already."""
+
+    updates: Counter[str] = field(default_factory=Counter)  # by group
+    steps: int = 0
+    seconds: float = 0.0
+    gradient_bytes: int = 0  # of the step with the most, known to what records them
 
 
 class Steps:
-    """The optimizer steps of an epoch, run-length encoded while they happen, and how long their batches took."""
+    """The optimizer steps of an epoch, folded while they happen, and how long their batches took.
 
-    def __init__(self, first: int = 0) -> None:
+    Args:
+        first: The updates before the epoch.
+        write: Called where what it holds has become large: it is recorded, and then forgotten.
+    """
+
+    def __init__(self, first: int = 0, write: Callable[[Steps], None] | None = None) -> None:
         self.first = first
-        self._rows: list[_Row] = []
-        self._numbers: dict[tuple[frozenset[str], frozenset[str] | None, str], int] = {}
-        self._runs: list[list[int]] = []
-        self._run = [-1, -1, 0]  # the last of them
+        self._write = write
         self._groups: frozenset[str] | None = None  # what its steps updated, while the plan stays
         self._planned: Sequence[frozenset[str]] = ()
         self._place, self._lr_factors = "", _NOTHING
         self._since: float | None = None
-        self.restored = 0  # the steps that a run made before it was interrupted, whose time is not known
         self._spent, self._stepped = 0.0, False  # the time of the batches that no step has ended yet
+        self.restored = 0  # the steps that a run made before it was interrupted, whose time is not known
+        self.forgotten = _Forgotten()
+        self._begin_part(first)
+
+    def _begin_part(self, first: int) -> None:
+        self._part = first  # the updates before what it holds
+        self._before: list[Any] = []  # the runs that a checkpoint had
+        self._rows: list[_Row] = []
+        self._numbers: dict[tuple[frozenset[str], frozenset[str] | None, str], int] = {}
+        self._folding = Folding()  # all runs but the last
+        self._run = [-1, -1, 0]
+        self._names = 0  # that the sets differ by, each from the one before
 
     def plan(self, planned: Sequence[frozenset[str]], place: str, lr_factors: Mapping[str, float] = _NOTHING) -> None:
         """From here on the plan lets these groups of each optimizer train, in this phase."""
@@ -76,13 +105,34 @@ class Steps:
     def _begin_run(self, optimizer: int, groups: frozenset[str]) -> None:
         planned = self._planned[optimizer] if self._planned else groups
         key = (groups, None if planned == groups else planned, self._place)
-        number = self._numbers.setdefault(key, len(self._rows))
-        if number == len(self._rows):
-            self._rows.append(_Row(*key, self._lr_factors))
-        if optimizer != self._run[0] or number != self._run[1]:
+        if optimizer != self._run[0] or self._numbers.get(key) != self._run[1]:
+            self._end_run()
+            number = self._numbers.setdefault(key, len(self._rows))
+            if number == len(self._rows):
+                differ = groups ^ self._rows[-1].groups if self._rows else groups
+                self._names += 1 + len(differ) + len(key[1] or ()) + len(self._lr_factors)
+                self._rows.append(_Row(*key, self._lr_factors))
             self._run = [optimizer, number, 0]
-            self._runs.append(self._run)
         self._groups = groups
+
+    def _end_run(self) -> None:
+        optimizer, number, count = self._run
+        if count:
+            self._rows[number].count += count
+            self._folding.add(((optimizer, number), count))
+            self._run = [-1, -1, 0]
+            if self._write is not None and len(self._before) + self._folding.size + self._names > _MOST:
+                self._write(self)
+                self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what is recorded."""
+        steps = sum(row.count for row in self._rows)
+        self.forgotten.steps += steps
+        self.forgotten.seconds = self.seconds
+        for row in self._rows:
+            self.forgotten.updates.update(dict.fromkeys(row.groups, row.count))
+        self._begin_part(self._part + steps)
 
     def begin_batch(self) -> None:
         """A batch begins; the time of those before it counts to the step that they ended in."""
@@ -103,25 +153,33 @@ class Steps:
         """Begin where another ends, in the same phase."""
         self.plan(other._planned, other._place, other._lr_factors)
 
-    def counted(self) -> Iterator[tuple[frozenset[str], int]]:
-        """Each set of groups that was updated, and in how many steps."""
-        for _, number, count in self._runs:
-            yield self._rows[number].groups, count
+    def counted(self) -> Iterator[tuple[Iterable[str], int]]:
+        """Each set of groups that was updated, and in how many steps; of what it has forgotten, each group."""
+        yield from (((group,), count) for group, count in self.forgotten.updates.items())
+        for number, row in enumerate(self._rows):
+            yield row.groups, row.count + (self._run[2] if number == self._run[1] else 0)
+
+    @property
+    def number(self) -> int:
+        """The steps so far."""
+        return self.forgotten.steps + sum(row.count for row in self._rows) + self._run[2]
 
     @property
     def seconds(self) -> float:
         """The time of the batches so far."""
-        return sum(row.seconds for row in self._rows)
+        return self.forgotten.seconds + sum(row.seconds for row in self._rows)
 
     def as_dict(self) -> dict[str, Any]:
         """As builtins, for a checkpoint."""
+        last = [[*self._run]] if self._run[2] else []
         return {
-            "first": self.first,
+            "first": self._part,
             "sets": [sorted(row.groups) for row in self._rows],
             "planned": [None if row.planned is None else sorted(row.planned) for row in self._rows],
             "places": [row.place for row in self._rows],
             "lr_factors": [dict(row.lr_factors) for row in self._rows],
-            "steps": [list(run) for run in self._runs],
+            "steps": [*self._before, *_plain(self._folding.entries), *last],
+            **({"epoch_first": self.first} if self.first != self._part else {}),
         }
 
     def record(self, epoch: int) -> dict[str, Any]:
@@ -130,17 +188,26 @@ class Steps:
         return {"type": "phase", "epoch": epoch, **self.as_dict(), "seconds": seconds}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Steps:
+    def from_dict(cls, plain: Mapping[str, Any], write: Callable[[Steps], None] | None = None) -> Steps:
         """The steps that `as_dict` wrote, of this version or one before."""
         steps = cls(plain["first"])
-        steps._rows = [
-            _Row(frozenset(row[0]), None if row[1] is None else frozenset(row[1]), *row[2:]) for row in _rows(plain)
-        ]
-        steps._numbers = {(row.groups, row.planned, row.place): number for number, row in enumerate(steps._rows)}
-        steps._runs = [list(run) for run in plain["steps"]]
-        steps._run = steps._runs[-1] if steps._runs else steps._run
-        steps.restored = sum(count for *_, count in steps._runs)
+        for sets, planned, *more in _rows(plain):
+            row = _Row(frozenset(sets), None if planned is None else frozenset(planned), *more)
+            steps._numbers[row.groups, row.planned, row.place] = len(steps._rows)
+            steps._rows.append(row)
+        for (_, number), count in unfolded(plain["steps"], lambda *kind: kind).counts.items():
+            steps._rows[number].count += count
+        steps._before = [*plain["steps"]]
+        steps.restored, steps.first, steps._write = steps.number, plain.get("epoch_first", steps.first), write
         return steps
+
+
+def _plain(entries: Iterable[Any]) -> list[Any]:
+    """Folded runs, as they are recorded."""
+    return [
+        [*what, count] if isinstance(what[0], int) else {"times": count, "steps": _plain(what)}
+        for what, count in entries
+    ]
 
 
 def _rows(plain: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -149,22 +216,27 @@ def _rows(plain: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     return zip(sets, *(plain.get(key) or [default] * len(sets) for key, default in _COLUMNS.items()), strict=True)
 
 
-def runs_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[StepKind, int]]:
+def runs_of(records: Iterable[Mapping[str, Any]]) -> Runs[StepKind]:
     """The steps of a run in order, equal ones in a row as one; those that a resumed run repeated, once, as last done."""
-    runs: list[tuple[StepKind, int, int]] = []  # each with the updates before it and after it
+    parts: list[tuple[Runs[StepKind], int]] = []  # each with the updates before it
     held: list[frozenset[str]] = []
     for record in records:
         if record["type"] == "run":
             held = [frozenset(each.get("groups") or record["groups"]) for each in record.get("optimizers", ())]
         if record["type"] in ("run", "phase"):
             done = record["updates_before" if record["type"] == "run" else "first"]
-            _cut(runs, done)
+            _cut(parts, done)
         if record["type"] == "phase":
             kind_of = cache(partial(_kind, [*_rows(record)], record.get("epoch", 0), held))
-            for optimizer, number, count in flat(record["steps"]):
-                runs.append((kind_of(optimizer, number), done, done + count))
-                done += count
-    return [(kind, end - begin) for kind, begin, end in runs]
+            parts.append((unfolded(record["steps"], kind_of), done))
+    return Runs((part, 1) for part, _ in parts)
+
+
+def _cut(parts: list[tuple[Runs[StepKind], int]], done: int) -> None:
+    """Take away the steps after so many updates."""
+    while parts and parts[-1][1] + parts[-1][0].length > done:
+        part, first = parts.pop()
+        parts += [(part.head(done - first), first)] if first < done else []
 
 
 def _kind(rows: Sequence[Any], epoch: int, held: Sequence[frozenset[str]], optimizer: int, number: int) -> StepKind:
@@ -176,22 +248,14 @@ def _kind(rows: Sequence[Any], epoch: int, held: Sequence[frozenset[str]], optim
     return StepKind(optimizer, updated, planned, row[2], row[3], epoch)
 
 
-def _cut(runs: list[tuple[StepKind, int, int]], done: int) -> None:
-    """Take away the steps after so many updates."""
-    while runs and runs[-1][2] > done:
-        kind, begin, _ = runs.pop()
-        runs += [(kind, begin, done)] if begin < done else []
-
-
-def flat(steps: Iterable[Any]) -> Iterator[Sequence[int]]:
-    """The entries ``[optimizer, set, count]`` of a record; ``{"times": n, "steps": […]}`` is those within, n times over."""
-    for entry in steps:
-        if isinstance(entry, Mapping):
-            within = [*flat(entry["steps"])]
-            for _ in range(entry["times"]):
-                yield from within
-        else:
-            yield entry
+def unfolded(steps: Iterable[Any], kind_of: Callable[[int, int], _T]) -> Runs[_T]:
+    """Recorded runs ``[optimizer, set, count]`` as a sequence; ``{"times": n, "steps": […]}`` is those within, n times."""
+    return Runs(
+        (unfolded(each["steps"], kind_of), each["times"])
+        if isinstance(each, Mapping)
+        else (kind_of(each[0], each[1]), each[2])
+        for each in steps
+    )
 
 
 def steps_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[int, frozenset[str]]]:

@@ -34,7 +34,7 @@ def new_table(title: str | None, names: Sequence[str], right: Sequence[str] = ()
 class Strip:
     """When something happens, as a strip of characters; a darker one has more of it."""
 
-    happens: Sequence[bool]
+    happens: Sequence[float]  # true and false, or shares
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(1, max(1, min(_STRIP, len(self.happens))))
@@ -43,7 +43,7 @@ class Strip:
         width = min(_STRIP, len(self.happens), options.max_width)
         edges = [cell * len(self.happens) // width for cell in range(width)] + [len(self.happens)] if width else []
         shares = [sum(self.happens[begin:end]) / (end - begin) for begin, end in pairwise(edges)]
-        yield "".join(_SHADES[math.ceil(each * (len(_SHADES) - 1))] for each in shares) or NONE
+        yield "".join(_SHADES[math.ceil(round(each * (len(_SHADES) - 1), 6))] for each in shares) or NONE
 
 
 def print_whole(console: Console, table: Table) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from lightning_freeze.plan.preview import Step
 from lightning_freeze.report.picture import finish
 from lightning_freeze.report.plan_picture import draw_plan
+from lightning_freeze.report.repeats import bin_width
 from lightning_freeze.report.run_data import RunData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PLANNED, _VIOLATION, _COLUMNS = "#00566b", "#d55e00", 1000
+_PLANNED, _VIOLATION = "#00566b", "#d55e00"
 
 
 def draw_run(path: Path | None, report: RunData) -> Figure:
@@ -26,14 +27,20 @@ def draw_run(path: Path | None, report: RunData) -> Figure:
         ImportError: matplotlib, the extra ``plot``, is not installed.
         ValueError: The run has no update.
     """
-    steps = [step for step, count in report.steps for _ in range(count)]
-    if not steps:
+    total = report.steps.length
+    if not total:
         raise ValueError(f"{report.path} has no update to draw: the run stopped before its first epoch ended.")
-    sizes = report.sizes
-    each = (Step(s.epoch, 0, s.optimizer, s.updated & frozenset(sizes), place=s.place) for s in steps)
-    figure = draw_plan(None, list(each), sizes)
-    for row, name in enumerate(sizes):
-        _outline(figure.axes[0], row, _spans([name in step.planned for step in steps]), _PLANNED)
+    sizes, width = report.sizes, bin_width(total)
+    known = frozenset(sizes)
+    steps, counts, planned = list[Step](), list[int](), {name: [False] * -(-total // width) for name in sizes}
+    for begin, kind, count in report.steps.binned(width):
+        steps.append(Step(kind.epoch, 0, kind.optimizer, kind.updated & known, place=kind.place))
+        counts.append(count)
+        for name in kind.planned & known:
+            planned[name][begin // width] = True
+    figure = draw_plan(None, steps, sizes, counts=counts)
+    for row, (name, bins) in enumerate(planned.items()):
+        _outline(figure.axes[0], row, _spans(bins, width, total), _PLANNED)
         _mark(figure.axes[0], row, name, report)
     return finish(figure, path, report.verdict.capitalize(), above=19)
 
@@ -48,11 +55,9 @@ def _mark(axes: Axes, row: int, name: str, report: RunData) -> None:
     _outline(axes, row, spans, _VIOLATION)
 
 
-def _spans(values: Sequence[bool]) -> list[tuple[int, int]]:
-    """Where values are true: where that begins, and for how long; of many, in bins, where any is."""
-    length = -(-len(values) // _COLUMNS)
-    bins = [any(values[begin : begin + length]) for begin in range(0, len(values), length)]
-    edges = [min(index * length, len(values)) for index, (a, b) in enumerate(pairwise([False, *bins, False])) if a != b]
+def _spans(bins: Sequence[bool], width: int, total: int) -> list[tuple[int, int]]:
+    """Where bins are true: the update at which that begins, and for how many."""
+    edges = [min(index * width, total) for index, (a, b) in enumerate(pairwise([False, *bins, False])) if a != b]
     return [(begin, end - begin) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 

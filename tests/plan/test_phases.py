@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -422,3 +423,71 @@ def test_the_stage_of_a_step_is_for_people(schedule: Phases, layout: Layout, sta
 )
 def test_when_a_group_trains_in_few_words(schedule: Schedule, layout: Layout, group: str, when: str) -> None:
     assert schedule.bind(layout).when(group) == when
+
+
+# --- many phases -----------------------------------------------------------------------------------------------------
+
+
+def calls(what: Callable[[], object]) -> int:
+    """The calls of functions that something makes."""
+    made = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal made
+        made += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        what()
+    finally:
+        sys.setprofile(before)
+    return made
+
+
+def written(number: int) -> Phases:
+    """So many phases, some of them in sequences of their own."""
+    inner = [Phases([up("b", 2), up("c", 1)], 3) if n % 10 == 9 else up("abc"[n % 3], 1 + n % 4) for n in range(number)]
+    return Phases(inner, repeat=True)
+
+
+def test_what_a_switch_does_is_the_same_for_ten_phases_and_ten_thousand() -> None:
+    made = []
+    for number in (10, 10_000):
+        plan: Any = written(number).bind(ONE)
+        at = plan.start()
+        at.phase = plan._sequence.enters - 1  # the last, within a sequence of its own
+
+        def switch(plan: Plan = plan, at: Position = at) -> None:
+            plan.trains(at, 0)
+            plan.stable_updates(at)
+            plan.pending(at)
+            plan.stage(at)
+            plan.place(at)
+
+        made.append(calls(switch))
+        assert plan.place(at) == f"phases[{number - 1}].phases[1]"
+    assert made[0] == made[1]
+
+
+def test_a_steady_step_reads_no_phase() -> None:
+    plan = written(100).bind(ONE)
+    at = plan.start()
+    plan.trains(at, 0)
+    assert calls(lambda: plan.trains(at, 0)) <= 6
+
+
+def test_binding_is_linear_and_reads_the_groups_once_for_phases_alike() -> None:
+    layout = Layout(tuple(f"f/{n}" for n in range(200)), {"f": tuple(f"f/{n}" for n in range(200))})
+    drawn = [Phase([], pick=Pick("f", 3), updates=2), Phase(["f/7"], updates=1), Phase(["f"], epochs=1)]
+    few, many = (calls(lambda n=n: Phases(drawn * n, True).bind(layout)) for n in (50, 100))  # type: ignore[misc]
+    assert many < 2.05 * few
+    plan = Phases(drawn * 50, True).bind(layout)
+    kinds = {id(each.always) for each in plan._sequence._elements}  # type: ignore[attr-defined]
+    assert len(kinds) == 3
+
+
+def test_the_phases_of_a_group_are_the_first_of_many() -> None:
+    plan = Phases([up("a", 1), up("b", 1)] * 50).bind(ONE)
+    assert plan.when("a") == "phase 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23 and 38 more"
+    assert plan.when("c") == "never"

@@ -200,6 +200,18 @@ def _large(groups: int = 200, updates: int = 10_000, epochs: int = 5) -> Iterato
         yield from records
 
 
+def folded(times: int = 5_000_000) -> Iterator[Record]:
+    """Two hundred updates so many times, then an epoch in which nothing repeats."""
+    yield run(GROUPS)
+    body = [{"times": 3, "steps": [[0, 0, 4], [0, 1, 1]]}, [0, 2, 5], {"times": 9, "steps": [[0, 1, 1], [0, 0, 19]]}]
+    sets: Record = {
+        "sets": [sorted(HEAD), sorted(BODY), sorted(ALL)], "planned": [None, sorted(ALL), None], "seconds": [1.0, 2.0, 3.0],
+        "places": ["phases[0]", "phases[1]", "phases[2]"], "lr_factors": [{}, {}, {}],
+    }  # fmt: skip
+    yield {"type": "phase", "epoch": 0, "first": 0, "steps": [{"times": times, "steps": body}], **sets}
+    yield {"type": "phase", "epoch": 1, "first": 200 * times, "steps": [[0, 2, 7], [0, 0, 1], [0, 1, 2]], **sets}
+
+
 def _not_yet() -> Iterator[Record]:
     """Stopped before the first epoch's end."""
     yield run(GROUPS)
@@ -214,7 +226,7 @@ def _untrusted() -> Iterator[Record]:
 
 
 RUNS: dict[str, Callable[[], Iterator[Record]]] = {
-    "small": _small, "violations": _violations, "resumed": _resumed, "audit_alone": _audit_alone, "large": _large,
+    "small": _small, "violations": _violations, "resumed": _resumed, "audit_alone": _audit_alone, "large": _large, "folded": folded,
     "not_yet": _not_yet, "untrusted": _untrusted,
 }  # fmt: skip
 

@@ -168,3 +168,17 @@ def test_a_notebook_shows_the_page_in_a_frame(tmp_path: Path) -> None:
     assert (tag, others) == ("iframe", [("/iframe", {}, "")])
     assert attributes["srcdoc"] == html_page(report)
     assert attributes["sandbox"] == "allow-scripts"
+
+
+def test_too_many_runs_to_draw_are_in_bins_with_every_update_counted(tmp_path: Path) -> None:
+    data = page_data(read_report(write("folded", tmp_path)))
+    timeline, total = data["timeline"], 1_000_000_010
+    kinds, counts = timeline["runs"][::2], timeline["runs"][1::2]
+    assert (timeline["total"], sum(counts), timeline["bin"]) == (total, total, 500_001)
+    assert len(counts) <= 2000 * 3 + 6
+    assert timeline["epochs"] == [(0, 0), (1, 10**9)]
+    bit = 1 << timeline["groups"].index("body")
+    sets = [int(each, 16) for each in timeline["sets"]]
+    updated = [sets[timeline["kinds"][kind][1]] for kind in kinds]
+    assert sum(count for each, count in zip(updated, counts, strict=True) if each & bit) == 85_000_009
+    assert [steps for _, steps, _ in data["seconds"]] == [25_000_007, 915_000_001, 60_000_002]

@@ -251,10 +251,11 @@ def test_a_long_run_is_drawn_in_bins() -> None:
 
 @pytest.mark.parametrize(("updates", "columns"), [(1, 1), (2000, 2000), (2001, 1001), (100_000, 2000)])
 def test_never_more_than_two_thousand_columns(updates: int, columns: int) -> None:
-    _, shares, _, edges = pictures._bins([Step(0, u, 0, ALL) for u in range(updates)], SIZES)
+    made = pictures._columns([1] * updates)
+    _, shares, _ = pictures._bins([Step(0, u, 0, ALL) for u in range(updates)], SIZES, made)
     assert shares.shape == (3, columns)
     assert (shares == 1).all()
-    assert (edges[0], edges[-1]) == (0, updates)
+    assert (made.edges[0], made.edges[-1]) == (0, updates)
 
 
 def test_what_trains_seldom_is_told_from_what_never_trains() -> None:
@@ -314,7 +315,8 @@ def test_a_hundred_thousand_updates_of_34_groups_take_little(tmp_path: Path) -> 
     began = time.process_time()
     draw_plan(tmp_path / "long.png", trained, {name: Size(100, 400, 800) for name in groups})
     assert time.process_time() - began < 10  # about 1.5 s on a quiet core
-    counts, *_ = pictures._bins([Step(0, u, 0, each) for u, each in enumerate(trained)], groups)
+    made = pictures._columns([1] * len(trained))
+    counts, *_ = pictures._bins([Step(0, u, 0, each) for u, each in enumerate(trained)], groups, made)
     assert dict(zip(groups, counts, strict=True)) == Counter(name for each in trained for name in each)
 
 

@@ -57,3 +57,11 @@ def test_it_ends_with_the_verdict(name: str, verdict: str, tmp_path: Path) -> No
 def test_its_repr_is_a_line(tmp_path: Path) -> None:
     report = read_report(write("small", tmp_path))
     assert repr(report) == f"<RunReport of {report.path}: 18 of 18 frozen intervals held, bit for bit>"
+
+
+def test_a_thousand_million_updates_are_counted_by_their_runs(tmp_path: Path) -> None:
+    shown = printed("folded", tmp_path)
+    assert "1,000,000,010 updates in 2 epochs" in shown
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.startswith("  ") and "," in line}
+    assert rows["body"][:4] == ["3,000", "85,000,009", "85,000,009", "9%"]
+    assert rows["head"] == ["200", "1,000,000,010", "940,000,008", "94%", "0", "0", "█" * 40]

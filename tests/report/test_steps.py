@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ A, B, BOTH = frozenset({"a"}), frozenset({"b"}), frozenset({"a", "b"})
 
 
 def decoded(made: Steps, epoch: int = 0) -> list[tuple[StepKind, int]]:
-    return runs_of([json.loads(json.dumps(made.record(epoch)))])
+    return [*runs_of([json.loads(json.dumps(made.record(epoch)))])]
 
 
 def test_what_was_planned_and_where_comes_back() -> None:
@@ -118,3 +121,117 @@ def test_what_was_planned_of_a_step_is_of_its_optimizer() -> None:
         {"g", "d"},
         {"g", "d", "e"},
     ]  # by whom it is held is not known
+
+
+# --- many steps ------------------------------------------------------------------------------------------------------
+
+
+class Made:
+    """The steps and the records of a run, without the run."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = [{"type": "run", "updates_before": 0}]
+        self.steps, self.epoch = Steps(0, self.write), 0
+
+    def write(self, made: Steps) -> None:
+        self.records.append(json.loads(json.dumps(made.record(self.epoch))))
+
+    def train(self, sequence: Sequence[tuple[int, frozenset[str]]], first: int, per_epoch: int = 25) -> None:
+        for update, (optimizer, groups) in enumerate(sequence, start=first + 1):
+            self.steps.plan([groups, groups], "")
+            self.steps.add(optimizer, groups)
+            if update % per_epoch == 0:
+                self.write(self.steps)
+                self.steps, self.epoch = Steps(update, self.write), self.epoch + 1
+
+    def resume(self, state: Any, total: int) -> None:
+        self.records.append({"type": "run", "updates_before": total})
+        self.steps = Steps.from_dict(state, self.write)
+
+
+def drawn(kind: str, seed: int, length: int = 60) -> list[tuple[int, frozenset[str]]]:
+    chosen = random.Random(seed)
+    sets = [frozenset(chosen.sample("abcdef", 3)) for _ in range(6)]
+    period = [(chosen.randrange(2), chosen.choice(sets)) for _ in range(chosen.randrange(2, 8))]
+    if kind == "random":
+        return [(chosen.randrange(2), chosen.choice(sets)) for _ in range(length)]
+    if kind == "nested":
+        period = period[:3] * 3 + period[3:] * 2
+    return (period * length)[:length]
+
+
+@pytest.mark.parametrize("most", [6, 25, 10**6], ids=["tiny parts", "parts", "whole"])
+@pytest.mark.parametrize("kind", ["random", "periodic", "nested"])
+def test_a_run_that_is_interrupted_anywhere_and_resumed_has_the_very_steps(
+    kind: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_MOST", most)
+    for seed in range(3):
+        sequence = drawn(kind, seed, 40)
+        for stop in range(len(sequence)):
+            run = Made()
+            run.train(sequence[:stop], 0)
+            state, epoch = json.loads(json.dumps(run.steps.as_dict())), run.epoch
+            run.train(sequence[stop : stop + 2 * seed], stop)  # after the checkpoint, and lost
+            run.resume(state, stop)
+            run.epoch = epoch
+            again = len(run.records)
+            assert run.steps.number == run.steps.restored == stop - state["first"]
+            run.train(sequence[stop:], stop)
+            run.write(run.steps)
+            assert steps_of(run.records) == sequence
+            elsewhere = [run.records[0] | {"updates_before": stop}, *run.records[again:]]
+            assert steps_of(elsewhere) == sequence[state["first"] :]
+
+
+def test_an_epoch_of_any_length_takes_little_memory_and_no_step_is_lost() -> None:
+    run, chosen = Made(), random.Random(0)
+    sets = [frozenset(chosen.sample("abcdefgh", 3)) for _ in range(40)]
+    sequence = [(0, chosen.choice(sets)) for _ in range(20_000)]
+    sizes = []
+    for number in range(0, len(sequence), 500):
+        run.train(sequence[number : number + 500], number, per_epoch=10**9)
+        sizes.append(len(json.dumps(run.steps.as_dict())))
+    assert max(sizes) < 40_000  # nothing repeats; whole it would be 300,000
+    assert run.steps.number == run.steps.first + len(sequence)
+    counts = Counter(group for groups, count in run.steps.counted() for group in groups for _ in range(count))
+    assert counts == Counter(group for _, groups in sequence for group in groups)
+    parts = len(run.records)
+    run.write(run.steps)
+    assert parts > 5
+    assert {record.get("epoch_first", 0) for record in run.records[2:]} == {0}
+    assert steps_of(run.records) == sequence
+
+
+def test_many_steps_of_a_period_are_a_few_entries() -> None:
+    made = Steps()
+    for _ in range(20_000):
+        made.add(0, BOTH)
+        for _ in range(4):
+            made.add(0, B)
+    assert made.as_dict()["steps"] == [{"times": 19_999, "steps": [[0, 0, 1], [0, 1, 4]]}, [0, 0, 1], [0, 1, 4]]
+    assert dict(made.counted()) == {BOTH: 20_000, B: 80_000}
+    assert runs_of([made.record(0)]).length == 10**5
+
+
+def test_the_time_and_the_largest_step_of_what_is_forgotten_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fit whose epoch is recorded in parts, and in one whose is not."""
+    found = []
+    for most in (1, 10**6):
+        monkeypatch.setattr(steps, "_MOST", most)
+        model, records = model_of("alternating"), list[Any]()
+        optimizer = model.configure_optimizers()
+        one, two = (name for name, _ in model.named_children())
+        schedule = Phases([Phase([one, two], updates=1), Phase([one], updates=2), Phase([two], updates=1)], repeat=True)
+        with FreezeController(model, schedule, record=records.append) as controller:
+            controller.attach(optimizer, closures=True)
+            controller.begin()
+            fit(model, optimizer, controller, [None] * 11)
+            controller.finish()
+        counts = [record for record in records if record["type"] == "counts"][-1]
+        phases = [record for record in records if record["type"] == "phase"]
+        assert (len(phases) > 3) == (most == 1)
+        assert sum(sum(record["seconds"]) for record in phases) == pytest.approx(counts["seconds"], abs=1e-4)
+        assert counts["step_seconds"] == pytest.approx(counts["seconds"] / 11, rel=1e-3)
+        found.append((steps_of(records), counts["trainable_elements"], counts["gradient_bytes"]))
+    assert found[0] == found[1]

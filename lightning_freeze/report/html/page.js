@@ -318,7 +318,7 @@
   const plot = () => size.width - size.left - 1;
   const toX = (update) => size.left + ((update - window_.from) / (window_.to - window_.from)) * plot();
   const toUpdate = (x) => window_.from + ((x - size.left) / plot()) * (window_.to - window_.from);
-  const columnCount = () => Math.max(1, Math.min(Math.floor(plot()), window_.to - window_.from));
+  const columnCount = () => Math.max(1, Math.min(Math.floor(plot()), Math.ceil((window_.to - window_.from) / line.bin)));
 
   function fitted(context, text, width) {
     if (context.measureText(text).width <= width) return text;
@@ -592,9 +592,9 @@
   // --- zoom, pointer, keyboard --------------------------------------------------------------------------------------
 
   function look(from, to) {
-    const least = Math.min(line.total, 8);
-    const length = clamp(Math.round(to - from), least, line.total);
-    window_.from = clamp(Math.round(from), 0, line.total - length);
+    const whole = (updates) => Math.round(updates / line.bin) * line.bin; // within a bin the order of updates is not known
+    const length = clamp(whole(to - from), Math.min(line.total, 8 * line.bin), line.total);
+    window_.from = clamp(whole(from), 0, line.total - length);
     window_.to = window_.from + length;
     $("tip").hidden = true;
     draw();
