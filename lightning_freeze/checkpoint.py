@@ -26,6 +26,7 @@ _PACKED = {
     "progress": ("position", "steps", "epoch_updates"),
 }
 """Texts of large parts, and which parts may be in them; those of the first are the same in every checkpoint of a run."""
+_LONGEST = 1 << 26  # bytes of a part, so that an altered one is refused before it fills the memory
 _DEEPEST = 100  # sequences of steps within each other
 OnScheduleChange = Literal["raise", "continue"]
 
@@ -106,7 +107,7 @@ def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
     whole = {key: value for key, value in state.items() if key not in _PACKED}
     for key in _PACKED.keys() & state.keys():
         try:
-            whole |= json.loads(lzma.decompress(b85decode(state[key])))
+            whole |= json.loads(lzma.LZMADecompressor().decompress(b85decode(state[key]), _LONGEST))
         except (ValueError, TypeError, lzma.LZMAError) as error:
             raise _altered(key, state[key], "compressed text, as it was saved") from error
     return whole

@@ -299,6 +299,15 @@ def test_compressed_text_that_is_damaged_is_named(key: str, value: Any) -> None:
     run.controller.detach()
 
 
+def test_compressed_text_is_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An altered one of a few bytes could fill the memory."""
+    state = packed({**saved("every"), "schedule": {"long": "x" * 10_000}})
+    assert "schedule" in unpacked(state)
+    monkeypatch.setattr("lightning_freeze.checkpoint._LONGEST", 1000)
+    with pytest.raises(ScheduleError, match="`identity`: .*compressed text, as it was"):
+        unpacked(state)
+
+
 def test_a_short_state_can_be_read_by_people_and_the_first_versions_is_read() -> None:
     state = saved("phases")
     assert state["version"] == 2
