@@ -179,12 +179,10 @@ class Reader:
         if self._addresses != before or 0 in before:
             return
         self._shapes, self._dtypes = list(map(_SHAPE, leaves)), list(map(_DTYPE, leaves))
-        salts = [_salt(leaf.dtype, leaf.shape) for leaf in leaves]
-        small = [number for number, leaf in enumerate(leaves) if leaf.nbytes < _SHARED]
-        self._memory = [_array(leaves[number].nbytes).from_address(before[number]) for number in small]
-        self._salts = [salts[number] for number in small]
-        large = [number for number, leaf in enumerate(leaves) if leaf.nbytes >= _SHARED]
-        self._large = [(number, _pieces(leaves[number], salts[number])) for number in large]
+        pieces = [(number, _pieces(leaf, _salt(leaf.dtype, leaf.shape))) for number, leaf in enumerate(leaves)]
+        small = [only for number, (only, *_) in pieces if leaves[number].nbytes < _SHARED]
+        self._memory, self._salts = [memory for memory, _ in small], [salt for _, salt in small]
+        self._large = [(number, of_one) for number, of_one in pieces if leaves[number].nbytes >= _SHARED]
 
     def _each(self, leaves: Sequence[Any], large: Large) -> list[Digest | None]:
         found: list[Digest | None] = []

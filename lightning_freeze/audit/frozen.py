@@ -72,18 +72,15 @@ class WatchedSet:
 
     Args:
         watched: By a key for each.
-        values: Gives the tensors as they are now; by default each is read by itself.
         states: Gives the optimizer state for each; nothing, where no optimizer has any.
     """
 
     def __init__(
         self,
         watched: Mapping[Any, Watched],
-        values: Callable[[], Sequence[Tensor | None]] | None = None,
         states: Callable[[], Sequence[object]] | None = None,
     ) -> None:
         self.keys, self.watched = tuple(watched), tuple(watched.values())
-        self._values = values or (lambda: [each.read() for each in self.watched])
         self._states = states or (lambda: [each.state() if each.state is not None else {} for each in self.watched])
         self._digest_values, self._digest_leaves = Reader(gone).read, Reader(described).read
 
@@ -94,7 +91,7 @@ class WatchedSet:
 
     def read(self, values: Large, states: Large, on_copy_stream: AbstractContextManager[object] = HERE) -> _Bits:
         """The digests of all now; those of large tensors come when ``values`` and ``states`` are finished."""
-        found = self._digest_values(self._values(), values)
+        found = self._digest_values([each.read() for each in self.watched], values)
         names, leaves = entries(self._states())
         if not leaves:  # as under SGD without momentum
             return _Bits(found, names if None in names else [], [])

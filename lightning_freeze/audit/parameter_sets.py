@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import LBFGS
 
 from lightning_freeze.audit.frozen import Watched, WatchedSet
@@ -39,40 +39,35 @@ class ParameterSets:
 
     def new(self, members: Sequence[Member]) -> WatchedSet:
         """A set of these, which is not remembered."""
-        modules, module = self._names.names.modules, self._names.module
-        parts = [(member, *member.name.rpartition(".")) for member in members]
-        places = [(modules.get(path, module), key, member.parameter) for member, path, _, key in parts]
-        holders = [self._state_holders(member.parameter) for member in members]
-        watched = {
-            id(p): Watched(member.name, member.group, _reads(*place), self._state(p, holds), p)
-            for (member, *_), place, holds in zip(parts, places, holders, strict=True)
-            for p in [member.parameter]
-        }
-
-        def values() -> list[Tensor]:
-            return [p if (now := module._parameters.get(key)) is None else now for module, key, p in places]
-
-        if (
-            self._offload is not None
-            or {len(holds) for holds in holders} != {1}
-            or len({id(h) for (h,) in holders}) != 1
-        ):
-            return WatchedSet(watched, values)
-        ((holder,), *_) = holders
+        watched = {id(member.parameter): self._watched(member) for member in members}
+        holders = {id(holder): holder for member in members for holder in self._state_holders(member.parameter)}
+        if len(holders) != 1 or self._offload is not None:
+            return WatchedSet(watched)
+        (holder,) = holders.values()
 
         def states() -> list[object]:
             held = holder.state
             return [held.get(member.parameter, _NO_STATE) for member in members] if held else []
 
-        return WatchedSet(watched, values, states)
+        return WatchedSet(watched, states)
+
+    def _watched(self, member: Member) -> Watched:
+        path, _, key = member.name.rpartition(".")
+        module, first = self._names.names.modules.get(path, self._names.module), member.parameter
+
+        def read() -> Tensor:
+            return first if (now := module._parameters.get(key)) is None else now
+
+        return Watched(member.name, member.group, read, self._state(first), first)
 
     def _state_holders(self, parameter: Tensor) -> list[Any]:
         nested = (each for holder in self._holders.of(parameter) for each in self._nested[id(holder)])
         # LBFGS keeps the history of all its parameters under the first.
         return [each for each in nested if not isinstance(each, LBFGS)]
 
-    def _state(self, parameter: Tensor, holders: Sequence[Any]) -> Callable[[], object]:
+    def _state(self, parameter: Tensor) -> Callable[[], object]:
         """Gives the state that optimizers hold for a parameter, read each time: `load_state_dict` makes another dict."""
+        holders = self._state_holders(parameter)
 
         def state() -> object:
             if self._offload is not None and self._offload.offloaded(parameter):
@@ -88,7 +83,3 @@ def _alike(some: Sequence[Member], others: Sequence[Member]) -> bool:
     return len(some) == len(others) and all(
         a.parameter is b.parameter and a.group == b.group for a, b in zip(some, others, strict=True)
     )
-
-
-def _reads(module: nn.Module, key: str, first: Tensor) -> Callable[[], Tensor]:
-    return lambda: first if (now := module._parameters.get(key)) is None else now

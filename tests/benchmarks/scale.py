@@ -288,7 +288,7 @@ def readings(cost: Cost) -> Iterator[None]:
         return digests(tensors)
 
     def of_set(watched: WatchedSet, *arguments: Any) -> Any:
-        count(READ[1], watched._values())
+        count(READ[1], [each.read() for each in watched.watched])
         count(READ[2], watched._states())
         return read(watched, *arguments)
 
