@@ -12,11 +12,12 @@ import functools
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
-from typing import Any, TypeGuard
+from itertools import islice
+from operator import attrgetter
+from typing import Any
 
 import torch
 import xxhash
@@ -25,15 +26,20 @@ from torch.nn.parameter import is_lazy
 
 Digest = int | Tensor
 """On the CPU an int; elsewhere two int64 on the tensor's own device, so that nothing waits for the host."""
-_Piece = tuple[memoryview, int]  # bytes and their salt
+WRITTEN = "written"
+"""In place of a digest: the tensor was written to while it was read beside the step."""
+_Piece = tuple[Any, int]  # an array of bytes, where they are, and its salt
 
 _LOG = logging.getLogger("lightning_freeze")
 
 PLAIN = (Tensor, torch.nn.Parameter)  # the types whose memory is all there is to them
 _FLAT = {*PLAIN, int, float, bool, str, type(None)}  # the types of leaves, mostly
 _NAMES = {str}
+_PLAIN = frozenset(PLAIN)
+_DTYPE, _SHAPE = attrgetter("dtype"), attrgetter("shape")
 _PIECE = 1 << 21  # bytes that one thread reads at a time: some 200 µs, several times what waking a thread costs
 _SHARED = 1 << 18  # bytes from which it pays to share many tensors among threads
+_SAMPLE = 1 << 8  # bytes in which a write to a whole tensor shows
 _64_BITS = (1 << 64) - 1
 _COLUMNS = 1024
 _ROWS = 1 << 12  # at once, in torch: 32 MiB as int64
@@ -87,7 +93,10 @@ def digest(tensor: Tensor) -> Digest:
         return multilinear(raw.reshape(-1), salt)
     if raw.numel() <= _PIECE:
         return xxhash.xxh3_128_intdigest(raw.numpy(), seed=salt)  # type: ignore[arg-type]
-    return _of_pieces(_on_threads(_pieces(raw, salt)), salt)
+    large, whole = Large(), list[Any]([None])
+    large.add(whole, 0, raw, _pieces(raw, salt))
+    large.finish()
+    return whole[0]  # type: ignore[no-any-return]
 
 
 def _by_address(tensor: Tensor) -> int | None:
@@ -99,35 +108,93 @@ def _by_address(tensor: Tensor) -> int | None:
 
 def digests(tensors: Iterable[Tensor | None]) -> list[Digest | None]:
     """The digest of each; None for a lazy parameter, and a buffer that is gone. Large ones on the CPU share threads."""
-    found: list[Digest | None] = []
-    shared: list[tuple[int, list[_Piece]]] = []
-    threads = torch.get_num_threads() > 1
-    for tensor in tensors:
-        if threads and _is_shared(tensor):
-            shared.append((len(found), _pieces(_bytes(tensor.detach()), _salt(tensor.dtype, tensor.shape))))
-            found.append(None)
-        else:
-            found.append(digest(tensor) if _has_bits(tensor) else None)
-    parts = iter(_on_threads(list(chain.from_iterable(pieces for _, pieces in shared))) if shared else ())
-    for number, pieces in shared:
-        found[number] = _of_pieces([next(parts) for _ in pieces], pieces[0][1])
+    large = Large()
+    found = Reader(gone).read([*tensors], large)
+    large.finish()
     return found
 
 
-def digests_of(values: Sequence[object]) -> list[dict[str, Digest | None]]:
-    """For each of these nested builtins, such as optimizer state, every key in it with its digest.
+def entries(values: Iterable[object]) -> tuple[list[tuple[str, ...] | None], list[object]]:
+    """The names in each of these nested builtins, such as optimizer state, and all that they name in turn; None for None."""
+    names: list[tuple[str, ...] | None] = []
+    leaves: list[object] = []
+    for value in values:
+        if type(value) is dict and _FLAT.issuperset(map(type, value.values())) and _NAMES.issuperset(map(type, value)):
+            names.append(tuple(value))  # most optimizer state
+            leaves += value.values()
+        elif value is None:
+            names.append(None)
+        else:
+            pairs = [*_leaves("", value)]
+            names.append(tuple(name for name, _ in pairs))
+            leaves += [leaf for _, leaf in pairs]
+    return names, leaves
 
-    A tensor is digested by its bits, an array by its bytes, everything else by its ``repr``.
+
+class Reader:
+    """Digests the same tensors again and again: what follows from shape, dtype and address is worked out once.
+
+    Args:
+        other: Gives the digest of what is no tensor: `gone` or `described`.
     """
-    leaves = [_entries(value) for value in values]
-    found = iter(digests(leaf for pairs in leaves for _, leaf in pairs if isinstance(leaf, Tensor)))
-    return [
-        {
-            key: next(found) if isinstance(leaf, Tensor) else xxhash.xxh3_128_intdigest(_described(leaf).encode())
-            for key, leaf in pairs
-        }
-        for pairs in leaves
-    ]
+
+    def __init__(self, other: Callable[[object], Digest | None]) -> None:
+        self._other = other
+        self._addresses: list[int] | None = None  # not the tensors, which this must not keep alive
+        self._memory: list[Any] | None = None  # of the small ones, once they were read twice at the same addresses
+        self._salts: list[int] = []
+        self._large: list[tuple[int, list[_Piece]]] = []  # the number of each, and its pieces
+
+    def read(self, leaves: Sequence[Any], large: Large) -> list[Digest | None]:
+        """The digest of each; those of large tensors come when ``large`` is finished."""
+        if self._memory is None or not self._fits(leaves):
+            self._memory = None
+            self._learn(leaves)
+            return self._each(leaves, large)
+        found: list[Digest | None] = list(map(xxhash.xxh3_128_intdigest, self._memory, self._salts))
+        for number, pieces in self._large:  # in rising order
+            found.insert(number, None)
+            large.add(found, number, leaves[number], pieces)
+        return found
+
+    def _fits(self, leaves: Sequence[Any]) -> bool:
+        """Whether all but the bits is as it was learnt."""
+        try:
+            return (
+                _PLAIN.issuperset(map(type, leaves))
+                and self._addresses == list(map(Tensor.data_ptr, leaves))
+                and self._shapes == list(map(_SHAPE, leaves))
+                and self._dtypes == list(map(_DTYPE, leaves))
+                and all(map(Tensor.is_contiguous, leaves))
+            )
+        except RuntimeError:  # sparse or nested
+            return False
+
+    def _learn(self, leaves: Sequence[Any]) -> None:
+        """Keep what the digests of the next time follow from, if addresses say all and are those of the last time."""
+        before, self._addresses = self._addresses, None
+        if not all(map(_is_its_memory, leaves)):
+            return
+        self._addresses = [leaf.data_ptr() for leaf in leaves]
+        if self._addresses != before or 0 in before:
+            return
+        self._shapes, self._dtypes = list(map(_SHAPE, leaves)), list(map(_DTYPE, leaves))
+        pieces = [(number, _pieces(leaf, _salt(leaf.dtype, leaf.shape))) for number, leaf in enumerate(leaves)]
+        small = [only for number, (only, *_) in pieces if leaves[number].nbytes < _SHARED]
+        self._memory, self._salts = [memory for memory, _ in small], [salt for _, salt in small]
+        self._large = [(number, of_one) for number, of_one in pieces if leaves[number].nbytes >= _SHARED]
+
+    def _each(self, leaves: Sequence[Any], large: Large) -> list[Digest | None]:
+        found: list[Digest | None] = []
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                found.append(self._other(leaf))
+            elif _is_shared(leaf):
+                large.add(found, len(found), leaf, _pieces(leaf, _salt(leaf.dtype, leaf.shape)))
+                found.append(None)
+            else:
+                found.append(digest(leaf) if _has_bits(leaf) else None)
+        return found
 
 
 def differ(before: Digest | None, after: Digest | None) -> bool | Tensor:
@@ -234,8 +301,8 @@ def _salt(dtype: torch.dtype, shape: torch.Size) -> int:
     return xxhash.xxh3_64_intdigest(f"{dtype}{tuple(shape)}".encode())
 
 
-def _has_bits(tensor: Tensor | None) -> TypeGuard[Tensor]:
-    return type(tensor) in PLAIN or (tensor is not None and not is_lazy(tensor))
+def _has_bits(tensor: Tensor) -> bool:
+    return type(tensor) in PLAIN or not is_lazy(tensor)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -253,14 +320,88 @@ def _in_one_piece(tensor: Tensor) -> bool:
     )
 
 
-def _is_shared(tensor: Tensor | None) -> TypeGuard[Tensor]:
+def _is_its_memory(leaf: Any) -> bool:
+    """Whether a digest follows from address, shape and dtype; a complex tensor's may be of its conjugate."""
+    return type(leaf) in PLAIN and _in_one_piece(leaf) and not leaf.is_complex()
+
+
+def _is_shared(tensor: Tensor) -> bool:
     """Whether a tensor is worth a turn on a thread: in one piece, so that no copy is kept, and of some size."""
-    return tensor is not None and type(tensor) in PLAIN and _in_one_piece(tensor) and tensor.nbytes >= _SHARED
+    return type(tensor) in PLAIN and _in_one_piece(tensor) and tensor.nbytes >= _SHARED and tensor.data_ptr() != 0
 
 
 def _pieces(raw: Tensor, salt: int) -> list[_Piece]:
-    memory = memoryview(raw.reshape(-1).numpy())  # type: ignore[arg-type]
-    return [(memory[start : start + _PIECE], salt) for start in range(0, len(memory), _PIECE)]
+    address, size = raw.data_ptr(), raw.nbytes
+    starts = range(0, size, _PIECE)
+    return [(_array(min(_PIECE, size - start)).from_address(address + start), salt) for start in starts]
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
+    """What shows that a large tensor was written to: torch's own count, which ``.data`` does not move, and a sample."""
+    sample = _array(min(_SAMPLE, tensor.nbytes)).from_address(tensor.data_ptr())
+    return 0 if tensor.is_inference() else tensor._version, xxhash.xxh3_64_intdigest(sample)
+
+
+class Large:
+    """Large tensors in one piece, whose digests are made on threads."""
+
+    def __init__(self) -> None:
+        self._pieces: list[_Piece] = []
+        # Where each digest belongs, its pieces, and the tensor, which keeps the memory that is read.
+        self._tensors: list[tuple[list[Any], int, list[_Piece], Tensor]] = []
+        self._marks: list[tuple[int, int]] = []
+        self._helpers: list[Future[None]] = []
+        self._begun = False
+
+    def add(self, found: list[Any], number: int, tensor: Tensor, pieces: list[_Piece]) -> None:
+        """Put the digest of a tensor there when this is finished."""
+        self._tensors.append((found, number, pieces, tensor))
+        self._pieces += pieces
+
+    def begin(self, helpers: int) -> None:
+        """Begin on so many threads beside this one."""
+        self._begun = True
+        self._found = [b""] * len(self._pieces)
+        self._left = deque(range(len(self._pieces)))
+        with suppress(RuntimeError):  # the interpreter is ending, or there may be no more threads: this one does it all
+            for _ in range(helpers):
+                self._helpers.append(_pool(os.getpid()).submit(self._work))
+
+    def begin_beside(self) -> bool:
+        """Begin on one thread beside the step, where that is worth it. What is written to meanwhile is marked as `WRITTEN`."""
+        if self._bytes() < _PIECE:
+            return False
+        # With their memory of now, where another takes its place.
+        self._tensors = [(*where, tensor.detach()) for *where, tensor in self._tensors]  # type: ignore[misc]
+        self._marks = [_mark(tensor) for *_, tensor in self._tensors]
+        self.begin(1)
+        return True
+
+    def finish(self) -> None:
+        """Read what is left, on as many threads as torch computes with, and put every digest where it belongs."""
+        if not self._begun:
+            self.begin(min(torch.get_num_threads(), len(self._pieces), self._bytes() // _PIECE) - 1)
+        try:
+            self._work()
+        finally:
+            self._left.clear()
+            for helper in self._helpers:
+                if not helper.cancel():
+                    helper.result()
+        digests, marks = iter(self._found), iter(self._marks)
+        for found, number, pieces, tensor in self._tensors:
+            made = _of_pieces([*islice(digests, len(pieces))], pieces[0][1])
+            found[number] = WRITTEN if self._marks and _mark(tensor) != next(marks) else made
+        self._tensors.clear()
+
+    def _bytes(self) -> int:
+        return sum(tensor.nbytes for *_, tensor in self._tensors)
+
+    def _work(self) -> None:
+        with suppress(IndexError):  # until none is left
+            while True:
+                number = self._left.popleft()
+                self._found[number] = xxhash.xxh3_128_digest(*self._pieces[number])
 
 
 def _of_pieces(parts: Sequence[bytes], salt: int) -> int:
@@ -268,33 +409,6 @@ def _of_pieces(parts: Sequence[bytes], salt: int) -> int:
     if len(parts) == 1:
         return int.from_bytes(parts[0], "big")
     return xxhash.xxh3_128_intdigest(b"".join(parts), seed=salt)
-
-
-def _on_threads(pieces: Sequence[_Piece]) -> list[bytes]:
-    """The xxh3-128 of each piece under its salt, on as many threads as torch computes with, this one among them."""
-    found = [b""] * len(pieces)
-    left = deque(range(len(pieces)))
-
-    def work() -> None:
-        with suppress(IndexError):  # until none is left
-            while True:
-                number = left.popleft()
-                piece, salt = pieces[number]
-                found[number] = xxhash.xxh3_128_digest(piece, seed=salt)
-
-    helpers: list[Future[None]] = []
-    worth = sum(len(piece) for piece, _ in pieces) // _PIECE
-    with suppress(RuntimeError):  # the interpreter is ending, or there may be no more threads: this one does it all
-        for _ in range(min(torch.get_num_threads(), len(pieces), worth) - 1):
-            helpers.append(_pool(os.getpid()).submit(work))
-    try:
-        work()
-    finally:
-        left.clear()
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
-    return found
 
 
 @functools.lru_cache(maxsize=1)
@@ -418,13 +532,6 @@ def _joined(parts: Sequence[Digest], kind: str) -> Digest:
     return multilinear(_bytes(stacked), salt)
 
 
-def _entries(value: object) -> list[tuple[str, object]]:
-    """The leaves of a value; most optimizer state is flat."""
-    if type(value) is dict and _FLAT.issuperset(map(type, value.values())) and _NAMES.issuperset(map(type, value)):
-        return [*value.items()]
-    return [*_leaves("", value)]
-
-
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         for name, part in value.items():
@@ -434,6 +541,15 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
             yield from _leaves(f"{key}[{number}]", part)
     else:
         yield key, value
+
+
+def gone(value: object) -> None:
+    """The digest of what is no tensor any more."""
+
+
+def described(value: object) -> int:
+    """The digest of what is no tensor, by its bytes or its ``repr``."""
+    return xxhash.xxh3_128_intdigest(_described(value).encode())
 
 
 def _described(value: object) -> str:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import wraps
+from dataclasses import dataclass, field, replace
+from functools import cached_property, wraps
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_freeze.audit.fingerprint import PLAIN, Digest, differ, digests, digests_of, to_builtins
+from lightning_freeze.audit.fingerprint import (
+    PLAIN,
+    WRITTEN,
+    Digest,
+    Large,
+    Reader,
+    described,
+    differ,
+    digests,
+    entries,
+    gone,
+    to_builtins,
+)
 from lightning_freeze.report.findings import OfFrozen
 
 _State = dict[str, Digest | None]  # the digest of each entry of an optimizer's state
-_Bits = tuple[Digest | None, _State | None]  # of a value and of its state, None while that is offloaded
 _T = TypeVar("_T")
 HERE = nullcontext()  # the stream of the step itself
 
@@ -25,12 +37,12 @@ def collector_paused(function: Callable[..., _T]) -> Callable[..., _T]:
     """Python's garbage collector rests in it: it would walk the thousands of small objects that a boundary makes."""
 
     @wraps(function)
-    def paused(*args: Any) -> _T:
+    def paused(*args: Any, **kwargs: Any) -> _T:
         if not gc.isenabled():
-            return function(*args)
+            return function(*args, **kwargs)
         gc.disable()
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         finally:
             gc.enable()
 
@@ -60,125 +72,260 @@ class Change:
     gradient_at: int | None  # the first update of the interval at which it had a gradient
 
 
+class WatchedSet:
+    """What is watched together, and the ways to read it, which may be read again and again.
+
+    Args:
+        watched: By a key for each.
+        states: Gives the optimizer state for each; nothing, where no optimizer has any.
+    """
+
+    def __init__(
+        self,
+        watched: Mapping[Any, Watched],
+        states: Callable[[], Sequence[object]] | None = None,
+    ) -> None:
+        self.keys, self.watched = tuple(watched), tuple(watched.values())
+        self._states = states or (lambda: [each.state() if each.state is not None else {} for each in self.watched])
+        self._digest_values, self._digest_leaves = Reader(gone).read, Reader(described).read
+
+    @cached_property
+    def numbers(self) -> Mapping[object, int]:
+        """The place of each key."""
+        return {key: number for number, key in enumerate(self.keys)}
+
+    def read(self, values: Large, states: Large, on_copy_stream: AbstractContextManager[object] = HERE) -> _Bits:
+        """The digests of all now; those of large tensors come when ``values`` and ``states`` are finished."""
+        found = self._digest_values([each.read() for each in self.watched], values)
+        names, leaves = entries(self._states())
+        if not leaves:  # as under SGD without momentum
+            return _Bits(found, names if None in names else [], [])
+        with on_copy_stream:
+            return _Bits(found, names, self._digest_leaves(leaves, states))
+
+
 @dataclass(slots=True)
+class _Bits:
+    """The digests of a set: of each value, and of the entries of each one's state, by name."""
+
+    values: list[Digest | None]
+    names: list[tuple[str, ...] | None]  # None while it is offloaded; nothing, where there is no state
+    leaves: list[Digest | None]
+
+    def same(self, now: _Bits) -> bool:
+        """Whether all are the same, made on the CPU: the usual case."""
+        return (
+            _INT.issuperset(map(type, self.values))
+            and _INT.issuperset(map(type, self.leaves))
+            and _INT.issuperset(map(type, now.values))
+            and self.values == now.values
+            and self.names == now.names
+            and self.leaves == now.leaves
+        )
+
+    def each(self) -> Iterator[tuple[Digest | None, _State | None]]:
+        """Each value's digest, with those of its state by name."""
+        leaves = iter(self.leaves)
+        for value, names in zip(self.values, self.names or [()] * len(self.values), strict=True):
+            yield value, None if names is None else dict(zip(names, islice(leaves, len(names)), strict=True))
+
+    def singles(self) -> list[_Bits]:
+        """Each by itself."""
+        return [
+            _Bits([value], [None] if state is None else [tuple(state)] if state else [], [*(state or {}).values()])
+            for value, state in self.each()
+        ]
+
+
+_INT = {int}
+
+
+@dataclass(slots=True, eq=False)
 class _Interval:
-    watched: Watched
+    set: WatchedSet
     since: int
-    value: Digest | None
-    state: _State | None
+    bits: _Bits
     state_since: int
-    gradient_at: int | None = None
+    gradients: dict[object, int] = field(default_factory=dict)  # key to the first update at which it had one
+
+    def singles(self) -> list[_Interval]:
+        """The same as an interval for each."""
+        each = zip(self.set.keys, self.set.watched, self.bits.singles(), strict=True)
+        return [replace(self, set=WatchedSet({key: watched}), bits=bits) for key, watched, bits in each]
 
 
 class FrozenAudit:
     """Opens an interval when something freezes, closes it when it thaws, and compares the digests of both ends.
 
-    On an accelerator the digests and their comparison stay there until `collect` reads all at once.
+    On an accelerator the digests and their comparison stay there until `collect` reads all at once. Large optimizer state
+    on the CPU may be read on a thread beside the step, until `join`: nothing but an optimizer's step writes to it.
     """
 
     def __init__(self) -> None:
         self.checked = 0  # intervals compared so far, those of buffers included
         self._open: dict[object, _Interval] = {}
-        # Each with the updates at its end, and whether its value and the entries of its state moved.
-        self._compared: list[tuple[_Interval, int, bool | Tensor, dict[str, bool | Tensor]]] = []
+        # What is read beside the step, and with it the intervals to compare then, with the updates at their end.
+        self._beside: list[tuple[Large, list[tuple[_Interval, int, _Bits]]]] = []
+        # What may have moved: its value, whether it did, its state, and whether the entries of that did.
+        self._compared: list[tuple[Change, bool | Tensor, Change, dict[str, bool | Tensor]]] = []
 
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
-    @collector_paused
-    def open(self, watched: Mapping[Any, Watched], update: int) -> None:
-        """These froze after so many updates: remember their bits."""
-        for (key, each), (value, state) in zip(watched.items(), _read(watched.values()), strict=True):
-            self._open[key] = _Interval(each, update, value, state, update)
+    def isdisjoint(self, keys: Iterable[object]) -> bool:
+        """Whether none of these is watched."""
+        return self._open.keys().isdisjoint(keys)
 
     @collector_paused
-    def close(self, keys: Iterable[object], update: int, on_copy_stream: AbstractContextManager[object] = HERE) -> None:
-        """These thaw after so many updates: compare the bits of those that were frozen.
+    def open(self, sets: Iterable[WatchedSet], update: int, beside: bool = False) -> None:
+        """These froze after so many updates: remember their bits."""
+        values, states = Large(), Large()
+        for each in sets:
+            interval = _Interval(each, update, each.read(values, states), update)
+            self._open.update(dict.fromkeys(each.keys, interval))
+        values.finish()
+        self._finish(states, [], beside)
+
+    @collector_paused
+    def close(
+        self,
+        sets: Iterable[Sequence[object]],
+        update: int,
+        on_copy_stream: AbstractContextManager[object] = HERE,
+        beside: bool = False,
+    ) -> None:
+        """These keys thaw after so many updates: compare the bits of those that were frozen.
 
         Optimizer state is read on the stream on which it comes back; values are not, since they may be written to as soon
         as this returns.
         """
-        closed = [self._open.pop(key) for key in keys if key in self._open]
-        now = _read([interval.watched for interval in closed], on_copy_stream)
-        for interval, bits in zip(closed, now, strict=True):
-            self._compare(interval, update, bits, on_copy_stream)
+        values, states = Large(), Large()
+        closed = [
+            (interval, update, interval.set.read(values, states, on_copy_stream))
+            for keys in sets
+            for interval in self._taken(keys)
+        ]
+        values.finish()
+        self._finish(states, closed, beside, on_copy_stream)
+
+    def join(self) -> None:
+        """Finish what is read beside the step: right before something may write to optimizer state."""
+        while self._beside:
+            large, compared = self._beside.pop(0)
+            large.finish()
+            for each in compared:
+                self._compare(*each)
 
     @collector_paused
     def check(self, update: int) -> None:
         """Compare everything that is frozen now, and watch it on from here."""
-        now = _read([interval.watched for interval in self._open.values()])
-        for (key, old), bits in zip(list(self._open.items()), now, strict=True):
+        self.join()
+        large = Large()
+        read = [(interval, interval.set.read(large, large)) for interval in dict.fromkeys(self._open.values())]
+        large.finish()
+        for old, bits in read:
             self._compare(old, update, bits)
-            new = self._open[key] = _Interval(old.watched, update, bits[0], bits[1], update)
-            if new.state is None:  # offloaded: compared with what it was when it comes back
-                new.state, new.state_since = old.state, old.state_since
+            parts = zip(old.singles(), bits.singles(), strict=True) if None in bits.names else [(old, bits)]
+            for part, now in parts:
+                new = _Interval(part.set, update, now, update)
+                if None in now.names:  # offloaded: compared with what it was when it comes back
+                    now.names, now.leaves, new.state_since = part.bits.names, part.bits.leaves, part.state_since
+                self._open.update(dict.fromkeys(part.set.keys, new))
 
     def replaced(self, key: object, name: str, new: Tensor, update: int) -> None:
         """Something else has a name of what froze: compare the two, without their state."""
-        if (interval := self._open.get(key)) is None:
-            return
-        first = interval.watched
-        watched = Watched(name, first.group, lambda: new, first=first.first)
-        self._compare(replace(interval, watched=watched, state=None), update, (digests([new])[0], None))
-        if first.read() is not first.first:  # else it is there under another name
-            del self._open[key]
+        for interval in self._taken([key]):
+            (first,) = interval.set.watched
+            if first.read() is first.first:  # it is there under another name
+                self._open[key] = interval
+            other = WatchedSet({key: Watched(name, first.group, lambda: new, first=first.first)})
+            before = _Bits(interval.bits.values, [], [])
+            self._compare(replace(interval, set=other, bits=before), update, _Bits(digests([new]), [], []))
 
     def saw_gradient(self, keys: Iterable[object], update: int) -> None:
         """These had a gradient when their optimizer stepped, though frozen."""
         for key in keys:
-            interval = self._open.get(key)
-            if interval is not None and interval.gradient_at is None:
-                interval.gradient_at = update
+            if key in self._open:
+                self._open[key].gradients.setdefault(key, update)
 
     def last_digest(self, key: object) -> Digest | None:
         """The digest with which an open interval began."""
-        return self._open[key].value if key in self._open else None
+        interval = self._open.get(key)
+        return interval.bits.values[interval.set.numbers[key]] if interval is not None else None
 
     def collect(self) -> list[Change]:
         """What moved in the intervals compared since the last call. The one place that waits for a device."""
+        self.join()
         compared, self._compared = self._compared, []
-        flags = iter(to_builtins([flag for _, _, moved, entries in compared for flag in (moved, *entries.values())]))
+        flags = iter(to_builtins([flag for _, moved, _, entries in compared for flag in (moved, *entries.values())]))
         changes = []
-        for interval, until, _, entries in compared:
-            watched, gradient_at = interval.watched, interval.gradient_at
+        for value, _, state, named in compared:
             if next(flags):
-                kind: OfFrozen = "buffer" if watched.group is None else "value"
-                changes.append(Change(watched, kind, (), interval.since, until, gradient_at))
-            if moved := tuple(entry for entry in entries if next(flags)):
-                changes.append(Change(watched, "optimizer_state", moved, interval.state_since, until, gradient_at))
+                changes.append(value)
+            if moved := tuple(entry for entry in named if next(flags)):
+                changes.append(replace(state, entries=moved))
         return changes
 
-    def _compare(
-        self, interval: _Interval, update: int, bits: _Bits, on_copy_stream: AbstractContextManager[object] = HERE
+    def _taken(self, keys: Sequence[object]) -> list[_Interval]:
+        """The intervals of these keys, which end; of a set that does not end as a whole, one for each."""
+        found = [self._open.pop(key, None) for key in keys]
+        if found and found[0] is not None and found.count(found[0]) == len(found) == len(found[0].set.keys):
+            return [found[0]]
+        parts: dict[object, _Interval] = {}
+        for whole in dict.fromkeys(interval for interval in found if interval is not None):
+            parts |= zip(whole.set.keys, whole.singles(), strict=True)
+        self._open.update({key: part for key, part in parts.items() if key in self._open})
+        return [parts[key] for key in keys if key in parts]
+
+    def _finish(
+        self,
+        states: Large,
+        closed: list[tuple[_Interval, int, _Bits]],
+        beside: bool,
+        on_copy_stream: AbstractContextManager[object] = HERE,
     ) -> None:
-        self.checked += 1
-        (value, state), before = bits, interval.state
-        if isinstance(interval.value, Tensor) and isinstance(value, int):
-            value = _digest_on(interval.value.device, interval.watched.read())
-        if type(value) is int and value == interval.value and _equal(before, state):
+        begun = beside and states.begin_beside()
+        if not begun:
+            states.finish()
+        if begun or (closed and self._beside):  # what closes may have been opened beside this step
+            self._beside.append((states, closed))
+        else:
+            for each in closed:
+                self._compare(*each, on_copy_stream)
+
+    def _compare(
+        self, interval: _Interval, update: int, now: _Bits, on_copy_stream: AbstractContextManager[object] = HERE
+    ) -> None:
+        self.checked += len(interval.set.keys)
+        if interval.bits.same(now):
             return
-        moved = differ(interval.value, value)
-        entries: dict[str, bool | Tensor] = {}
-        if before is not None and state is not None:
-            with on_copy_stream:
-                entries = _moved_entries(before, state)
-        if any(flag is not False for flag in (moved, *entries.values())):
-            self._compared.append((interval, update, moved, entries))
+        ends = zip(interval.bits.each(), now.each(), strict=True)
+        for key, watched, ((before, was), (value, state)) in zip(
+            interval.set.keys, interval.set.watched, ends, strict=True
+        ):
+            if isinstance(before, Tensor) and isinstance(value, int):
+                value = _digest_on(before.device, watched.read())
+            moved, named = differ(before, value), dict[str, bool | Tensor]()
+            if was is not None and state is not None:
+                with on_copy_stream:
+                    named = _moved_entries(was, state)
+            if any(flag is not False for flag in (moved, *named.values())):
+                kind: OfFrozen = "buffer" if watched.group is None else "value"
+                change = Change(watched, kind, (), interval.since, update, interval.gradients.get(key))
+                of_state = replace(change, kind="optimizer_state", since=interval.state_since)
+                self._compared.append((change, moved, of_state, named))
 
 
 def _moved_entries(before: _State, now: _State) -> dict[str, bool | Tensor]:
-    """Each entry of optimizer state, and whether it moved."""
+    """Each entry of optimizer state, and whether it moved; what was written to as it thawed may have been by its owner."""
     both = before.keys() & now.keys()
-    return {entry: differ(before[entry], now[entry]) if entry in both else True for entry in before | now}
+    return {entry: _moved(before[entry], now[entry]) if entry in both else True for entry in before | now}
 
 
-def _equal(before: _State | None, state: _State | None) -> bool:
-    """Whether digests of state, made on the CPU, are the same: the usual case. One that is offloaded says nothing."""
-    if before is None or state is None:
-        return True
-    return len(before) == len(state) and all(
-        type(digest) is int and digest == state.get(entry) for entry, digest in before.items()
-    )
+def _moved(before: Digest | str | None, now: Digest | str | None) -> bool | Tensor:
+    if isinstance(before, str) or isinstance(now, str):
+        return before == WRITTEN
+    return differ(before, now)
 
 
 def _digest_on(device: torch.device, tensor: Tensor | None) -> Digest | None:
@@ -187,12 +334,3 @@ def _digest_on(device: torch.device, tensor: Tensor | None) -> Digest | None:
     When a fit ends, weights are moved to the CPU; their digests were made on the accelerator.
     """
     return digests([tensor.detach().to(device)])[0] if tensor is not None and type(tensor) in PLAIN else 0
-
-
-def _read(watched: Collection[Watched], on_copy_stream: AbstractContextManager[object] = HERE) -> list[_Bits]:
-    """The digests of each value and state now; they are taken together, so that large tensors share threads."""
-    values = digests([each.read() for each in watched])
-    states = [each.state() if each.state is not None else {} for each in watched]
-    with on_copy_stream:
-        found = iter(digests_of([state for state in states if state is not None]))
-    return [(value, None if state is None else next(found)) for value, state in zip(values, states, strict=True)]

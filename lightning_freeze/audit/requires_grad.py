@@ -172,7 +172,7 @@ class RequiresGradWatch:
             return
         self._flags = flags
         self._weights.close(p for _, p in self._parameters if p.requires_grad)
-        self._weights.open(Member(name, p, _FROZEN) for name, p in self._parameters if not p.requires_grad)
+        self._weights.open([Member(name, p, _FROZEN)] for name, p in self._parameters if not p.requires_grad)
         frozen = {id(p) for _, p in self._parameters if not p.requires_grad}
         self._weights.hold_buffers(frozen_modules(self._module, lambda p: id(p) in frozen))
 

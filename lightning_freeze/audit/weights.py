@@ -7,19 +7,18 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from torch import Tensor, nn
-from torch.optim import LBFGS
 
 from lightning_freeze.audit.causes import AuditContext, explain, outermost
 from lightning_freeze.audit.fingerprint import Digest
-from lightning_freeze.audit.frozen import HERE, Change, FrozenAudit, Watched
+from lightning_freeze.audit.frozen import HERE, Change, FrozenAudit, Watched, WatchedSet
 from lightning_freeze.audit.moved import MovedAudit
+from lightning_freeze.audit.parameter_sets import ParameterSets
 from lightning_freeze.holds.hold import Hold
 from lightning_freeze.holds.optimizer_state import OffloadState
 from lightning_freeze.plan.groups import Member
 from lightning_freeze.plan.membership import Membership, OptimizerIndex, ParamSet, Split, Step
 from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
-from lightning_freeze.probe.proxies import nested_optimizers
 from lightning_freeze.report.findings import Finding
 
 
@@ -54,7 +53,7 @@ class WeightAudit(Hold):
         self.frozen = FrozenAudit()
         self.moved = MovedAudit({}, lambda p: self._holders.rate(p), need_not_move, self.frozen.last_digest, split)
         self.use(holders, trained)
-        self._early: list[Tensor] = []  # whose intervals began before the batch that freezes them
+        self._early: list[Sequence[Member]] = []  # whose intervals began before the batch that freezes them
         self._reported: set[tuple[str, str | None]] = set()
         self._last_step: tuple[int, frozenset[str], frozenset[str]] | None = None
         self._buffers: Mapping[tuple[int, str], Watched] = {}  # of frozen modules, by module and name
@@ -76,13 +75,24 @@ class WeightAudit(Hold):
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         early, self._early = self._early, []  # they begin again, once holds have dropped state
+        sets = [self._sets.of(members).keys for members in (*(held.members for held in params.groups), *early)]
+        context = HERE if self._offload is None else self._offload.copy_stream()
         with self._training_weights():
-            self.close([*params, *early], HERE if self._offload is None else self._offload.copy_stream())
+            self.frozen.close(sets, self._updates(), context, beside=self._offload is None)
 
     def freeze(self, params: ParamSet, split: Split) -> None:
         self._split = split
-        self.open(params.members)
+        self.open([held.members for held in params.groups], beside=self._offload is None)
         self.watch_buffers(split)
+
+    def pause(self) -> None:
+        self.frozen.join()
+
+    def step_begins(self, step: Step) -> None:
+        self.frozen.join()
+
+    def before_step(self, step: Step) -> None:
+        self.frozen.join()
 
     def after_step(self, step: Step) -> None:
         made = (step.index, step.trainable, step.updated)
@@ -92,31 +102,32 @@ class WeightAudit(Hold):
 
     def detach(self, bring_back: bool = True) -> None:
         self._split = None
+        self.frozen.join()
 
     # --- intervals
 
     def open_early(self, split: Split) -> None:
         """These freeze with the next batch: from here on nothing may move them."""
-        members = [member for member in split.frozen.members if id(member.parameter) not in self.frozen]
-        self._early += [member.parameter for member in members]
-        self.open(members)
+        groups = (held.members for held in split.frozen.groups)
+        early = [members for members in groups if self.frozen.isdisjoint(self._sets.of(members).keys)]
+        self._early += early
+        self.open(early)
 
-    def open(self, members: Iterable[Member]) -> None:
-        """These are frozen from here on."""
-        found, frozen, known = {}, self.frozen, self._known
-        for member in members:
-            key = id(member.parameter)
-            if key not in frozen:
-                watched = known.get(key)
-                if watched is None or watched.group != member.group:
-                    watched = known[key] = self._watched(member)
-                found[key] = watched
+    def open(self, groups: Iterable[Sequence[Member]], beside: bool = False) -> None:
+        """These are frozen from here on, each group as a whole; large state may be read beside the step."""
+        sets = []
+        for members in groups:
+            found = self._sets.of(members)
+            if not self.frozen.isdisjoint(found.keys):
+                found = self._sets.new([m for m in members if id(m.parameter) not in self.frozen])
+            if found.keys:
+                sets.append(found)
         with self._training_weights():
-            frozen.open(found, self._updates())
+            self.frozen.open(sets, self._updates(), beside)
 
-    def close(self, parameters: Iterable[Tensor], on_copy_stream: AbstractContextManager[object] = HERE) -> None:
-        """These train from here on: compare what they were, their optimizer state in a context of its own."""
-        self.frozen.close(map(id, parameters), self._updates(), on_copy_stream)
+    def close(self, parameters: Iterable[Tensor]) -> None:
+        """These train from here on: compare what they were."""
+        self.frozen.close(([id(parameter)] for parameter in parameters), self._updates())
 
     def watch_buffers(self, split: Split) -> None:
         """From here on exactly the buffers of the frozen modules are to stay as they are."""
@@ -126,8 +137,9 @@ class WeightAudit(Hold):
     def hold_buffers(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
         """From here on exactly the buffers of these modules are to stay as they are."""
         before, now = self._buffers, _buffers_of(modules)
-        self.frozen.close([key for key in before if key not in now], self._updates())
-        self.frozen.open({key: buffer for key, buffer in now.items() if key not in before}, self._updates())
+        self.frozen.close([[key for key in before if key not in now]], self._updates())
+        if new := {key: buffer for key, buffer in now.items() if key not in before}:
+            self.frozen.open([WatchedSet(new)], self._updates())
         self._buffers = now
 
     def stepped(
@@ -172,7 +184,7 @@ class WeightAudit(Hold):
             if any(map(self._offload.offloaded, part)):
                 self._offload.bring(part)
                 self.close(part)
-                self.open(part.members)
+                self.open([held.members])
                 self._offload.send(part)
 
     def _collect(self, epoch: int) -> list[Finding]:
@@ -202,32 +214,8 @@ class WeightAudit(Hold):
 
     def _read(self, holders: OptimizerIndex) -> None:
         self._holders = holders
-        self._known: dict[int, Watched] = {}  # by the identity of a parameter, which it keeps alive
+        self._sets = ParameterSets(self._names, holders, self._offload)
         self._traits: dict[int, OptimizerTraits] = {}
-        self._nested = {id(optimizer): nested_optimizers(optimizer) for optimizer in holders.optimizers}
-
-    def _watched(self, member: Member) -> Watched:
-        """A parameter and the state that optimizers hold for it, as the frozen audit watches them."""
-        parameter, now = member.parameter, self._names.owner(member.name)
-        state = self._state(parameter)
-        return Watched(member.name, member.group, lambda: parameter if (p := now()) is None else p, state, parameter)
-
-    def _state(self, parameter: Tensor) -> Callable[[], object]:
-        """Gives the state that optimizers hold for a parameter, read each time: `load_state_dict` makes another dict."""
-        nested = (each for holder in self._holders.of(parameter) for each in self._nested[id(holder)])
-        # LBFGS keeps the history of all its parameters under the first.
-        holders, offload = [each for each in nested if not isinstance(each, LBFGS)], self._offload
-        if offload is None and len(holders) == 1:
-            return lambda: holders[0].state.get(parameter, _NO_STATE)
-
-        def state() -> object:
-            if offload is not None and offload.offloaded(parameter):
-                return None
-            kept = {id(holder.state): holder.state for holder in holders}  # a wrapper may share it with the one inside
-            found = [each.get(parameter, _NO_STATE) for each in kept.values()]
-            return found[0] if len(found) == 1 else found
-
-        return state
 
     def _owner(self, name: str) -> nn.Module | None:
         return self._names.names.modules.get(name.rpartition(".")[0])
@@ -245,9 +233,6 @@ class WeightAudit(Hold):
         memory = _memory(parameter)
         others = (each for members in self._trained.values() for each in members if each[1] is not parameter)
         return next((name for name, other in others if memory is not None and _memory(other) == memory), None)
-
-
-_NO_STATE: dict[str, object] = {}
 
 
 def _memory(tensor: Tensor) -> int | None:

@@ -8,7 +8,8 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_freeze.audit import fingerprint as module
-from lightning_freeze.audit.fingerprint import differ, digest, digests, digests_of, fingerprint, multilinear
+from lightning_freeze.audit.fingerprint import Digest, differ, digest, digests, fingerprint, multilinear
 from tests.threads import threads
 
 pytestmark = [
@@ -31,6 +32,16 @@ pytestmark = [
 ]
 
 Print = Callable[[Tensor], str]
+
+
+def digests_of(values: Sequence[object]) -> list[dict[str, Digest | None]]:
+    """For each of these values, every name in it with its digest."""
+    names, leaves = module.entries(values)
+    large = module.Large()
+    found = module.Reader(module.described).read(leaves, large)
+    large.finish()
+    numbers = iter(found)
+    return [dict(zip(keys or (), numbers, strict=False)) for keys in names]
 
 
 class _AcceleratorsHash:
@@ -628,3 +639,106 @@ def test_a_digest_by_address_is_that_of_the_bytes(tensor: Tensor) -> None:
     plain = tensor.detach().resolve_conj().contiguous()
     raw = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
     assert digest(tensor) == xxhash.xxh3_128_intdigest(raw, seed=module._salt(tensor.dtype, tensor.shape))
+
+
+# --- read again and again --------------------------------------------------------------------------------------------
+
+
+def plain() -> list[Tensor]:
+    base = torch.arange(24.0).view(4, 6)
+    return [
+        base,
+        base.t(),
+        base[:, 1:4],
+        base[:0],
+        base[0, 0],
+        base.to(torch.bfloat16),
+        base > 3,
+        torch.arange(1 << 17),
+    ]
+
+
+def kinds_of_state() -> Iterator[object]:
+    small, large = torch.arange(5.0), torch.arange(1 << 17, dtype=torch.int32)
+    yield from ({}, {"step": torch.tensor(3.0), "exp_avg": small, "exp_avg_sq": large}, {"step": 7, "buffer": None})
+    yield from ({"m": [small, large], "more": {"k": (1.5, "x")}}, [{"z": small}, {}])
+
+
+GOLDEN = [
+    "0634ef9a",
+    "72a0db97",
+    "18f26f3e",
+    "57e6098f",
+    "1ee65b6e",
+    "e13f9929",
+    "210a7828",
+    "c978c5a3",
+    "d091ae98",
+    "9771b2cb",
+    "a81b6904",
+    "dbd6a1e7",
+    "df949042",
+    "9771b2cb",
+    "a81b6904",
+    "72e27827",
+    "af81b05b",
+    "9771b2cb",
+]
+
+
+def test_digests_are_those_of_the_first_version() -> None:
+    """A record of then can be compared with one of now."""
+    prints = [fingerprint(tensor)[:8] for tensor in plain()]
+    assert prints == GOLDEN[:8]
+    state = [fingerprint_of(number) for entries in digests_of([*kinds_of_state()]) for number in entries.values()]
+    assert state == GOLDEN[8:]
+
+
+def fingerprint_of(number: object) -> str:
+    return f"{number:032x}"[:8]
+
+
+@pytest.mark.parametrize("kind", ["plain", "state", "mixed"])
+def test_what_is_read_again_has_the_same_digest(kind: str) -> None:
+    leaves: list[Any] = module.entries(kinds_of_state())[1] if kind == "state" else plain()
+    leaves += [torch.ones(3), 2.5, None, torch.eye(2).to_sparse(), torch.ones(2).conj()] if kind == "mixed" else []
+    leaves = [leaf for leaf in leaves if kind != "plain" or (leaf.is_contiguous() and leaf.numel())]
+    reader, expected = module.Reader(module.described), [digests_of([{"": leaf}])[0][""] for leaf in leaves]
+    for number in range(4):
+        large = module.Large()
+        found = reader.read(leaves, large)
+        large.finish()
+        assert found == expected
+        assert (reader._memory is not None) == (kind == "plain" and number > 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.data.add_(1),
+        lambda p: setattr(p, "data", p.data.t()),
+        lambda p: setattr(p, "data", p.data.view(1, 16)),
+        lambda p: setattr(p, "data", p.data.clone()),
+        lambda p: setattr(p, "data", p.data.view(torch.int32)),
+        lambda p: setattr(p, "data", p.data[:2]),
+        lambda p: p.data.resize_(5, 5).fill_(1),
+    ],
+    ids=["values", "transposed", "shape", "moved", "dtype", "rows", "resized"],
+)
+def test_what_changes_between_two_readings_shows(change: Callable[[Any], object]) -> None:
+    tensors = [torch.ones(3), torch.arange(16.0).view(4, 4)]
+    reader = module.Reader(module.gone)
+    for _ in range(3):
+        reader.read(tensors, module.Large())
+    change(tensors[1])
+    for _ in range(3):
+        assert reader.read(tensors, module.Large()) == [digest(tensor) for tensor in tensors]
+
+
+def test_nothing_is_kept_alive_by_having_been_read() -> None:
+    tensors = [torch.ones(3)]
+    gone, reader = weakref.ref(tensors[0]), module.Reader(module.gone)
+    for _ in range(3):
+        reader.read(tensors, module.Large())
+    tensors.clear()
+    assert gone() is None

@@ -20,8 +20,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from lightning_freeze.audit import fingerprint as module
 from lightning_freeze.audit import fingerprint_triton
-from lightning_freeze.audit.fingerprint import digest, digests, digests_of, fingerprint, multilinear
-from tests.audit.test_fingerprint import Print, both, expected_sums, flipped
+from lightning_freeze.audit.fingerprint import digest, digests, fingerprint, multilinear
+from tests.audit.test_fingerprint import Print, both, digests_of, expected_sums, flipped
 from tests.threads import threads
 
 pytestmark = [

@@ -39,8 +39,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_freeze import FreezeController, FreezeScheduler, Phase, Phases, Until
-from lightning_freeze.audit import frozen, moved
+from lightning_freeze.audit import moved
 from lightning_freeze.audit.fingerprint import digest
+from lightning_freeze.audit.frozen import WatchedSet
 from lightning_freeze.audit.ranks import Ranks, copies_of
 from lightning_freeze.holds.skip_decision import SkipBackward
 from lightning_freeze.inputs.mode import remember_flags, restore_flags
@@ -278,19 +279,21 @@ def one_of_all() -> Meeting:
 def readings(cost: Cost) -> Iterator[None]:
     """Counts what the audits hand over to be digested."""
 
-    def counting(what: str, read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def counted(values: Any) -> Any:
-            values = list(values)
-            cost.read[what] += sum(local(each).nbytes for each in tree_leaves(values) if isinstance(each, Tensor))
-            return read(values)
+    def count(what: str, values: object) -> None:
+        cost.read[what] += sum(local(each).nbytes for each in tree_leaves(values) if isinstance(each, Tensor))
 
-        return counted
+    def all_of(tensors: Any) -> Any:
+        tensors = list(tensors)
+        count(READ[0], tensors)
+        return digests(tensors)
 
-    with (
-        mock.patch.object(moved, "digests", counting(READ[0], moved.digests)),
-        mock.patch.object(frozen, "digests", counting(READ[1], frozen.digests)),
-        mock.patch.object(frozen, "digests_of", counting(READ[2], frozen.digests_of)),
-    ):
+    def of_set(watched: WatchedSet, *arguments: Any) -> Any:
+        count(READ[1], [each.read() for each in watched.watched])
+        count(READ[2], watched._states())
+        return read(watched, *arguments)
+
+    digests, read = moved.digests, WatchedSet.read
+    with mock.patch.object(moved, "digests", all_of), mock.patch.object(WatchedSet, "read", of_set):
         yield
 
 
