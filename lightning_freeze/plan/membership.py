@@ -13,7 +13,7 @@ from torch.nn import Module, Parameter
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
-from lightning_freeze.errors import SelectionError, counted
+from lightning_freeze.errors import SelectionError, UnsupportedError, counted
 from lightning_freeze.plan.groups import Groups, Member, frozen_modules, regroup
 from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import NO_END, REST, Layout
@@ -39,6 +39,12 @@ class OptimizerIndex:
 
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self.optimizers = tuple(optimizers)
+        for index, optimizer in enumerate(self.optimizers):
+            if not hasattr(optimizer, "param_groups"):
+                raise UnsupportedError(
+                    f"optimizer {index} ({type(optimizer).__qualname__}) has no `param_groups`, so what it holds is not known. "
+                    "Let its class inherit from torch.optim.Optimizer, or pass the optimizer that it wraps."
+                )
         self._held = [[tuple(group["params"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._found: dict[int, list[tuple[int, int]]] = {}  # to optimizer and param group
         for index, groups in enumerate(self._held):
@@ -231,6 +237,11 @@ class Membership:
         self.lost: dict[str, list[str]] = {}  # group to the names of its parameters that no optimizer holds any more
         self._last_held: dict[str, int] = {}  # name to the identity of its parameter, when an optimizer last held it
         self._sort({})
+        for found in foreign(self.names, self.holders) if groups.rest == "error" else ():
+            raise SelectionError(
+                f"{found}; they are in no group, and `rest: error` forbids that. Assign them to the model "
+                "(`self.scale = nn.Parameter(...)`), or set `rest: train`."
+            )
 
     def refresh(self) -> list[str]:
         """Sort in the parameters that the model and the optimizers have now; the lines that say which are new.
@@ -339,19 +350,6 @@ def _outside(group: str, missing: Sequence[str]) -> SelectionError:
         + ", so no schedule can train it. Give it to an optimizer in `configure_optimizers` (every parameter "
         "of a group, also those that are frozen at first), or take it out of the group with `except:`."
     )
-
-
-def refuse_foreign(members: Membership) -> None:
-    """Refuse, under ``rest: error``, tensors that an optimizer holds and the model does not have.
-
-    Raises:
-        SelectionError: An optimizer holds such a tensor.
-    """
-    for found in foreign(members.names, members.holders) if members.groups.rest == "error" else ():
-        raise SelectionError(
-            f"{found}; they are in no group, and `rest: error` forbids that. Assign them to the model "
-            "(`self.scale = nn.Parameter(...)`), or set `rest: train`."
-        )
 
 
 def foreign(names: NamedParameters, holders: OptimizerIndex) -> Iterator[str]:

@@ -300,7 +300,7 @@ def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callabl
 
 
 def refuse_strategy(strategy: object) -> None:
-    """Raise UnsupportedError for strategies whose gradients cannot be set to None."""
+    """Raise UnsupportedError for strategies whose gradients cannot be set to None; before one has wrapped the model."""
     names = {kind.__name__ for kind in type(strategy).__mro__}
     if "DeepSpeedStrategy" in names:
         raise UnsupportedError(
