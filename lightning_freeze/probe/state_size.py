@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_freeze.holds.snapshots import elements
 from lightning_freeze.probe.clone import options, undisturbed
 from lightning_freeze.probe.proxies import Proxies, ProxyPlan
-from lightning_freeze.probe.trial import ALL, MOVING, StepRecipe, Trial
+from lightning_freeze.probe.trial import ALL, MOVING, CloneTrial, StepRecipe
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)
 _STEPS = 3
@@ -103,7 +103,7 @@ def _run(optimizer: Optimizer, group: Mapping[str, Any], shape: Shape, dtype: to
         return clone
 
     plan = ProxyPlan([(0, torch.empty(shape, dtype=dtype, device="cpu"), shape)], {}, pairs=False, uniform=True)
-    trial = Trial(optimizer, StepRecipe(plan, build))
+    trial = CloneTrial(optimizer, StepRecipe(plan, build))
     trial.run(ALL, _STEPS)
     (parameter,) = trial.members[MOVING]
     return list(_tensors(trial.optimizer.state.get(parameter)))
