@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_freeze import setup
+from lightning_freeze.audit.frozen import collector_paused
 from lightning_freeze.audit.ranks import refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import Identity, carry_over
@@ -42,6 +43,7 @@ class Attachment:
         """Learn of a run what `FreezeController.attach` is given."""
         self._run, self._scaler, self.closures = run, scaler, closures
 
+    @collector_paused()
     def hold(self, given: Sequence[Optimizer], *, attach: bool = True, epoch: int | None = None) -> Loop:
         """Hold by these optimizers, which may be wrapped; the loop that does. Without an epoch the run goes on."""
         place, self.traits = self._place, {}
@@ -63,7 +65,7 @@ class Attachment:
         built = setup.build_holds(loop, plan, self._audit, self._options, self.backward, scaler=self._scaler)
         self._audit.weights, self.needs_backward = built.weights, built.needs_backward
         what = "the schedule, the groups and the optimizers that the ranks were given"
-        refuse_mismatch("before training", what, self._mismatch(members))
+        refuse_mismatch("before training", what, self._mismatch(members) if self._audit.ranks.is_distributed else None)
         if epoch is None:
             carry_over(place.at, plan, len(optimizers))
         else:

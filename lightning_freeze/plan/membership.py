@@ -17,7 +17,6 @@ from lightning_freeze.errors import SelectionError, UnsupportedError, counted
 from lightning_freeze.plan.groups import Groups, Member, frozen_modules, regroup
 from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import NO_END, REST, Layout
-from lightning_freeze.plan.selectors import clean_name
 
 _CACHED = 64
 
@@ -51,6 +50,7 @@ class OptimizerIndex:
             for number, held in enumerate(groups):
                 for parameter in held:
                     self._found.setdefault(id(parameter), []).append((index, number))
+        self._indices = {key: tuple(dict.fromkeys([index for index, _ in found])) for key, found in self._found.items()}
 
     def changed(self, index: int) -> bool:
         """Whether an optimizer holds other parameters now, compared by identity."""
@@ -68,7 +68,7 @@ class OptimizerIndex:
 
     def indices(self, parameter: Tensor) -> tuple[int, ...]:
         """The indices of the optimizers that hold a parameter, in order."""
-        return tuple(dict.fromkeys(index for index, _ in self._found.get(id(parameter), ())))
+        return self._indices.get(id(parameter), ())
 
     def of(self, parameter: Tensor) -> list[Optimizer]:
         """The optimizers that hold a parameter."""
@@ -261,8 +261,7 @@ class Membership:
         self._last_held |= {m.name: id(m.parameter) for each in self.trained().values() for m in each}
         for step in self.steps:
             step.rebind(self._held(step.index))
-        by_user = set(self.groups.frozen_by_user)
-        self._by_user = {id(p) for name, p in self._module.named_parameters() if clean_name(name) in by_user}
+        self._by_user = {id(self.names.by_name.get(name)) for name in self.groups.frozen_by_user}
         self._held_groups = {
             group: list(self._by_holders(group, each)) for group, each in self.groups.freezable.items()
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def _kind(group: Mapping[str, Any]) -> str:
     return repr(sorted((name, value) for name, value in options(group).items() if "lr" not in name))
 
 
+@cache
 def _ranks(shape: Shape) -> Shape:
     """For each dimension: 0 where its size is 1, else its place by size, from 1; the smaller side stays the smaller."""
     order = sorted((d for d, size in enumerate(shape) if size != 1), key=lambda d: shape[d])
