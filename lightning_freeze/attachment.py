@@ -9,16 +9,18 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_freeze import setup
+from lightning_freeze.audit.frozen import collector_paused
 from lightning_freeze.audit.ranks import refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import Identity, carry_over
 from lightning_freeze.errors import SelectionError
-from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer, refuse_flattened
+from lightning_freeze.holds.run_context import RunContext, compiled, plain_optimizer
 from lightning_freeze.holds.skip_decision import Decision
 from lightning_freeze.loop import Loop, Place
 from lightning_freeze.plan.groups import regroup
-from lightning_freeze.plan.membership import Membership, held_by, refuse_foreign
+from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.probe.probe import OptimizerTraits
+from lightning_freeze.probe.refusals import Facts, refuse
 
 
 class Attachment:
@@ -41,24 +43,21 @@ class Attachment:
         """Learn of a run what `FreezeController.attach` is given."""
         self._run, self._scaler, self.closures = run, scaler, closures
 
+    @collector_paused
     def hold(self, given: Sequence[Optimizer], *, attach: bool = True, epoch: int | None = None) -> Loop:
         """Hold by these optimizers, which may be wrapped; the loop that does. Without an epoch the run goes on."""
         place, self.traits = self._place, {}
         optimizers = tuple(map(plain_optimizer, given))
         context = self._run or replace(self._context, manual_optimization=len(optimizers) > 1)
         self._audit.meet(context)
-        refuse_flattened(context.module)
-        freezable = (member.parameter for members in place.groups.freezable.values() for member in members)
-        setup.refuse_optimizers(optimizers, freezable)
         members = Membership(context.module, place.groups, optimizers)
-        refuse_foreign(members)
         plan = place.schedule.bind(members.layout)
-        rated = (m.parameter for group in plan.rated for m in place.groups.members.get(group, ()))
-        setup.refuse_state(self._options.optimizer_state, optimizers, members.scheduled)
-        setup.refuse_without_rate(optimizers, rated)
+        facts = Facts(members, plan, self._options.optimizer_state, self._scaler)
+        refuse(facts)
         for index, found in setup.learn(members, plan, self._options, self.closures):
             self.traits[index] = found
-        context = replace(context, fully_frozen=setup.fully_frozen_reason(members, plan) if self._scaler else None)
+        reasons = (f"optimizer {step.index} can come to that: {why}" for step, why in facts.fully_frozen())
+        context = replace(context, fully_frozen=next(reasons, None))
         self.backward = setup.decide_skipping(self._options.skip_backward, context, plan, members)
         self._compiled = frozenset(compiled(context.module))
         loop = Loop(place, members, self._audit, context, self._say)
@@ -66,7 +65,7 @@ class Attachment:
         built = setup.build_holds(loop, plan, self._audit, self._options, self.backward, scaler=self._scaler)
         self._audit.weights, self.needs_backward = built.weights, built.needs_backward
         what = "the schedule, the groups and the optimizers that the ranks were given"
-        refuse_mismatch("before training", what, self._mismatch(members))
+        refuse_mismatch("before training", what, self._mismatch(members) if self._audit.ranks.is_distributed else None)
         if epoch is None:
             carry_over(place.at, plan, len(optimizers))
         else:

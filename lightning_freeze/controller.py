@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_freeze import checkpoint, setup
 from lightning_freeze.attachment import Attachment
 from lightning_freeze.audit.exempt import Exemptions
+from lightning_freeze.audit.frozen import collector_paused
 from lightning_freeze.audit.ranks import place_mismatch, refuse_mismatch
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.checkpoint import OnScheduleChange
@@ -118,6 +119,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         >>> controller.detach()
     """
 
+    @collector_paused
     def __init__(
         self,
         module: nn.Module,
@@ -258,6 +260,7 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         self._attachment.meet(run, scaler, closures)
         self._attachment.hold(optimizers, attach=not waits, epoch=epoch)
 
+    @collector_paused
     def begin(
         self,
         epoch: int | None = None,

@@ -1,20 +1,18 @@
-"""Facts of a run, before its first step: refusals, what each optimizer needs, and one ordered list of holds."""
+"""Facts of a run, before its first step: what each optimizer needs, and one ordered list of holds."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from lightning_freeze.audit.run_audit import RunAudit
 from lightning_freeze.audit.weights import WeightAudit
-from lightning_freeze.errors import UnsupportedError, counted, listed
+from lightning_freeze.errors import counted, listed
 from lightning_freeze.holds.backward import SkipBackward as SkipHold
 from lightning_freeze.holds.checkpointing import ReentrantInputs
 from lightning_freeze.holds.ddp import ZeroGradsForDDP
@@ -28,92 +26,16 @@ from lightning_freeze.holds.schedule_free import ScheduleFreeGuard
 from lightning_freeze.holds.skip_decision import Decision, SkipBackward, choose
 from lightning_freeze.loop import Built, Loop
 from lightning_freeze.plan.costs import Size
-from lightning_freeze.plan.membership import MANY, Membership, Step, foreign, held_by
+from lightning_freeze.plan.membership import MANY, Membership, Step, foreign
 from lightning_freeze.plan.preview import Step as Preview
 from lightning_freeze.plan.preview import longest_interval
 from lightning_freeze.plan.schedule import REST, Plan, Schedule
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
-from lightning_freeze.probe.proxies import nested_optimizers
-from lightning_freeze.probe.step_counters import first_update, supports_state_reset
+from lightning_freeze.probe.step_counters import first_update
 from lightning_freeze.probe.verdict import hold_method
 from lightning_freeze.report.records import OptimizerRecord, Record
 
 _ALIKE = 0.05
-
-
-def _holding(optimizers: Iterable[Optimizer], parameters: Iterable[Tensor]) -> Iterator[tuple[str, Optimizer]]:
-    """Each optimizer that holds one of these parameters, with its name for messages."""
-    wanted = {id(parameter) for parameter in parameters}
-    for index, optimizer in enumerate(optimizers):
-        name = f"optimizer {index} ({type(optimizer).__qualname__})"
-        if not hasattr(optimizer, "param_groups"):
-            raise UnsupportedError(
-                f"{name} has no `param_groups`, so what it holds is not known. Let its class inherit from "
-                "torch.optim.Optimizer, or pass the optimizer that it wraps."
-            )
-        if not wanted.isdisjoint(held_by(optimizer)):
-            yield name, optimizer
-
-
-def refuse_optimizers(optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse optimizers that are known, without a probe, to move frozen parameters."""
-    for name, optimizer in _holding(optimizers, scheduled):
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise UnsupportedError(
-                f"{name} flattens all its parameters into one vector, so it moves a parameter whose gradient is None. Use "
-                "another optimizer for the groups that freeze (AdamW, SGD), or give LBFGS only parameters of `rest` with "
-                "`rest: train`."
-            )
-        if not isinstance(optimizer, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            raise UnsupportedError(
-                f"{name} has no step hooks, so nothing can be held right before its step. Let its class inherit from "
-                "torch.optim.Optimizer."
-            )
-
-
-def refuse_without_rate(optimizers: Iterable[Optimizer], rated: Iterable[Tensor]) -> None:
-    """Refuse learning-rate factors where a param group has no learning rate to multiply."""
-    for name, optimizer in _holding(optimizers, rated):
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise UnsupportedError(
-                f"the schedule sets learning rates (`lr` or `ramp`) of what {name} holds, which has one param group and "
-                "reads its rate before anything can be changed. Take those groups out of `lr`."
-            )
-        for group in optimizer.param_groups:
-            if not isinstance(group.get("lr"), (int, float, Tensor)):
-                raise UnsupportedError(
-                    f"the schedule sets learning rates (`lr` or `ramp`), and {name} has `lr`: {group.get('lr')!r} in a "
-                    "param group, which is not a number. Give the optimizer a learning rate, or take `lr` and `ramp` out "
-                    "of the schedule."
-                )
-
-
-def refuse_state(mode: OptimizerState, optimizers: Iterable[Optimizer], scheduled: Iterable[Tensor]) -> None:
-    """Refuse an `optimizer_state` that these optimizers do not support."""
-    if mode == "keep":
-        return
-    wanted = {id(parameter): parameter for parameter in scheduled}
-    if mode == "offload" and any(hasattr(parameter, "to_local") for parameter in wanted.values()):
-        raise UnsupportedError(
-            "`optimizer_state` is 'offload', and parameters are sharded over processes (DTensor), whose state is not moved "
-            "yet. Use `optimizer_state: keep` or `reset`, or FSDP2's own CPUOffloadPolicy."
-        )
-    for name, optimizer in _holding(optimizers, wanted.values()):
-        reason = _refuses_state(mode, optimizer, wanted)
-        if reason is not None:
-            raise UnsupportedError(f"`optimizer_state` is {mode!r}, and {name} {reason}. Use `optimizer_state: keep`.")
-
-
-def _refuses_state(mode: OptimizerState, optimizer: Optimizer, wanted: Mapping[int, Tensor]) -> str | None:
-    if len({id(member.state) for member in nested_optimizers(optimizer)}) > 1:
-        return "wraps another, so that state is in two places"
-    if not hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
-        return "runs no hooks when it is saved"
-    for group in optimizer.param_groups:
-        held = mode == "reset" and any(id(parameter) in wanted for parameter in group["params"])
-        if held and (why := supports_state_reset(optimizer, group)) is not None:
-            return f"does not support a state reset: {why}"
-    return None
 
 
 @dataclass(frozen=True)
@@ -157,23 +79,6 @@ def learn(
                 "to know it before training.",
                 stacklevel=4,
             )
-
-
-def fully_frozen_reason(members: Membership, plan: Plan) -> str | None:
-    """Under a GradScaler: why an optimizer can come to a step with nothing to train; refused where it is fused."""
-    reason = None
-    for step in members.steps:
-        why = plan.can_be_fully_frozen(step.index) if step.members else None
-        if why is not None and getattr(step.optimizer, "_step_supports_amp_scaling", False):
-            raise UnsupportedError(
-                f"optimizer {step.index} ({type(step.optimizer).__qualname__}) is fused and steps under a GradScaler, and "
-                f"{why}; without any gradient torch's scaler fails in the middle of training (\"No inf checks were "
-                "recorded\"). Use `fused=False`, precision 'bf16-mixed' (which needs no scaler), or a schedule in which one "
-                "of its groups always trains."
-            )
-        if why is not None:
-            reason = f"optimizer {step.index} can come to that: {why}"
-    return reason
 
 
 def decide_skipping(asked: SkipBackward, run: RunContext, plan: Plan, members: Membership) -> Decision:

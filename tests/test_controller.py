@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from lightning_freeze import Every, FreezeController, Phase, Phases, ScheduleError, SelectionError, UnsupportedError
+from lightning_freeze.plan.membership import OptimizerIndex
+from lightning_freeze.plan.selectors import ParamNames
 from lightning_freeze.report.steps import steps_of
 from tests.observer import same
 
@@ -417,3 +420,27 @@ def test_a_write_between_the_update_that_freezes_and_the_next_batch(ends: str, s
     assert [(f.kind, f.parameter, f.first_update, f.last_update) for f in found] == [
         ("value", "a.weight", 2, 2)
     ] * bool(ends)
+
+
+def test_to_attach_walks_over_the_model_and_its_optimizer_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each group or parameter; and the collector runs again afterwards, also after a refusal."""
+    calls: list[str] = []
+    for kind in (ParamNames, OptimizerIndex):
+        init = kind.__init__
+
+        def counted(self: Any, given: Any, init: Any = init) -> None:
+            calls.append(type(self).__name__)
+            init(self, given)
+
+        monkeypatch.setattr(kind, "__init__", counted)
+    model = model_of(*"abcdefgh")
+    with pytest.raises(SelectionError):
+        FreezeController(model, Every({"a": 2}, of="b"), {"a": "nothing"})
+    assert gc.isenabled()
+    calls.clear()
+    schedule = Every({f"layers/{name}": 2 for name in "abcdefg"}, of="layers/h")
+    with FreezeController(model, schedule, {"layers": {"each": "*"}}) as controller:
+        controller.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+        controller.begin()
+    assert sorted(calls) == ["OptimizerIndex", "OptimizerIndex", "ParamNames", "ParamNames"]
+    assert gc.isenabled()

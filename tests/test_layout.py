@@ -98,7 +98,6 @@ def test_there_is_no_circle() -> None:
 
 
 MAY_NAME_PARAM_GROUPS = {
-    "setup.py": "refuses optimizers that have none, or without a rate that could be multiplied",
     "cli/probe_table.py": "measures an optimizer of its own, without a model",
     "trainer/fsdp2_checkpoints.py": "fills in state that a sharded checkpoint lacks",
 }

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,15 +29,16 @@ from lightning_freeze.audit.fingerprint import (
 from lightning_freeze.report.findings import OfFrozen
 
 _State = dict[str, Digest | None]  # the digest of each entry of an optimizer's state
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 HERE = nullcontext()  # the stream of the step itself
 
 
-def collector_paused(function: Callable[..., _T]) -> Callable[..., _T]:
+def collector_paused(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Python's garbage collector rests in it: it would walk the thousands of small objects that a boundary makes."""
 
     @wraps(function)
-    def paused(*args: Any, **kwargs: Any) -> _T:
+    def paused(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         if not gc.isenabled():
             return function(*args, **kwargs)
         gc.disable()

@@ -19,12 +19,12 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_freeze.controller import FreezeController
 from lightning_freeze.errors import SelectionError, UnsupportedError
-from lightning_freeze.holds.snapshots import changed, same, snapshot
+from lightning_freeze.holds.snapshots import changed, same
 from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.phases import Phases
 from lightning_freeze.probe.clone import enter_train_mode, undisturbed
 from lightning_freeze.probe.probe import OptimizerTraits, probe_optimizer
-from lightning_freeze.probe.trial import GRADIENTS, distance, error_line, states_of, step
+from lightning_freeze.probe.trial import ALL, FROZEN, GRADIENTS, MOVING, Trial, distance, error_line
 from lightning_freeze.probe.verdict import hold_method
 
 WARM_UP = 3  # steps in which everything trains, before a layer is frozen
@@ -192,55 +192,45 @@ class _Layers(nn.Module):
         return functional.mse_loss(self.trainable(features), self._targets[at])
 
 
-class _Run:
-    """Training of the two layers; `gradients` and `closure` are those of `trial.step`."""
+class _Run(Trial):
+    """Training of the two layers, of which one is frozen by a method."""
 
-    def __init__(self, recipe: Recipe, gradients: str = "dense", closure: str = "no", own_group: bool = False) -> None:
+    def __init__(self, recipe: Recipe, gradients: str = "dense", closure: str = "no", way: str = "") -> None:
         self.model = _Layers(gradients == "sparse")
-        self.frozen, self.trained = self.model.parameters()
-        both = [self.frozen, self.trained]
-        self.optimizer = recipe.make(self.model, [{"params": [p]} for p in both] if own_group else [{"params": both}])
+        self.frozen, self.trained = both = tuple(self.model.parameters())
+        optimizer = recipe.make(self.model, [{"params": [p]} for p in both] if way == RATE else [{"params": [*both]}])
+        super().__init__(optimizer, {FROZEN: both[:1], MOVING: both[1:]}, gradients, closure)
         self.controller: FreezeController | None = None
-        self.by: str | None = None
-        self._gradients, self._closure = gradients, closure
-        self._count = 0
+        self._way, self._by = way, ""
 
-    def run(self, times: int) -> None:
-        """Make steps."""
-        for _ in range(times):
-            self._count += 1
-            if self.controller is not None:
-                self.controller.begin_step()
-            step(self.optimizer, self._closure, self._backward)
+    def _begin(self, trains: frozenset[str]) -> None:
+        before, self._by = self._by, "" if FROZEN in trains else self._way
+        if self.controller is not None:  # which freezes by its schedule
+            self.controller.begin_step()
+        elif self._by == OFF:
+            self.frozen.requires_grad_(False)
+        elif self._by == RATE != before:  # once: some set their rate themselves
+            for group in self.optimizer.param_groups:
+                if any(p is self.frozen for p in group["params"]):
+                    group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
 
     @torch.enable_grad()
     def _backward(self) -> Tensor:
-        cut = self.by in (ZEROS, NONE, STALE)
         self.trained.grad = None
-        if self.by == ZEROS:  # as `zero_grad(set_to_none=False)` leaves them
+        if self._by == ZEROS:  # as `zero_grad(set_to_none=False)` leaves them
             self.frozen.grad = torch.zeros_like(self.frozen if self.frozen.grad is None else self.frozen.grad)
-        elif self.by not in (STALE, OFF):
+        elif self._by not in (STALE, OFF):
             self.frozen.grad = None
-        loss = self.model.loss(self._count, cut)
+        loss = self.model.loss(self.count, cut=self._by in (ZEROS, NONE, STALE))
         torch.autograd.backward(loss, create_graph=self._gradients == "graph")
         if self.controller is not None:
             self.controller.before_optimizer_step(self.optimizer)
         return loss
 
-    def freeze(self, by: str) -> None:
-        """Freeze the layer from here on; lightning-freeze does so by its schedule."""
-        self.by = by
-        if by == OFF:
-            self.frozen.requires_grad_(False)
-        elif by == RATE:
-            for group in self.optimizer.param_groups:
-                if any(p is self.frozen for p in group["params"]):
-                    group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
-
     def state(self) -> dict[str, Any]:
         """The frozen layer's entries in the state of the optimizer, and of those in it."""
         found: dict[str, Any] = {}
-        for number, held in enumerate(states_of(self.optimizer, self.frozen)):
+        for number, held in enumerate(*self.states(FROZEN)):
             entries = held if isinstance(held, Mapping) else {"state": held}
             found |= {"optimizer." * number + str(key): value for key, value in entries.items()}
         return found
@@ -252,12 +242,12 @@ def _how_to_step(recipe: Recipe) -> tuple[tuple[str, str] | None, str]:
     for how in product(GRADIENTS, ("no", "yes", "after backward")):
         try:
             run = _Run(recipe, *how)
-            before = snapshot(run.trained)
-            run.run(WARM_UP)
+            before = run.values(MOVING)
+            run.run(ALL, WARM_UP)
         except Exception as error:
             why = why or _named(error)  # what the plainest way raised is the answer
             continue
-        if not same(before, run.trained):
+        if not same(before, run.values(MOVING)):
             return how, ""
         still = still or how
     return still, why
@@ -265,31 +255,29 @@ def _how_to_step(recipe: Recipe) -> tuple[tuple[str, str] | None, str]:
 
 def _cell(recipe: Recipe, how: tuple[str, str], way: str, steps: int) -> Cell:
     try:
-        run = _Run(recipe, *how, own_group=way == RATE)
+        run = _Run(recipe, *how, way)
         if way == RATE and not all("lr" in group for group in run.optimizer.param_groups):
             return Cell("unknown", says="its param groups have no `lr`")
         if way != OURS:
-            return _outcome(run, way, steps)
+            return _outcome(run, steps)
         schedule = Phases([Phase(["all"], updates=WARM_UP), Phase(["trainable"])])
         groups = {"frozen": "frozen", "trainable": "trainable"}
         with FreezeController(run.model, schedule, groups) as run.controller:
             run.controller.attach(run.optimizer, closures=how[1] != "no")
             run.controller.begin()
-            held = _BY_WAY[hold_method(run.controller.traits[0], 0)]
-            return _outcome(run, way, steps, held)
+            return _outcome(run, steps, _BY_WAY[hold_method(run.controller.traits[0], 0)])
     except (UnsupportedError, SelectionError) as error:
         return Cell("refused", says=str(error))
     except Exception as error:
         return Cell("raised", says=_named(error))
 
 
-def _outcome(run: _Run, way: str, steps: int, held: str = "") -> Cell:
-    run.run(WARM_UP)
-    run.freeze(way)
+def _outcome(run: _Run, steps: int, held: str = "") -> Cell:
+    run.run(ALL, WARM_UP)
     if run.controller is not None and "frozen" in run.controller.trainable:
         return Cell("unknown", says=f"of {WARM_UP} steps, the controller counted {run.controller.total}")
-    before, trained, state = snapshot(run.frozen), snapshot(run.trained), run.state()
-    run.run(steps)
+    (before, trained), state = run.values(FROZEN, MOVING), run.state()
+    run.run(ALL - {FROZEN}, steps)
     entries = tuple(sorted(changed(state, run.state())))
     if same(before, run.frozen):
         if same(trained, run.trained):

@@ -15,8 +15,8 @@ from lightning_freeze.plan.membership import Membership, ParamSet, Split, Step
 class Hold:
     """One thing that freezing takes; every verb does nothing, and runs down the list of holds, or up where marked (R).
 
-    A constructor takes what a hold must know of the run. Refusals are functions of `setup.py`, since most concern an optimizer
-    or a strategy under several holds.
+    A constructor takes what a hold must know of the run. Refusals are functions of `probe/refusals.py`, since most concern an
+    optimizer under several holds.
     """
 
     def attach(self) -> None:

@@ -1,4 +1,4 @@
-"""What wraps a model and its optimizers: DDP, FSDP, Fabric, torch.compile; and what of it is refused."""
+"""What wraps a model and its optimizers: DDP, FSDP, Fabric, torch.compile."""
 
 from __future__ import annotations
 
@@ -74,21 +74,6 @@ def plain_optimizer(optimizer: Optimizer) -> Optimizer:
     wraps = not wrappers.isdisjoint(kind.__name__ for kind in type(optimizer).__mro__)
     inner: Any = optimizer
     return inner.optimizer if wraps else optimizer
-
-
-def refuse_flattened(module: nn.Module) -> None:
-    """Refuse a model whose parameters FSDP1 has flattened into one, or ZeRO has partitioned."""
-    for name, parameter in module.named_parameters():
-        if getattr(parameter, "_is_flat_param", False):  # its type is plain Parameter
-            raise UnsupportedError(
-                f"{name!r} is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be "
-                "distinguished. Use use_orig_params=True, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
-            )
-        if hasattr(parameter, "ds_id"):
-            raise UnsupportedError(
-                f"{name!r} is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it "
-                "frozen. Use DDP, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
-            )
 
 
 def world_size() -> int:

@@ -194,15 +194,16 @@ def _check(found: Groups, selectors: Mapping[str, Selector]) -> None:
 
 def selectors_for(module: Module, groups: Mapping[str, Selector], schedule: Schedule) -> dict[str, Selector]:
     """The groups as written, and one for each other name in the schedule, read as a selector."""
-    names = ParamNames(module)
-    known = Layout(tuple(groups))
-    wanted = dict(groups)
+    known, others = Layout(tuple(groups)), dict[str, str]()
     for key, name in schedule.names():
-        if known.knows(name) or name in wanted or name.partition("/")[0] in groups:
-            continue
+        if not known.knows(name) and name.partition("/")[0] not in groups:
+            others.setdefault(name, key)
+    if not others:
+        return dict(groups)
+    names = ParamNames(module)
+    for name, key in others.items():
         _refuse_overlap(key, name, _selected(key, name, groups, names), groups, names)
-        wanted[name] = name
-    return wanted
+    return {**groups, **{name: name for name in others}}
 
 
 def _selected(key: str, name: str, groups: Mapping[str, Selector], names: ParamNames) -> set[str]:

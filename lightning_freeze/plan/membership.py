@@ -14,11 +14,10 @@ from torch.nn import Module, Parameter
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
-from lightning_freeze.errors import SelectionError, counted
+from lightning_freeze.errors import SelectionError, UnsupportedError, counted
 from lightning_freeze.plan.groups import Groups, Member, frozen_modules, regroup
 from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import NO_END, REST, Layout
-from lightning_freeze.plan.selectors import clean_name
 
 _CACHED = 64
 MANY = 64  # parameters of a param group from which a step looks at a part of them, or is given a list of what trains
@@ -41,6 +40,12 @@ class OptimizerIndex:
 
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self.optimizers = tuple(optimizers)
+        for index, optimizer in enumerate(self.optimizers):
+            if not hasattr(optimizer, "param_groups"):
+                raise UnsupportedError(
+                    f"optimizer {index} ({type(optimizer).__qualname__}) has no `param_groups`, so what it holds is not known. "
+                    "Let its class inherit from torch.optim.Optimizer, or pass the optimizer that it wraps."
+                )
         self._held = [[tuple(group["params"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._found: dict[int, list[tuple[int, int]]] = {}  # to optimizer and param group
         self._calls = 0  # of `changed`
@@ -48,6 +53,7 @@ class OptimizerIndex:
             for number, held in enumerate(groups):
                 for parameter in held:
                     self._found.setdefault(id(parameter), []).append((index, number))
+        self._indices = {key: tuple(dict.fromkeys([index for index, _ in found])) for key, found in self._found.items()}
 
     def changed(self, index: int, walk: bool = True) -> bool:
         """Whether an optimizer holds other parameters now, compared by identity.
@@ -75,7 +81,7 @@ class OptimizerIndex:
 
     def indices(self, parameter: Tensor) -> tuple[int, ...]:
         """The indices of the optimizers that hold a parameter, in order."""
-        return tuple(dict.fromkeys(index for index, _ in self._found.get(id(parameter), ())))
+        return self._indices.get(id(parameter), ())
 
     def of(self, parameter: Tensor) -> list[Optimizer]:
         """The optimizers that hold a parameter."""
@@ -336,6 +342,11 @@ class Membership:
         self.lost: dict[str, list[str]] = {}  # group to the names of its parameters that no optimizer holds any more
         self._last_held: dict[str, int] = {}  # name to the identity of its parameter, when an optimizer last held it
         self._sort({})
+        for found in foreign(self.names, self.holders) if groups.rest == "error" else ():
+            raise SelectionError(
+                f"{found}; they are in no group, and `rest: error` forbids that. Assign them to the model "
+                "(`self.scale = nn.Parameter(...)`), or set `rest: train`."
+            )
 
     def refresh(self) -> list[str]:
         """Sort in the parameters that the model and the optimizers have now; the lines that say which are new.
@@ -355,8 +366,7 @@ class Membership:
         self._last_held |= {m.name: id(m.parameter) for each in self.trained().values() for m in each}
         for step in self.steps:
             step.rebind(self._held(step.index))
-        by_user = set(self.groups.frozen_by_user)
-        self._by_user = {id(p) for name, p in self._module.named_parameters() if clean_name(name) in by_user}
+        self._by_user = {id(self.names.by_name.get(name)) for name in self.groups.frozen_by_user}
         self._held_groups = {
             group: list(self._by_holders(group, each)) for group, each in self.groups.freezable.items()
         }
@@ -446,19 +456,6 @@ def _outside(group: str, missing: Sequence[str]) -> SelectionError:
         + ", so no schedule can train it. Give it to an optimizer in `configure_optimizers` (every parameter "
         "of a group, also those that are frozen at first), or take it out of the group with `except:`."
     )
-
-
-def refuse_foreign(members: Membership) -> None:
-    """Refuse, under ``rest: error``, tensors that an optimizer holds and the model does not have.
-
-    Raises:
-        SelectionError: An optimizer holds such a tensor.
-    """
-    for found in foreign(members.names, members.holders) if members.groups.rest == "error" else ():
-        raise SelectionError(
-            f"{found}; they are in no group, and `rest: error` forbids that. Assign them to the model "
-            "(`self.scale = nn.Parameter(...)`), or set `rest: train`."
-        )
 
 
 def foreign(names: NamedParameters, holders: OptimizerIndex) -> Iterator[str]:

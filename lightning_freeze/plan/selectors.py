@@ -324,6 +324,8 @@ class ParamNames:
 
 def clean_name(name: str) -> str:
     """A name as the user wrote it, without the segments that compiling or wrapping adds."""
+    if "_mod" not in name:  # as in most of many thousand names
+        return name
     return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
 
 

@@ -17,7 +17,17 @@ from lightning_freeze.holds.run_context import plain_optimizer
 from lightning_freeze.holds.snapshots import changed, same
 from lightning_freeze.probe.clone import clone_by_constructor, options, reaches, undisturbed
 from lightning_freeze.probe.proxies import CloneError, is_plain, marks, nested_optimizers, parameters_of, small_plan
-from lightning_freeze.probe.trial import ALL, FIRST, FROZEN, MOVING, TORCHS, StepRecipe, Trial, error_line, step_recipes
+from lightning_freeze.probe.trial import (
+    ALL,
+    FIRST,
+    FROZEN,
+    MOVING,
+    TORCHS,
+    CloneTrial,
+    StepRecipe,
+    error_line,
+    step_recipes,
+)
 
 FROZEN_STEPS = 21
 """Steps through which a parameter stays frozen in the probe, at least: wrappers such as Lookahead act every few."""
@@ -183,7 +193,7 @@ class _Probe:
 
     def traits(self, traits: OptimizerTraits) -> OptimizerTraits:
         """All that is learnt."""
-        trial = Trial(self._optimizer, self._recipe)
+        trial = CloneTrial(self._optimizer, self._recipe)
         if self._recipe.build is clone_by_constructor and trial.moves_in_backward():  # which may have registered hooks
             return replace(traits, steps_in_backward=True, why="it updates parameters within backward")
         traits = replace(traits, steps_in_backward=False)
@@ -243,7 +253,7 @@ class _Probe:
 
     def _fails_later(self, what: str, excludes: bool, steps: int) -> str:
         """What goes wrong where something is frozen after some updates."""
-        trial = Trial(self._optimizer, self._recipe, excludes)
+        trial = CloneTrial(self._optimizer, self._recipe, excludes)
         trial.run(ALL, _WARM)
         others: list[Any] = []
         for frozen in ([FROZEN], [FROZEN, FIRST]):
@@ -263,7 +273,7 @@ class _Probe:
 
     def _fails_from_the_first(self, what: str, excludes: bool) -> str:
         """What goes wrong where something is frozen from the first step on; and whether it trains later."""
-        late = [Trial(self._optimizer, self._recipe, excludes) for _ in self._late_steps]
+        late = [CloneTrial(self._optimizer, self._recipe, excludes) for _ in self._late_steps]
         for trial, steps in zip(late, self._late_steps, strict=True):
             if moved := _moved(trial, [FROZEN], steps):
                 return f"{moved} of a parameter {what} from the first step on moved"
@@ -271,7 +281,7 @@ class _Probe:
             self._not_late[excludes] = why
         return ""
 
-    def _why_not_late(self, trial: Trial) -> str:
+    def _why_not_late(self, trial: CloneTrial) -> str:
         """Why a parameter that was frozen until now does not train; empty where it does."""
         try:
             if trial.moves(FROZEN) or not self._moves_after(trial.count):
@@ -284,7 +294,7 @@ class _Probe:
         """Whether others reach these values with a parameter without a gradient; where that fails, with one that trains."""
         for trains in (ALL - {FROZEN}, ALL):
             with suppress(Exception):  # reported elsewhere
-                trial = Trial(self._optimizer, self._recipe)
+                trial = CloneTrial(self._optimizer, self._recipe)
                 trial.run(ALL, _WARM)
                 trial.run(trains, steps)
                 return same(values, trial.values(MOVING))
@@ -293,21 +303,21 @@ class _Probe:
     def fails_unfrozen(self) -> str:
         """What goes wrong in as many steps in which nothing is frozen."""
         try:
-            Trial(self._optimizer, self._recipe).run(ALL, self._steps + _WARM)
+            CloneTrial(self._optimizer, self._recipe).run(ALL, self._steps + _WARM)
         except Exception as error:
             return error_line(error)
         return ""
 
     def _moves_after(self, steps: int) -> bool:
         """Whether something still moves after so many steps with nothing frozen: some optimizers come to rest."""
-        control = Trial(self._optimizer, self._recipe)
+        control = CloneTrial(self._optimizer, self._recipe)
         control.run(ALL, steps)
         return control.moves(FROZEN)
 
     def _can_be_fully_frozen(self, excludes: bool) -> bool:
         """Whether a step in which nothing has a gradient succeeds and moves nothing."""
         try:
-            trial = Trial(self._optimizer, self._recipe, excludes)
+            trial = CloneTrial(self._optimizer, self._recipe, excludes)
             trial.run(ALL, _WARM)
             self._moved_fully_frozen = _moved(trial, sorted(ALL), _WARM)
             if self._moved_fully_frozen:
@@ -322,7 +332,7 @@ class _Probe:
         return False
 
 
-def _moved(trial: Trial, frozen: Sequence[str], steps: int) -> str:
+def _moved(trial: CloneTrial, frozen: Sequence[str], steps: int) -> str:
     """What has moved of these groups, frozen through so many steps; empty where all held."""
     values, states = trial.values(*frozen), trial.states(*frozen)
     trial.run(ALL.difference(frozen), steps)

@@ -57,8 +57,7 @@ class Proxies:
     def of_group(self, group: Mapping[str, Any]) -> list[nn.Parameter]:
         """The proxies that were made for a param group's own parameters."""
         own = set(map(id, group["params"]))
-        proxies = dict.fromkeys(p for each in group["params"] for p in self.of.get(id(each), ()))
-        return [p for p in proxies if id(self.originals[p]) in own]
+        return [proxy for proxy, original in self.originals.items() if id(original) in own]
 
     def cover(self, identities: Iterable[int]) -> bool:
         """Whether there are identities, all of the optimizer's parameters."""

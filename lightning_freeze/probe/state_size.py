@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_freeze.holds.snapshots import elements
 from lightning_freeze.probe.clone import options, undisturbed
 from lightning_freeze.probe.proxies import Proxies, ProxyPlan
-from lightning_freeze.probe.trial import ALL, MOVING, StepRecipe, Trial
+from lightning_freeze.probe.trial import ALL, MOVING, CloneTrial, StepRecipe
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)
 _STEPS = 3
@@ -62,6 +63,7 @@ def _kind(group: Mapping[str, Any]) -> str:
     return repr(sorted((name, value) for name, value in options(group).items() if "lr" not in name))
 
 
+@cache
 def _ranks(shape: Shape) -> Shape:
     """For each dimension: 0 where its size is 1, else its place by size, from 1; the smaller side stays the smaller."""
     order = sorted((d for d, size in enumerate(shape) if size != 1), key=lambda d: shape[d])
@@ -103,7 +105,7 @@ def _run(optimizer: Optimizer, group: Mapping[str, Any], shape: Shape, dtype: to
         return clone
 
     plan = ProxyPlan([(0, torch.empty(shape, dtype=dtype, device="cpu"), shape)], {}, pairs=False, uniform=True)
-    trial = Trial(optimizer, StepRecipe(plan, build))
+    trial = CloneTrial(optimizer, StepRecipe(plan, build))
     trial.run(ALL, _STEPS)
     (parameter,) = trial.members[MOVING]
     return list(_tensors(trial.optimizer.state.get(parameter)))

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_freeze.holds.run_context import plain_optimizer
 from lightning_freeze.probe.clone import options, undisturbed
 from lightning_freeze.probe.proxies import Proxies, ProxyPlan, parameters_of
-from lightning_freeze.probe.trial import ALL, FROZEN, MOVING, StepRecipe, Trial, distance, step_recipes
+from lightning_freeze.probe.trial import ALL, FROZEN, MOVING, CloneTrial, StepRecipe, distance, step_recipes
 
 _MOST_BEFORE = 100  # updates that are run; with more before, an interval matters less
 _MOST_FROZEN = 200  # updates that are run; counters that rise evenly are moved on for the rest
@@ -45,7 +45,7 @@ def first_update(
             return None
         recipe = replace(recipe, reads_before_closure=reads_before_closure)
         try:
-            ran, waited = (Trial(optimizer, recipe, excludes) for _ in range(2))
+            ran, waited = (CloneTrial(optimizer, recipe, excludes) for _ in range(2))
             for trial in (ran, waited):
                 torch.default_generator.manual_seed(0)
                 trial.run(ALL, min(before, _MOST_BEFORE))
@@ -58,7 +58,7 @@ def first_update(
     return max(ratios, key=lambda ratio: abs(math.log(ratio)) if ratio > 0 else math.inf, default=None)
 
 
-def _wait(trial: Trial, length: int) -> None:
+def _wait(trial: CloneTrial, length: int) -> None:
     """Train others for an interval; past what is run, move counters on."""
     trial.run(ALL - {FROZEN}, min(length, _MOST_FROZEN) - 1)
     before = trial.group_entries()
@@ -100,7 +100,7 @@ def supports_state_reset(optimizer: Optimizer, group: Mapping[str, Any]) -> str 
     plan = ProxyPlan([(0, torch.empty(shape, dtype=torch.float32, device="cpu"), shape)], {}, pairs=True, uniform=True)
     with undisturbed():
         try:
-            old, new = (Trial(optimizer, StepRecipe(plan, build)) for _ in range(2))
+            old, new = (CloneTrial(optimizer, StepRecipe(plan, build)) for _ in range(2))
             old.run(ALL, 3)
         except Exception:  # third-party code of any kind; where it cannot be run, nothing is known
             return None

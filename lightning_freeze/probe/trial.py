@@ -1,4 +1,4 @@
-"""A trial: a clone of an optimizer under the holds of a run, its proxy parameters given gradients."""
+"""Trials of an optimizer: steps in which groups of its parameters train; of a clone, under the holds of a run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def step_recipes(optimizer: Optimizer, closure: bool | None, failures: list[str]
             for gradients, given in product(GRADIENTS, closures):
                 recipe = StepRecipe(plan, build, gradients, given)
                 try:
-                    Trial(optimizer, recipe).run(ALL, 2)
+                    CloneTrial(optimizer, recipe).run(ALL, 2)
                 except CloneError:
                     raise
                 except Exception as error:  # third-party code of any kind
@@ -104,53 +104,78 @@ def error_line(error: BaseException) -> str:
 
 
 class Trial:
-    """A clone under the holds of a run; ``excludes``: what is frozen is excluded from its param groups."""
+    """Steps of an optimizer, and what becomes of some groups of its parameters."""
 
-    def __init__(self, optimizer: Optimizer, recipe: StepRecipe, excludes: bool = False) -> None:
-        self._recipe = recipe
-        self._proxies = Proxies(recipe.plan)
-        self.optimizer = recipe.build(optimizer, self._proxies)
-        _seed([*self._proxies.originals])
-        self.count = self._backwards = 0
-        self.hooked: list[Step] = []  # each time that torch's step hooks ran
-        self.members = _groups(self._proxies)
-        self._pool = {
-            p: [torch.full_like(p, 0.25)] if recipe.plan.uniform else _gradients(p, number)
-            for number, p in enumerate(self._held(*self.members))
-        }
-        _raise_rates(self.optimizer)
-        self._step = Step(
-            0, self.optimizer, self.members, excludes=excludes, reads_before_closure=recipe.reads_before_closure
-        )
-        StepHooks([self._step], Holds([SetGradsToNone(), ExcludeParams()]), ran=self.hooked.append).attach()
+    def __init__(
+        self, optimizer: Optimizer, members: Mapping[str, tuple[nn.Parameter, ...]], gradients: str, closure: str
+    ) -> None:
+        self.optimizer, self.members = optimizer, members
+        self.count = 0
+        self._gradients, self._closure = gradients, closure  # see `StepRecipe`
+
+    def run(self, trains: frozenset[str], times: int = 1) -> None:
+        """Make steps in which these groups train."""
+        for _ in range(times):
+            self.count += 1
+            self._begin(trains)
+            step(self.optimizer, self._closure, self._backward)
+
+    def values(self, *groups: str) -> list[Any]:
+        """The values of these groups now."""
+        return [snapshot(p) for p in self._held(*groups)]
+
+    def states(self, *groups: str) -> list[Any]:
+        """What the optimizer and nested ones keep for these groups now."""
+        return [states_of(self.optimizer, p) for p in self._held(*groups)]
 
     def _held(self, *groups: str) -> list[nn.Parameter]:
         return [p for group in groups for p in self.members.get(group, ())]
 
-    def run(self, trains: frozenset[str], times: int = 1) -> None:
-        """Make steps in which these groups train; every parameter is given a gradient, as backward would."""
+    def _begin(self, trains: frozenset[str]) -> None:
+        raise NotImplementedError
+
+    def _backward(self) -> Tensor:
+        raise NotImplementedError
+
+
+class CloneTrial(Trial):
+    """A clone under the holds of a run, given gradients; ``excludes``: what is frozen is excluded from its param groups."""
+
+    def __init__(self, optimizer: Optimizer, recipe: StepRecipe, excludes: bool = False) -> None:
+        self._plan, self._proxies = recipe.plan, Proxies(recipe.plan)
+        clone = recipe.build(optimizer, self._proxies)
+        super().__init__(clone, _groups(self._proxies), recipe.gradients, recipe.closure)
+        _seed([*self._proxies.originals])
+        self._backwards = 0
+        self.hooked: list[Step] = []  # each time that torch's step hooks ran
+        self._pool = {
+            p: [torch.full_like(p, 0.25)] if recipe.plan.uniform else _gradients(p, number)
+            for number, p in enumerate(self._held(*self.members))
+        }
+        _raise_rates(clone)
+        self._step = Step(0, clone, self.members, excludes=excludes, reads_before_closure=recipe.reads_before_closure)
+        StepHooks([self._step], Holds([SetGradsToNone(), ExcludeParams()]), ran=self.hooked.append).attach()
+
+    def _begin(self, trains: frozenset[str]) -> None:
         self._step.train(trains.intersection(self.members))
-        for _ in range(times):
-            self.count += 1
-            step(self.optimizer, self._recipe.closure, self._backward)
 
     @property
     def reentrant(self) -> bool:
         """Whether steps have called their closure more than once."""
-        return self._backwards > self.count * (2 if self._recipe.closure == "after backward" else 1)
+        return self._backwards > self.count * (2 if self._closure == "after backward" else 1)
 
     @torch.enable_grad()
     def _backward(self) -> Tensor:
         self._backwards += 1
         gradients = {p: pool[self.count % len(pool)] for p, pool in self._pool.items()}
-        if self._recipe.gradients == "graph":
+        if self._gradients == "graph":
             loss = torch.stack([(p * p * p * p / 4 + p * gradients[p]).sum().real for p in gradients]).sum()
             made = torch.autograd.grad(loss, [*gradients], create_graph=True)
             for p, gradient in zip(gradients, made, strict=True):
                 p.grad = gradient
             return loss
         for p, gradient in gradients.items():
-            p.grad = gradient.to_sparse(1) if self._recipe.gradients == "sparse" and p.dim() else gradient.clone()
+            p.grad = gradient.to_sparse(1) if self._gradients == "sparse" and p.dim() else gradient.clone()
         return torch.tensor(1.0)
 
     def moves(self, group: str) -> bool:
@@ -175,20 +200,12 @@ class Trial:
         torch.stack([(p * p).sum().real for p in self._pool]).sum().backward()
         return not same(before, self.values(*self.members))
 
-    def values(self, *groups: str) -> list[Any]:
-        """The values of these groups now."""
-        return [snapshot(p) for p in self._held(*groups)]
-
-    def states(self, *groups: str) -> list[Any]:
-        """What the optimizer and nested ones keep for these groups now."""
-        return [states_of(self.optimizer, p) for p in self._held(*groups)]
-
     @torch.no_grad()
     def forget(self, group: str) -> None:
         """Drop the optimizer's state of a group, and restore the first values of every parameter."""
         for p in self._held(group):
             self.optimizer.state.pop(p, None)
-        for p, first in zip(self._proxies.originals, Proxies(self._recipe.plan).originals, strict=True):
+        for p, first in zip(self._proxies.originals, Proxies(self._plan).originals, strict=True):
             p.copy_(first)
 
     def group_entries(self) -> list[dict[str, Any]]:

@@ -12,9 +12,6 @@ from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jsonargparse import Namespace
-from jsonargparse.typing import register_type
-
 from lightning_freeze.checkpoint import OnScheduleChange
 from lightning_freeze.errors import ScheduleError, SelectionError, did_you_mean, one_of
 from lightning_freeze.holds.optimizer_state import OptimizerState
@@ -24,6 +21,7 @@ from lightning_freeze.plan.phase import Phase
 from lightning_freeze.plan.pick import Pick
 from lightning_freeze.plan.selectors import check_selector
 from lightning_freeze.plan.until import Until
+from lightning_freeze.trainer.seam import when_imported
 
 __all__ = ["FrozenModules", "OnFinding", "OnScheduleChange", "OptimizerState", "Rest", "Selector", "SkipBackward"]
 
@@ -48,8 +46,9 @@ def check_words(**values: object) -> None:
 
 
 def _register(argument: Any, read: Callable[[Any], Any], write: Callable[[Any], Any] = lambda value: value) -> Any:
-    """Let jsonargparse read a type by a function, whose errors it shows."""
-    register_type(argument, write, read, deserializer_exceptions=(), type_check=isinstance)
+    """Let jsonargparse, once it is imported, read a type by a function, whose errors it shows."""
+    how = {"serializer": write, "deserializer": read, "deserializer_exceptions": (), "type_check": isinstance}
+    when_imported("jsonargparse.typing", lambda typing: typing.register_type(argument, **how))
     return argument
 
 
@@ -72,14 +71,19 @@ def _read_selector(selector: object) -> object:
 def _read_phase(value: Any) -> Phase:
     given = _arguments(Phase, value)
     for key, kind in (("until", Until), ("pick", Pick)):
-        if isinstance(given.get(key), (Mapping, Namespace)):
-            given[key] = kind(**_arguments(kind, given[key]))
+        if isinstance(inner := _plain(given.get(key)), Mapping):
+            given[key] = kind(**_arguments(kind, inner))
     return Phase(**given)
+
+
+def _plain(value: Any) -> Any:
+    """A namespace of jsonargparse as a mapping; anything else as it is."""
+    return value.as_dict() if hasattr(value, "as_dict") else value
 
 
 def _arguments(kind: type, value: Any) -> dict[str, Any]:
     """The arguments of a class as YAML gives them, with ``class_path`` or without."""
-    given = value.as_dict() if isinstance(value, Namespace) else value
+    given = _plain(value)
     if not isinstance(given, Mapping):
         raise ScheduleError(f"a phase is {value!r}, but must be a mapping such as {{train: [head], updates: 10}}.")
     if "class_path" in given:

@@ -73,22 +73,23 @@ if not TYPE_CHECKING:
         return getattr(import_module(package + _MODULES[name]), name)
 
 
-class _CallbackFinder:
-    """Makes `Callback` inherit from a Lightning package's own as soon as that package is imported.
+class _ImportHook:
+    """Calls functions with a module as soon as it is imported.
 
-    A Trainer asks ``isinstance``, a LightningCLI ``issubclass``, and jsonargparse finds short names by
-    ``__subclasses__``: only real inheritance answers all three. In every order of imports, only the import itself comes
-    before them: the entry point of callbacks, for one, is called after the command line was parsed.
+    `Callback` inherits so from a Lightning package's own. A Trainer asks ``isinstance``, a LightningCLI ``issubclass``, and
+    jsonargparse finds short names by ``__subclasses__``: only real inheritance answers all three. In every order of
+    imports, only the import itself comes before them: the entry point of callbacks, for one, is called after the command
+    line was parsed.
     """
 
-    modules = [f"{package}.callbacks.callback" for package in PACKAGES]
+    calls: dict[str, list[Callable[[ModuleType], None]]] = {}  # by the module's name
 
     @classmethod
     def find_spec(
         cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the other finders find, for those modules; executing it adds the base."""
-        if name not in cls.modules:
+        """What the other finders find, for those modules; executing it makes the calls."""
+        if name not in cls.calls:
             return None
         others = sys.meta_path[sys.meta_path.index(cls) + 1 :]  # one of this file's, executed before, is among them
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
@@ -97,22 +98,29 @@ class _CallbackFinder:
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                cls.add_base(module)
+                for call in cls.calls[name]:
+                    call(module)
 
             vars(spec.loader)["exec_module"] = exec_module
         return spec
 
-    @staticmethod
-    def add_base(module: ModuleType) -> None:
-        """Add a package's callback to the bases of `Callback`."""
-        bases = [base for base in Callback.__bases__ if base is not _NoCallback]
-        Callback.__bases__ = (*bases, module.Callback)
+
+def when_imported(name: str, call: Callable[[ModuleType], None]) -> None:
+    """Call a function with a module: now where it is imported already, and each time that it is from here on."""
+    _ImportHook.calls.setdefault(name, []).append(call)
+    if name in sys.modules:
+        call(sys.modules[name])
 
 
-for _name in _CallbackFinder.modules:
-    if _name in sys.modules:
-        _CallbackFinder.add_base(sys.modules[_name])
-sys.meta_path.insert(0, _CallbackFinder)
+def _add_base(module: ModuleType) -> None:
+    """Add a package's callback to the bases of `Callback`."""
+    bases = [base for base in Callback.__bases__ if base is not _NoCallback]
+    Callback.__bases__ = (*bases, module.Callback)
+
+
+sys.meta_path.insert(0, _ImportHook)
+for _name in PACKAGES:
+    when_imported(f"{_name}.callbacks.callback", _add_base)
 
 
 def one_cpu(precision: Any) -> dict[str, Any]:
@@ -301,7 +309,7 @@ def add_bar_text(trainer: Trainer, key: str, text: Callable[[], str]) -> Callabl
 
 
 def refuse_strategy(strategy: object) -> None:
-    """Raise UnsupportedError for strategies whose gradients cannot be set to None."""
+    """Raise UnsupportedError for strategies whose gradients cannot be set to None; before one has wrapped the model."""
     names = {kind.__name__ for kind in type(strategy).__mro__}
     if "DeepSpeedStrategy" in names:
         raise UnsupportedError(

@@ -14,6 +14,7 @@ from lightning_freeze.cli import probe_table
 from lightning_freeze.cli.probe_table import NONE, OFF, OURS, RATE, STALE, WAYS, ZEROS, Cell, Recipe, Row, measure
 from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.plan.membership import Step
+from lightning_freeze.probe.trial import ALL, FROZEN
 from tests.test_layout import knows_torch_or_lightning
 
 ADAM = ("exp_avg", "exp_avg_sq", "step")
@@ -57,11 +58,10 @@ def test_how_far_is_a_share_of_what_trained() -> None:
     """Weight decay alone, of zero gradients: each step takes the weight by 1 - lr * decay; the rest is the oracle's."""
     lr, decay, steps = 0.1, 0.5, 4
     recipe = Recipe(SGD, {"lr": lr, "weight_decay": decay})
-    run = probe_table._Run(recipe)
-    run.run(probe_table.WARM_UP)
-    run.freeze(ZEROS)
+    run = probe_table._Run(recipe, way=ZEROS)
+    run.run(ALL, probe_table.WARM_UP)
     before, trained = run.frozen.detach().clone(), run.trained.detach().clone()
-    run.run(steps)
+    run.run(ALL - {FROZEN}, steps)
     torch.testing.assert_close(run.frozen.detach(), before * (1 - lr * decay) ** steps)
     share = before.norm() * (1 - (1 - lr * decay) ** steps) / (run.trained.detach() - trained).norm()
     assert measure(recipe, steps).cells[ZEROS].share == pytest.approx(float(share), rel=1e-5)

@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_freeze import UnsupportedError
 from lightning_freeze.holds.optimizer_state import OffloadState, ResetState
 from lightning_freeze.plan.groups import Member
 from lightning_freeze.plan.membership import HeldGroup, ParamSet, Split, Step
-from lightning_freeze.setup import refuse_state
 from tests.observer import same
 
 
@@ -131,80 +129,6 @@ def test_reset_begins_anew() -> None:
     other.grad = None
     optimizer.step()
     assert float(optimizer.state[weight]["step"]) == 1
-
-
-class MakesItsStateAtOnce(torch.optim.SGD):
-    def __init__(self, params: Any, lr: float = 0.1) -> None:
-        super().__init__(params, lr)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["sum"] = torch.zeros_like(parameter)
-
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.state[parameter]["sum"] += parameter.grad
-
-
-class CountsForTheGroup(torch.optim.SGD):
-    """Its rate falls with the steps of the param group."""
-
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            group["count"] = group.get("count", 0) + 1
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.data.sub_(parameter.grad, alpha=group["lr"] / group["count"])
-
-
-def test_a_clock_of_the_whole_group_is_no_new_beginning() -> None:
-    optimizer = CountsForTheGroup([nn.Parameter(torch.ones(2))], lr=0.1)
-    with pytest.raises(
-        UnsupportedError, match=r"'reset', and optimizer 0 \(CountsForTheGroup\) .*step counter .*param group"
-    ):
-        refuse_state("reset", [optimizer], optimizer.param_groups[0]["params"])
-
-
-@pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": 1e-9}])
-def test_a_rate_at_which_nothing_moves_hides_no_clock(options: Any) -> None:
-    weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
-    with pytest.raises(UnsupportedError, match="step counter"):
-        refuse_state("reset", [CountsForTheGroup([weight], **options)], [weight])
-
-
-def test_the_probe_leaves_every_random_state_alone(monkeypatch: Any) -> None:
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds the devices, too"))
-    before = torch.get_rng_state()
-    weight = nn.Parameter(torch.ones(2))
-    refuse_state("reset", [torch.optim.Adam([weight])], [weight])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-class Shard(nn.Parameter):
-    def to_local(self) -> None: ...
-
-
-def test_what_cannot_begin_anew_is_refused() -> None:
-    optimizer = MakesItsStateAtOnce([nn.Parameter(torch.ones(2))])
-    with pytest.raises(UnsupportedError, match=r"'reset', and optimizer 0 \(MakesItsStateAtOnce\) .*KeyError: 'sum'"):
-        refuse_state("reset", [optimizer], optimizer.param_groups[0]["params"])
-    refuse_state("keep", [optimizer], optimizer.param_groups[0]["params"])
-    refuse_state("reset", [optimizer], [nn.Parameter(torch.ones(2))])  # which it does not hold
-
-
-@pytest.mark.parametrize(
-    "name", ["SGD", "Adam", "AdamW", "Adagrad", "Adafactor", "NAdam", "RMSprop", "Rprop", "Adadelta"]
-)
-def test_torchs_own_begin_anew(name: str) -> None:
-    weight = nn.Parameter(torch.ones(2, 2))
-    refuse_state("reset", [getattr(torch.optim, name)([weight])], [weight])
-
-
-def test_shards_are_not_moved() -> None:
-    weight = Shard(torch.ones(2))
-    with pytest.raises(UnsupportedError, match="'offload', and parameters are sharded .*CPUOffloadPolicy"):
-        refuse_state("offload", [torch.optim.SGD([weight])], [weight])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -12,13 +12,11 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.gradients import SetGradsToNone
 from lightning_freeze.holds.hold import Holds
 from lightning_freeze.holds.param_groups import LearningRateFactors, exclude, split_groups
 from lightning_freeze.holds.step_hooks import StepHooks
 from lightning_freeze.plan.membership import Step
-from lightning_freeze.setup import refuse_without_rate
 from tests.observer import same
 
 
@@ -458,24 +456,6 @@ def test_a_frozen_group_with_a_factor_stands_still() -> None:
     optimizer.step()
     assert a.tolist() == [0, 0]
     assert b.tolist() == [-0.5, -0.5]
-
-
-def test_an_optimizer_without_a_rate_is_refused() -> None:
-    sgd = torch.optim.SGD(parameters(1), lr=0.1)
-    refuse_without_rate([sgd], sgd.param_groups[0]["params"])
-    sgd.param_groups[0]["lr"] = None
-    with pytest.raises(
-        UnsupportedError, match=r"optimizer 1 \(SGD\) has `lr`: None in a param group, which is not a number"
-    ):
-        refuse_without_rate([torch.optim.SGD(parameters(1), lr=0.1), sgd], sgd.param_groups[0]["params"])
-    refuse_without_rate([sgd], parameters(1))  # what it holds keeps its rate
-
-
-def test_lbfgs_cannot_be_given_a_rate_for_one_step() -> None:
-    lbfgs = torch.optim.LBFGS(parameters(1))
-    refuse_without_rate([lbfgs], parameters(1))
-    with pytest.raises(UnsupportedError, match=r"optimizer 0 \(LBFGS\) holds.* out of `lr`"):
-        refuse_without_rate([lbfgs], lbfgs.param_groups[0]["params"])
 
 
 class Lookahead(torch.optim.Optimizer):

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze import Every, FreezeController, SelectionError, UnsupportedError
-from lightning_freeze.holds.run_context import RunContext, is_fsdp1, plain_optimizer, refuse_flattened, unwrapped
+from lightning_freeze.holds.run_context import RunContext, is_fsdp1, plain_optimizer, unwrapped
 from lightning_freeze.holds.skip_decision import choose
 
 
@@ -137,46 +137,6 @@ class DeepSpeedEngine(nn.Module):
     """DeepSpeed's, by name."""
 
 
-def flatten(model: nn.Module) -> None:
-    model.register_parameter("_flat_param", nn.Parameter(torch.zeros(3)))
-    model._flat_param._is_flat_param = True  # type: ignore[union-attr]  # so says FSDP1 of its own
-
-
-def partition(model: Any) -> None:
-    model[0].weight.ds_id = 0
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (
-            flatten,
-            r"'_flat_param' is a flat parameter: FSDP with use_orig_params=False shows nothing else, so groups cannot be "
-            r"distinguished. Use use_orig_params=True, or FSDP2",
-        ),
-        (
-            partition,
-            r"'0.weight' is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it "
-            r"frozen. Use DDP, or FSDP2",
-        ),
-    ],
-)
-def test_what_is_flattened_or_partitioned_is_refused(change: Any, text: str) -> None:
-    """Also where that was done after the groups were made."""
-    model = model_of()
-    controller = FreezeController(model, Every({"0": 2}, of="1"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    change(model)
-    with pytest.raises(UnsupportedError, match=text):
-        refuse_flattened(model)
-    with pytest.raises(UnsupportedError, match=text):
-        controller.attach(optimizer)
-
-
-def test_what_is_neither_passes() -> None:
-    refuse_flattened(model_of())
-
-
 def test_a_deepspeed_engine_is_refused_at_once() -> None:
     class Engine(DeepSpeedEngine):
         """Its subclasses are engines, too."""
@@ -192,7 +152,6 @@ def test_fsdp1_shows_its_own_parameters_only_where_it_is_told_to() -> None:
     kept = flattened(use_orig_params=True)
     assert is_fsdp1(kept)
     assert unwrapped(kept).wrapper is kept
-    refuse_flattened(unwrapped(kept).module)
     controller = FreezeController(kept, Every({"0": 2}, of="1"))
     assert controller.groups.names() == {"0": ["0.weight"], "1": ["1.weight"]}
     controller.attach(torch.optim.SGD(kept.parameters(), lr=0.1))
@@ -209,5 +168,5 @@ def test_a_model_that_fsdp1_flattens_after_its_groups_were_made_is_refused() -> 
     model = model_of()
     controller = FreezeController(model, Every({"0": 2}, of="1"))
     fsdp = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=False)
-    with pytest.raises(UnsupportedError, match="'_flat_param' is a flat parameter"):
+    with pytest.raises(SelectionError, match=r"only flattened parameters \('_flat_param'\).*use_orig_params=True"):
         controller.attach(torch.optim.SGD(fsdp.parameters(), lr=0.1))

@@ -12,15 +12,15 @@ from torch.optim import SGD, AdamW, Optimizer
 from lightning_freeze.holds.snapshots import changed
 from lightning_freeze.probe.clone import clone_by_parts
 from lightning_freeze.probe.proxies import Proxies, ProxyPlan, nested_optimizers, small_plan
-from lightning_freeze.probe.trial import ALL, FROZEN, MOVING, StepRecipe, Trial, distance, states_of, step
+from lightning_freeze.probe.trial import ALL, FROZEN, MOVING, CloneTrial, StepRecipe, distance, states_of, step
 
 
 def adamw() -> AdamW:
     return AdamW([nn.Parameter(torch.ones(4, 4))])
 
 
-def trial_of(optimizer: Optimizer) -> Trial:
-    return Trial(optimizer, StepRecipe(small_plan(optimizer), clone_by_parts))
+def trial_of(optimizer: Optimizer) -> CloneTrial:
+    return CloneTrial(optimizer, StepRecipe(small_plan(optimizer), clone_by_parts))
 
 
 @pytest.mark.parametrize(

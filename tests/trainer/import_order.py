@@ -67,11 +67,11 @@ def main(order: list[str]) -> None:
     early: list[Any] = []
     packages = []
     for name in order:
-        before = {"lightning", "pytorch_lightning"} & sys.modules.keys()
+        before = {"lightning", "pytorch_lightning", "jsonargparse"} & sys.modules.keys()
         module = import_module(name)
         if name == OURS:
             early.append(scheduler())
-            assert {"lightning", "pytorch_lightning"} & sys.modules.keys() == before
+            assert {"lightning", "pytorch_lightning", "jsonargparse"} & sys.modules.keys() == before
         else:
             packages.append(module)
     for package in packages:
