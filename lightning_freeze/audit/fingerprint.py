@@ -369,7 +369,7 @@ class Large:
 
     def begin_beside(self) -> bool:
         """Begin on one thread beside the step, where that is worth it. What is written to meanwhile is marked as `WRITTEN`."""
-        if self._bytes() < _PIECE:
+        if not self._tensors or self._bytes() < _PIECE:
             return False
         # With their memory of now, where another takes its place.
         self._tensors = [(*where, tensor.detach()) for *where, tensor in self._tensors]  # type: ignore[misc]
@@ -379,6 +379,8 @@ class Large:
 
     def finish(self) -> None:
         """Read what is left, on as many threads as torch computes with, and put every digest where it belongs."""
+        if not self._tensors:
+            return
         if not self._begun:
             self.begin(min(torch.get_num_threads(), len(self._pieces), self._bytes() // _PIECE) - 1)
         try:

@@ -75,6 +75,8 @@ class WeightAudit(Hold):
 
     def thaw(self, params: ParamSet, split: Split) -> None:
         early, self._early = self._early, []  # they begin again, once holds have dropped state
+        if not (params.groups or early):
+            return
         sets = [self._sets.of(members).keys for members in (*(held.members for held in params.groups), *early)]
         context = HERE if self._offload is None else self._offload.copy_stream()
         with self._training_weights():
@@ -83,7 +85,8 @@ class WeightAudit(Hold):
     def freeze(self, params: ParamSet, split: Split) -> None:
         self._split = split
         self.open([held.members for held in params.groups], beside=self._offload is None)
-        self.watch_buffers(split)
+        if self._has_buffers:
+            self.hold_buffers(split.frozen_modules)
 
     def pause(self) -> None:
         self.frozen.join()
@@ -122,8 +125,9 @@ class WeightAudit(Hold):
                 found = self._sets.new([m for m in members if id(m.parameter) not in self.frozen])
             if found.keys:
                 sets.append(found)
-        with self._training_weights():
-            self.frozen.open(sets, self._updates(), beside)
+        if sets:
+            with self._training_weights():
+                self.frozen.open(sets, self._updates(), beside)
 
     def close(self, parameters: Iterable[Tensor]) -> None:
         """These train from here on: compare what they were."""

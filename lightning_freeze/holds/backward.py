@@ -71,27 +71,23 @@ class SkipBackward(Hold):
 
     def turn_off(self, parameters: Iterable[nn.Parameter]) -> None:
         """These get no gradients from here on, except those that require none already."""
-        parameters, users_own = tuple(parameters), []
+        held = self.held
         for parameter in parameters:
             if parameter.requires_grad or id(parameter) in self._released:
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
-            elif id(parameter) not in self.held:
-                users_own.append(id(parameter))
-        self.held.update(zip(map(id, parameters), parameters, strict=True))
-        for key in users_own:
-            del self.held[key]
-        if self.held:
+                held[id(parameter)] = parameter
+        if held:
             self._patch()
 
     def turn_on(self, parameters: Iterable[nn.Parameter]) -> None:
         """Those of these that are held get their gradients again."""
-        parameters, held = tuple(parameters), self.held
-        for key, parameter in zip(map(id, parameters), parameters, strict=True):
-            if held.pop(key, None) is not None:
+        held = self.held
+        for parameter in parameters:
+            if held.pop(id(parameter), None) is not None:
                 parameter.requires_grad = True
                 if self._manual:  # else it is between batches
-                    self._released[key] = parameter
+                    self._released[id(parameter)] = parameter
         if self._plain_attention and not self.held:
             _FAST_ATTENTION.discard(self)
 
