@@ -300,9 +300,10 @@ class Loop:
         self.built.holds.freeze(freezes, split)
 
     def _arrives(self, step: Step) -> None:
-        members = self.members
-        walk = step.index in self._unwalked
-        self._unwalked.discard(step.index)
+        members, walk = self.members, False
+        if self._unwalked:
+            walk = step.index in self._unwalked
+            self._unwalked.discard(step.index)
         if (members.names.touched and members.names.changed()) or members.holders.changed(step.index, walk):
             self._rebind()
         if members.lost:

@@ -347,15 +347,15 @@ class Large:
 
     def __init__(self) -> None:
         self._pieces: list[_Piece] = []
-        # Where each digest belongs, its pieces, and the tensor, which keeps the memory that is read.
-        self._tensors: list[tuple[list[Any], int, list[_Piece], Tensor]] = []
+        self.tensors: list[tuple[list[Any], int, list[_Piece], Tensor]] = []
+        """Where each digest belongs, its pieces, and the tensor, which keeps the memory that is read."""
         self._marks: list[tuple[int, int]] = []
         self._helpers: list[Future[None]] = []
         self._begun = False
 
     def add(self, found: list[Any], number: int, tensor: Tensor, pieces: list[_Piece]) -> None:
         """Put the digest of a tensor there when this is finished."""
-        self._tensors.append((found, number, pieces, tensor))
+        self.tensors.append((found, number, pieces, tensor))
         self._pieces += pieces
 
     def begin(self, helpers: int) -> None:
@@ -369,17 +369,17 @@ class Large:
 
     def begin_beside(self) -> bool:
         """Begin on one thread beside the step, where that is worth it. What is written to meanwhile is marked as `WRITTEN`."""
-        if not self._tensors or self._bytes() < _PIECE:
+        if self._bytes() < _PIECE:
             return False
         # With their memory of now, where another takes its place.
-        self._tensors = [(*where, tensor.detach()) for *where, tensor in self._tensors]  # type: ignore[misc]
-        self._marks = [_mark(tensor) for *_, tensor in self._tensors]
+        self.tensors = [(*where, tensor.detach()) for *where, tensor in self.tensors]  # type: ignore[misc]
+        self._marks = [_mark(tensor) for *_, tensor in self.tensors]
         self.begin(1)
         return True
 
     def finish(self) -> None:
         """Read what is left, on as many threads as torch computes with, and put every digest where it belongs."""
-        if not self._tensors:
+        if not self.tensors:
             return
         if not self._begun:
             self.begin(min(torch.get_num_threads(), len(self._pieces), self._bytes() // _PIECE) - 1)
@@ -391,13 +391,13 @@ class Large:
                 if not helper.cancel():
                     helper.result()
         digests, marks = iter(self._found), iter(self._marks)
-        for found, number, pieces, tensor in self._tensors:
+        for found, number, pieces, tensor in self.tensors:
             made = _of_pieces([*islice(digests, len(pieces))], pieces[0][1])
             found[number] = WRITTEN if self._marks and _mark(tensor) != next(marks) else made
-        self._tensors.clear()
+        self.tensors.clear()
 
     def _bytes(self) -> int:
-        return sum(tensor.nbytes for *_, tensor in self._tensors)
+        return sum(tensor.nbytes for *_, tensor in self.tensors)
 
     def _work(self) -> None:
         with suppress(IndexError):  # until none is left

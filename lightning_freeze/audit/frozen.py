@@ -184,8 +184,7 @@ class FrozenAudit:
         for each in sets:
             interval = _Interval(each, update, each.read(values, states), update)
             self._open.update(dict.fromkeys(each.keys, interval))
-        values.finish()
-        self._finish(states, [], beside)
+        self._finish(values, states, [], beside)
 
     @collector_paused
     def close(
@@ -206,8 +205,7 @@ class FrozenAudit:
             for keys in sets
             for interval in self._taken(keys)
         ]
-        values.finish()
-        self._finish(states, closed, beside, on_copy_stream)
+        self._finish(values, states, closed, beside, on_copy_stream)
 
     def join(self) -> None:
         """Finish what is read beside the step: right before something may write to optimizer state."""
@@ -280,14 +278,19 @@ class FrozenAudit:
 
     def _finish(
         self,
+        values: Large,
         states: Large,
         closed: list[tuple[_Interval, int, _Bits]],
         beside: bool,
         on_copy_stream: AbstractContextManager[object] = HERE,
     ) -> None:
-        begun = beside and states.begin_beside()
-        if not begun:
-            states.finish()
+        begun = False
+        if values.tensors:  # else there is less to call: most boundaries are small
+            values.finish()
+        if states.tensors:
+            begun = beside and states.begin_beside()
+            if not begun:
+                states.finish()
         if begun or (closed and self._beside):  # what closes may have been opened beside this step
             self._beside.append((states, closed))
         else:

@@ -98,9 +98,10 @@ class WeightAudit(Hold):
         self.frozen.join()
 
     def after_step(self, step: Step) -> None:
-        made = (step.index, step.trainable, step.updated)
-        if step.leaked or made != self._last_step:  # most steps are like the one before
-            self._last_step = made
+        last = self._last_step  # most steps are like the one before
+        alike = last is not None and last[1] is step.trainable and last[2] is step.updated and last[0] == step.index
+        if step.leaked or not alike:
+            self._last_step = (step.index, step.trainable, step.updated)
             self.stepped(step.trainable, step.updated, step.leaked, step.index)
 
     def detach(self, bring_back: bool = True) -> None:

@@ -148,10 +148,10 @@ class _EveryPlan(Plan):
                     key=key,
                 )
 
-    def trains(self, at: Position, optimizer: int) -> frozenset[str]:
-        return self.trainable(at)
-
     def trainable(self, at: Position) -> frozenset[str]:
+        return self.trains(at, 0)
+
+    def trains(self, at: Position, optimizer: int) -> frozenset[str]:
         counts = at.updates
         done = at.total if self._of is None else counts[self._of]
         due: Iterable[str] = self._queue(at).due(done)

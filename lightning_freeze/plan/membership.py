@@ -48,7 +48,7 @@ class OptimizerIndex:
                 )
         self._held = [[tuple(group["params"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._found: dict[int, list[tuple[int, int]]] = {}  # to optimizer and param group
-        self._calls = 0  # of `changed`
+        self._calls = [0] * len(self.optimizers)  # of `changed`, for each
         for index, groups in enumerate(self._held):
             for number, held in enumerate(groups):
                 for parameter in held:
@@ -61,7 +61,7 @@ class OptimizerIndex:
         Without ``walk``, a part of each param group is compared, the next one with each call.
         """
         groups, held = self.optimizers[index].param_groups, self._held[index]
-        self._calls += 1
+        self._calls[index] += 1
         if len(groups) != len(held):
             return True
         for group, before in zip(groups, held):  # noqa: B905 - a loop without `strict`, which takes half as long
@@ -69,7 +69,7 @@ class OptimizerIndex:
             if len(now) != len(before):
                 return True
             if not walk and len(before) > MANY:
-                begin = self._calls % -(-len(before) // MANY) * MANY
+                begin = self._calls[index] % -(-len(before) // MANY) * MANY
                 now, before = now[begin : begin + MANY], before[begin : begin + MANY]
             if not all(map(is_, now, before)):
                 return True
