@@ -300,11 +300,12 @@ class Loop:
         self.built.holds.freeze(freezes, split)
 
     def _arrives(self, step: Step) -> None:
-        members, walk = self.members, False
-        if self._unwalked:
-            walk = step.index in self._unwalked
+        # What stands in shortened lists is known, whatever their owner has put into whole ones.
+        members, in_parts = self.members, step.shortened
+        if self._unwalked and step.index in self._unwalked:
             self._unwalked.discard(step.index)
-        if (members.names.touched and members.names.changed()) or members.holders.changed(step.index, walk):
+            in_parts = {}
+        if (members.names.touched and members.names.changed()) or members.holders.changed(step.index, in_parts):
             self._rebind()
         if members.lost:
             self._refuse_lost()

@@ -556,7 +556,7 @@ def test_any_sequence_of_changes_keeps_the_plan(schedule: str, rest: str, seed: 
 
 def test_without_the_comparison_the_observer_sees_what_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NamedParameters, "changed", lambda self, walk=False: False)
-    monkeypatch.setattr(OptimizerIndex, "changed", lambda self, index, walk=True: False)
+    monkeypatch.setattr(OptimizerIndex, "changed", lambda self, index, in_parts=(): False)
     with run_of(ONLY_B, GROUPS, "freeze", audit=False) as run:
         run.replace("a.weight")
         assert run.batch() == {"a", "b"}

@@ -51,7 +51,7 @@ class ShortenParams(_ForOneStep):
     """Gives an optimizer lists of what trains alone, where it would pass over many parameters without a gradient."""
 
     def before_step(self, step: Step) -> None:
-        if step.shortened and step.index not in self._changed:
+        if step.hides and step.index not in self._changed:
             self._changed[step.index] = shorten(step.optimizer, step.shortened)
 
 

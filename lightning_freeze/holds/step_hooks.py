@@ -153,6 +153,8 @@ class StepHooks:
         self._before_holds(step)
         step.note()
         if self.last_moment:
+            # A hook of other code would see the lists, and save or change what it sees.
+            step.hides = bool(step.shortened) and len(step.optimizer._optimizer_step_pre_hooks) == 1
             self._holds.before_step(step)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -170,10 +172,10 @@ class StepHooks:
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers alone
         if found_inf is None or float(found_inf) == 0:  # else the fused kernel has skipped the step by itself
             # A frozen gradient, set to None at the last moment, can only come from a hook that runs after ours or from the
-            # step itself, which torch's own never do. Without such a hook, one parameter of each group is enough to see it.
+            # step itself. Without such a hook, some parameters are enough to see it; a step that hides them has none.
             look_at_all = not self.last_moment or len(optimizer._optimizer_step_pre_hooks) > 1
-            looked_at = step.frozen if look_at_all else () if step.shortens else step.samples
-            step.leaked = ()
+            looked_at = () if step.hides else step.frozen if look_at_all else step.samples
+            step.leaked, step.hides = (), False
             for parameter in looked_at:
                 if parameter.grad is not None:
                     step.leaked = [parameter for parameter in looked_at if parameter.grad is not None]

@@ -86,17 +86,14 @@ class Every(Schedule):
 
 
 class _Queue:
-    """The groups of a plan by the count at which each comes due, so that no step looks at those that are not."""
+    """Groups by the count at which each comes due, so that no step looks at all of them."""
 
-    def __init__(self, plan: Plan, periods: Mapping[str, int], counts: Mapping[str, int]) -> None:
-        self.plan, self.counts = plan, counts
+    def __init__(self, periods: Mapping[str, int], counts: Mapping[str, int]) -> None:
+        self.counts = counts
         self._periods = periods
         self._due: set[str] = set()
         self._coming = [(counts[group] * period, group) for group, period in periods.items()]
         heapify(self._coming)
-
-    def __deepcopy__(self, memo: object) -> None:
-        """A copied position makes its own."""
 
     def due(self, done: int) -> set[str]:
         """The groups that are due after so many updates."""
@@ -118,6 +115,17 @@ class _Queue:
                 heappush(self._coming, (self.counts[group] * period, group))
 
 
+class _Queues:
+    """What a plan keeps in a position: the groups that share the optimizer of `of`, and the others."""
+
+    def __init__(self, plan: _EveryPlan, counts: Mapping[str, int]) -> None:
+        self.plan, self.counts = plan, counts
+        self.same, self.other = (_Queue(each, counts) for each in (plan.same_optimizer, plan.other_optimizer))
+
+    def __deepcopy__(self, memo: object) -> None:
+        """A copied position makes its own."""
+
+
 class _EveryPlan(Plan):
     def __init__(self, layout: Layout, periods: Mapping[str, int], of: str | None) -> None:
         self.layout = layout
@@ -134,9 +142,9 @@ class _EveryPlan(Plan):
                 key="periods",
             )
         # A group that shares the optimizer of `of` trains in the very step that `of` is counted in.
-        self._same_optimizer = {g: n for g, n in periods.items() if of is None or held.get(g) == held.get(of)}
-        self._other_optimizer = {g: n for g, n in periods.items() if g not in self._same_optimizer}
-        self.pairs_within_a_window = bool(self._other_optimizer)
+        self.same_optimizer = {g: n for g, n in periods.items() if of is None or held.get(g) == held.get(of)}
+        self.other_optimizer = {g: n for g, n in periods.items() if g not in self.same_optimizer}
+        self.pairs_within_a_window = bool(self.other_optimizer)
 
     def _refuse_split(self, groups: Iterable[str], key: str) -> None:
         """Refuse groups of several optimizers, whose updates cannot be counted as one."""
@@ -152,24 +160,27 @@ class _EveryPlan(Plan):
         return self.trains(at, 0)
 
     def trains(self, at: Position, optimizer: int) -> frozenset[str]:
-        counts = at.updates
-        done = at.total if self._of is None else counts[self._of]
-        due: Iterable[str] = self._queue(at).due(done)
-        if self._other_optimizer:
+        queues, done = self._queues(at), self._done(at)
+        due = queues.same.due(done)
+        if self.other_optimizer:
             # The update of `of` that a group goes with: one made earlier in this batch or, if none was, the coming one.
-            made = done - 1 if self._of in at.window else done
-            due = [*due, *(g for g, n in self._other_optimizer.items() if counts[g] * n <= made)]
+            due = due | queues.other.due(done - 1 if self._of in at.window else done)
         return self._always.union(due) if due else self._always
 
-    def _queue(self, at: Position) -> _Queue:
-        found: _Queue | None = at.due
+    def _done(self, at: Position) -> int:
+        return at.total if self._of is None else at.updates[self._of]
+
+    def _queues(self, at: Position) -> _Queues:
+        found: _Queues | None = at.due
         if found is None or found.plan is not self or found.counts is not at.updates:
-            found = at.due = _Queue(self, self._same_optimizer, at.updates)
+            found = at.due = _Queues(self, at.updates)
         return found
 
     def _advance(self, at: Position, optimizer: int, groups: frozenset[str]) -> None:
         if at.due is not None:
-            self._queue(at).updated(groups)
+            queues = self._queues(at)
+            queues.same.updated(groups)
+            queues.other.updated(groups)
 
     def when(self, group: str) -> str:
         period, of = self._periods.get(group, 1), "" if self._of is None else f" of {self._of}"
@@ -179,11 +190,11 @@ class _EveryPlan(Plan):
         return all(n == 1 for n in self._periods.values())
 
     def stable_updates(self, at: Position) -> int:
-        if self._other_optimizer:
+        if self.other_optimizer:
             return 0
-        done = at.total if self._of is None else at.updates[self._of]
+        done = self._done(at)
         # A group that is due may be updated by the next step; the others come due one update at a time.
-        return max(0, self._queue(at).next(done) - done - 1)
+        return max(0, self._queues(at).same.next(done) - done - 1)
 
     def pending(self, at: Position) -> frozenset[int]:
         held = self.layout.optimizers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import chain
@@ -20,7 +20,7 @@ from lightning_freeze.plan.named_parameters import NamedParameters
 from lightning_freeze.plan.schedule import NO_END, REST, Layout
 
 _CACHED = 64
-MANY = 64  # parameters of a param group from which a step looks at a part of them, or is given a list of what trains
+MANY = 64  # frozen parameters of a param group from which a step is given a list of what trains; samples at most
 
 Sets = tuple[frozenset[str], ...]  # for each optimizer, the groups that it trains
 
@@ -55,20 +55,20 @@ class OptimizerIndex:
                     self._found.setdefault(id(parameter), []).append((index, number))
         self._indices = {key: tuple(dict.fromkeys([index for index, _ in found])) for key, found in self._found.items()}
 
-    def changed(self, index: int, walk: bool = True) -> bool:
+    def changed(self, index: int, in_parts: Collection[int] = ()) -> bool:
         """Whether an optimizer holds other parameters now, compared by identity.
 
-        Without ``walk``, a part of each param group is compared, the next one with each call.
+        Of the param groups of these numbers a part is compared, the next one with each call.
         """
         groups, held = self.optimizers[index].param_groups, self._held[index]
         self._calls[index] += 1
         if len(groups) != len(held):
             return True
-        for group, before in zip(groups, held):  # noqa: B905 - a loop without `strict`, which takes half as long
-            now = group["params"]
+        for number, before in enumerate(held):
+            now = groups[number]["params"]
             if len(now) != len(before):
                 return True
-            if not walk and len(before) > MANY:
+            if number in in_parts:
                 begin = self._calls[index] % -(-len(before) // MANY) * MANY
                 now, before = now[begin : begin + MANY], before[begin : begin + MANY]
             if not all(map(is_, now, before)):
@@ -184,8 +184,11 @@ class Step:
     leaked: Sequence[Parameter] = ()  # frozen parameters that had a gradient at the step all the same
     depth: int = 0  # of calls of `step` within each other
     entered: bool = False  # whether a step has begun, and not ended
+    hides: bool = False  # whether `shortened` stands in its param groups for this step
     trainable: frozenset[str] = field(default=frozenset(), init=False)  # the groups that train now
-    samples: Sequence[Parameter] = field(default=(), init=False)  # one parameter of each frozen group, `MANY` at most
+    samples: Sequence[Parameter] = field(
+        default=(), init=False
+    )  # one of a frozen group; of more groups, `MANY` at most
     shortened: Mapping[int, list[Parameter]] = field(default_factory=dict, init=False, repr=False)
     """By number, the param groups of which a part trains and much is frozen, without that."""
     exposed: Sequence[Parameter] = field(default=(), init=False, repr=False)
@@ -209,8 +212,6 @@ class Step:
         self.trainable, self.samples = now.trainable, now.samples
         if self.shortens:
             self.shortened, self.exposed = now.shortened, now.exposed
-        else:
-            self.exposed = now.frozen
 
     @property
     def frozen(self) -> tuple[Parameter, ...]:

@@ -41,7 +41,7 @@ def measure(device: str, rounds: int, quick: bool = False) -> list[Ratio]:
         small, large = OptimizerIndex([few]), OptimizerIndex([many])
         rows = [
             (
-                processor_time(lambda: small.changed(0, walk=False), 1000 * times),
+                processor_time(lambda: small.changed(0, {0}), 1000 * times),
                 processor_time(lambda: large.changed(0), times),
                 processor_time(many.step, times),
             )

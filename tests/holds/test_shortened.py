@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_freeze import FreezeController, Phase, Phases, setup
-from lightning_freeze.holds.param_groups import ShortenParams
 from lightning_freeze.plan.membership import MANY
 
 SIZE = MANY + 6  # parameters of a half
@@ -83,9 +82,10 @@ def run(
     with controller:
         controller.attach(optimizer)
         controller.begin()
-        optimizer.register_step_pre_hook(lambda *_: lengths.append([len(g["params"]) for g in optimizer.param_groups]))
+        record_into(optimizer, lengths)
         for _ in range(7):
             controller.begin_step()
+            lengths.append([])
 
             def backward() -> Tensor:
                 assert [len(group["params"]) for group in optimizer.param_groups] == full
@@ -104,6 +104,17 @@ def run(
         assert not [each for each in (*controller.end_epoch(), *controller.finish()) if each.severity == "error"]
     states = [optimizer.state.get(p, {}) for p in model.parameters()]
     return [[p.detach() for p in model.parameters()], copy.deepcopy(states), controller.updates], lengths
+
+
+def record_into(optimizer: Any, lengths: list[list[int]]) -> None:
+    """Note how long each param group's list is within the step."""
+    inner = optimizer._init_group
+
+    def noting(group: dict[str, Any], *args: Any) -> Any:
+        lengths[-1].append(len(group["params"]))
+        return inner(group, *args)
+
+    optimizer._init_group = noting
 
 
 def same(one: Any, other: Any) -> bool:
@@ -145,7 +156,6 @@ def test_whose_step_is_not_torchs_keeps_its_lists() -> None:
     with FreezeController(model, turns()) as controller:
         controller.attach(optimizer)
         assert not controller._loop.members.steps[0].shortens
-    assert FreezeController(nn.Linear(2, 2), Phases([Phase(["weight"], updates=1)])).groups  # and few parameters
 
 
 def loop(model: nn.Module, optimizer: Optimizer) -> FreezeController:
@@ -168,6 +178,47 @@ def giving(parameters: Any) -> Callable[..., None]:
             parameter.grad = torch.ones(3)
 
     return give
+
+
+def test_who_hooks_into_the_step_sees_whole_lists() -> None:
+    """And may save the optimizer there, names of its parameters included."""
+    model = Halves()
+    optimizer = torch.optim.SGD(list(model.named_parameters()), lr=0.01, momentum=0.9)
+    controller = loop(model, optimizer)
+    saved: list[Any] = []
+    hook = optimizer.register_step_pre_hook(lambda *_: saved.append((full(optimizer), optimizer.state_dict())))
+    optimizer.step()
+    assert saved[0][0]
+    assert len(saved[0][1]["param_groups"][0]["params"]) == 2 * SIZE
+    hook.remove()
+    controller.begin_step()
+    optimizer.step()
+    assert controller.updates == {"a": 2, "b": 0}
+    assert [len(group["param_names"]) for group in optimizer.param_groups] == [2 * SIZE]
+    assert controller.end_epoch() == []
+    controller.detach()
+
+
+@pytest.mark.parametrize("trains", ["a", "b"])
+def test_a_frozen_parameter_that_is_replaced_in_a_long_list_does_not_move(trains: str) -> None:
+    """By one with the same bits, in a list of which too little is frozen to be shortened, or enough."""
+    model = nn.Module()
+    model.a, model.b = (nn.ParameterList([torch.ones(2) for _ in range(size)]) for size in (3 * MANY, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with FreezeController(model, Phases([Phase([trains])]), rest="freeze") as controller:
+        controller.attach(optimizer)
+        controller.begin()
+        for number in range(4):
+            controller.begin_step()
+            if number == 2:
+                frozen = model.b if trains == "a" else model.a
+                place = 5 if trains == "b" else 3 * MANY + 5
+                frozen[5] = optimizer.param_groups[0]["params"][place] = nn.Parameter(torch.ones(2))
+            optimizer.zero_grad()
+            torch.stack([p.sum() for p in model.parameters()]).sum().backward()
+            optimizer.step()
+        assert torch.equal(frozen[5], torch.ones(2))
+        assert controller.end_epoch() == []
 
 
 @pytest.mark.parametrize("where", ["the closure", "the step", "a later hook"])
@@ -243,28 +294,26 @@ def test_a_param_group_added_in_a_closure_stays(recwarn: Any) -> None:
     controller.detach()
 
 
-def test_a_gradient_that_comes_back_moves_nothing() -> None:
-    """What other code gives a frozen parameter right before the step is not seen by it, and is reported where it can be."""
-    model = Halves()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    controller = loop(model, optimizer)
-    before = [p.detach().clone() for p in model.b]
-    optimizer.register_step_pre_hook(giving(model.b))
-    optimizer.step()
-    assert all(map(torch.equal, before, model.b))
-    assert controller.end_epoch() == []
-    controller.detach()
-
-
-def test_without_the_lists_it_would_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same is found where the lists are not exchanged: the test above could fail."""
-    monkeypatch.setattr(ShortenParams, "before_step", lambda *_: None)
+def test_a_gradient_that_a_later_hook_gives_is_found() -> None:
+    """Beside other hooks, lists stay whole, so what they give a frozen parameter moves it."""
     model = Halves()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     controller = loop(model, optimizer)
     optimizer.register_step_pre_hook(giving(model.b))
     optimizer.step()
     found = controller.end_epoch()
-    assert {each.kind for each in found} == {"value"}
+    assert {(each.kind, each.cause) for each in found} == {("value", "gradient")}
     assert len(found) == SIZE
+    controller.detach()
+
+
+def test_a_gradient_made_before_the_step_is_none_after_it() -> None:
+    """In a loop that calls nothing before the step, and skips no backward."""
+    model = Halves()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    controller = loop(model, optimizer)
+    giving(model.b)()
+    optimizer.step()
+    assert [p.grad for p in model.b] == [None] * SIZE
+    assert controller.end_epoch() == []
     controller.detach()

@@ -314,18 +314,23 @@ def test_it_names_each_group_under_its_key() -> None:
     assert Every({"a": 5, "f": 2}, of="b").names() == (("periods", "a"), ("periods", "f"), ("of", "b"))
 
 
+@pytest.mark.parametrize("layout", [shared, apart])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_queue_finds_what_a_look_at_every_group_finds(seed: int) -> None:
+def test_the_queue_finds_what_a_look_at_every_group_finds(seed: int, layout: Any) -> None:
     """Also where a due group finds no gradient, another is updated unasked, and counts come from elsewhere."""
     rng = random.Random(seed)
     groups = tuple(f"g{number}" for number in range(12))
     periods = {group: rng.randint(1, 6) for group in groups[1:]}
-    of = rng.choice(["g0", None])
-    plan = Every(periods, of=of).bind(Layout(groups))
+    of = rng.choice(["g0", None] if layout is shared else ["g0"])
+    plan = Every(periods, of=of).bind(layout(*groups))
     at = plan.start()
     for number in range(200):
-        done = at.total if of is None else at.updates[of]
-        expected = {"g0"} | {group for group, n in periods.items() if at.updates[group] * n <= done}
+        if rng.random() < 0.5:
+            plan.begin_window(at, 0)
+        done = made = at.total if of is None else at.updates[of]
+        if layout is apart and of in at.window:
+            made -= 1
+        expected = {"g0"} | {group for group, n in periods.items() if at.updates[group] * n <= made}
         assert plan.trainable(at) == expected
         stable = plan.stable_updates(at)
         assert stable <= max(0, min(at.updates[group] * n for group, n in periods.items()) - done - 1)
@@ -337,7 +342,8 @@ def test_the_queue_finds_what_a_look_at_every_group_finds(seed: int) -> None:
             at.updates = {group: count + rng.randint(0, 3) for group, count in at.updates.items()}
 
 
-def test_a_step_looks_at_the_groups_that_are_due_alone() -> None:
+@pytest.mark.parametrize("layout", [shared, apart])
+def test_a_step_looks_at_the_groups_that_are_due_alone(layout: Any) -> None:
     """Counted: looks at the counts of 1,000 groups of which a few come due at a time."""
 
     class Counts(dict[str, int]):
@@ -348,7 +354,7 @@ def test_a_step_looks_at_the_groups_that_are_due_alone() -> None:
             return super().__getitem__(key)
 
     groups = tuple(f"g{number}" for number in range(1000))
-    plan = Every({group: 100 + number for number, group in enumerate(groups[1:])}, of="g0").bind(Layout(groups))
+    plan = Every({group: 100 + number for number, group in enumerate(groups[1:])}, of="g0").bind(layout(*groups))
     at = plan.start()
     at.updates = Counts(at.updates)
     plan.update(at, 0, plan.trainable(at))
