@@ -26,16 +26,15 @@ from torch.nn.parameter import is_lazy
 
 Digest = int | Tensor
 """On the CPU an int; elsewhere two int64 on the tensor's own device, so that nothing waits for the host."""
-WRITTEN = "written"
+WRITTEN: Any = "written"
 """In place of a digest: the tensor was written to while it was read beside the step."""
 _Piece = tuple[Any, int]  # an array of bytes, where they are, and its salt
 
 _LOG = logging.getLogger("lightning_freeze")
 
-PLAIN = (Tensor, torch.nn.Parameter)  # the types whose memory is all there is to them
+PLAIN = frozenset((Tensor, torch.nn.Parameter))  # the types whose memory is all there is to them
 _FLAT = {*PLAIN, int, float, bool, str, type(None)}  # the types of leaves, mostly
 _NAMES = {str}
-_PLAIN = frozenset(PLAIN)
 _DTYPE, _SHAPE = attrgetter("dtype"), attrgetter("shape")
 _PIECE = 1 << 21  # bytes that one thread reads at a time: some 200 µs, several times what waking a thread costs
 _SHARED = 1 << 18  # bytes from which it pays to share many tensors among threads
@@ -109,7 +108,7 @@ def _by_address(tensor: Tensor) -> int | None:
 def digests(tensors: Iterable[Tensor | None]) -> list[Digest | None]:
     """The digest of each; None for a lazy parameter, and a buffer that is gone. Large ones on the CPU share threads."""
     large = Large()
-    found = Reader(gone).read([*tensors], large)
+    found = Reader().read([*tensors], large)
     large.finish()
     return found
 
@@ -135,10 +134,10 @@ class Reader:
     """Digests the same tensors again and again: what follows from shape, dtype and address is worked out once.
 
     Args:
-        other: Gives the digest of what is no tensor: `gone` or `described`.
+        other: Gives the digest of what is no tensor: `described`, or None.
     """
 
-    def __init__(self, other: Callable[[object], Digest | None]) -> None:
+    def __init__(self, other: Callable[[object], Digest | None] = lambda value: None) -> None:
         self._other = other
         self._addresses: list[int] | None = None  # not the tensors, which this must not keep alive
         self._memory: list[Any] | None = None  # of the small ones, once they were read twice at the same addresses
@@ -161,7 +160,7 @@ class Reader:
         """Whether all but the bits is as it was learnt."""
         try:
             return (
-                _PLAIN.issuperset(map(type, leaves))
+                PLAIN.issuperset(map(type, leaves))
                 and self._addresses == list(map(Tensor.data_ptr, leaves))
                 and self._shapes == list(map(_SHAPE, leaves))
                 and self._dtypes == list(map(_DTYPE, leaves))
@@ -193,7 +192,7 @@ class Reader:
                 large.add(found, len(found), leaf, _pieces(leaf, _salt(leaf.dtype, leaf.shape)))
                 found.append(None)
             else:
-                found.append(digest(leaf) if _has_bits(leaf) else None)
+                found.append(digest(leaf) if type(leaf) in PLAIN or not is_lazy(leaf) else None)
         return found
 
 
@@ -299,10 +298,6 @@ def unsigned(high: int, low: int) -> int:
 @functools.lru_cache(maxsize=4096)
 def _salt(dtype: torch.dtype, shape: torch.Size) -> int:
     return xxhash.xxh3_64_intdigest(f"{dtype}{tuple(shape)}".encode())
-
-
-def _has_bits(tensor: Tensor) -> bool:
-    return type(tensor) in PLAIN or not is_lazy(tensor)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -543,10 +538,6 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
             yield from _leaves(f"{key}[{number}]", part)
     else:
         yield key, value
-
-
-def gone(value: object) -> None:
-    """The digest of what is no tensor any more."""
 
 
 def described(value: object) -> int:

@@ -23,7 +23,6 @@ from lightning_freeze.audit.fingerprint import (
     differ,
     digests,
     entries,
-    gone,
     to_builtins,
 )
 from lightning_freeze.report.findings import OfFrozen
@@ -88,7 +87,7 @@ class WatchedSet:
     ) -> None:
         self.keys, self.watched = tuple(watched), tuple(watched.values())
         self._states = states or (lambda: [each.state() if each.state is not None else {} for each in self.watched])
-        self._digest_values, self._digest_leaves = Reader(gone).read, Reader(described).read
+        self._digest_values, self._digest_leaves = Reader().read, Reader(described).read
 
     @cached_property
     def numbers(self) -> Mapping[object, int]:
@@ -159,7 +158,7 @@ class FrozenAudit:
     """Opens an interval when something freezes, closes it when it thaws, and compares the digests of both ends.
 
     On an accelerator the digests and their comparison stay there until `collect` reads all at once. Large optimizer state
-    on the CPU may be read on a thread beside the step, until `join`: nothing but an optimizer's step writes to it.
+    on the CPU may be read on a thread beside the step, until `join`: an optimizer's step writes to it, and little else.
     """
 
     def __init__(self) -> None:
@@ -323,13 +322,10 @@ class FrozenAudit:
 def _moved_entries(before: _State, now: _State) -> dict[str, bool | Tensor]:
     """Each entry of optimizer state, and whether it moved; what was written to as it thawed may have been by its owner."""
     both = before.keys() & now.keys()
-    return {entry: _moved(before[entry], now[entry]) if entry in both else True for entry in before | now}
-
-
-def _moved(before: Digest | str | None, now: Digest | str | None) -> bool | Tensor:
-    if isinstance(before, str) or isinstance(now, str):
-        return before == WRITTEN
-    return differ(before, now)
+    return {
+        entry: (before[entry] is WRITTEN or differ(before[entry], now[entry])) if entry in both else True
+        for entry in before | now
+    }
 
 
 def _digest_on(device: torch.device, tensor: Tensor | None) -> Digest | None:

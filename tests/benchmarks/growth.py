@@ -82,9 +82,11 @@ def exponent(
     figure: str, rounds: Sequence[Sizes], which: Callable[[Sequence[Spent]], Sequence[int]], aim: float | None
 ) -> Ratio:
     """The slope of the logarithm of the time over that of the size, by least squares."""
-    times = [{size: max(1e-7, middle(spent, "both", which)) for size, spent in found.items()} for found in rounds]
+    times = [{size: middle(spent, "both", which) for size, spent in found.items()} for found in rounds]
     samples = [
-        statistics.linear_regression([*map(math.log, each)], [*map(math.log, each.values())]).slope for each in times
+        statistics.linear_regression([*map(math.log, each)], [*map(math.log, each.values())]).slope
+        for each in times
+        if min(each.values()) > 0  # else it was lost in the noise
     ]
     middles = {size: statistics.median(each[size] for each in times) for size in times[0]}
     note = ", ".join(f"{size:,}: {in_time(1e6 * seconds)}" for size, seconds in middles.items())

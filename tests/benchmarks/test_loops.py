@@ -62,9 +62,8 @@ def test_what_is_between_the_hooks_is_not_timed():
 
     found = in_loops({"empty": (TwoLayers(), pl.Callback()), "works": (TwoLayers(), Works())}, 20, 5, work=slow)
     for name, least in (("empty", 0.0), ("works", 1e-3)):
-        middle = sorted(step.main for step in found[name])[10]
-        assert least <= middle < least + 1e-3
-        assert all(step.main <= step.all <= step.whole > 1e-3 for step in found[name])
+        assert all(least <= step.main <= step.all <= step.whole for step in found[name])
+        assert all(step.main + 1e-3 <= step.whole for step in found[name])  # the forward is in the whole alone
 
 
 def test_steady_steps_and_switches_are_told_apart():
