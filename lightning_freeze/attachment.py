@@ -20,7 +20,7 @@ from lightning_freeze.loop import Loop, Place
 from lightning_freeze.plan.groups import regroup
 from lightning_freeze.plan.membership import Membership, held_by
 from lightning_freeze.probe.probe import OptimizerTraits
-from lightning_freeze.probe.refusals import Facts, refuse
+from lightning_freeze.probe.refusals import Facts, refuse, refuse_partitioned
 
 
 class Attachment:
@@ -50,6 +50,7 @@ class Attachment:
         optimizers = tuple(map(plain_optimizer, given))
         context = self._run or replace(self._context, manual_optimization=len(optimizers) > 1)
         self._audit.meet(context)
+        refuse_partitioned(context.module)
         members = Membership(context.module, place.groups, optimizers)
         plan = place.schedule.bind(members.layout)
         facts = Facts(members, plan, self._options.optimizer_state, self._scaler)

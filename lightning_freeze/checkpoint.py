@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import lzma
 import warnings
 from base64 import b85decode, b85encode
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,11 @@ from lightning_freeze.errors import ScheduleError, is_number, shortened
 from lightning_freeze.plan.groups import Groups
 from lightning_freeze.plan.schedule import REST, SINCE_METRICS, Plan, Position, Schedule
 from lightning_freeze.report.steps import unfolded
+
+try:
+    import lzma
+except ImportError:  # a Python that was built without it: states stay as long as they are
+    lzma = None  # type: ignore[assignment]
 
 VERSION = 2  # since steps are folded and large parts compressed; what 1 wrote is read, too
 _READABLE = 8192  # characters of a state, as JSON: one may look into it; of a longer one, an eighth of them in a part
@@ -86,7 +90,7 @@ def to_builtins(value: Any) -> Any:
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:
     """A state whose large parts are compressed text, if it is long; a short one stays as it is."""
     small, texts = dict(state), {part: json.dumps(value, separators=(",", ":")) for part, value in state.items()}
-    if sum(map(len, texts.values())) > _READABLE:
+    if sum(map(len, texts.values())) > _READABLE and lzma is not None:
         for key, parts in _PACKED.items():
             large = [part for part in parts if len(texts.get(part, "")) > _READABLE // 8]
             if large:
@@ -104,13 +108,30 @@ def _compressed(text: str) -> str:
 
 def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state that `packed` was given."""
+    _refuse_version(state)
     whole = {key: value for key, value in state.items() if key not in _PACKED}
     for key in _PACKED.keys() & state.keys():
+        if lzma is None:
+            raise ScheduleError(
+                f"the checkpoint's freeze state is compressed (`{key}`), and this Python has no module `lzma`. Resume with one "
+                "that was built with liblzma."
+            )
         try:
-            whole |= json.loads(lzma.LZMADecompressor().decompress(b85decode(state[key]), _LONGEST))
-        except (ValueError, TypeError, lzma.LZMAError) as error:
+            parts = json.loads(lzma.LZMADecompressor().decompress(b85decode(state[key]), _LONGEST))
+            if not parts.keys() <= set(_PACKED[key]) - whole.keys():
+                raise ValueError("other keys")
+        except (ValueError, TypeError, AttributeError, RecursionError, lzma.LZMAError) as error:
             raise _altered(key, state[key], "compressed text, as it was saved") from error
+        whole |= parts
     return whole
+
+
+def _refuse_version(state: Mapping[str, Any]) -> None:
+    if state.get("version") not in (1, VERSION):
+        raise ScheduleError(
+            f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads up to "
+            f"{VERSION}. Resume with the release of lightning-freeze that wrote it."
+        )
 
 
 def _is_plain(value: object) -> bool:
@@ -167,6 +188,7 @@ _SCHEMA: _Schema = {
         "sets": _NAMES.in_list("a list of sets of groups"),
         "steps": _Kind("a list of [optimizer, set, count]", _are_runs),
         "epoch_first": _COUNT,
+        "forgotten": {"updates": _COUNTS, "steps": _COUNT, "gradient_bytes": _COUNT},
         "planned": _Kind("", lambda v: v is None or _NAMES.holds(v)).in_list("a list of sets of groups, or null"),
         "places": _NAME.in_list("a list of keys"),
         "lr_factors": _NUMBER.by_name("").in_list("a list of numbers by group"),
@@ -175,7 +197,7 @@ _SCHEMA: _Schema = {
     "logged": _NAMES,
 }
 # Keys that the first release did not write.
-_LATER = {"logged", "moved_by_user", "planned", "places", "lr_factors", "epoch_first", *SINCE_METRICS}
+_LATER = {"logged", "moved_by_user", "planned", "places", "lr_factors", "epoch_first", "forgotten", *SINCE_METRICS}
 
 
 def _check(value: object, schema: _Kind | _Schema, key: str) -> None:
@@ -225,9 +247,16 @@ def _check_steps(steps: Mapping[str, Any], total: int, optimizers: int) -> None:
             raise _altered("steps.steps", run, f"[optimizer below {optimizers}, set below {sets}, count]")
 
 
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return "values within each other, too deep to show"
+
+
 def _altered(key: str, value: object, valid: str) -> ScheduleError:
     return ScheduleError(
-        f"the checkpoint's freeze state has `{key}`: {value!r:.80}, but it must be {valid}. Was the file edited? Load another "
+        f"the checkpoint's freeze state has `{key}`: {_shown(value)}, but it must be {valid}. Was the file edited? Load another "
         "checkpoint, or begin a new run from its weights alone (load_from_checkpoint, then fit without ckpt_path).",
         key=key,
     )
@@ -244,11 +273,7 @@ _SAID = {
 
 def read(state: Mapping[str, Any], mine: Identity, on_change: OnScheduleChange) -> tuple[Position, list[str]]:
     """Where a saved run was, and what differs from this run; refused where it was altered or may not differ."""
-    if state.get("version") not in (1, VERSION):
-        raise ScheduleError(
-            f"the checkpoint's freeze state has version {state.get('version')!r}; this release reads up to "
-            f"{VERSION}. Resume with the release of lightning-freeze that wrote it."
-        )
+    _refuse_version(state)
     # Callbacks add keys of their own.
     _check({key: value for key, value in state.items() if key in _SCHEMA}, _SCHEMA, "")
     _check_references(state)

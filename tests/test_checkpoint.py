@@ -319,3 +319,36 @@ def test_a_short_state_can_be_read_by_people_and_the_first_versions_is_read() ->
     with pytest.raises(ScheduleError, match="has version 3; this release reads up to 2"):
         run.controller.load_state_dict(state | {"version": 3})
     run.controller.detach()
+
+
+def test_compressed_text_of_other_parts_or_too_deep_is_refused() -> None:
+    def text(made: str) -> str:
+        return base64.b85encode(lzma.compress(made.encode(), lzma.FORMAT_ALONE)).decode()
+
+    for made in ('{"version":2}', '{"rest":"train"}', "[]", '[["schedule",1]]', "[" * 5000 + "]" * 5000):
+        with pytest.raises(ScheduleError, match="`identity`: .*compressed text, as it was"):
+            unpacked({"version": 2, "rest": "train", "identity": text(made)})
+    with pytest.raises(ScheduleError, match="has version 3; this release reads up to 2"):
+        unpacked({"version": 3, "identity": "of a later release"})
+
+
+def test_a_python_without_lzma_saves_long_states_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {**saved("every"), "schedule": {"long": "x" * 10_000}}
+    short = packed(state)
+    monkeypatch.setattr("lightning_freeze.checkpoint.lzma", None)
+    assert packed(state) == unpacked(state) == state
+    with pytest.raises(ScheduleError, match=r"is compressed \(`identity`\), and this Python has no module `lzma`"):
+        unpacked(short)
+
+
+def test_steps_within_each_other_without_end_are_refused() -> None:
+    run, deep = Run("every"), [[0, 0, 1]]
+    for _ in range(3000):
+        deep = [{"times": 2, "steps": deep}]  # type: ignore[list-item]
+    state = saved("every")
+    state["steps"]["steps"] = deep
+    with pytest.raises(
+        ScheduleError, match="`steps.steps`: values within each other, too deep to show, but it must be"
+    ):
+        run.controller.begin(state=state)
+    run.controller.detach()

@@ -165,6 +165,7 @@ class Reader:
                 and self._shapes == list(map(_SHAPE, leaves))
                 and self._dtypes == list(map(_DTYPE, leaves))
                 and all(map(Tensor.is_contiguous, leaves))
+                and not any(map(Tensor.is_neg, leaves))
             )
         except RuntimeError:  # sparse or nested
             return False
@@ -345,6 +346,7 @@ class Large:
         self.tensors: list[tuple[list[Any], int, list[_Piece], Tensor]] = []
         """Where each digest belongs, its pieces, and the tensor, which keeps the memory that is read."""
         self._marks: list[tuple[int, int]] = []
+        self._pinned: list[object] = []
         self._helpers: list[Future[None]] = []
         self._begun = False
 
@@ -369,6 +371,8 @@ class Large:
         # With their memory of now, where another takes its place.
         self.tensors = [(*where, tensor.detach()) for *where, tensor in self.tensors]  # type: ignore[misc]
         self._marks = [_mark(tensor) for *_, tensor in self.tensors]
+        # As arrays of NumPy, so that torch resizes no storage whose memory is read.
+        self._pinned = [tensor.reshape(-1).view(torch.uint8).numpy() for *_, tensor in self.tensors]
         self.begin(1)
         return True
 
@@ -390,6 +394,7 @@ class Large:
             made = _of_pieces([*islice(digests, len(pieces))], pieces[0][1])
             found[number] = WRITTEN if self._marks and _mark(tensor) != next(marks) else made
         self.tensors.clear()
+        self._pinned.clear()
 
     def _bytes(self) -> int:
         return sum(tensor.nbytes for *_, tensor in self.tensors)

@@ -164,8 +164,7 @@ class FrozenAudit:
     def __init__(self) -> None:
         self.checked = 0  # intervals compared so far, those of buffers included
         self._open: dict[object, _Interval] = {}
-        # What is read beside the step, and with it the intervals to compare then, with the updates at their end.
-        self._beside: list[tuple[Large, list[tuple[_Interval, int, _Bits]]]] = []
+        self._beside: list[Large] = []  # what is read beside the step
         # What may have moved: its value, whether it did, its state, and whether the entries of that did.
         self._compared: list[tuple[Change, bool | Tensor, Change, dict[str, bool | Tensor]]] = []
 
@@ -183,7 +182,11 @@ class FrozenAudit:
         for each in sets:
             interval = _Interval(each, update, each.read(values, states), update)
             self._open.update(dict.fromkeys(each.keys, interval))
-        self._finish(values, states, [], beside)
+        _finish(values)
+        if beside and states.tensors and states.begin_beside():
+            self._beside.append(states)
+        else:
+            _finish(states)
 
     @collector_paused
     def close(
@@ -191,28 +194,27 @@ class FrozenAudit:
         sets: Iterable[Sequence[object]],
         update: int,
         on_copy_stream: AbstractContextManager[object] = HERE,
-        beside: bool = False,
     ) -> None:
         """These keys thaw after so many updates: compare the bits of those that were frozen.
 
         Optimizer state is read on the stream on which it comes back; values are not, since they may be written to as soon
         as this returns.
         """
+        taken = [interval for keys in sets for interval in self._taken(keys)]
+        if not taken:
+            return
+        self.join()  # what closes may have been opened beside this step
         values, states = Large(), Large()
-        closed = [
-            (interval, update, interval.set.read(values, states, on_copy_stream))
-            for keys in sets
-            for interval in self._taken(keys)
-        ]
-        self._finish(values, states, closed, beside, on_copy_stream)
+        closed = [(interval, interval.set.read(values, states, on_copy_stream)) for interval in taken]
+        _finish(values)
+        _finish(states)
+        for interval, bits in closed:
+            self._compare(interval, update, bits, on_copy_stream)
 
     def join(self) -> None:
         """Finish what is read beside the step: right before something may write to optimizer state."""
         while self._beside:
-            large, compared = self._beside.pop(0)
-            large.finish()
-            for each in compared:
-                self._compare(*each)
+            self._beside.pop(0).finish()
 
     @collector_paused
     def check(self, update: int) -> None:
@@ -275,27 +277,6 @@ class FrozenAudit:
         self._open.update({key: part for key, part in parts.items() if key in self._open})
         return [parts[key] for key in keys if key in parts]
 
-    def _finish(
-        self,
-        values: Large,
-        states: Large,
-        closed: list[tuple[_Interval, int, _Bits]],
-        beside: bool,
-        on_copy_stream: AbstractContextManager[object] = HERE,
-    ) -> None:
-        begun = False
-        if values.tensors:  # else there is less to call: most boundaries are small
-            values.finish()
-        if states.tensors:
-            begun = beside and states.begin_beside()
-            if not begun:
-                states.finish()
-        if begun or (closed and self._beside):  # what closes may have been opened beside this step
-            self._beside.append((states, closed))
-        else:
-            for each in closed:
-                self._compare(*each, on_copy_stream)
-
     def _compare(
         self, interval: _Interval, update: int, now: _Bits, on_copy_stream: AbstractContextManager[object] = HERE
     ) -> None:
@@ -319,8 +300,13 @@ class FrozenAudit:
                 self._compared.append((change, moved, of_state, named))
 
 
+def _finish(large: Large) -> None:
+    if large.tensors:  # else there is nothing to call: most boundaries are small
+        large.finish()
+
+
 def _moved_entries(before: _State, now: _State) -> dict[str, bool | Tensor]:
-    """Each entry of optimizer state, and whether it moved; what was written to as it thawed may have been by its owner."""
+    """Each entry of optimizer state, and whether it moved; what was written to while it was read did."""
     both = before.keys() & now.keys()
     return {
         entry: (before[entry] is WRITTEN or differ(before[entry], now[entry])) if entry in both else True

@@ -80,13 +80,12 @@ class WeightAudit(Hold):
         sets = [self._sets.of(members).keys for members in (*(held.members for held in params.groups), *early)]
         context = HERE if self._offload is None else self._offload.copy_stream()
         with self._training_weights():
-            self.frozen.close(sets, self._updates(), context, beside=self._offload is None)
+            self.frozen.close(sets, self._updates(), context)
 
     def freeze(self, params: ParamSet, split: Split) -> None:
         self._split = split
+        self.watch_buffers(split)
         self.open([held.members for held in params.groups], beside=self._offload is None)
-        if self._has_buffers:
-            self.hold_buffers(split.frozen_modules)
 
     def pause(self) -> None:
         self.frozen.join()

@@ -74,9 +74,9 @@ class SkipBackward(Hold):
         held = self.held
         for parameter in parameters:
             if parameter.requires_grad or id(parameter) in self._released:
+                held[id(parameter)] = parameter  # first, where an interrupt falls between
                 parameter.requires_grad = False  # not requires_grad_(), which lazy parameters refuse
                 parameter.grad = None
-                held[id(parameter)] = parameter
         if held:
             self._patch()
 
@@ -84,8 +84,9 @@ class SkipBackward(Hold):
         """Those of these that are held get their gradients again."""
         held = self.held
         for parameter in parameters:
-            if held.pop(id(parameter), None) is not None:
+            if id(parameter) in held:
                 parameter.requires_grad = True
+                del held[id(parameter)]
                 if self._manual:  # else it is between batches
                     self._released[id(parameter)] = parameter
         if self._plain_attention and not self.held:

@@ -92,6 +92,8 @@ class StepHooks:
             optimizer = step.optimizer
             self._undo.append(_let_run_hooks(optimizer, self))
             self._undo.append(optimizer.register_step_pre_hook(self._before).remove)
+            if step.shortens:  # after a step that raised, its state can be saved at once
+                self._undo.append(optimizer.register_state_dict_pre_hook(partial(self._saves, step)).remove)
             after = optimizer.register_step_post_hook(self._after)
             # Before hooks that were registered earlier, another run's included: the last to change restores first.
             optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
@@ -109,6 +111,9 @@ class StepHooks:
         step.entered, step.depth = False, 0
         self._holds.restore(step)
 
+    def _saves(self, step: Step, _: Optimizer) -> None:
+        self.restore(step)
+
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -121,7 +126,7 @@ class StepHooks:
         if step.initializes:
             return None
         step.entered = True
-        if step.excludes or step.shortens:
+        if step.excludes:
             step.depth += 1
         if not callable(closure):
             self._last_moment(step)

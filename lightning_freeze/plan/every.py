@@ -105,7 +105,11 @@ class _Queue:
 
     def next(self, done: int) -> int:
         """The count at which a group comes due, at the earliest."""
-        return done if self.due(done) else self._coming[0][0]
+        if self.due(done):
+            return done
+        while (first := self._coming[0])[0] != self.counts[first[1]] * self._periods[first[1]]:
+            heappop(self._coming)  # it was updated since, and comes again
+        return first[0]
 
     def updated(self, groups: frozenset[str]) -> None:
         """These have had an update."""

@@ -6,12 +6,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import Module
 from torch.optim import LBFGS, Optimizer
 
 from lightning_freeze.errors import UnsupportedError
 from lightning_freeze.holds.optimizer_state import OptimizerState
 from lightning_freeze.plan.membership import Membership, Step
 from lightning_freeze.plan.schedule import Plan
+from lightning_freeze.plan.selectors import clean_name
 from lightning_freeze.probe.proxies import nested_optimizers
 from lightning_freeze.probe.step_counters import supports_state_reset
 
@@ -42,12 +44,12 @@ def _name(step: Step) -> str:
     return f"optimizer {step.index} ({type(step.optimizer).__qualname__})"
 
 
-def partitioned_parameters(run: Facts) -> Iterator[str]:
-    """ZeRO-3 has partitioned the model; what FSDP1 has flattened has no names, so `ParamNames` refuses it."""
-    for name, parameter in run.members.names.by_name.items():
+def refuse_partitioned(module: Module) -> None:
+    """Raise UnsupportedError for a model that ZeRO-3 has partitioned, of which optimizers hold other tensors."""
+    for name, parameter in module.named_parameters():
         if hasattr(parameter, "ds_id"):
-            yield (
-                f"{name!r} is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it "
+            raise UnsupportedError(
+                f"{clean_name(name)!r} is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it "
                 "frozen. Use DDP, or FSDP2 (`fully_shard`, ModelParallelStrategy)."
             )
 
@@ -122,9 +124,9 @@ def fused_under_a_scaler(run: Facts) -> Iterator[str]:
             )
 
 
-REFUSALS = (partitioned_parameters, known_to_move, state_out_of_reach, without_a_rate, fused_under_a_scaler)
+REFUSALS = (known_to_move, state_out_of_reach, without_a_rate, fused_under_a_scaler)
 """In order. What comes before there are facts is refused elsewhere: a strategy, by `trainer/seam.py`; a DeepSpeed engine,
-by `unwrapped`; tensors and optimizers that cannot be indexed, by `ParamNames` and `Membership`."""
+by `unwrapped`; what ZeRO-3 has partitioned, above; what cannot be indexed, by `ParamNames` and `Membership`."""
 
 
 def refuse(run: Facts) -> None:

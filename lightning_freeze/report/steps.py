@@ -60,6 +60,10 @@ class _Forgotten:
     seconds: float = 0.0
     gradient_bytes: int = 0  # of the step with the most, known to what records them
 
+    def as_dict(self) -> dict[str, Any]:
+        """As builtins, for a checkpoint; the time is not known to another run."""
+        return {"updates": dict(self.updates), "steps": self.steps, "gradient_bytes": self.gradient_bytes}
+
 
 class Steps:
     """The optimizer steps of an epoch, folded while they happen, and how long their batches took.
@@ -180,12 +184,14 @@ class Steps:
             "lr_factors": [dict(row.lr_factors) for row in self._rows],
             "steps": [*self._before, *_plain(self._folding.entries), *last],
             **({"epoch_first": self.first} if self.first != self._part else {}),
+            **({"forgotten": self.forgotten.as_dict()} if self.forgotten.steps else {}),
         }
 
     def record(self, epoch: int) -> dict[str, Any]:
         """The ``phase`` record of them."""
         seconds = [round(row.seconds, 6) for row in self._rows]
-        return {"type": "phase", "epoch": epoch, **self.as_dict(), "seconds": seconds}
+        plain = {key: value for key, value in self.as_dict().items() if key != "forgotten"}
+        return {"type": "phase", "epoch": epoch, **plain, "seconds": seconds}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], write: Callable[[Steps], None] | None = None) -> Steps:
@@ -198,6 +204,8 @@ class Steps:
         for (_, number), count in unfolded(plain["steps"], lambda *kind: kind).counts.items():
             steps._rows[number].count += count
         steps._before = [*plain["steps"]]
+        if "forgotten" in plain:
+            steps.forgotten = _Forgotten(**plain["forgotten"] | {"updates": Counter(plain["forgotten"]["updates"])})
         steps.restored, steps.first, steps._write = steps.number, plain.get("epoch_first", steps.first), write
         return steps
 
@@ -248,12 +256,18 @@ def _kind(rows: Sequence[Any], epoch: int, held: Sequence[frozenset[str]], optim
     return StepKind(optimizer, updated, planned, row[2], row[3], epoch)
 
 
+def _whole(count: Any) -> int:
+    if type(count) is not int or count < 0:
+        raise ValueError(f"{count!r} is no count of steps")
+    return count
+
+
 def unfolded(steps: Iterable[Any], kind_of: Callable[[int, int], _T]) -> Runs[_T]:
     """Recorded runs ``[optimizer, set, count]`` as a sequence; ``{"times": n, "steps": […]}`` is those within, n times."""
     return Runs(
-        (unfolded(each["steps"], kind_of), each["times"])
+        (unfolded(each["steps"], kind_of), _whole(each["times"]))
         if isinstance(each, Mapping)
-        else (kind_of(each[0], each[1]), each[2])
+        else (kind_of(each[0], each[1]), _whole(each[2]))
         for each in steps
     )
 

@@ -19,6 +19,7 @@ from tests.pages import PAGES
 
 EVERY, STEPS = 4, 8  # layer1 trains at batches 0 and 4
 BOUNDARIES = (1, 4, 5)
+FREEZES = (1, 5)
 POINTS = ("before the batch", "in forward", "before backward", "in backward", "before clipping", "before the step")
 POINTS += ("after the step", "between batches")
 BESIDE = POINTS[1:6]  # while state may be read
@@ -168,7 +169,7 @@ def cases(near: int | None = None, others: int | None = None) -> list[Case]:
 def check(made: list[Case], mode: Mode) -> None:
     wrong = []
     for case, found in zip(made, run(made), strict=True):
-        beside = case.target is of_state and case.batch in BOUNDARIES and case.point in BESIDE
+        beside = case.target is of_state and case.batch in FREEZES and case.point in BESIDE
         if beside and case.write in HIDDEN and mode in ("late", "thread"):
             continue  # the guide says so
         if found != ({TARGETS[case.target]} if is_frozen(case.batch, case.point) else set()):
@@ -186,10 +187,9 @@ def test_every_write_at_every_point_is_found_as_before(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["late"], indirect=True)
-@pytest.mark.parametrize(("batch", "expected"), [(1, set()), (4, {("optimizer_state", "layer1.weight")})])
 @pytest.mark.parametrize("write", HIDDEN)
-def test_what_may_hide_or_be_blamed_is_in_the_guide(mode: Mode, batch: int, expected: Any, write: Any) -> None:
-    assert [*run([Case(of_state, write, batch, "in forward")])] == [expected]
+def test_what_may_hide_is_in_the_guide(mode: Mode, write: Any) -> None:
+    assert [*run([Case(of_state, write, 1, "in forward")])] == [set()]
     missing = PAGES["examples/guide/audit.md"].read_text(encoding="utf-8").partition("## What is not seen")[2]
     assert "by `.data` to a part of large optimizer state" in missing
 
@@ -207,27 +207,28 @@ def opened(beside: bool) -> tuple[FrozenAudit, list[Tensor]]:
 
 @pytest.mark.parametrize("mode", ["early", "late", "thread"], indirect=True)
 @pytest.mark.parametrize(
-    ("write", "freezes", "thaws"),
+    ("write", "expected"),
     [
-        (lambda state: None, [], ["exp_avg"]),
-        (lambda state: state[0].add_(1), ["exp_avg"], []),
-        (lambda state: state[1].data.add_(1), ["exp_avg_sq"], ["exp_avg"]),
-        (lambda state: state.__setitem__(0, state[0] + 1), ["exp_avg"], ["exp_avg"]),
+        (lambda state: None, []),
+        (lambda state: state[0].add_(1), ["exp_avg"]),
+        (lambda state: state[1].data.add_(1), ["exp_avg_sq"]),
+        (lambda state: state.__setitem__(0, state[0] + 1), ["exp_avg"]),
     ],
     ids=["none", "in place", "data", "another tensor"],
 )
-def test_a_write_while_state_is_read(mode: Mode, write: Any, freezes: list[str], thaws: list[str]) -> None:
-    """It is found in what freezes; to what thaws it is no fault, and hides one before to the same tensor alone."""
+def test_a_write_while_state_is_read(mode: Mode, write: Any, expected: list[str]) -> None:
     audit, state = opened(beside=True)
     write(state)
     audit.close([[1]], 1)
-    assert [entry for change in audit.collect() for entry in change.entries] == freezes
-    for before, expected in ((0, []), (1, thaws)):
-        audit, state = opened(beside=False)
-        state[0].add_(before)
-        audit.close([[1]], 1, beside=True)
-        write(state)
-        assert [entry for change in audit.collect() for entry in change.entries] == expected
+    assert [entry for change in audit.collect() for entry in change.entries] == expected
+
+
+@pytest.mark.parametrize("mode", ["early", "late", "thread"], indirect=True)
+def test_memory_that_is_read_cannot_be_given_back(mode: Mode) -> None:
+    audit, state = opened(beside=True)
+    with pytest.raises(RuntimeError, match="not resizable"):
+        state[0].untyped_storage().resize_(0)
+    audit.join()
 
 
 # --- joined in time
@@ -294,9 +295,7 @@ def test_state_that_is_loaded_dropped_or_moved_meanwhile(state: Any, mode: Mode)
             for number, batch in enumerate(batches(STEPS)):
                 controller.begin_step()
                 assert controller.audit.weights is not None
-                assert bool(controller.audit.weights.frozen._beside) == (
-                    state == "keep" and number % EVERY < 2 and factor + number > 1
-                )
+                assert bool(controller.audit.weights.frozen._beside) == (state == "keep" and number % EVERY == 1)
                 if number == 1:
                     saved = optimizer.state_dict()
                     for entry in saved["state"].values():

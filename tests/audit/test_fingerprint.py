@@ -742,3 +742,10 @@ def test_nothing_is_kept_alive_by_having_been_read() -> None:
         reader.read(tensors, module.Large())
     tensors.clear()
     assert gone() is None
+
+
+def test_a_lazy_negation_shows_in_what_was_read_before() -> None:
+    reader, tensor = module.Reader(), torch.ones(4)
+    before = [reader.read([tensor], module.Large()) for _ in range(3)]
+    assert before[0] == before[1] == before[2]
+    assert reader.read([torch._neg_view(tensor)], module.Large()) != before[0]

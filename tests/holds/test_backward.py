@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -61,3 +62,26 @@ def test_what_toggling_restores_to_the_held_value_trains_from_the_next_batch_on(
     first.requires_grad = False  # between batches: the user's own
     skip.detach()
     assert [p.requires_grad for p in (first, second, user_s)] == [False, True, False]
+
+
+@pytest.mark.parametrize("turns", ["off", "on"])
+def test_an_interrupt_in_the_midst_leaves_nothing_turned_off(turns: str) -> None:
+    class Interrupts(nn.Parameter):
+        armed = False
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if self.armed and name == "requires_grad":
+                Interrupts.armed = False
+                raise KeyboardInterrupt
+            super().__setattr__(name, value)
+
+    parameters = [nn.Parameter(torch.ones(1)), Interrupts(torch.ones(1)), nn.Parameter(torch.ones(1))]
+    skip = SkipBackward()
+    skip.active = True
+    if turns == "on":
+        skip.turn_off(parameters)
+    Interrupts.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        (skip.turn_off if turns == "off" else skip.turn_on)(parameters)
+    skip.detach()
+    assert [parameter.requires_grad for parameter in parameters] == [True] * 3

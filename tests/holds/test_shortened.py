@@ -237,6 +237,8 @@ def test_a_step_that_raises_leaves_whole_lists(where: str, monkeypatch: pytest.M
     with pytest.raises(ValueError, match="no"):
         optimizer.step(fail if where == "the closure" else None)
     monkeypatch.undo()
+    assert len(optimizer.state_dict()["param_groups"][0]["params"]) == 2 * SIZE
+    assert full(optimizer)
     if hook is not None:
         hook.remove()
     controller.begin_step()
@@ -251,6 +253,20 @@ def test_a_step_that_raises_leaves_whole_lists(where: str, monkeypatch: pytest.M
     assert controller.end_epoch() == []
     controller.detach()
     assert full(optimizer)
+
+
+def test_a_step_that_is_tried_again_leaves_whole_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Halves()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    controller = loop(model, optimizer)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.SGD, "_init_group", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step()
+    optimizer.step()
+    assert full(optimizer)
+    assert controller.updates == {"a": 1, "b": 0}
+    controller.detach()
 
 
 def test_a_step_within_a_step() -> None:

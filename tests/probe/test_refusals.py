@@ -90,20 +90,8 @@ def facts(
     return Facts(members, schedule.bind(members.layout), mode, scaler)
 
 
-def partitioned() -> nn.Module:
-    model: Any = model_of()
-    model.b.ds_id = 0
-    return model
-
-
 SGD, LBFGS = torch.optim.SGD, torch.optim.LBFGS
 REFUSED: list[tuple[str, Callable[[], Facts], str]] = [
-    (
-        "partitioned_parameters",
-        lambda: facts(SGD, model=partitioned()),
-        "'b' is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it frozen. Use DDP, or "
-        "FSDP2 (`fully_shard`, ModelParallelStrategy).",
-    ),
     (
         "known_to_move",
         lambda: facts(LBFGS),
@@ -188,6 +176,18 @@ def test_it_is_refused(name: str, run: Callable[[], Facts], text: str) -> None:
     assert said(run(), name)[:1] == [text]
     with pytest.raises(UnsupportedError):
         refuse(run())
+
+
+def test_what_deepspeed_has_partitioned_is_named_though_no_optimizer_holds_it() -> None:
+    model: Any = model_of()
+    model.b.ds_id = 0
+    controller = FreezeController(model, Every({"a": 2}, of="b"))
+    with pytest.raises(UnsupportedError) as caught:
+        controller.attach(SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+    assert str(caught.value) == (
+        "'b' is partitioned by DeepSpeed ZeRO-3, which keeps gradients of its own, so nothing keeps it frozen. Use DDP, or "
+        "FSDP2 (`fully_shard`, ModelParallelStrategy)."
+    )
 
 
 def test_each_refusal_is_in_the_table() -> None:

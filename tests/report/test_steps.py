@@ -176,12 +176,30 @@ def test_a_run_that_is_interrupted_anywhere_and_resumed_has_the_very_steps(
             run.resume(state, stop)
             run.epoch = epoch
             again = len(run.records)
-            assert run.steps.number == run.steps.restored == stop - state["first"]
+            assert run.steps.number == run.steps.restored == stop - state.get("epoch_first", state["first"])
             run.train(sequence[stop:], stop)
             run.write(run.steps)
             assert steps_of(run.records) == sequence
             elsewhere = [run.records[0] | {"updates_before": stop}, *run.records[again:]]
             assert steps_of(elsewhere) == sequence[state["first"] :]
+
+
+def test_a_resumed_epoch_knows_what_was_recorded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_MOST", 3)
+    sequence = drawn("random", 1, 60)
+    straight, resumed = Made(), Made()
+    straight.train(sequence, 0, per_epoch=10**9)
+    resumed.train(sequence[:50], 0, per_epoch=10**9)
+    state = json.loads(json.dumps(resumed.steps.as_dict()))
+    assert state["forgotten"]["steps"] > 0
+    resumed.resume(state, 50)
+    resumed.train(sequence[50:], 50, per_epoch=10**9)
+    assert resumed.steps.number == straight.steps.number == 60
+    totals = [
+        sum((Counter(dict.fromkeys(groups, count)) for groups, count in each.steps.counted()), Counter())
+        for each in (straight, resumed)
+    ]
+    assert totals[0] == totals[1]
 
 
 def test_an_epoch_of_any_length_takes_little_memory_and_no_step_is_lost() -> None:
