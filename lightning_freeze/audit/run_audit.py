@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_freeze.audit.exempt import Exemptions
 from lightning_freeze.audit.fingerprint import digests
+from lightning_freeze.audit.frozen import collector_paused
 from lightning_freeze.audit.ranks import Ranks, copies_mismatch, copies_of
 from lightning_freeze.audit.run_record import group_sizes, state_bytes, step_costs, surroundings
 from lightning_freeze.audit.weights import WeightAudit
@@ -96,6 +97,7 @@ class RunAudit:
         if self.weights is not None:
             self.weights.begin_epoch()
 
+    @collector_paused
     def begin_batch(self) -> None:
         """A batch begins, and what it finds frozen is audited."""
         if not self.begun and self.weights is not None:

@@ -35,6 +35,14 @@ def same_objects(some: Sequence[object], others: Sequence[object]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
+_Places = tuple[tuple[int, int], ...]  # optimizers and their param groups
+
+
+@lru_cache(4096)
+def _optimizers(places: _Places) -> tuple[int, ...]:
+    return tuple(dict.fromkeys([index for index, _ in places]))
+
+
 class OptimizerIndex:
     """Which optimizers hold a parameter, and in which of their param groups."""
 
@@ -47,13 +55,14 @@ class OptimizerIndex:
                     "Let its class inherit from torch.optim.Optimizer, or pass the optimizer that it wraps."
                 )
         self._held = [[tuple(group["params"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self._found: dict[int, list[tuple[int, int]]] = {}  # to optimizer and param group
+        self._found: dict[int, _Places] = {}  # by the identity of a parameter
         self._calls = [0] * len(self.optimizers)  # of `changed`, for each
         for index, groups in enumerate(self._held):
             for number, held in enumerate(groups):
-                for parameter in held:
-                    self._found.setdefault(id(parameter), []).append((index, number))
-        self._indices = {key: tuple(dict.fromkeys([index for index, _ in found])) for key, found in self._found.items()}
+                place: _Places = ((index, number),)  # one object for all of a param group
+                for key in map(id, held):
+                    self._found[key] = self._found[key] + place if key in self._found else place
+        self._indices = {key: _optimizers(places) for key, places in self._found.items()}
 
     def changed(self, index: int, in_parts: Collection[int] = ()) -> bool:
         """Whether an optimizer holds other parameters now, compared by identity.

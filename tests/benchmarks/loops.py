@@ -6,12 +6,15 @@ made-up gradients. The time is the processor's: of the main thread within the ho
 other threads during the whole step. An empty callback in a loop of its own is what to take off. On a GPU it is the wall
 clock's, which waits for all that is queued there.
 
+Python's garbage collector leaves alone what was made before the first step, since all contestants are in one process.
+
 What lies between the hooks takes the processor's cache from them, as in training. A loop that is `light` has almost nothing
 there, so that what grows is the hooks' own work.
 """
 
 from __future__ import annotations
 
+import gc
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +50,7 @@ class Watch:
 
     def __init__(self, device: str, light: bool = False) -> None:
         self.light = light
+        self.own: set[int] = set()  # the identities of the optimizers whose steps are timed
         self.now, self.process = (_awaited, _awaited) if device == "cuda" else (time.thread_time, time.process_time)
         self.main = self._since = 0.0
 
@@ -64,13 +68,17 @@ class Watch:
         inner: Callable[..., Any] = inspect.unwrap(kind.step, stop=lambda step: hasattr(step, "untimed"))
         inner = getattr(inner, "untimed", inner)
 
-        def step(optimizer: Optimizer, closure: Callable[[], object]) -> None:
+        def step(optimizer: Optimizer, closure: Any = None) -> Any:
+            if id(optimizer) not in self.own:  # a clone, which the probe of a later fit steps
+                with torch.no_grad():
+                    return inner(optimizer, closure)
             closure()
             self.pause()
             if not self.light:
                 with torch.no_grad():
                     inner(optimizer)
             self.go()
+            return None
 
         hooked: Any = Optimizer.profile_hook_step(step)
         hooked.hooked, hooked.untimed = True, inner
@@ -116,6 +124,7 @@ class Loop(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.trainer, self._module = trainer, module
         self._optimizer: Any = trainer.optimizers[0]
+        self._watch.own.add(id(self._optimizer))
         self._callbacks = [each for each in trainer.callbacks if each is not self]  # type: ignore[attr-defined]
         self._made_up: Any = _MadeUp(module) if self._work is None else None  # its tensors take the cache, too
         with self._watch.around(type(self._optimizer)):
@@ -208,6 +217,8 @@ def in_loops(
             loops[name] = Loop(watch, work, enter)
             quiet_fit(contestants[name][0], DataLoader(range(1)), contestants[name][1], loops[name], device=device)  # type: ignore[arg-type]
         turns: list[Loop | Beside] = [*loops.values(), *beside.values()]
+        gc.collect()
+        gc.freeze()  # so that no contestant's collections walk over the models of the others
         for begin in range(0, steps, chunk):
             for each in turns[:: -1 if begin // chunk % 2 else 1]:
                 for number in range(begin, min(begin + chunk, steps)):
@@ -217,6 +228,7 @@ def in_loops(
 
     with suppress(_Done):
         enter()
+    gc.unfreeze()
     return {name: loop.spent for name, loop in loops.items()} | {name: each.spent for name, each in beside.items()}
 
 
