@@ -101,7 +101,13 @@ class Attachment:
             rows = self._audit.ranks.gathered(torch.tensor([variable_batch_size]))
             self._variable_batch_size = any(bool(row[0]) for row in rows)
 
-    def decide_again(self, loop: Loop) -> None:
+    @collector_paused
+    def begin_first(self, loop: Loop) -> None:
+        """The first batch begins."""
+        self._decide_again(loop)
+        loop.built.holds.begin()
+
+    def _decide_again(self, loop: Loop) -> None:
         """Before the first step: code that was compiled since counts too, and batches of several sizes."""
         if not self.backward.skips:
             return

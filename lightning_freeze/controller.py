@@ -330,13 +330,8 @@ class FreezeController(AbstractContextManager["FreezeController", None]):
         if optimizers is not None and not same_objects(optimizers, loop.given):
             loop = self._attachment.hold_others(loop, optimizers)
         if loop.state is ATTACHED:
-            self._begin_first(loop)
+            self._attachment.begin_first(loop)
         loop.begin_step(epoch)
-
-    @collector_paused
-    def _begin_first(self, loop: Loop) -> None:
-        self._attachment.decide_again(loop)
-        loop.built.holds.begin()
 
     def after_backward(self) -> None:
         """After each backward: zero gradients for DDP, and frozen gradients set to None before a GradScaler."""

@@ -52,7 +52,7 @@ def test_chosen_benchmarks_are_written_as_json(tmp_path, capsys):
     file = tmp_path / "folder" / "numbers.json"
     main(["offload", "training", "--quick", "--rounds", "1", "--device", "cpu", "--out", str(file)])
     written = json.loads(file.read_text(encoding="utf-8"))
-    assert [row["of"] for row in written["ratios"]] == ["offload"] * 2 + ["training"] * 7
+    assert [row["of"] for row in written["ratios"]] == ["offload"] * 2 + ["training"] * 8
     assert (written["quick"], written["rounds"]) == (True, 1)
     assert (written["machine"]["threads"], written["machine"]["gpu"]) == (1, None)
     assert f"numbers: {file}" in capsys.readouterr().out
