@@ -182,11 +182,11 @@ class FrozenAudit:
         for each in sets:
             interval = _Interval(each, update, each.read(values, states), update)
             self._open.update(dict.fromkeys(each.keys, interval))
-        _finish(values)
+        values.finish()
         if beside and states.tensors and states.begin_beside():
             self._beside.append(states)
         else:
-            _finish(states)
+            states.finish()
 
     @collector_paused
     def close(
@@ -206,8 +206,8 @@ class FrozenAudit:
         self.join()  # what closes may have been opened beside this step
         values, states = Large(), Large()
         closed = [(interval, interval.set.read(values, states, on_copy_stream)) for interval in taken]
-        _finish(values)
-        _finish(states)
+        values.finish()
+        states.finish()
         for interval, bits in closed:
             self._compare(interval, update, bits, on_copy_stream)
 
@@ -298,11 +298,6 @@ class FrozenAudit:
                 change = Change(watched, kind, (), interval.since, update, interval.gradients.get(key))
                 of_state = replace(change, kind="optimizer_state", since=interval.state_since)
                 self._compared.append((change, moved, of_state, named))
-
-
-def _finish(large: Large) -> None:
-    if large.tensors:  # else there is nothing to call: most boundaries are small
-        large.finish()
 
 
 def _moved_entries(before: _State, now: _State) -> dict[str, bool | Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -69,12 +69,6 @@ class NamedParameters:
         """Each name that has another parameter, with the one before and the one now."""
         now = ParamNames(self.module).parameters
         return [(name, old, now[name]) for name, old in self.by_name.items() if now.get(name, old) is not old]
-
-    def owner(self, name: str) -> Callable[[], Parameter | None]:
-        """Gives the parameter of a name as it is now; None where it is gone."""
-        path, _, key = name.rpartition(".")
-        module = self.names.modules.get(path, self.module)
-        return lambda: module._parameters.get(key)
 
     def attach(self) -> None:
         """See assignments from here on. Safe to call again."""

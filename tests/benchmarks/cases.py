@@ -58,12 +58,10 @@ class Case:
     Args:
         make: Makes the model.
         scheduler: Makes the callback, with its options.
-        cycle: Batches from one set of groups to the next time that it comes; 0 where they do not come again.
     """
 
     make: Callable[[], pl.LightningModule]
     scheduler: Callable[..., FreezeScheduler]
-    cycle: int = 0
 
 
 def two_groups(every: int = 5) -> Case:
@@ -72,7 +70,7 @@ def two_groups(every: int = 5) -> Case:
     def scheduler(**options: Any) -> FreezeScheduler:
         return AlternatingFreeze(slow="layer1", fast="layer2", every=every, **options)
 
-    return Case(TwoLayers, scheduler, every)
+    return Case(TwoLayers, scheduler)
 
 
 def halves(blocks: int, each: int, updates: int = 5, phases: int = 2, repeat: bool = True) -> Case:
@@ -84,7 +82,7 @@ def halves(blocks: int, each: int, updates: int = 5, phases: int = 2, repeat: bo
         plan = Phases([Phase(sides[number % 2], updates=updates) for number in range(phases)], repeat=repeat)
         return FreezeScheduler(plan, {name: f"blocks.{number}" for number, name in enumerate(names)}, **options)
 
-    return Case(lambda: ManyParameters(blocks, each), scheduler, 2 * updates)
+    return Case(lambda: ManyParameters(blocks, each), scheduler)
 
 
 def periods(blocks: int, each: int) -> Case:
